@@ -57,21 +57,23 @@ _WAIT_SECONDS = 0.5  #: between two looks at whether another process's pull has 
 
 
 class Teller:
-    """Writes messages, those of progress at most four times a second; it is a Progress."""
+    """Writes messages; it is a Progress, and what it is told is told on four times a second."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._told_at = 0.0
+        self._lock = threading.Lock()
         self._planned = False
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
         self._notes: tuple[str, ...] = ()
 
+    def start(self) -> None:
+        threading.Thread(target=self._tell_again_and_again, daemon=True).start()
+
     def say(self, message: Message) -> None:
-        data = encode(message)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        with self._lock:
+            self._write(message)
 
     def note(self, plan: "Plan") -> None:
         self._notes = plan.notes
@@ -97,13 +99,27 @@ class Teller:
     def advance(self, path: str, bytes_done: int) -> None:
         if path not in self._done:
             return
-        self._total_done += max(0, bytes_done - self._done[path])
-        self._grown[path] = self._done[path] = max(bytes_done, self._done[path])
-        now = time.monotonic()
-        if now - self._told_at >= _TELL_SECONDS:
-            self._told_at = now
-            self.say(Progressed(bytes_done=self._total_done, files=told(self._grown.items())))
-            self._grown = {}
+        with self._lock:
+            self._total_done += max(0, bytes_done - self._done[path])
+            self._grown[path] = self._done[path] = max(bytes_done, self._done[path])
+
+    def tell(self) -> None:
+        """Tell how far it is, if there is news."""
+        with self._lock:
+            if self._grown:
+                grown, self._grown = self._grown, {}
+                self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
+
+    def _tell_again_and_again(self) -> None:
+        # By a clock of its own: where no more comes, what has come is told all the same.
+        while True:
+            time.sleep(_TELL_SECONDS)
+            self.tell()
+
+    def _write(self, message: Message) -> None:
+        data = encode(message)
+        while data:
+            data = data[os.write(self._fd, data) :]
 
 
 def main() -> int:
@@ -118,6 +134,7 @@ def main() -> int:
     # What a library prints must not get between the messages.
     teller = Teller(os.dup(1))
     os.dup2(2, 1)
+    teller.start()
     os.environ.update({**order.environ, **_HUB})
     try:
         done = _work(order, rate, teller)
