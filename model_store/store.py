@@ -241,6 +241,10 @@ class ModelStore:
             self.get(name)
             note_use(self._folder(name), loaded=loaded)
 
+    async def record_use(self, name: str, *, loaded: bool = False) -> None:
+        """Do as ``touch`` does, beside the event loop."""
+        await asyncio.to_thread(self.touch, name, loaded=loaded)
+
     def care(self, name: str) -> Care:
         """Return whether the model is pinned, and its notes. Raises UnknownModel."""
         self.get(name)

@@ -29,7 +29,7 @@ Job = TextJob | ImageJob | SpeechJob | TranscriptionJob | EmbeddingJob | VideoJo
 """
 EVENTS = """
 
-class VideoDelta(msgspec.Struct, tag="frames", frozen=True, kw_only=True):
+class VideoDelta(OfJob, tag="frames", frozen=True, kw_only=True):
     id: str
 
 

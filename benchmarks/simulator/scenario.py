@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,5 +82,13 @@ class SimulatedStore:
     def path(self, name: str) -> Path:
         return Path("/nonexistent") / name
 
-    async def check(self, name: str) -> None:
-        """No files, no change."""
+    def weights_path(self, name: str) -> Path:
+        return self.path(name)
+
+    async def record_use(self, _name: str, *, loaded: bool = False) -> None:
+        """Record no use."""
+
+    @asynccontextmanager
+    async def loading(self, _names: Iterable[str]) -> AsyncIterator[None]:
+        """Hold nothing: there are no files that could change."""
+        yield

@@ -143,7 +143,7 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
-            await asyncio.to_thread(self._store.touch, replica.model, loaded=True)
+            await self._store.record_use(replica.model, loaded=True)
             await self._free_pages(replica)
 
     async def _free_pages(self, replica: Replica) -> None:
@@ -211,7 +211,7 @@ class ReplicaLoader:
             await asyncio.gather(loading, return_exceptions=True)
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
-            await asyncio.to_thread(self._store.touch, replica.model)
+            await self._store.record_use(replica.model)
         if (stuck := self._pool.stuck(replica.id)) is not None:
             self._listener.on_stuck(model_state, replica, stuck)
         else:
