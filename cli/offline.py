@@ -55,13 +55,15 @@ def manifest(home: "Home", name: str) -> "Manifest":
 
 
 def import_model(
-    home: "Home", folder: Path, name: str, *, allow_pickles: bool, confine: str
+    home: "Home", folder: Path, name: str, *, allow_pickles: bool, base: str | None, confine: str
 ) -> dict[str, Any]:
     from bitinglip.home import HomeLock
 
     home.create()
     with HomeLock(home):
-        store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
+        store(home, confine=confine).import_folder(
+            folder, name, allow_pickles=allow_pickles, base=base
+        )
         enter(home, "model.import", name, after=model_facts(manifest(home, name)))
     return model(home, name)
 

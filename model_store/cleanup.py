@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model_store.blobs import GIT
-from model_store.disk import lock
+from model_store.disk import lock, unavailable
 from model_store.errors import StoreError
-from model_store.places import ASIDE
+from model_store.places import ASIDE, PARTIAL, recover
 
 if TYPE_CHECKING:
     from model_store.store import ModelStore
@@ -66,13 +66,23 @@ def plan(
 
     ``partials_kept``: seconds for which downloads and blobs that no model has are kept.
     ``max_bytes`` of the store; ``in_use`` says which models stay, besides pinned ones.
-    Raises OSError.
+    Raises StoreUnavailable.
     """
-    found = [*_left_over(store.partial, partials_kept), *_blobs(store, partials_kept)]
-    if max_bytes is None:
-        return found
-    taken, candidates = _models(store, in_use)
-    return [*found, *evicted(candidates, taken, max_bytes)]
+    partial = store.root / PARTIAL
+    try:
+        recover(store.root, partial)
+        store.listing.look()
+        found = [
+            *_left_over(partial, partials_kept),
+            *_drafts(store),
+            *_blobs(store, partials_kept),
+        ]
+        if max_bytes is None:
+            return found
+        taken, candidates = _models(store, in_use)
+        return [*found, *evicted(candidates, taken, max_bytes)]
+    except OSError as error:
+        raise unavailable("read", error) from error
 
 
 def carry_out(
@@ -126,14 +136,16 @@ def _models(
         if stat.st_nlink <= names[inode]
     }
     kept: set[_Inode] = set()
+    bases = {each.adapter_of for each in manifests}
     candidates = []
     for manifest in manifests:
         own = {inode: taken[inode] for inode in found[manifest.name] if inode in taken}
-        if in_use(manifest.name) or store.care(manifest.name).pinned:
+        name = manifest.name
+        if name in bases or in_use(name) or store.care(name).pinned:
             kept |= own.keys()
         else:
-            used = store.usage(manifest.name).last_used_at or manifest.created_at
-            candidates.append(Candidate(manifest.name, used, own))
+            used = store.usage(name).last_used_at or manifest.created_at
+            candidates.append(Candidate(name, used, own))
     for each in candidates:
         for inode in kept & each.files.keys():
             del each.files[inode]
@@ -150,7 +162,7 @@ def _files(folder: Path) -> Iterator[tuple[_Inode, os.stat_result]]:
 
 def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
     """Yield what crashes left, and the downloads that nobody has resumed for so long."""
-    for path in partial.iterdir():
+    for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
             if path.name.startswith(ASIDE) or _is_locked(path):
                 continue  # a model that is being replaced, or work under way
@@ -162,6 +174,18 @@ def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
             elif age > kept:
                 days = f"not resumed for {age / 86400:.0f} days"
                 yield Removal("partial", path.name, _bytes_of(path), days)
+
+
+def _drafts(store: "ModelStore") -> Iterator[Removal]:
+    """Yield the drafts of manifests and records that crashes left beside models' files."""
+    for manifest in store.list():
+        folder = store.path(manifest.name).parent
+        for path in folder.glob("*.new"):
+            with suppress(OSError):
+                found = path.lstat()
+                if time.time() - found.st_mtime > DRAFT_SECONDS:
+                    name = f"{folder.name}/{path.name}"
+                    yield Removal("draft", name, found.st_size, "left by a crash")
 
 
 def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
@@ -189,6 +213,9 @@ def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]
             return _remove_blob(store, removal.name)
         if removal.name.startswith("."):
             (store.blobs.folder / removal.name[1:3] / removal.name).unlink()
+            return True
+        if "/" in removal.name:
+            (store.root / removal.name).unlink()
             return True
         return _remove_unlocked(store.partial / removal.name)
     except (OSError, StoreError):  # gone already, or a store that may only be read

@@ -58,7 +58,7 @@ def export(
 
 
 def _check(store: "ModelStore", target: Path) -> None:
-    if target.resolve().is_relative_to(store.partial.parent.resolve()):
+    if target.resolve().is_relative_to(store.root.resolve()):
         raise BadFiles("The folder lies in the store; choose one outside.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BadFiles("There is a file of this name; choose another folder.")

@@ -10,7 +10,8 @@ from typing import Self
 
 from model_store.progress import Counter
 
-BLOCK = 1 << 20  #: bytes that are written and hashed at once, and at most lost in a crash
+BLOCK = 1 << 18  #: bytes that are written and hashed at once, and at most lost in a crash
+_READ = 1 << 20
 _LONGEST_SECONDS = 0.2  #: that bytes of a slow line are kept in memory
 
 
@@ -54,7 +55,7 @@ class Part:
             path.unlink()
         path.touch(mode=0o600)
         with path.open("rb", buffering=0) as old:
-            while chunk := old.read(BLOCK):
+            while chunk := old.read(_READ):
                 self._note(chunk)
         self._file = path.open("ab", buffering=0)
 

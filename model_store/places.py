@@ -19,6 +19,7 @@ from typing import Any
 
 from model_store.disk import lock, sync
 
+PARTIAL = ".partial"  #: the folder of unfinished work in a store
 ASIDE = "replaced-"  #: of a folder under ``.partial``: a model that steps aside, by its folder
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -28,6 +28,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     allow_pickles: bool = False
     confine: str = "auto"
     endpoint: str | None = None
+    mirrors: tuple[str, ...] = ()
+    parallel: int = 4
     token: str | None = None
     bytes_per_second: int | None = None
     environ: dict[str, str] = {}  #: such as HTTPS_PROXY, whose value may hold a password

@@ -159,7 +159,13 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine)
-    hub = HubOptions(order.endpoint, order.token, bytes_per_second=rate)
+    hub = HubOptions(
+        order.endpoint,
+        order.token,
+        bytes_per_second=rate,
+        parallel=order.parallel,
+        mirrors=order.mirrors,
+    )
 
     def fetch(into: ModelStore, revision: str | None, include: Sequence[str]) -> Manifest:
         return pull(

@@ -136,6 +136,9 @@ def import_model(
     path: Annotated[Path, typer.Argument(help="A folder in Hugging Face layout.")],
     name: Annotated[str, typer.Option(help="The model's name here.")],
     allow_pickles: PicklesOption = False,
+    base: Annotated[
+        str | None, typer.Option(help="Of an adapter: its base's name, if its files name another.")
+    ] = None,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -148,6 +151,7 @@ def import_model(
     with waiting(f"importing {folder.name}"):
         if server:
             body = {"path": str(folder), "name": name, "allow_pickles": allow_pickles}
+            body |= {"base": base} if base else {}
             found = server.post("/api/v1/models/import", body, patience=None)
         else:
             found = offline.import_model(
@@ -155,6 +159,7 @@ def import_model(
                 folder,
                 name,
                 allow_pickles=allow_pickles or place.allows_pickles(name),
+                base=base,
                 confine=place.settings().workers.confine,
             )
     print_note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")

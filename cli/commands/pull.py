@@ -128,7 +128,14 @@ def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
 
     hub = place.settings().hub
     token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)
-    return HubOptions(hub.endpoint, token, hub.offline, bytes_per_second=hub.bytes_per_second)
+    return HubOptions(
+        hub.endpoint,
+        token,
+        hub.offline,
+        bytes_per_second=hub.bytes_per_second,
+        parallel=hub.parallel,
+        mirrors=tuple(hub.mirrors),
+    )
 
 
 class Transfer:

@@ -70,7 +70,9 @@ async def import_model(request: Request) -> Response:
         raise InvalidRequest("'path' must be absolute.", param="path")
     check_model(caller_of(request), body.name)
     allowed = body.allow_pickles or services.settings.model(body.name).allow_pickles
-    await asyncio.to_thread(services.store.import_folder, folder, body.name, allow_pickles=allowed)
+    await asyncio.to_thread(
+        services.store.import_folder, folder, body.name, allow_pickles=allowed, base=body.base
+    )
     manifest = find_model(request, body.name)
     after = {**_facts(manifest), "allow_pickles": allowed}
     note_change(request, target=manifest.name, after=after)

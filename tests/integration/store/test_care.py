@@ -14,6 +14,7 @@ from model_store.manifest import Manifest
 from model_store.repair import repair
 from model_store.store import ModelStore
 from model_store.verification import Difference, differences
+from tests.support.lora_files import write_text_lora
 from tests.support.model_folders import llama, write
 
 
@@ -276,3 +277,20 @@ def test_export_refuses_a_place_that_is_taken(shared: ModelStore, tmp_path: Path
             export(shared, "one", target)
         assert str(tmp_path) not in caught.value.message
     assert (full / "thesis.txt").read_text() == "mine"
+
+
+def test_adapter_stays_one_when_it_is_verified_and_its_base_stays_for_it(
+    store: ModelStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory its manifest is joined with its base's; what is written must be its own."""
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    store.import_folder(source, "base")
+    store.import_folder(write_text_lora(source, tmp_path / "lora", named="base"), "lora")
+    own = store.read("lora")
+    assert own.kind == "adapter"
+    (store.path("lora") / own.files[0].path).touch()
+    assert store.verify("lora") == []
+    found = store.read("lora")
+    assert (found.kind, found.parameters) == (own.kind, own.parameters)
+    assert found.files != own.files
+    assert [each.name for each in store.gc(max_bytes=0)] == ["lora"]
