@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from model_store.plan import Plan
     from model_store.store import ModelStore
 
+T = TypeVar("T")
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
 #: and goes round a mirror, so it stays off.
 _HUB = {
@@ -153,7 +154,7 @@ def main() -> int:
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
-    from model_store.hub import pull
+    from model_store.hub import pull, update
     from model_store.options import HubOptions
     from model_store.repair import repair
     from model_store.store import ModelStore
@@ -186,10 +187,19 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         repaired = {"repaired": [each.path for each in found]} if found else {}
         return _pulled(store.get(order.name), repaired)
     if order.task == "update":
-        old = store.get(order.name)
-        into = store.replacing(order.name)
-        new = _alone(lambda: fetch(into, order.revision, order.include), teller)
-        return _pulled(new, changed_files(old, new))
+        change = _alone(
+            lambda: update(
+                store,
+                order.name,
+                revision=order.revision,
+                hub=hub,
+                allow_pickles=order.allow_pickles,
+                progress=teller,
+                planned=teller.note,
+            ),
+            teller,
+        )
+        return _pulled(store.get(order.name), change.files)
     return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
 
 
@@ -204,7 +214,7 @@ def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> 
     )
 
 
-def _alone(pull: Callable[[], Manifest], teller: Teller) -> Manifest:
+def _alone(pull: Callable[[], T], teller: Teller) -> T:
     """Pull, after any other process that pulls the same repository."""
     told = False
     while True:
@@ -230,18 +240,6 @@ def _pull(
         if found is None or not same or order.name in before:
             raise
         return found
-
-
-def changed_files(old: Manifest, new: Manifest) -> dict[str, list[str]]:
-    """Return the files that a newer revision has added, changed and removed; empty if none."""
-    was = {entry.path: entry.sha256 for entry in old.files}
-    now = {entry.path: entry.sha256 for entry in new.files}
-    found = {
-        "added": sorted(now.keys() - was.keys()),
-        "changed": sorted(path for path in now.keys() & was.keys() if now[path] != was[path]),
-        "removed": sorted(was.keys() - now.keys()),
-    }
-    return {what: paths for what, paths in found.items() if paths}
 
 
 def _lines(fd: int) -> Iterator[bytes]:

@@ -75,6 +75,9 @@ def test_update_says_which_files_have_changed(home: Path, hub: FakeHub) -> None:
     renew(hub)
     hub.files, after = before, hub.files
     hub.commit("7" * 40, after)
+    planned = models(home, hub, "update", REPO, "--dry-run")
+    assert planned.out == f"changed: {WEIGHTS}\n"
+    assert planned.last_line == f"{REPO} would change; 4.2 MB are to be fetched."
     done = models(home, hub, "update", REPO)
     assert (done.code, done.out) == (0, f"changed: {WEIGHTS}\n"), done.err
     shown = json.loads(models(home, hub, "show", REPO, "--json").out)
