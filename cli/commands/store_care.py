@@ -30,12 +30,16 @@ def update(
     revision: Annotated[
         str | None, typer.Option(help="A branch, tag or commit; the newest of main by default.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     priority: PriorityOption = None,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Bring a model up to date, and say which of its files have changed."""
     place = CliContext.of(home, config)
+    if dry_run:
+        _show_changes(place, name, revision)
+        return
     if server := place.server():
         body = {"revision": revision, **({"priority": priority} if priority else {})}
         changes = _by_server(server, name, "update", body)
@@ -239,14 +243,46 @@ def _by_server(server: "Client", name: str, what: str, body: dict[str, Any]) -> 
     return changes
 
 
-def _update(place: CliContext, name: str, revision: str | None) -> dict[str, list[str]]:
-    from model_store.puller import changed_files
+def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
+    from cli.commands.pull import hub_options
+    from model_store.hub import changes
 
-    store, old = _of_the_hub(place, name)
-    new = _fetch(place, store.replacing(name), old, revision, [])
-    changes = changed_files(old, new)
-    offline.enter(place.home, "model.update", name, after=offline.model_facts(new))
-    return changes
+    offline.manifest(place.home, name)
+    with waiting(f"asking the hub for {name}"):
+        found = changes(
+            offline.store(place.home),
+            name,
+            revision=revision,
+            hub=hub_options(place),
+            allow_pickles=place.allows_pickles(name),
+        )
+    for what, paths in found.files.items():
+        typer.echo(f"{what}: {', '.join(paths)}")
+    if found:
+        print_note(f"{name} would change; {size(found.missing_bytes)} are to be fetched.")
+    else:
+        print_note(f"{name} is up to date.")
+
+
+def _update(place: CliContext, name: str, revision: str | None) -> dict[str, list[str]]:
+    from cli.commands.pull import hub_options, transfer
+    from model_store.hub import update as update_model
+
+    offline.manifest(place.home, name)
+    store = offline.store(place.home, confine=place.settings().workers.confine)
+    with transfer(name) as progress:
+        change = update_model(
+            store,
+            name,
+            revision=revision,
+            hub=hub_options(place),
+            allow_pickles=place.allows_pickles(name),
+            progress=progress,
+        )
+    if change:
+        after = offline.model_facts(store.get(name))
+        offline.enter(place.home, "model.update", name, after=after)
+    return change.files
 
 
 def _repair_here(place: CliContext, name: str) -> dict[str, list[str]]:
@@ -264,15 +300,6 @@ def _repair_here(place: CliContext, name: str) -> dict[str, list[str]]:
     if found:
         offline.enter(place.home, "model.repair", name)
     return {"repaired": [each.path for each in found]}
-
-
-def _of_the_hub(place: CliContext, name: str) -> "tuple[ModelStore, Manifest]":
-    from model_store.repair import HUB
-
-    found = offline.manifest(place.home, name)
-    if not found.source.startswith(HUB):
-        raise Failure(f"{name} did not come from the hub; remove it, and add it again")
-    return offline.store(place.home, confine=place.settings().workers.confine), found
 
 
 def _fetch(

@@ -143,8 +143,8 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
-            await self._store.record_use(replica.model, loaded=True)
             await self._free_pages(replica)
+            await self._store.record_use(replica.model, loaded=True)
 
     async def _free_pages(self, replica: Replica) -> None:
         """Let the files of a loaded model go: it is on its device now."""
@@ -209,13 +209,14 @@ class ReplicaLoader:
         if loading is not None:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-        if replica.worker is not None:
-            await self._pool.stop(replica.worker, cause)
-            await self._store.record_use(replica.model)
+        if (worker := replica.worker) is not None:
+            await self._pool.stop(worker, cause)
         if (stuck := self._pool.stuck(replica.id)) is not None:
             self._listener.on_stuck(model_state, replica, stuck)
         else:
             self._listener.on_gone(model_state, replica)
+        if worker is not None:
+            await self._store.record_use(replica.model)
 
     def await_end(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         """Tell the end of a process that is stuck, whenever it comes."""

@@ -1,9 +1,8 @@
 """The process that pulls for the server: what it is told, and what it says."""
 
 import asyncio
+import os
 from pathlib import Path
-
-import pytest
 
 from bitinglip.downloads.process import PullProcess
 from model_store.pull_messages import (
@@ -14,6 +13,7 @@ from model_store.pull_messages import (
     Progressed,
     Pulled,
     Refused,
+    decode,
     told,
 )
 from model_store.puller import Teller
@@ -67,19 +67,24 @@ def test_puller_says_why_it_refuses(tmp_path: Path) -> None:
     assert (refused.code, code) == ("DOWNLOAD_FAILED", 1)
 
 
-def test_puller_tells_of_few_files_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[Message] = []
-    teller = Teller(-1)
-    monkeypatch.setattr(teller, "say", said.append)
+def test_puller_tells_of_few_files_and_what_is_new() -> None:
+    ours, theirs = os.pipe()
+    teller = Teller(theirs)
     teller.plan({"a": 10, "b": 10}, {"b": 10})
     teller.plan({"conversion": 5}, {})  # is no part of the download
     for done in range(1, 11):
         teller.advance("a", done)
     teller.advance("conversion", 5)
-    assert said == [
-        Planned(bytes_total=20, bytes_done=10, files={"a": 10, "b": 10}, done={"a": 0, "b": 10}),
-        Progressed(bytes_done=11, files={"a": 1}),
-    ]
+    teller.tell()
+    teller.tell()
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        assert [decode(line) for line in pipe] == [
+            Planned(
+                bytes_total=20, bytes_done=10, files={"a": 10, "b": 10}, done={"a": 0, "b": 10}
+            ),
+            Progressed(bytes_done=20, files={"a": 10}),
+        ]
     many = told((f"f{number}", number) for number in range(MOST_FILES + 5))
     assert len(many) == MOST_FILES
     assert "f4" not in many
