@@ -1,15 +1,16 @@
 """What of a repository is fetched, and what is refused before any weights come."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from model_store.errors import BadFiles, StoreError
+from model_store.errors import BadFiles, PullCancelled, StoreError
 from model_store.hub import HubOptions, Plan, plan
 from model_store.store import ModelStore
-from tests.support.hub import REPO, FakeHub, fake_hub
+from tests.support.hub import REPO, FakeHub, Fault, fake_hub
 from tests.support.model_folders import pipeline, sharded
 from tests.support.pulls import WEIGHTS, pulled, refused
 
@@ -58,6 +59,23 @@ def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
     assert (made.total_bytes, made.revision) == (shown.total_bytes, shown.revision)
     assert {entry.path for entry in made.files} == {file.path for file in shown.files}
     assert looked_at(store, hub).missing_bytes == 0
+
+
+def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:
+    """Not even after one that forgets at once what no model has."""
+    hub.faults[SECOND] = Fault(stall_after=0)
+    digest = hashlib.sha256(hub.files[FIRST]).hexdigest()
+
+    def first_is_there() -> bool:
+        """The second shard stalls, and the first is a blob."""
+        return bool(list(store.partial.glob(f"pull-*/{digest}.held")))
+
+    refused(store, hub, PullCancelled, cancelled=first_is_there)
+    store.blobs.path(digest).unlink()
+    hub.sent.clear()
+    pulled(store, hub)
+    assert set(hub.sent) == {SECOND}
+    assert store.verify(REPO) == []
 
 
 def bare_adapter(files: Files) -> None:
