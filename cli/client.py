@@ -49,6 +49,10 @@ class Client:
             transport=httpx.HTTPTransport(verify=trust or True, uds=socket) if is_here else None,
         )
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path, params=query)
 

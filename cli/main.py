@@ -19,6 +19,7 @@ from cli.commands import (
     models,
     serve,
     status,
+    store_care,  # noqa: F401  adds commands to those of models
     top,
     transcribe,
     usage,

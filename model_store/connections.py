@@ -29,7 +29,7 @@ from model_store.errors import DownloadError, PullCancelled
 T = TypeVar("T")
 _TIMEOUT = 15.0  #: seconds of silence
 _MOST_REDIRECTS = 5
-_PIECE = 1 << 18
+_PIECE = 1 << 20
 _GLANCE_SECONDS = 0.1
 _LAST_SECONDS = 1.0  #: that a stopped thread has to notice; after that it finds its work refused
 _ENCRYPTED = ("SSL_CERT_FILE", "SSL_CERT_DIR")

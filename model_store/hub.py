@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_store.choice import Choice, choose
 from model_store.connections import Connections
-from model_store.disk import FLOOR_BYTES, check_room, store_errors
+from model_store.disk import FLOOR_BYTES, check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName
 from model_store.hub_api import Listing, list_files
 from model_store.inspection import inspect_texts
@@ -231,7 +231,8 @@ def _there(store: ModelStore, folder: Path, file: Wanted) -> int:
     """Return how many bytes of a file need not be fetched."""
     if _stored(store, file):
         return file.size
-    for path in (folder / file.key, folder / f"{file.key}{PART}"):
+    for end in ("", _HELD, PART):
+        path = folder / f"{file.key}{end}"
         with suppress(OSError):
             return min(file.size, path.stat().st_size)
     return 0
@@ -323,7 +324,7 @@ class _Work:
         def bring(same: list[Wanted]) -> None:
             sha256 = self._bring(same[0])
             for file in same:
-                self._store.blobs.link(sha256, files / file.path)
+                self._link(sha256, same[0], files / file.path)
                 self._fetcher.counter.reach(file.path, file.size)
                 digests[file.path] = sha256
 
@@ -331,6 +332,12 @@ class _Work:
         ordered = sorted(alike.values(), key=lambda same: -same[0].size)
         self._connections.run([partial(bring, same) for same in ordered])
         return digests
+
+    def _link(self, sha256: str, file: Wanted, target: Path) -> None:
+        try:
+            self._store.blobs.link(sha256, target)
+        except FileNotFoundError:  # a clean-up took the blob's name, and left ours
+            link_or_copy(self._folder / f"{file.key}{_HELD}", target)
 
     def _bring(self, file: Wanted) -> str:
         """Make a file's content a blob of the store; return its SHA-256."""
@@ -340,6 +347,8 @@ class _Work:
             if found := _stored(self._store, file):
                 _hold(found, held)
                 return found.name
+            with suppress(FileNotFoundError):
+                held.replace(self._folder / file.key)  # of a pull whose blob a clean-up took
             path, sha256 = self._fetcher.fetch(file)
             _hold(path, held)
             blobs.take(path, sha256, file.git_sha1)

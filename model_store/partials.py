@@ -10,8 +10,7 @@ from typing import Self
 
 from model_store.progress import Counter
 
-BLOCK = 1 << 18  #: bytes that are written and hashed at once, and at most lost in a crash
-_READ = 1 << 20
+BLOCK = 1 << 20  #: bytes that are written and hashed at once, and at most lost in a crash
 _LONGEST_SECONDS = 0.2  #: that bytes of a slow line are kept in memory
 
 
@@ -55,7 +54,7 @@ class Part:
             path.unlink()
         path.touch(mode=0o600)
         with path.open("rb", buffering=0) as old:
-            while chunk := old.read(_READ):
+            while chunk := old.read(BLOCK):
                 self._note(chunk)
         self._file = path.open("ab", buffering=0)
 

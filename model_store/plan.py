@@ -49,3 +49,9 @@ class Change:
     def __bool__(self) -> bool:
         """Return whether the hub has another commit than the store."""
         return self.old_revision != self.new_revision
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """Return the paths by what happens to them, without what happens to none."""
+        found = {"added": self.added, "changed": self.changed, "removed": self.removed}
+        return {what: list(paths) for what, paths in found.items() if paths}

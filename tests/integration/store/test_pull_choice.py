@@ -1,15 +1,16 @@
 """What of a repository is fetched, and what is refused before any weights come."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from model_store.errors import BadFiles, StoreError
+from model_store.errors import BadFiles, PullCancelled, StoreError
 from model_store.hub import HubOptions, Plan, plan
 from model_store.store import ModelStore
-from tests.support.hub import REPO, FakeHub, fake_hub
+from tests.support.hub import REPO, FakeHub, Fault, fake_hub
 from tests.support.model_folders import pipeline, sharded
 from tests.support.pulls import WEIGHTS, pulled, refused
 
@@ -60,11 +61,28 @@ def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
     assert looked_at(store, hub).missing_bytes == 0
 
 
-def adapter(files: Files) -> None:
+def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:
+    """Not even after one that forgets at once what no model has."""
+    hub.faults[SECOND] = Fault(stall_after=0)
+    digest = hashlib.sha256(hub.files[FIRST]).hexdigest()
+
+    def first_is_there() -> bool:
+        """The second shard stalls, and the first is a blob."""
+        return bool(list(store.partial.glob(f"pull-*/{digest}.held")))
+
+    refused(store, hub, PullCancelled, cancelled=first_is_there)
+    store.blobs.path(digest).unlink()
+    hub.sent.clear()
+    pulled(store, hub)
+    assert set(hub.sent) == {SECOND}
+    assert store.verify(REPO) == []
+
+
+def bare_adapter(files: Files) -> None:
     files.clear()
-    config = {"base_model_name_or_path": "org/base", "peft_type": "IA3"}
+    config = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
     files["adapter_config.json"] = json.dumps(config).encode()
-    files["adapter_model.safetensors"] = b"x"
+    files["adapter_model.bin"] = b"x"
 
 
 def gguf(files: Files) -> None:
@@ -126,9 +144,9 @@ def config_is_no_json(files: Files) -> None:
     files["config.json"] = b"[" * 100_000
 
 
-def single_file(files: Files) -> None:
+def single_files(files: Files) -> None:
     files.clear()
-    files["sd_xl_base_1.0.safetensors"] = files["README.md"] = b"x"
+    files["sd-base.safetensors"] = files["sd-refiner.safetensors"] = b"x"
 
 
 def _without_weights(files: Files) -> None:
@@ -139,7 +157,7 @@ def _without_weights(files: Files) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (adapter, "of the type 'IA3'"),
+        (bare_adapter, "adapter"),
         (gguf, "GGUF files"),
         (onnx, "ONNX files"),
         (pickles, "allow-pickles"),
@@ -154,7 +172,7 @@ def _without_weights(files: Files) -> None:
         (no_config, "no config.json"),
         (unknown_architecture, "NobodysModel"),
         (config_is_no_json, "not valid JSON"),
-        (single_file, "other programs"),
+        (single_files, "other programs"),
     ],
 )
 def test_plan_and_pull_refuse_what_is_no_model_before_weights_come(
