@@ -26,13 +26,7 @@ from model_store.disk import (
     sync_folders,
     unavailable,
 )
-from model_store.errors import (
-    BadFiles,
-    BadName,
-    NameTaken,
-    PullRunning,
-    UnknownModel,
-)
+from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import based, inspect
