@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,7 +20,7 @@ import msgspec
 
 from model_store.disk import check_room, copy, sync
 from model_store.locks import held
-from model_store.manifest import FileEntry
+from model_store.manifest import FileEntry, digests_of
 
 BLOBS = ".blobs"
 GIT = "git"  #: the folder of links that are named by git's hash
@@ -214,6 +215,13 @@ class Blobs:
                 self.discard(sha256)
                 return found.st_size
         return 0
+
+    def delete_model(self, folder: Path) -> None:
+        """Delete a folder that was a model, and the blobs that nothing else shares."""
+        digests = digests_of(folder)
+        shutil.rmtree(folder)
+        for sha256 in digests:
+            self.drop(sha256)
 
     def _is_whole(self, blob: Path, sha256: str) -> bool:
         stamp = _stamp(blob)

@@ -32,14 +32,7 @@ from model_store.imports import import_folder
 from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
-from model_store.manifest import (
-    FILES,
-    FileEntry,
-    Manifest,
-    digests_of,
-    read_manifest,
-    write_manifest,
-)
+from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
 from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
@@ -168,7 +161,7 @@ class ModelStore:
                 sync(folder)
                 exchange(folder, place, self.partial)
             self.listing.look()
-            self._delete(folder)
+            self.blobs.delete_model(folder)
             return
         self.check_free(name)
         try:
@@ -221,15 +214,8 @@ class ModelStore:
                 raise _unknown() from None
             self.listing.look()
             sync(self.root)  # or half of its files could be back after a power cut
-            self._delete(gone)
+            self.blobs.delete_model(gone)
         return True
-
-    def _delete(self, gone: Path) -> None:
-        """Delete a folder that was a model, and the blobs that nothing else shares."""
-        digests = digests_of(gone)
-        shutil.rmtree(gone)
-        for sha256 in digests:
-            self.blobs.drop(sha256)
 
     # ---- care ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from model_store.store import ModelStore
 from tests.support.model_folders import llama
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "open"}
-MOMENTS = 36
+MOMENTS = {"exchange": 36, "steps": 16}
 
 
 def work(store: ModelStore, sources: list[Path]) -> None:
@@ -92,7 +92,8 @@ def main(folder: Path, how: str) -> None:
     assert changes > 30, changes
     look(root, sources)
     kills = 0
-    for moment in sorted({1 + turn * changes // MOMENTS for turn in range(MOMENTS)}):
+    moments = MOMENTS[how]
+    for moment in sorted({1 + turn * changes // moments for turn in range(moments)}):
         kills += run(ModelStore(root), sources, moment) == -signal.SIGKILL
         look(root, sources)
     sys.stdout.write(f"{kills}\n")

@@ -22,6 +22,7 @@ from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, Mo
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.model_lookup import check_has_base, check_model
 from model_store.adapters import adapters_of, check_removable
 from model_store.manifest import Manifest
@@ -29,7 +30,7 @@ from model_store.manifest import Manifest
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
 
 _FILTERS = {
-    "type": ("text", "image", "audio", "embedding"),
+    "type": tuple(dict.fromkeys(kind.api_type for kind in KINDS.values())),
     "status": ("available", "downloading", "loading", "ready", "error"),
 }
 

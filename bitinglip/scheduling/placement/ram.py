@@ -21,7 +21,7 @@ _COPIES = {"model": 1, "group": 2, "group_low_ram": 1}
 
 @dataclass(frozen=True, slots=True)
 class RamNeed:
-    """The RAM of a model that runs on a card, in bytes."""
+    """Holds the RAM that a model needs that runs on a card, in bytes."""
 
     loading: int = 0  #: while it loads
     lasting: int = 0  #: for as long as it is loaded

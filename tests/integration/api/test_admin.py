@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.api.test_text import raw_request
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
+from tests.support.raw_http import raw_request
 from tests.support.wait import eventually
 
 

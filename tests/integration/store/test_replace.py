@@ -104,9 +104,9 @@ def test_replacement_that_a_crash_interrupted_is_repaired_at_the_next_start(
     assert not aside.exists()
 
 
-@pytest.mark.parametrize("how", ["exchange", "steps"])
+@pytest.mark.parametrize(("how", "most"), [("exchange", 36), ("steps", 16)])
 def test_crash_at_any_moment_leaves_whole_models_and_nothing_that_gc_does_not_remove(
-    tmp_path: Path, how: str
+    tmp_path: Path, how: str, most: int
 ) -> None:
     """A process imports, replaces and removes models, and is killed at each of its steps."""
     command = [sys.executable, "-m", "tests.support.store_crashes", str(tmp_path), how]
@@ -114,8 +114,7 @@ def test_crash_at_any_moment_leaves_whole_models_and_nothing_that_gc_does_not_re
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    kills = int(ran.stdout.split()[-1])
-    assert kills >= 30
+    assert int(ran.stdout) > most - 4
 
 
 SHARING = """

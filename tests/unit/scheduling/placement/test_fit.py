@@ -253,7 +253,9 @@ def test_fit_evicts_the_idle_model_that_the_planner_evicts() -> None:
         (LoadConfig("fake", fake_bytes=5), 5, 0),
     ],
 )
-def test_estimates(load_config: LoadConfig, weights: int, cache: int) -> None:
+def test_estimate_follows_the_load_config(
+    load_config: LoadConfig, weights: int, cache: int
+) -> None:
     footprint = estimate(LLAMA, load_config)
     assert (footprint.weights, footprint.cache) == (weights, cache)
     if load_config.fake_bytes is not None:

@@ -71,7 +71,9 @@ def text(*shards: int) -> Manifest:
         (IMAGE, replace(CARD, offload="group_low_ram"), RamNeed(PROCESS + 20 * GB, 20 * GB)),
     ],
 )
-def test_ram_need(manifest: Manifest, load_config: LoadConfig, expected: RamNeed) -> None:
+def test_ram_need_is_that_of_the_load(
+    manifest: Manifest, load_config: LoadConfig, expected: RamNeed
+) -> None:
     assert ram_need(manifest, load_config) == expected
 
 
