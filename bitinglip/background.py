@@ -1,4 +1,4 @@
-"""Supervised background tasks: what fails for the machine's reasons is tried again with back-off.
+"""Supervises background tasks: what fails for the machine's reasons is tried again with back-off.
 
 A full disk, a locked database or a lack of descriptors passes; meanwhile the health check names it.
 Anything else is a programming error and ends the server.
@@ -13,12 +13,14 @@ import structlog
 
 from bitinglip.errors import BitingLipError, DatabaseUnavailable, DiskFull
 from bitinglip.telemetry.health import Health
-from model_store.errors import NoSpace
+from model_store.errors import NoSpace, StoreError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
 #: what can pass by itself; TimeoutError is an OSError
-RECOVERABLE = (OSError, DatabaseUnavailable, DiskFull, NoSpace, psutil.Error)
+RECOVERABLE = (
+    OSError, DatabaseUnavailable, DiskFull, NoSpace, StoreUnavailable, psutil.Error,
+)  # fmt: skip
 FIRST_DELAY = 1.0  #: seconds before the first retry; each further one takes twice as long
 LONGEST_DELAY = 30.0
 STABLE_SECONDS = 60.0  #: a task that ran for so long has recovered
@@ -105,7 +107,7 @@ class Background:
 
 def reason(error: Exception) -> str:
     """Say why something failed, without the path that an OSError holds."""
-    if isinstance(error, BitingLipError):
+    if isinstance(error, (BitingLipError, StoreError)):
         return error.message
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 async def look_after_store(services: Services) -> None:
     """Remove left-over files and, under ``store.max_bytes``, the least recently used models.
 
-    Raises OSError or StoreError if the store cannot be read.
+    Raises StoreUnavailable.
     """
     if not services.operations.bootstrapped:
         return  # the start cleans up, too, once it has made the first models

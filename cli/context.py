@@ -22,8 +22,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
-#: holds what a command's client needs for as long as the process lives
-_UNTIL_THE_END = ExitStack()
+#: holds what a command's client needs, and the client, for as long as the process lives
+UNTIL_THE_END = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CliContext:
             raise Failure(f"BITINGLIP_URL is {url!r}; write it as http://host:port")
         if parts.hostname in _LOOPBACK:
             return self._here(url)
-        return Client(url, self._key(is_here=False), is_here=False)
+        return _kept(Client(url, self._key(is_here=False), is_here=False))
 
     def _own(self, url: str) -> "Client":
         for listening, reachable in _EVERYWHERE.items():
@@ -78,14 +78,14 @@ class CliContext:
         from cli.client import Client
 
         if (socket := self._open_socket()) is not None:
-            return Client(url, self._key(is_here=True), socket=socket)
+            return _kept(Client(url, self._key(is_here=True), socket=socket))
         return self._here(url)
 
     def _here(self, url: str) -> "Client":
         from cli.client import Client
 
         trust = self._own_certificate() if url.startswith("https:") else None
-        return Client(url, self._key(is_here=True), is_here=True, trust=trust)
+        return _kept(Client(url, self._key(is_here=True), is_here=True, trust=trust))
 
     def _open_socket(self) -> str | None:
         """Return the address of the home's Unix socket; None if no server answers there."""
@@ -93,7 +93,7 @@ class CliContext:
 
         from bitinglip.home import socket_address
 
-        address = _UNTIL_THE_END.enter_context(socket_address(self.home.socket))
+        address = UNTIL_THE_END.enter_context(socket_address(self.home.socket))
         if address is None:
             return None
         with socket.socket(socket.AF_UNIX) as sock:
@@ -121,3 +121,8 @@ class CliContext:
         context = ssl.create_default_context(cafile=certificate)
         context.check_hostname = False
         return context
+
+
+def _kept(client: "Client") -> "Client":
+    UNTIL_THE_END.callback(client.close)
+    return client

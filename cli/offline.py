@@ -34,11 +34,15 @@ def store(home: "Home", *, confine: str = "auto") -> "ModelStore":
 
 
 def models(home: "Home") -> list[dict[str, Any]]:
-    return [_model(found) for found in store(home).list()] if home.models.is_dir() else []
+    if not home.models.is_dir():
+        return []
+    opened = store(home)
+    return [_model(opened, found) for found in opened.list()]
 
 
 def model(home: "Home", name: str) -> dict[str, Any]:
-    return _model(manifest(home, name))
+    found = manifest(home, name)
+    return _model(store(home), found)
 
 
 def manifest(home: "Home", name: str) -> "Manifest":
@@ -51,13 +55,15 @@ def manifest(home: "Home", name: str) -> "Manifest":
 
 
 def import_model(
-    home: "Home", folder: Path, name: str, *, allow_pickles: bool, confine: str
+    home: "Home", folder: Path, name: str, *, allow_pickles: bool, base: str | None, confine: str
 ) -> dict[str, Any]:
     from bitinglip.home import HomeLock
 
     home.create()
     with HomeLock(home):
-        store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
+        store(home, confine=confine).import_folder(
+            folder, name, allow_pickles=allow_pickles, base=base
+        )
         enter(home, "model.import", name, after=model_facts(manifest(home, name)))
     return model(home, name)
 
@@ -71,10 +77,12 @@ def remove_model(home: "Home", name: str) -> None:
         enter(home, "model.remove", name, before=model_facts(found))
 
 
-def _model(found: "Manifest") -> dict[str, Any]:
+def _model(opened: "ModelStore", found: "Manifest") -> dict[str, Any]:
     from bitinglip.wire.admin.models import model_info
+    from bitinglip.wire.admin.store_care import care_info
 
-    return model_info(found, status="available", cause=None, ready=None, progress=None, replicas=0)
+    told = model_info(found, status="available", cause=None, ready=None, progress=None, replicas=0)
+    return {**told, **care_info(opened.usage(found.name), opened.care(found.name))}
 
 
 # ---- keys: one process at a time may have the database -------------------------------------------

@@ -12,21 +12,26 @@ from pathlib import Path
 from model_store.errors import BadFiles
 from model_store.hub_api import Listing
 from model_store.inspection import components, inspect_texts
+from model_store.inspection.adapter import check_config
+from model_store.inspection.card import CARD, is_of_lora
 from model_store.kinds import read_json
+from model_store.manifest import ADAPTER
 from model_store.partials import Wanted
 from model_store.pickles import pickled
 from model_store.selection import (
-    ADAPTER,
     ADAPTER_CONFIG,
     INDEX,
     PICKLES,
     WEIGHTS,
+    adapter_files,
     indices,
+    other_layout,
     select,
 )
 
 HEAVY = (WEIGHTS, *PICKLES)
 _TELLING = (INDEX, "config.json", "modules.json", "config_sentence_transformers.json")
+_MOST_ADAPTER_BYTES = 2_000_000_000  #: whole pipelines in one file are larger
 _MOST_TEXT_BYTES = 100_000_000  #: of a config or an index of weights
 #: how the files of tokenizers begin or end; a byte-level one has its settings only
 _TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "bpe", "tekken")
@@ -57,8 +62,10 @@ def choose(listing: Listing, include: Sequence[str], read: Read, *, allow_pickle
     files = listing.files
     if include:
         return Choice(_ordered(files, select(files, include)), None)
-    if ADAPTER_CONFIG in files and INDEX not in files:
-        _refuse_adapter(read(_text(files[ADAPTER_CONFIG])))
+    if chosen := adapter_files(files):
+        if _may_be_adapter(files, chosen, read):
+            return _adapter(files, chosen, read)
+        raise BadFiles(other_layout(chosen[0]))
     pickles = pickled(files) if allow_pickles else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,10 +95,29 @@ def _ordered(files: dict[str, Wanted], chosen: list[str]) -> tuple[Wanted, ...]:
     return tuple(files[path] for path in ordered)
 
 
-def _refuse_adapter(config: Path) -> None:
-    base = read_json(config).get("base_model_name_or_path")
-    named = isinstance(base, str) and base.isprintable() and 0 < len(base) <= 200
-    raise BadFiles(f"{ADAPTER} Its base is {base}." if named else ADAPTER)
+def _may_be_adapter(files: dict[str, Wanted], chosen: list[str], read: Read) -> bool:
+    """Tell whether something says that files are an adapter's: a config, a name or the card.
+
+    A single file of weights may be much else, and its header comes with it only.
+    """
+    if any("lora" in path.lower() for path in chosen) or ADAPTER_CONFIG in chosen:
+        return True
+    cards = (path for path in chosen if path == CARD and files[path].size < _MOST_TEXT_BYTES)
+    return any(is_of_lora(read(files[path]).read_text("utf-8", "replace")) for path in cards)
+
+
+def _adapter(files: dict[str, Wanted], chosen: list[str], read: Read) -> Choice:
+    """Choose the files of an adapter, or what may be one: its header tells, once it is here."""
+    if ADAPTER_CONFIG in chosen:
+        check_config(read_json(read(_text(files[ADAPTER_CONFIG]))))
+    select(chosen)
+    heavy = [path for path in chosen if path.endswith(WEIGHTS)]
+    if any(files[path].size > _MOST_ADAPTER_BYTES for path in heavy):
+        raise BadFiles(
+            f"The repository has no config.json beside {heavy[0]}, which is too large for an "
+            "adapter; a model in Hugging Face layout is needed."
+        )
+    return Choice(_ordered(files, chosen), ADAPTER)
 
 
 def _put(file: Wanted, folder: Path, read: Read) -> None:

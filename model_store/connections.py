@@ -1,42 +1,77 @@
-"""Holds the HTTP client of one pull, and runs its work in threads that can be stopped.
+"""Asks a hub's hosts over HTTP, in threads that can be stopped.
 
-A stalled socket waits for its time-out; to stop at once, the sockets themselves are shut.
+A stalled socket waits for its time-out; to stop at once, the sockets themselves are shut. The
+standard library's client reads into large pieces, several times faster than those that split a
+body into events; proxies and certificates are what the environment says.
 """
 
+import base64
+import http.client
+import os
 import socket
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-import httpx
+import certifi
 
 from model_store.errors import DownloadError, PullCancelled
 
 T = TypeVar("T")
-_TIMEOUT = httpx.Timeout(15, connect=10)
+_TIMEOUT = 15.0  #: seconds of silence
+_MOST_REDIRECTS = 5
+_PIECE = 1 << 20
 _GLANCE_SECONDS = 0.1
 _LAST_SECONDS = 1.0  #: that a stopped thread has to notice; after that it finds its work refused
+_ENCRYPTED = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class Broken(Exception):
+    """A connection was not made, was cut or fell silent."""
+
+
+class Answer:
+    """An answer to a GET, whose body is read as it comes."""
+
+    def __init__(self, response: Any, url: str) -> None:
+        self.status_code = int(response.status)
+        self.headers: http.client.HTTPMessage = response.headers
+        #: of another host than was asked
+        self.is_elsewhere = _place(response.geturl()) != _place(url)
+        self._response = response
+
+    @property
+    def is_good(self) -> bool:
+        return 200 <= self.status_code < 300
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body in pieces, each as soon as it is there. Raises Broken."""
+        try:
+            while piece := self._response.read1(_PIECE):
+                yield piece
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Broken(type(error).__name__) from error
 
 
 class Connections:
-    """An HTTP client for several threads, with proxies and certificates as the environment says."""
+    """Makes requests for several threads, and ends them all at once."""
 
     def __init__(self, cancelled: Callable[[], bool], threads: int = 1) -> None:
         self.stopped = threading.Event()
         self._cancelled = cancelled
         self._threads = max(1, threads)
         self._lock = threading.Lock()
-        self._open: list[Any] = []
-        self._client = httpx.Client(
-            timeout=_TIMEOUT,
-            follow_redirects=True,
-            max_redirects=5,
-            event_hooks={"response": [_refuse_downgrade]},
-        )
+        self._open: list[socket.socket] = []
+        self._opener = _opener(self._notice)
 
     def __enter__(self) -> Self:
         return self
@@ -48,21 +83,37 @@ class Connections:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-        self._client.close()
 
     @contextmanager
-    def stream(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """Yield the answer to a GET before its body. Raises what the client raises, or
-        PullCancelled."""
+    def stream(self, url: str, headers: dict[str, str]) -> Iterator[Answer]:
+        """Yield the answer to a GET, of whatever status, before its body.
+
+        Authorization is not sent on to another host. Raises Broken, DownloadError or
+        PullCancelled.
+        """
         self.check()
-        # Authorization is dropped by the client when a redirect leads to another host.
-        known = {"trace": self._notice}
         try:
-            with self._client.stream("GET", url, headers=headers, extensions=known) as answer:
-                yield answer
-        except (httpx.TransportError, RuntimeError):
+            response = self._ask(url, headers)
+            with response:
+                yield Answer(response, url)
+        except Broken:
             self.check()  # broken off by us: the reason is another
             raise
+
+    def _ask(self, url: str, headers: dict[str, str]) -> Any:
+        address, basic = _without_credentials(url)
+        request = urllib.request.Request(address, headers={**basic, **headers})
+        try:
+            return self._opener.open(request, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            return error
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            reason = getattr(error, "reason", None)
+            if isinstance(reason, str):  # an address or a proxy of another kind than HTTP
+                raise DownloadError(f"An address cannot be asked ({reason}).") from None
+            raise Broken(type(reason or error).__name__) from error
+        except ValueError as error:
+            raise DownloadError("An address of the hub or of a proxy is none.") from error
 
     def check(self) -> None:
         """Raise PullCancelled if the work was stopped."""
@@ -114,18 +165,17 @@ class Connections:
         """End all work within a moment, also that which waits for a silent server."""
         self.stopped.set()
         with self._lock:
-            streams, self._open = self._open, []
-        for stream in streams:
-            _shut(stream)
+            sockets, self._open = self._open, []
+        for each in sockets:
+            _shut(each)
 
-    def _notice(self, event: str, info: dict[str, Any]) -> None:
-        """Remember the sockets that the client opens."""
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            with self._lock:
-                self._open = [each for each in self._open if _descriptor(each) >= 0]
-                self._open.append(info["return_value"])
-            if self.stopped.is_set():
-                _shut(info["return_value"])
+    def _notice(self, opened: socket.socket) -> None:
+        """Remember a socket."""
+        with self._lock:
+            self._open = [each for each in self._open if each.fileno() >= 0]
+            self._open.append(opened)
+        if self.stopped.is_set():
+            _shut(opened)
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:
@@ -142,21 +192,130 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _descriptor(stream: Any) -> int:
-    found = stream.get_extra_info("socket")
-    return found.fileno() if isinstance(found, socket.socket) else -1
+def _opener(notice: Callable[[socket.socket], None]) -> urllib.request.OpenerDirector:
+    """Build a client of HTTP and HTTPS, and of nothing else that an address can name."""
+    try:
+        # The variables of the environment, else the authorities that come with Python's clients.
+        own = any(os.environ.get(name) for name in _ENCRYPTED)
+        context = ssl.create_default_context(
+            cafile=os.environ.get(_ENCRYPTED[0]) if own else certifi.where()
+        )
+    except OSError as error:  # SSLError is one
+        why = getattr(error, "reason", None) or error.strerror
+        raise DownloadError(
+            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({why})."
+        ) from error
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(_proxies()),
+        urllib.request.UnknownHandler(),
+        _Http(notice),
+        _Https(notice, context),
+        _Redirects(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
-def _shut(stream: Any) -> None:
-    found = stream.get_extra_info("socket")
-    if isinstance(found, socket.socket):
-        with suppress(OSError):  # closed already
-            # Not the method of an encrypted one: a thread may be reading from it.
-            socket.socket.shutdown(found, socket.SHUT_RDWR)
+def _proxies() -> dict[str, str]:
+    """Return the proxies of the environment. Raises DownloadError, without their passwords."""
+    found = urllib.request.getproxies()
+    for kind in ("http", "https", "all"):
+        address = found.get(kind, "")
+        try:
+            parts = urlsplit(address if "://" in address else f"http://{address}")
+            good = not address or (parts.scheme in ("http", "https") and parts.hostname)
+            _ = parts.port
+        except ValueError:
+            good = False
+        if not good:
+            raise DownloadError(
+                f"The proxy of {kind.upper()}_PROXY cannot be used; write http://host:port."
+            )
+    return {**{kind: found["all"] for kind in ("http", "https") if "all" in found}, **found}
 
 
-def _refuse_downgrade(answer: httpx.Response) -> None:
-    if answer.has_redirect_location and answer.request.url.scheme == "https":
-        target = answer.request.url.join(answer.headers["location"])
-        if target.scheme != "https":
-            raise DownloadError("The hub redirects from https to http, which is not followed.")
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, *args: Any, notice: Callable[[socket.socket], None], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._notice = notice
+
+    def connect(self) -> None:
+        super().connect()
+        self._notice(self.sock)
+
+
+class _EncryptedConnection(http.client.HTTPSConnection):
+    def __init__(self, *args: Any, notice: Callable[[socket.socket], None], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._notice = notice
+
+    def connect(self) -> None:
+        super().connect()
+        self._notice(self.sock)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, notice: Callable[[socket.socket], None]) -> None:
+        super().__init__()
+        self._notice = notice
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(partial(_Connection, notice=self._notice), req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, notice: Callable[[socket.socket], None], context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._notice, self._trusted = notice, context
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        made = partial(_EncryptedConnection, notice=self._notice)
+        return self.do_open(made, req, context=self._trusted)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = _MOST_REDIRECTS
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if after.scheme not in ("http", "https") or before.scheme == "https" != after.scheme:
+            raise DownloadError(
+                f"The hub redirects from {before.scheme} to {after.scheme}, which is not followed."
+            )
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and _place(newurl) != _place(req.full_url):
+            made.remove_header("Authorization")
+        return made
+
+
+def _place(url: str) -> tuple[str, str]:
+    """Return what a token is for: the scheme, the host and its port."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
+
+
+def _without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """Return an address without name and password, and the header that they become."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    encoded = base64.b64encode(unquote(login).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {encoded}"}
+
+
+def _shut(opened: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        # Not the method of an encrypted one: a thread may be reading from it.
+        socket.socket.shutdown(opened, socket.SHUT_RDWR)

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_store.errors import BadFiles, NoSpace
+from model_store.errors import BadFiles, NoSpace, StoreError, StoreUnavailable
 from model_store.sizes import size_text
 
 FLOOR_BYTES = 256 * 1024 * 1024  #: of the disk is left free
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+#: of a disk that failed, is gone, or is not written to any more
+_BROKEN = {
+    errno.EIO, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN,
+    errno.ETIMEDOUT, errno.ESHUTDOWN, errno.EROFS,
+}  # fmt: skip
 _FICLONE = 0x40049409  #: of Linux: XFS, Btrfs and others share the bytes of two files
 _CHUNK = 4 * 1024 * 1024
 
@@ -35,7 +40,28 @@ def store_errors(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace("The disk is full; make room and try again.") from error
+        if error.errno == errno.EFBIG:
+            raise NoSpace(
+                "The disk, or a limit of this process, takes no such large file."
+            ) from error
+        if error.errno == errno.EROFS:
+            raise unavailable("written to", error) from error
         raise BadFiles(f"{what} ({error.strerror or type(error).__name__}).") from error
+
+
+def unavailable(how: str, error: OSError) -> StoreError:
+    """Return the error of a store that cannot be ``how``: read, or written to."""
+    if error.errno in _FULL:
+        return NoSpace("The disk is full; make room and try again.")
+    why = error.strerror or type(error).__name__
+    return StoreUnavailable(
+        f"The store of models cannot be {how} ({why}): look at its disk, and whether it is mounted."
+    )
+
+
+def is_broken(error: OSError) -> bool:
+    """Return whether it is the disk that failed, not one file that cannot be had."""
+    return error.errno in _BROKEN
 
 
 def may_link(real: Path, folder: Path) -> bool:
@@ -88,16 +114,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def lock(folder: Path) -> int | None:
-    """Lock the folder until the handle is closed or the process dies; None if it is locked."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_ino == folder.stat().st_ino:
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass  # owned, or its owner has just removed it
-    os.close(handle)
-    return None

@@ -13,6 +13,7 @@ StoreCode = Literal[
     "INVALID_MODEL",
     "INVALID_REQUEST",
     "MODEL_LOAD_FAILED",
+    "OVERLOADED",
 ]
 
 
@@ -22,6 +23,12 @@ class StoreError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be read or written to now: its disk is gone, failed or read-only."""
+
+    code = "OVERLOADED"
 
 
 class UnknownModel(StoreError):

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_store.disk import check_room, copy, link_or_copy, lock, store_errors, sync_folders
+from model_store.disk import check_room, copy, link_or_copy, store_errors, sync_folders
 from model_store.errors import BadFiles
+from model_store.locks import LOCK, lock
 from model_store.progress import Counter, Progress
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def export(
                 into.parent.mkdir(parents=True, exist_ok=True)
                 (link_or_copy if links else copy)(files / entry.path, into)
                 counter.add(entry.path, entry.size)
+            (draft / LOCK).unlink(missing_ok=True)
             sync_folders(draft)
             draft.rename(target)  # takes the place of an empty folder
         except BaseException:
@@ -58,7 +60,7 @@ def export(
 
 
 def _check(store: "ModelStore", target: Path) -> None:
-    if target.resolve().is_relative_to(store.partial.parent.resolve()):
+    if target.resolve().is_relative_to(store.root.resolve()):
         raise BadFiles("The folder lies in the store; choose one outside.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BadFiles("There is a file of this name; choose another folder.")

@@ -4,9 +4,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from model_store.errors import ChangedFiles, UnreadableFiles
 from model_store.inspection import model_files
-from model_store.manifest import FileEntry
+from model_store.manifest import FileEntry, Manifest
 from model_store.progress import Counter, Progress
+from model_store.rights import refusal
 
 _CHUNK = 1 << 20
 
@@ -28,7 +30,28 @@ def hash_files(
     )
 
 
-def is_unchanged(folder: Path, entry: FileEntry) -> bool:
+def check_unchanged(manifest: Manifest, files: Path) -> None:
+    """Compare the sizes and times of a model's files with its manifest's; read no file.
+
+    Raises UnreadableFiles or ChangedFiles.
+    """
+    barred = [e.path for e in manifest.files if refusal(files / e.path, write=False)]
+    if barred:
+        raise UnreadableFiles(
+            f"The server may not read the model's file {barred[0]}; 'bitinglip doctor', run as "
+            "the server's user, says whose it is and what to do."
+        )
+    changed = [entry.path for entry in manifest.files if not _is_unchanged(files, entry)]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ChangedFiles(
+            f"The model's file {changed[0]}{more} changed after it was taken in, or is missing. "
+            f"Check it with 'bitinglip models verify {manifest.name}'; what is whole can be loaded "
+            "after that, what is not must be removed and added again."
+        )
+
+
+def _is_unchanged(folder: Path, entry: FileEntry) -> bool:
     try:
         stat = (folder / entry.path).stat()
     except OSError:

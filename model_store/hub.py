@@ -10,22 +10,22 @@ from pathlib import Path
 
 from model_store.choice import Choice, choose
 from model_store.connections import Connections
-from model_store.disk import FLOOR_BYTES, check_room, store_errors
+from model_store.disk import FLOOR_BYTES, check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName
 from model_store.hub_api import Listing, list_files
 from model_store.inspection import inspect_texts
-from model_store.manifest import FILES, Manifest
+from model_store.manifest import ADAPTER, FILES, FileEntry, Manifest
 from model_store.names import check_name, check_repo, check_revision
 from model_store.options import HubOptions
-from model_store.partials import Wanted
+from model_store.partials import Wanted, git_sha1
 from model_store.pickles import convert
-from model_store.plan import Plan, PlannedFile
+from model_store.plan import Change, Plan, PlannedFile
 from model_store.progress import Counter, Progress
 from model_store.retries import Throttle
 from model_store.store import ModelStore
 from model_store.transfer import PART, Fetcher
 
-__all__ = ["HubOptions", "Plan", "plan", "pull"]
+__all__ = ["Change", "HubOptions", "Plan", "changes", "plan", "pull", "update"]
 
 _HELD = ".held"
 
@@ -49,13 +49,26 @@ def plan(
 
     Raises what ``pull`` raises before it fetches weights, but not NameTaken or NoSpace.
     """
+    return _look(store, repo, revision, name, include, hub, allow_pickles, cancelled)[0]
+
+
+def _look(
+    store: ModelStore,
+    repo: str,
+    revision: str | None,
+    name: str | None,
+    include: Sequence[str],
+    hub: HubOptions,
+    allow_pickles: bool,
+    cancelled: Callable[[], bool],
+) -> tuple[Plan, Choice]:
     _check(repo, revision, name)
     with Connections(cancelled) as connections, tempfile.TemporaryDirectory() as folder:
         listing = list_files(repo, revision, hub, connections)
         work = _Work(store, listing, hub, connections, Path(folder))
         choice = choose(listing, include, work.read, allow_pickles=allow_pickles)
-        kept = store.partial_pull(repo)
-        return _plan(store, listing, choice, name or listing.repo, partial(_there, store, kept))
+        kept = partial(_there, store, store.partial_pull(repo))
+        return _plan(store, listing, choice, name or repo, kept), choice
 
 
 def pull(
@@ -92,6 +105,93 @@ def pull(
             # Only now: until the model is in its place, a crash loses nothing.
             shutil.rmtree(folder)
     return manifest
+
+
+def changes(
+    store: ModelStore,
+    name: str,
+    *,
+    revision: str | None = None,
+    hub: HubOptions,
+    allow_pickles: bool = False,
+    cancelled: Callable[[], bool] = never,
+) -> Change:
+    """Say what ``update`` would change; fetch the small files that decide it, and keep nothing.
+
+    Raises UnknownModel, BadFiles for a model that is not the hub's, and what ``plan`` raises.
+    """
+    manifest = store.get(name)
+    repo = _source(manifest)
+    made, choice = _look(store, repo, revision, name, (), hub, allow_pickles, cancelled)
+    old = {entry.path: entry for entry in manifest.files}
+    new = {file.path: file for file in choice.wanted}
+    files = store.path(name)
+    return Change(
+        name=name,
+        repo=made.repo,
+        old_revision=manifest.revision,
+        new_revision=made.revision,
+        added=tuple(sorted(new.keys() - old.keys())),
+        changed=tuple(
+            path
+            for path in sorted(new.keys() & old.keys())
+            if not _is_same(new[path], old[path], files / path)
+        ),
+        removed=tuple(sorted(old.keys() - new.keys())),
+        missing_bytes=made.missing_bytes,
+    )
+
+
+def update(
+    store: ModelStore,
+    name: str,
+    *,
+    revision: str | None = None,
+    hub: HubOptions,
+    allow_pickles: bool = False,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = never,
+    planned: Callable[[Plan], None] = lambda _: None,
+) -> Change:
+    """Fetch what differs between a model and its repository now, and replace it in one step.
+
+    ``revision`` is what to follow, the main branch if it is left out. Until the end the old model
+    is the one that is loaded. Raises UnknownModel and what ``pull`` raises.
+    """
+    change = changes(
+        store, name, revision=revision, hub=hub, allow_pickles=allow_pickles, cancelled=cancelled
+    )
+    if change:
+        pull(
+            store.replacing(name),
+            _source(store.get(name)),
+            revision=change.new_revision,  # and no later one: what was shown is what comes
+            name=name,
+            hub=hub,
+            allow_pickles=allow_pickles,
+            progress=progress,
+            cancelled=cancelled,
+            planned=planned,
+        )
+    return change
+
+
+def _source(manifest: Manifest) -> str:
+    kind, _, repo = manifest.source.partition(":")
+    if kind != "hub":
+        raise BadFiles(f"{manifest.name} did not come from the hub, so nothing can update it.")
+    return repo
+
+
+def _is_same(file: Wanted, entry: FileEntry, path: Path) -> bool:
+    if file.size != entry.size:
+        return False
+    if file.sha256:
+        return file.sha256 == entry.sha256
+    digest = git_sha1(file.size)
+    with suppress(OSError):  # what cannot be read is not the same
+        digest.update(path.read_bytes())  # a text: weights have their SHA-256
+    return digest.hexdigest() == file.git_sha1
 
 
 def _check(repo: str, revision: str | None, name: str | None) -> None:
@@ -131,7 +231,8 @@ def _there(store: ModelStore, folder: Path, file: Wanted) -> int:
     """Return how many bytes of a file need not be fetched."""
     if _stored(store, file):
         return file.size
-    for path in (folder / file.key, folder / f"{file.key}{PART}"):
+    for end in ("", _HELD, PART):
+        path = folder / f"{file.key}{end}"
         with suppress(OSError):
             return min(file.size, path.stat().st_size)
     return 0
@@ -192,7 +293,8 @@ class _Work:
             files = draft / FILES
             known = self._fill(files, choice.texts)
             if choice.heavy:
-                inspect_texts(files)  # what the texts forbid is refused before any weights come
+                if choice.kind != ADAPTER:  # of one, the config was checked as it was chosen
+                    inspect_texts(files)  # what they forbid is refused before any weights come
                 known |= self._fill(files, choice.heavy)
             try:
                 if choice.pickles:
@@ -222,7 +324,7 @@ class _Work:
         def bring(same: list[Wanted]) -> None:
             sha256 = self._bring(same[0])
             for file in same:
-                self._store.blobs.link(sha256, files / file.path)
+                self._link(sha256, same[0], files / file.path)
                 self._fetcher.counter.reach(file.path, file.size)
                 digests[file.path] = sha256
 
@@ -230,6 +332,12 @@ class _Work:
         ordered = sorted(alike.values(), key=lambda same: -same[0].size)
         self._connections.run([partial(bring, same) for same in ordered])
         return digests
+
+    def _link(self, sha256: str, file: Wanted, target: Path) -> None:
+        try:
+            self._store.blobs.link(sha256, target)
+        except FileNotFoundError:  # a clean-up took the blob's name, and left ours
+            link_or_copy(self._folder / f"{file.key}{_HELD}", target)
 
     def _bring(self, file: Wanted) -> str:
         """Make a file's content a blob of the store; return its SHA-256."""
@@ -239,6 +347,8 @@ class _Work:
             if found := _stored(self._store, file):
                 _hold(found, held)
                 return found.name
+            with suppress(FileNotFoundError):
+                held.replace(self._folder / file.key)  # of a pull whose blob a clean-up took
             path, sha256 = self._fetcher.fetch(file)
             _hold(path, held)
             blobs.take(path, sha256, file.git_sha1)

@@ -250,4 +250,7 @@ def _page(hub: HubOptions, repo: str) -> str:
 
 def _host(endpoint: str | None) -> str:
     """Return the host that is asked, without what an address may hold of secrets."""
-    return urlsplit(endpoint or constants.ENDPOINT).netloc.rpartition("@")[2]
+    try:
+        return urlsplit(endpoint or constants.ENDPOINT).netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that is none"

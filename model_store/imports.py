@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from model_store.disk import check_room, link_or_copy, may_link, store_errors
 from model_store.errors import BadFiles, BadName
-from model_store.inspection import inspect, inspect_texts, model_files
+from model_store.inspection import based, inspect, inspect_texts, model_files
 from model_store.manifest import FILES, Manifest
 from model_store.names import check_repo, check_revision
 from model_store.pickles import convert, pickled
@@ -38,6 +38,7 @@ def import_folder(
     progress: Progress | None = None,
     *,
     allow_pickles: bool = False,
+    base: str | None = None,
 ) -> Manifest:
     """Do what ``ModelStore.import_folder`` says."""
     store.check_free(name)
@@ -51,7 +52,7 @@ def import_folder(
         if pickles:
             inspect_texts(source.folder)
         else:
-            inspect(source.folder)
+            based(inspect(source.folder), base)
         chosen = {file: targets[file] for file in [*selected, *pickles]}
         copied = [real for real in chosen.values() if not may_link(real, folder)]
         check_room(store.partial, sum(real.stat().st_size for real in copied))
@@ -60,7 +61,12 @@ def import_folder(
         if pickles:
             convert(folder / FILES, progress, confine=store.confine)
         return store.finish(
-            folder, name, source=source.source, revision=source.revision, progress=progress
+            folder,
+            name,
+            source=source.source,
+            revision=source.revision,
+            base=base,
+            progress=progress,
         )
 
 
@@ -127,8 +133,12 @@ def _link_targets(source: Source) -> dict[str, Path]:
     """
     root = source.folder.resolve()
     allowed = [root, *source.blobs]
-    targets = {path: (root / path).resolve() for path in model_files(root)}
-    for path, target in targets.items():
+    targets = {}
+    for path in model_files(root):
+        try:
+            target = targets[path] = (root / path).resolve()
+        except RuntimeError as error:
+            raise BadFiles(f"{path[:120]} is a link to itself.") from error
         if not any(target.is_relative_to(one) for one in allowed):
             raise BadFiles(f"{path[:120]} is a link that leaves the folder.")
         if not target.is_file():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from model_store.errors import BadFiles
-from model_store.selection import ADAPTER
 
 _TABLE = "architectures.json"
 _TABLES = {
@@ -58,8 +57,6 @@ def kind_of(folder: Path) -> str:
     """Return text, image, speech, vocoder, transcription or embedding; raises BadFiles if none."""
     if (folder / "model_index.json").exists():
         return "image"
-    if (folder / "adapter_config.json").exists():
-        raise BadFiles(ADAPTER)
     if (folder / "modules.json").exists() or (
         folder / "config_sentence_transformers.json"
     ).exists():

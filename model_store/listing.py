@@ -1,11 +1,13 @@
 """Lists the models of a store by their manifests, from the disk or from memory."""
 
+import errno
 import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 from model_store.adapters import with_bases
+from model_store.disk import is_broken, unavailable
 from model_store.errors import BadFiles
 from model_store.manifest import Manifest, read_manifest
 from model_store.names import folder_name
@@ -25,6 +27,7 @@ class Listing:
         self._in_memory = False
         self._looks = count()
         self._last_look = -1  #: whose findings are held
+        self._folder: tuple[int, int] | None = None  #: the device and inode that they are of
 
     def all(self) -> dict[str, Manifest]:
         """Return the manifests by name, in the order of names."""
@@ -50,17 +53,30 @@ class Listing:
         self._in_memory = True
 
     def look(self) -> None:
-        """Read the manifests again if the folder has changed. Raises OSError."""
+        """Read the manifests again if the folder has changed.
+
+        Raises StoreUnavailable; then the models that were seen last are still listed.
+        """
+        try:
+            self._look()
+        except OSError as error:
+            raise unavailable("read", error) from error
+
+    def _look(self) -> None:
         number = next(self._looks)
-        stamp = self._root.stat().st_mtime_ns
-        if stamp == self._seen[0]:
+        root = self._root.stat()
+        stamp, folder = root.st_mtime_ns, (root.st_dev, root.st_ino)
+        if stamp == self._seen[0] and folder == self._folder:
             return
         # Clocks of file systems tick slowly: two changes within one tick have one stamp.
         settled = time.time_ns() - stamp > _TICK_NS
         found = sorted(self._read(), key=lambda manifest: manifest.name)
         manifests = with_bases({manifest.name: manifest for manifest in found})
+        if folder != self._folder and self._seen[1] and not manifests:
+            # An empty folder in the place of the one with models: where a disk was mounted.
+            raise OSError(errno.ENODEV, "another, empty folder is in its place")
         if number > self._last_look:  # another thread may have looked later, and be done already
-            self._last_look = number
+            self._last_look, self._folder = number, folder
             # One assignment: another thread finds the stamp and what belongs to it.
             self._seen = (stamp if settled else None, manifests)
 
@@ -69,7 +85,11 @@ class Listing:
             if not folder.name.startswith("."):
                 try:
                     manifest = read_manifest(folder)
-                except (BadFiles, OSError):
+                except BadFiles:
+                    continue
+                except OSError as error:
+                    if is_broken(error):
+                        raise
                     continue
                 if folder_name(manifest.name) == folder.name:
                     yield manifest

@@ -23,6 +23,8 @@ class FileEntry(msgspec.Struct, frozen=True):
     mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
+#: Raised when a new version tells more of a model's files, or other things.
+FACTS = 1
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
 
@@ -62,6 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     license: str | None = None  #: as its authors name it
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
     base: str | None = None  #: adapters: the model that they were made for, as their files name it
+    facts: int = 0  #: the version of what is told of the files; see FACTS
     adapter_of: str | None = None  #: adapters, in memory only: the name that their base has here
 
 
@@ -82,9 +85,21 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def digests_of(folder: Path) -> set[str]:
+    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
+    try:
+        return {entry.sha256 for entry in read_manifest(folder).files}
+    except (BadFiles, OSError):
+        return set()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically: it appears whole or not at all."""
     draft = folder / f"{MANIFEST}.new"
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    sync(draft)
-    draft.replace(folder / MANIFEST)
+    try:
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        sync(draft)
+        draft.replace(folder / MANIFEST)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

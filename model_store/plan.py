@@ -31,3 +31,27 @@ class Plan:
     def fits(self) -> bool:
         """Return whether the disk has room for what is missing."""
         return self.missing_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an update of a model brings."""
+
+    name: str
+    repo: str
+    old_revision: str | None
+    new_revision: str
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    missing_bytes: int  #: that have to be fetched
+
+    def __bool__(self) -> bool:
+        """Return whether the hub has another commit than the store."""
+        return self.old_revision != self.new_revision
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """Return the paths by what happens to them, without what happens to none."""
+        found = {"added": self.added, "changed": self.changed, "removed": self.removed}
+        return {what: list(paths) for what, paths in found.items() if paths}

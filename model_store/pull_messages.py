@@ -28,6 +28,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     allow_pickles: bool = False
     confine: str = "auto"
     endpoint: str | None = None
+    mirrors: tuple[str, ...] = ()
+    parallel: int = 4
     token: str | None = None
     bytes_per_second: int | None = None
     environ: dict[str, str] = {}  #: such as HTTPS_PROXY, whose value may hold a password
@@ -50,6 +52,7 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
     bytes_done: int = 0
     files: dict[str, int] = {}
     done: dict[str, int] = {}
+    notes: tuple[str, ...] = ()  #: what a person should know, such as that a name has changed
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progressed"):

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -39,8 +39,10 @@ from model_store.pull_messages import (
 )
 
 if TYPE_CHECKING:
+    from model_store.plan import Plan
     from model_store.store import ModelStore
 
+T = TypeVar("T")
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
 #: and goes round a mirror, so it stays off.
 _HUB = {
@@ -56,20 +58,26 @@ _WAIT_SECONDS = 0.5  #: between two looks at whether another process's pull has 
 
 
 class Teller:
-    """Writes messages, those of progress at most four times a second; it is a Progress."""
+    """Writes messages; it is a Progress, and what it is told is told on four times a second."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._told_at = 0.0
+        self._lock = threading.Lock()
         self._planned = False
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
+        self._notes: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        threading.Thread(target=self._tell_again_and_again, daemon=True).start()
 
     def say(self, message: Message) -> None:
-        data = encode(message)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        with self._lock:
+            self._write(message)
+
+    def note(self, plan: "Plan") -> None:
+        self._notes = plan.notes
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Tell of the files that are fetched, and of no further work such as converting them."""
@@ -85,19 +93,34 @@ class Teller:
                 bytes_done=self._total_done,
                 files=listed,
                 done={path: self._done[path] for path in listed},
+                notes=self._notes,
             )
         )
 
     def advance(self, path: str, bytes_done: int) -> None:
         if path not in self._done:
             return
-        self._total_done += max(0, bytes_done - self._done[path])
-        self._grown[path] = self._done[path] = max(bytes_done, self._done[path])
-        now = time.monotonic()
-        if now - self._told_at >= _TELL_SECONDS:
-            self._told_at = now
-            self.say(Progressed(bytes_done=self._total_done, files=told(self._grown.items())))
-            self._grown = {}
+        with self._lock:
+            self._total_done += max(0, bytes_done - self._done[path])
+            self._grown[path] = self._done[path] = max(bytes_done, self._done[path])
+
+    def tell(self) -> None:
+        """Tell how far it is, if there is news."""
+        with self._lock:
+            if self._grown:
+                grown, self._grown = self._grown, {}
+                self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
+
+    def _tell_again_and_again(self) -> None:
+        # By a clock of its own: where no more comes, what has come is told all the same.
+        while True:
+            time.sleep(_TELL_SECONDS)
+            self.tell()
+
+    def _write(self, message: Message) -> None:
+        data = encode(message)
+        while data:
+            data = data[os.write(self._fd, data) :]
 
 
 def main() -> int:
@@ -112,6 +135,7 @@ def main() -> int:
     # What a library prints must not get between the messages.
     teller = Teller(os.dup(1))
     os.dup2(2, 1)
+    teller.start()
     os.environ.update({**order.environ, **_HUB})
     try:
         done = _work(order, rate, teller)
@@ -130,13 +154,19 @@ def main() -> int:
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
-    from model_store.hub import pull
+    from model_store.hub import pull, update
     from model_store.options import HubOptions
     from model_store.repair import repair
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine)
-    hub = HubOptions(order.endpoint, order.token, bytes_per_second=rate)
+    hub = HubOptions(
+        order.endpoint,
+        order.token,
+        bytes_per_second=rate,
+        parallel=order.parallel,
+        mirrors=order.mirrors,
+    )
 
     def fetch(into: ModelStore, revision: str | None, include: Sequence[str]) -> Manifest:
         return pull(
@@ -148,6 +178,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
             hub=hub,
             allow_pickles=order.allow_pickles,
             progress=teller,
+            planned=teller.note,
         )
 
     if order.task == "repair":
@@ -156,10 +187,19 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         repaired = {"repaired": [each.path for each in found]} if found else {}
         return _pulled(store.get(order.name), repaired)
     if order.task == "update":
-        old = store.get(order.name)
-        into = store.replacing(order.name)
-        new = _alone(lambda: fetch(into, order.revision, order.include), teller)
-        return _pulled(new, changed_files(old, new))
+        change = _alone(
+            lambda: update(
+                store,
+                order.name,
+                revision=order.revision,
+                hub=hub,
+                allow_pickles=order.allow_pickles,
+                progress=teller,
+                planned=teller.note,
+            ),
+            teller,
+        )
+        return _pulled(store.get(order.name), change.files)
     return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
 
 
@@ -174,7 +214,7 @@ def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> 
     )
 
 
-def _alone(pull: Callable[[], Manifest], teller: Teller) -> Manifest:
+def _alone(pull: Callable[[], T], teller: Teller) -> T:
     """Pull, after any other process that pulls the same repository."""
     told = False
     while True:
@@ -200,18 +240,6 @@ def _pull(
         if found is None or not same or order.name in before:
             raise
         return found
-
-
-def changed_files(old: Manifest, new: Manifest) -> dict[str, list[str]]:
-    """Return the files that a newer revision has added, changed and removed; empty if none."""
-    was = {entry.path: entry.sha256 for entry in old.files}
-    now = {entry.path: entry.sha256 for entry in new.files}
-    found = {
-        "added": sorted(now.keys() - was.keys()),
-        "changed": sorted(path for path in now.keys() & was.keys() if now[path] != was[path]),
-        "removed": sorted(was.keys() - now.keys()),
-    }
-    return {what: paths for what, paths in found.items() if paths}
 
 
 def _lines(fd: int) -> Iterator[bytes]:

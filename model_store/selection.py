@@ -8,14 +8,16 @@ from model_store.errors import BadFiles
 
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-ADAPTER = "This is an adapter, not a model; it needs the model it was made for."
-ADAPTER_CONFIG = "adapter_config.json"
 PICKLES_ALLOWED = (
     "With --allow-pickles (allow_pickles in the API and in this model's settings), the tensors are "
     "taken out of them."
 )
 INDEX = "model_index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BARE_ADAPTER = (
+    f"This is an adapter without {ADAPTER_WEIGHTS}: its weights are missing, or pickles, which can "
+    "run code."
+)
 _NEVER = (".py", *PICKLES, ".msgpack", ".h5", ".ot", ".onnx")
 _OTHERS = {
     ".gguf": "GGUF files",
@@ -26,6 +28,7 @@ _OTHERS = {
     ".parquet": "data and no model",
 }
 _TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")
+_CARDS = ("LICENSE", "README.md")
 _NOT_NEEDED = ("training_args", "optimizer", "trainer_state")
 #: folders beside a transformers model: voices, further templates, sentence-transformers' parts
 _BESIDE = re.compile(r"(speaker_embeddings/(.+/)?[^/]+\.npy|additional_chat_templates/.+\.jinja)")
@@ -80,7 +83,7 @@ def required(
         return found
     beside = [] if INDEX in ordered else [path for path in ordered if _BESIDE.fullmatch(path)]
     folders = _folders(ordered, components)
-    texts = [INDEX] if INDEX in ordered else []
+    texts = [INDEX, *_cards(ordered)] if INDEX in ordered else []
     chosen = [path for folder in folders for path in _of_folder(ordered, folder, shards)]
     return [*texts, *chosen, *beside]
 
@@ -108,15 +111,20 @@ def adapter_files(paths: Iterable[str]) -> list[str]:
     that file holds an adapter only its header tells.
     """
     root = sorted(path for path in paths if "/" not in path)
-    texts = [path for path in root if path.startswith(("LICENSE", "README.md"))]
     if INDEX in root:
         return []
     if ADAPTER_CONFIG in root:
-        return [each for each in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if each in root] + texts
+        return [each for each in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if each in root] + _cards(root)
     weights = [path for path in root if path.endswith(WEIGHTS)]
     if len(weights) != 1 or "config.json" in root or "modules.json" in root:
         return []
-    return weights + texts
+    return weights + _cards(root)
+
+
+def _cards(paths: Iterable[str]) -> list[str]:
+    """Return what tells of the licence and the languages, which stands beside all folders."""
+    cards = (path for path in paths if path.startswith(_CARDS) and "/" not in path)
+    return [path for path in cards if not path.lower().endswith(_NEVER)]
 
 
 def numbered_parts(paths: Iterable[str]) -> list[str]:
@@ -195,13 +203,24 @@ def _is_text(path: str) -> bool:
     name = path.rpartition("/")[2]
     if ".index." in name or name.startswith(_NOT_NEEDED) or name.lower().endswith(_NEVER):
         return False
-    return name.endswith(_TEXTS) or name.startswith(("LICENSE", "README.md"))
+    return name.endswith(_TEXTS) or name.startswith(_CARDS)
+
+
+def other_layout(path: str) -> str:
+    """Say what is wrong with weights in one file, beside no config."""
+    return (
+        f"This repository holds weights in one file for other programs ({path[:80]}); one in the "
+        "layout of transformers or diffusers is needed."
+    )
 
 
 def _no_weights(paths: Iterable[str]) -> str:
     names = [path.lower() for path in paths]
     if ADAPTER_CONFIG in names:
-        return ADAPTER
+        return _BARE_ADAPTER
+    singles = [name for name in names if name.endswith(WEIGHTS)]
+    if singles:
+        return other_layout(singles[0])
     if any(name.endswith(PICKLES) for name in names):
         return f"This repository holds pickles only, which can run code. {PICKLES_ALLOWED}"
     for end, what in _OTHERS.items():

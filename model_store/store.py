@@ -20,34 +20,25 @@ from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
-    lock,
     secure_and_sync,
     store_errors,
     sync,
     sync_folders,
+    unavailable,
 )
-from model_store.errors import (
-    BadFiles,
-    BadName,
-    ChangedFiles,
-    NameTaken,
-    PullRunning,
-    UnknownModel,
-    UnreadableFiles,
-)
-from model_store.hashes import hash_files, is_unchanged
+from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
+from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
-from model_store.inspection import inspect
+from model_store.inspection import based, inspect
 from model_store.listing import Listing
+from model_store.locks import held, hold, lock
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
-from model_store.places import exchange, held, hold, recover
+from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
-from model_store.rights import refusal
 from model_store.verification import differences
 
-PARTIAL = ".partial"
 PARTIALS_KEPT = 14 * 24 * 3600.0  #: seconds
 Names = list[str]  #: inside the class, ``list`` is a method
 Removals = list[Removal]
@@ -63,14 +54,14 @@ class ModelStore:
     def __init__(
         self, root: Path, *, confine: str = "auto", partials_kept: float = PARTIALS_KEPT
     ) -> None:
-        self._root = Path(root)
+        self.root = Path(root)
         self.confine = confine
         self.partials_kept = partials_kept
         self._replaced: str | None = None
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        recover(self._root, self._root / PARTIAL)
-        self.listing = Listing(self._root)
-        self.blobs = Blobs(self._root, self._holders)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        recover(self.root, self.root / PARTIAL)
+        self.listing = Listing(self.root)
+        self.blobs = Blobs(self.root, self._holders)
 
     # ---- what is there -------------------------------------------------------------------------
 
@@ -91,21 +82,19 @@ class ModelStore:
     def path(self, name: str) -> Path:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
-        return self._folder(name) / FILES
+        return self.folder(name) / FILES
 
     def weights_path(self, name: str) -> Path:
-        """Return the folder of a model's weights; an adapter's are its base's.
-
-        Raises UnknownModel.
-        """
+        """Return the folder of a model's weights, of an adapter its base's. Raises UnknownModel."""
         return self.path(self.get(name).adapter_of or name)
 
-    def _folder(self, name: str) -> Path:
-        return self._root / folder_name(check_name(name))
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model, if there is one. Raises BadName."""
+        return self.root / folder_name(check_name(name))
 
     def _holders(self, sha256: str) -> Iterator[tuple[Path, FileEntry]]:
         for manifest in self.list():
-            files = self._folder(manifest.name) / FILES
+            files = self.folder(manifest.name) / FILES
             yield from ((files / e.path, e) for e in manifest.files if e.sha256 == sha256)
 
     # ---- changes -------------------------------------------------------------------------------
@@ -117,13 +106,15 @@ class ModelStore:
         progress: Progress | None = None,
         *,
         allow_pickles: bool = False,
+        base: str | None = None,
     ) -> Manifest:
         """Import a folder in Hugging Face layout, or a repository of the hub's own cache.
 
         By hard links if possible, else by copies. ``allow_pickles``: where there are no better
-        weights, convert those. Raises BadFiles, NameTaken, BadName or NoSpace.
+        weights, convert those. ``base``: of an adapter, in place of the one that its files name.
+        Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        return import_folder(self, Path(source), name, progress, allow_pickles=allow_pickles)
+        return import_folder(self, source, name, progress, allow_pickles=allow_pickles, base=base)
 
     def finish(
         self,
@@ -133,6 +124,7 @@ class ModelStore:
         source: str,
         revision: str | None = None,
         description: str = "",
+        base: str | None = None,
         progress: Progress | None = None,
         known: Mapping[str, str] | None = None,
     ) -> Manifest:
@@ -141,7 +133,7 @@ class ModelStore:
         ``known`` are SHA-256 digests of files that were hashed on their way here.
         """
         files = folder / FILES
-        found = inspect(files)
+        found = based(inspect(files), base)
         hashed = hash_files(files, progress, known or {})
         secure_and_sync(files)
         entries = tuple(self.blobs.share(files / entry.path, entry) for entry in hashed)
@@ -162,14 +154,14 @@ class ModelStore:
         return manifest
 
     def _move_in(self, folder: Path, name: str) -> None:
-        place = self._folder(name)
+        place = self.folder(name)
         if self._replaced == name and place.exists():
             with held(place, shared=False):
                 carry_over(place, folder)
                 sync(folder)
                 exchange(folder, place, self.partial)
             self.listing.look()
-            self._delete(folder)
+            self.blobs.delete_model(folder)
             return
         self.check_free(name)
         try:
@@ -179,7 +171,7 @@ class ModelStore:
                 raise
             raise _taken(name) from error
         self.listing.look()
-        sync(self._root)
+        sync(self.root)
 
     def replacing(self, name: str) -> "ModelStore":
         """Return this store as one in which a new model of this name takes the old one's place.
@@ -193,14 +185,18 @@ class ModelStore:
 
     def check_free(self, name: str) -> None:
         """Raise NameTaken or BadName. On the hub, names that differ only in case are the same."""
-        wanted = self._folder(name).name.lower()
+        wanted = self.folder(name).name.lower()
         if self._replaced == name:
             return
-        if any(folder.name.lower() == wanted for folder in self._root.iterdir()):
+        try:
+            there = os.listdir(self.root)
+        except OSError as error:
+            raise unavailable("read", error) from error
+        if any(folder.lower() == wanted for folder in there):
             raise _taken(name)
 
     def remove(self, name: str, *, unless_held: bool = False) -> bool:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+        """Remove a model, also a damaged one. Raises UnknownModel, BaseOfAdapters or BadFiles.
 
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
         """
@@ -208,7 +204,7 @@ class ModelStore:
             check_removable(name, self.listing.all())
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
-                folder = self._folder(name)
+                folder = self.folder(name)
                 if (handle := lock(folder)) is not None:
                     opened.callback(os.close, handle)  # till then no clean-up takes part
                 elif unless_held:
@@ -217,29 +213,22 @@ class ModelStore:
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
             self.listing.look()
-            sync(self._root)  # or half of its files could be back after a power cut
-            self._delete(gone)
+            sync(self.root)  # or half of its files could be back after a power cut
+            self.blobs.delete_model(gone)
         return True
-
-    def _delete(self, gone: Path) -> None:
-        """Delete a folder that was a model, and the blobs that nothing else shares."""
-        digests = _digests(gone)
-        shutil.rmtree(gone)
-        for sha256 in digests:
-            self.blobs.drop(sha256)
 
     # ---- care ----------------------------------------------------------------------------------
 
     def usage(self, name: str) -> Usage:
         """Return when the model was last used. Raises UnknownModel."""
         self.get(name)
-        return usage_of(self._folder(name))
+        return usage_of(self.folder(name))
 
     def touch(self, name: str, *, loaded: bool = False) -> None:
         """Record that the model is in use now. Does nothing where that cannot be written."""
         with suppress(OSError, UnknownModel):
             self.get(name)
-            note_use(self._folder(name), loaded=loaded)
+            note_use(self.folder(name), loaded=loaded)
 
     async def record_use(self, name: str, *, loaded: bool = False) -> None:
         """Do as ``touch`` does, beside the event loop."""
@@ -248,7 +237,7 @@ class ModelStore:
     def care(self, name: str) -> Care:
         """Return whether the model is pinned, and its notes. Raises UnknownModel."""
         self.get(name)
-        return care_of(self._folder(name))
+        return care_of(self.folder(name))
 
     def set_care(self, name: str, *, pinned: bool | None = None, notes: str | None = None) -> None:
         """Pin the model or not, write its notes; None leaves one as it is.
@@ -257,7 +246,7 @@ class ModelStore:
         """
         self.get(name)
         with store_errors("The model's notes cannot be written"):
-            change_care(self._folder(name), pinned, notes)
+            change_care(self.folder(name), pinned, notes)
 
     def gc(
         self,
@@ -270,13 +259,11 @@ class ModelStore:
         """Say what may be removed, or with ``do`` remove it and say what went.
 
         ``partials_kept`` is the store's where it is None; ``in_use`` says which models stay, as
-        pinned ones do. Raises BadFiles if the store cannot be read.
+        pinned ones do. Raises StoreUnavailable.
         """
         kept = self.partials_kept if partials_kept is None else partials_kept
-        with store_errors("The store cannot be read"):
-            recover(self._root, self.partial)
-            found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
-            return carry_out(self, found, in_use) if do else found
+        found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
+        return carry_out(self, found, in_use) if do else found
 
     def sweep(self) -> None:
         """Remove what killed processes left, and pulls that nobody has resumed for too long."""
@@ -290,19 +277,30 @@ class ModelStore:
         return [each.path for each in differences(self, [name], progress)[name]]
 
     def read(self, name: str) -> Manifest:
-        """Return the manifest as it is on the disk now. Raises UnknownModel or BadFiles."""
+        """Return the manifest as it is on the disk now.
+
+        Raises UnknownModel, StoreUnavailable, or BadFiles if it is damaged or unreadable.
+        """
         self.get(name)
-        with store_errors("The manifest cannot be read"):
-            return read_manifest(self._folder(name))
+        try:
+            with store_errors("The manifest cannot be read"):
+                return read_manifest(self.folder(name))
+        except BadFiles as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                self.listing.look()  # the store is gone, or the model alone
+                raise _unknown() from error
+            raise
 
     @asynccontextmanager
     async def loading(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Check the models, and hold them: none is replaced while its files are being opened.
+        """Check the models and adapters' bases, and hold them while their files are being opened.
 
         Raises as ``check`` does.
         """
+        found = [self.get(name) for name in names]
+        bases = [each.adapter_of for each in found if each.adapter_of]
         with ExitStack() as holds:
-            for name in names:
+            for name in (*(each.name for each in found), *bases):
                 await self.check(name)
                 handle = await asyncio.to_thread(self._hold, name)
                 holds.callback(os.close, handle)
@@ -310,7 +308,7 @@ class ModelStore:
 
     def _hold(self, name: str) -> int:
         with store_errors("The model cannot be read"):
-            return hold(self._folder(name), shared=True)
+            return hold(self.folder(name), shared=True)
 
     async def check(self, name: str) -> None:
         """Compare the sizes and times of a model's files with its manifest's; reads no file.
@@ -321,37 +319,29 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
-        if base := self.get(name).adapter_of:
-            self._check(base)
-        manifest = self.read(name)  # `models verify` may have written it
-        files = self._folder(name) / FILES
-        barred = [e.path for e in manifest.files if refusal(files / e.path, write=False)]
-        if barred:
-            raise UnreadableFiles(
-                f"The server may not read the model's file {barred[0]}; 'bitinglip doctor', run as "
-                "the server's user, says whose it is and what to do."
-            )
-        changed = [entry.path for entry in manifest.files if not is_unchanged(files, entry)]
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise ChangedFiles(
-                f"The model's file {changed[0]}{more} changed after it was taken in, or is "
-                f"missing. Check it with 'bitinglip models verify {name}'; what is whole can be "
-                "loaded after that, what is not must be removed and added again."
-            )
+        check_unchanged(self.read(name), self.folder(name) / FILES)
 
     @property
     def partial(self) -> Path:
-        """Return the folder of unfinished work, on the same file system as the models."""
-        folder = self._root / PARTIAL
-        folder.mkdir(mode=0o700, exist_ok=True)
+        """Return the folder of unfinished work, on the same file system as the models.
+
+        Raises StoreUnavailable.
+        """
+        folder = self.root / PARTIAL
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise unavailable("written to", error) from error
         return folder
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Yield a folder for ``files/``; remove it at the end unless ``finish`` moved it away."""
         carry_out(self, plan(self, partials_kept=math.inf))
-        folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
+        except OSError as error:
+            raise unavailable("written to", error) from error
         handle = lock(folder)
         try:
             (folder / FILES).mkdir()
@@ -380,14 +370,6 @@ class ModelStore:
             yield folder
         finally:
             os.close(handle)
-
-
-def _digests(folder: Path) -> set[str]:
-    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
-    try:
-        return {entry.sha256 for entry in read_manifest(folder).files}
-    except (BadFiles, OSError):
-        return set()
 
 
 def _taken(name: str) -> NameTaken:

@@ -6,11 +6,10 @@ revision. The hub's client does neither (it begins anew, and trusts the length).
 
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-import httpx
-
-from model_store.connections import Connections
+from model_store.connections import Answer, Broken, Connections
 from model_store.disk import check_room, store_errors
 from model_store.errors import DownloadError, Gated, TokenRefused
 from model_store.partials import Part, Wanted
@@ -74,7 +73,7 @@ class Fetcher:
 
     def _from(self, url: str, part: Part, token: str | None) -> None:
         patience = Patience(self.connections.stopped)
-        last = len(part.wanted.urls) == 1 or url == part.wanted.urls[-1]
+        last = url == part.wanted.urls[-1]
         most = part.size
         while part.size < part.wanted.size:
             answer = self._try(url, part, token, last=last)
@@ -88,74 +87,70 @@ class Fetcher:
                 patience.rest(answer)
                 self.connections.check()
 
-    def _try(self, url: str, part: Part, token: str | None, *, last: bool) -> httpx.Response | None:
+    def _try(self, url: str, part: Part, token: str | None, *, last: bool) -> Answer | None:
         """Fetch as much as one answer brings; return an answer that refuses but may pass."""
-        try:
-            self._get(url, part, token)
-        except httpx.HTTPStatusError as error:
-            answer = error.response
-            # A 403 of a second host is a signed link that has expired: the hub makes a new one.
-            if may_pass(answer.status_code) or (answer.status_code == 403 and answer.history):
-                return answer
-            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise DownloadError(
-                    f"The hub does not deliver all of {part.wanted.path}: its storage has fewer "
-                    "bytes than its listing says. Another revision may be whole."
-                ) from error
-            if not last:
-                raise _Elsewhere(f" (HTTP status {answer.status_code})") from error
-            raise _refused(part.wanted, answer, token) from error
-        except httpx.TransportError:
-            pass  # broken off: what came is kept, and the next try goes on from there
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = type(error).__name__
-            raise DownloadError(f"The hub does not deliver {part.wanted.path} ({why}).") from error
-        return None
-
-    def _get(self, url: str, part: Part, token: str | None) -> None:
         headers = {"Accept-Encoding": "identity"}
         if part.size:
             headers["Range"] = f"bytes={part.size}-"
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        with self.connections.stream(url, headers) as answer:
-            answer.raise_for_status()
-            if part.size and not _goes_on(answer, part):
-                part.begin_anew()  # this server knows no ranges
-            try:
-                # As they come: chunks of a fixed size would lose the last one in a reset.
-                for chunk in answer.iter_raw():
-                    self.connections.check()
-                    if part.coming + len(chunk) > part.wanted.size:
-                        raise DownloadError(
-                            f"The hub sends more of {part.wanted.path} than its listing says."
-                        )
-                    self.throttle.take(len(chunk))
-                    if part.take(chunk):
-                        self._check_room()
-            finally:
-                part.write()
+        try:
+            with self.connections.stream(url, headers) as answer:
+                if answer.is_good:
+                    self._take(answer, part)
+                    return None
+                # A 403 of a second host is a signed link that has expired: the hub makes another.
+                if may_pass(answer.status_code) or (
+                    answer.status_code == HTTPStatus.FORBIDDEN and answer.is_elsewhere
+                ):
+                    return answer
+                if not last:
+                    raise _Elsewhere(f" (HTTP status {answer.status_code})")
+                raise _refused(part.wanted, answer, token)
+        except Broken:
+            return None  # what came is kept, and the next try goes on from there
+
+    def _take(self, answer: Answer, part: Part) -> None:
+        if part.size and not _goes_on(answer, part):
+            part.begin_anew()  # this server knows no ranges
+        try:
+            for piece in answer.pieces():
+                self.connections.check()
+                if part.coming + len(piece) > part.wanted.size:
+                    raise DownloadError(
+                        f"The hub sends more of {part.wanted.path} than its listing says."
+                    )
+                self.throttle.take(len(piece))
+                if part.take(piece):
+                    self._check_room()
+        finally:
+            part.write()
 
     def _check_room(self) -> None:
         check_room(self.folder, self.counter.left())
 
 
-def _goes_on(answer: httpx.Response, part: Part) -> bool:
+def _goes_on(answer: Answer, part: Part) -> bool:
     """Return whether an answer goes on where the part ends."""
-    if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+    if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
         return False
     match = _RANGE.fullmatch(answer.headers.get("content-range", ""))
     # Without the header it is taken at its word; the hash decides in the end.
     return match is None or int(match[1]) == part.size
 
 
-def _refused(wanted: Wanted, answer: httpx.Response, token: str | None) -> DownloadError:
+def _refused(wanted: Wanted, answer: Answer, token: str | None) -> DownloadError:
+    if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return DownloadError(
+            f"The hub does not deliver all of {wanted.path}: its storage has fewer bytes than its "
+            "listing says. Another revision may be whole."
+        )
     if answer.headers.get("x-error-code") == "GatedRepo":
         return Gated(
             "The repository is gated: ask for access on its page on the hub, with the account "
             "of your token, then pull again."
         )
-    if answer.status_code == 401 and token:
+    if answer.status_code == HTTPStatus.UNAUTHORIZED and token:
         return TokenRefused(
             f"The hub refuses the token for {wanted.path}: it may have expired, or may not read "
             "this repository. Make a new one, then pull again to go on."

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from model_store.hashes import sha256_of
-from model_store.manifest import FileEntry, Manifest, write_manifest
+from model_store.inspection import refreshed
+from model_store.manifest import FACTS, FILES, FileEntry, Manifest, write_manifest
 from model_store.progress import Counter, Progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def differences(
 
     Where nothing does, the files as they are now pass ``ModelStore.check``. Raises UnknownModel.
     """
-    manifests = [store.get(name) for name in names]
+    # As they are on the disk: in memory, an adapter's is joined with its base's.
+    manifests = [store.read(name) for name in names]
     reader = _Reader(manifests, progress)
     return {each.name: _compare(store, each, reader) for each in manifests}
 
@@ -87,9 +89,10 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     listed = {entry.path for entry in entries}
     there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
     found += [Difference(path, "new") for path in there if path not in listed]
-    if not found and entries != manifest.files:
+    if not found and (entries != manifest.files or manifest.facts < FACTS):
+        changed = msgspec.structs.replace(manifest, files=entries)
         with suppress(OSError):  # a store that may only be read
-            write_manifest(files.parent, msgspec.structs.replace(manifest, files=entries))
+            write_manifest(files.parent, refreshed(files, changed))
     return sorted(found, key=lambda each: each.path)
 
 
@@ -134,7 +137,8 @@ def mend(store: "ModelStore", name: str) -> list[FileEntry]:
         if path.exists():
             entries.append(entry)
         elif store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256):
-            draft = path.parent / f".{secrets.token_hex(6)}"
+            draft = store.partial / f"draft-{secrets.token_hex(6)}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             store.blobs.link(entry.sha256, draft)
             draft.replace(path)
             entries.append(stamped(files, entry))
@@ -150,7 +154,7 @@ def _sharing(store: "ModelStore", path: Path, entry: FileEntry) -> Iterator[tupl
     """Yield the models that have the very file at this path under some name, and where."""
     own = _inode(path)
     for manifest in store.list() if own is not None else ():
-        files = store.path(manifest.name)
+        files = store.folder(manifest.name) / FILES
         for each in manifest.files:
             if each.sha256 == entry.sha256 and _inode(files / each.path) == own:
                 yield manifest.name, files / each.path

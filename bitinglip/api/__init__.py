@@ -1,4 +1,4 @@
-"""The HTTP surface; ``mount`` puts it into an application."""
+"""Puts the HTTP surface into an application."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -25,15 +25,7 @@ from bitinglip.api.admin import (
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.batches import batches, client_files
 from bitinglip.api.dashboard import dashboard
-from bitinglip.api.inference import (
-    anthropic,
-    embedding,
-    image,
-    responses,
-    speech,
-    text,
-    transcription,
-)
+from bitinglip.api.inference import routers
 from bitinglip.api.middleware import Door
 from bitinglip.api.not_found import blurred, not_found
 from bitinglip.api.request_context import route_path
@@ -55,20 +47,9 @@ PUBLIC = frozenset(
     }
 )
 _ROUTERS = (
-    text.native,
-    text.openai,
-    anthropic.router,
-    responses.router,
+    *routers(),
     client_files.router,
     batches.router,
-    image.native,
-    image.openai,
-    speech.native,
-    speech.openai,
-    embedding.native,
-    embedding.openai,
-    transcription.native,
-    transcription.openai,
     tasks.router,
     files.router,
     watch.router,
@@ -90,7 +71,7 @@ _ROUTERS = (
 
 
 class Application(FastAPI):
-    """FastAPI's application behind our door."""
+    """Runs FastAPI's application behind our checks of all requests."""
 
     door: Door
 

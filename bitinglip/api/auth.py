@@ -1,4 +1,5 @@
-"""Authentication and authorisation: the caller of a request, the scope of a route."""
+"""Authenticates and authorises: finds the caller of a request and requires the
+scope of its route."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace
@@ -104,14 +105,14 @@ def check_inference(caller: Caller) -> Caller:
 
 
 def text_caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
-    """Return who may still run texts with a credential that was good once; None is nobody."""
+    """Return who may still run texts with a credential that was good once, or None."""
     return present_caller(tokens, keys, credential, Scope.TEXT)
 
 
 def present_caller(
     tokens: Tokens, keys: KeyRing, credential: Credential, scope: Scope
 ) -> Caller | None:
-    """Return who may still use a scope with a credential that was good once; None is nobody."""
+    """Return who may still use a scope with a credential that was good once, or None."""
     if not tokens.is_valid(credential):
         return None
     caller = keys.caller(credential) or ANONYMOUS  # who has no key

@@ -66,6 +66,7 @@ class Download(msgspec.Struct, kw_only=True):
     commit: str | None = None  #: that the revision stood for, once it is there
     kind: str | None = None
     changes: dict[str, list[str]] = {}
+    notes: tuple[str, ...] = ()
     waits: bool = False  #: for another program's pull of the same
 
     @property
@@ -92,7 +93,7 @@ class Download(msgspec.Struct, kw_only=True):
         self.state, self.started_at = "running", datetime.now(UTC)
 
     def plan(self, planned: Planned) -> None:
-        self.waits = False
+        self.waits, self.notes = False, planned.notes
         self.bytes_total, self.bytes_done = planned.bytes_total, planned.bytes_done
         self.files = {
             path: File(size, planned.done.get(path, 0)) for path, size in planned.files.items()

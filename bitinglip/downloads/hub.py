@@ -46,6 +46,8 @@ class HubAccess:
             allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
             confine=self._settings.workers.confine,
             endpoint=self._settings.hub.endpoint,
+            mirrors=tuple(self._settings.hub.mirrors),
+            parallel=self._settings.hub.parallel,
             token=self._find_token(),
             bytes_per_second=share,
             environ=network_environment(os.environ),

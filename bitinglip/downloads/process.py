@@ -17,9 +17,17 @@ from workers.output import Output, last_bytes
 
 log = structlog.get_logger(__name__)
 
-_PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; from model_store.puller import main; sys.exit(main())"
-)
+#: Nobody but root reads its memory, which holds the token.
+_PROGRAM = """
+import sys
+sys.path[:] = {path!r}
+from contextlib import suppress
+from workers.confinement.limits import not_dumpable
+with suppress(OSError):
+    not_dumpable()
+from model_store.puller import main
+sys.exit(main())
+"""
 #: what the process gets of the server's environment, beside what has one of these beginnings
 _INHERITED = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"}

@@ -1,4 +1,4 @@
-"""uvicorn's server with our own acceptor and protocols."""
+"""Runs uvicorn's server with our own acceptor and protocols."""
 
 import asyncio
 import logging

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from bitinglip.settings.addresses import PublicUrl
 from bitinglip.settings.sections import Kept, Section
 
 
@@ -11,6 +12,15 @@ class Hub(Section):
     )
     token_file: str | None = Field(
         None, description="file that holds the Hugging Face token; null uses HF_TOKEN"
+    )
+    mirrors: list[PublicUrl] = Field(
+        [],
+        max_length=8,
+        description="URLs that are asked in turn where the hub does not deliver; never with the "
+        "token",
+    )
+    parallel: int = Field(
+        4, ge=1, le=16, description="maximum files of a model that are downloaded at the same time"
     )
     offline: bool = Field(False, description="never contact the hub")
     max_downloads: int = Field(

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Body(BaseModel):
-    """A request body; it converts no types and refuses unknown fields."""
+    """Holds a request body; it converts no types and refuses unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -38,13 +38,14 @@ Label = Annotated[Any, _HasNoEffect()]
 
 
 class OpenAIBody(Body):
-    """A part of a request on OpenAI's surface; fields that it does not know change nothing."""
+    """Holds a part of a request on OpenAI's surface; fields that it does not know
+    change nothing."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class OpenAIRequest(OpenAIBody):
-    """A whole request body; it knows which fields were ignored."""
+    """Holds a whole request body; it knows which fields were ignored."""
 
     def ignored(self) -> list[str]:
         """Name the fields that were ignored; of a large body it takes its time."""

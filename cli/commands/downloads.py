@@ -1,6 +1,6 @@
 """Downloads of a running server: asked for, followed, listed, cancelled."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import Failure
@@ -8,57 +8,51 @@ from cli.show.output import ago, print_note, show_table, size
 
 if TYPE_CHECKING:
     from cli.client import Client, Event
-    from cli.commands.pull import Transfer
+    from cli.commands.pull import Asked, Transfer
 
 _DOWNLOADS = "/api/v1/models/downloads"
 COLUMNS = ("ID", "MODEL", "STATE", "DONE", "PRIORITY", "ASKED", "ERROR")
 BELOW = "ERROR"  #: its row, where the terminal is narrow
 
 
-def pull_by_server(
-    server: "Client",
-    repo: str,
-    revision: str | None,
-    *,
-    name: str | None,
-    include: Sequence[str],
-    allow_pickles: bool,
-    priority: str | None,
-) -> None:
+def pull_by_server(server: "Client", asked: "Asked", priority: str | None) -> None:
     """Have the server pull, and show how far it is. It goes on without this command."""
     body = {
-        "model_name": repo,
-        "revision": revision,
-        "name": name,
-        "include": list(include),
-        "allow_pickles": allow_pickles,
+        "model_name": asked.repo,
+        "revision": asked.revision,
+        "name": asked.name,
+        "include": list(asked.include),
+        "allow_pickles": asked.allow_pickles,
     }
     if priority is not None:
         body["priority"] = priority
     download = server.post("/api/v1/models/download", body)
     print_note(f"The server at {server.url} pulls {download['repo']}")
+    ended = follow(server, download)
+    kind = server.get(f"/api/v1/models/{ended['model']}")["type"]
+    print_note(f"Pulled {ended['model']}: {kind}, {size(ended['bytes_total'])}, verified.")
+
+
+def follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
+    """Show a download until it has ended; return it. Raises Failure unless it is completed.
+
+    To interrupt this command does not stop the download.
+    """
+    from cli.client import refusal
+    from cli.commands.pull import transfer
+
     try:
-        ended = _follow(server, download)
+        with (
+            server.follow(f"{_DOWNLOADS}/{download['id']}/events") as events,
+            transfer(download["model"]) as bars,
+        ):
+            state, last = _show(events, bars)
     except KeyboardInterrupt:
         print_note(
             "The server goes on with it. How far it is: `bitinglip models downloads`; to stop it: "
             f"`bitinglip models cancel {download['model']}`."
         )
         raise
-    kind = server.get(f"/api/v1/models/{ended['model']}")["type"]
-    print_note(f"Pulled {ended['model']}: {kind}, {size(ended['bytes_total'])}, verified.")
-
-
-def _follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
-    """Show a download until it has ended; return it. Raises Failure unless it is completed."""
-    from cli.client import refusal
-    from cli.commands.pull import transfer
-
-    with (
-        server.follow(f"{_DOWNLOADS}/{download['id']}/events") as events,
-        transfer(download["model"]) as bars,
-    ):
-        state, last = _show(events, bars)
     if state == "failed":
         raise refusal(last["error"])
     if state == "cancelled":
@@ -72,6 +66,8 @@ def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
     for state, data in events:
         if data.get("bytes_total") and not planned:
             planned = True
+            for note in data.get("notes", ()):
+                print_note(note)
             sizes = {file["path"]: file["bytes_total"] for file in data["files"]}
             bars.plan(sizes, {file["path"]: file["bytes_done"] for file in data["files"]})
         elif planned:

@@ -1,8 +1,11 @@
 """``bitinglip models``: what is in the store."""
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +15,7 @@ from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import (
+    ago,
     amount,
     print_note,
     show_json,
@@ -21,6 +25,9 @@ from cli.show.output import (
     size,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from cli.client import Client
 
 PicklesOption = Annotated[
     bool,
@@ -58,6 +65,16 @@ def pull(
         Priority | None,
         typer.Option(help="Whose turn it is among the downloads of a running server."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be fetched, and whether it fits.")
+    ] = False,
+    token_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--token-stdin",
+            help="Read the hub's token from standard input; this command pulls by itself then.",
+        ),
+    ] = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -66,29 +83,26 @@ def pull(
     A running server does it, and goes on without this command.
     """
     from cli.commands.downloads import pull_by_server
-    from cli.commands.pull import pull_model
+    from cli.commands.pull import Asked, plan_pull, pull_model
+    from model_store.tokens import read_token
 
     repo_id, _, revision = repo.partition("@")
     place = CliContext.of(home, config)
-    if server := place.server():
-        pull_by_server(
-            server,
-            repo_id,
-            revision or None,
-            name=name,
-            include=include or (),
-            allow_pickles=allow_pickles,
-            priority=priority,
+    asked = Asked(repo_id, revision or None, name, tuple(include or ()), allow_pickles)
+    alone = dry_run or token_stdin
+    if alone and os.environ.get("BITINGLIP_URL"):
+        raise Failure(
+            "--dry-run and --token-stdin work on this machine's home; unset BITINGLIP_URL. A "
+            "server has its own token: HF_TOKEN, or hub.token_file in its settings"
         )
+    if not alone and (server := place.server()):
+        pull_by_server(server, asked, priority)
         return
-    pull_model(
-        place,
-        repo_id,
-        revision or None,
-        name=name,
-        include=include or (),
-        allow_pickles=allow_pickles,
-    )
+    token = read_token(sys.stdin) if token_stdin else None
+    if dry_run:
+        plan_pull(place, asked, token)
+    else:
+        pull_model(place, asked, token)
 
 
 @app.command()
@@ -122,6 +136,9 @@ def import_model(
     path: Annotated[Path, typer.Argument(help="A folder in Hugging Face layout.")],
     name: Annotated[str, typer.Option(help="The model's name here.")],
     allow_pickles: PicklesOption = False,
+    base: Annotated[
+        str | None, typer.Option(help="Of an adapter: its base's name, if its files name another.")
+    ] = None,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -134,6 +151,7 @@ def import_model(
     with waiting(f"importing {folder.name}"):
         if server:
             body = {"path": str(folder), "name": name, "allow_pickles": allow_pickles}
+            body |= {"base": base} if base else {}
             found = server.post("/api/v1/models/import", body, patience=None)
         else:
             found = offline.import_model(
@@ -141,6 +159,7 @@ def import_model(
                 folder,
                 name,
                 allow_pickles=allow_pickles or place.allows_pickles(name),
+                base=base,
                 confine=place.settings().workers.confine,
             )
     print_note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
@@ -153,9 +172,22 @@ def list_models(
     """All models in the store."""
     place = CliContext.of(home, config)
     server = place.server()
-    rows = server.list("/api/v1/models") if server else offline.models(place.home)
+    rows = _listed(server) if server else offline.models(place.home)
     empty = "No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`."
     show_list(rows, _show_models, as_json=as_json, empty=empty)
+
+
+def _listed(server: "Client") -> list[dict[str, Any]]:
+    """Return the server's models, and of each whether it fits; None where nobody knows."""
+    from cli.client import path_of
+
+    rows = server.list("/api/v1/models")
+    for number, row in enumerate(rows):
+        row["fit"] = None
+        if number < _MOST_FITS and row["status"] != "downloading":
+            with suppress(Failure):  # a server of another version
+                row["fit"] = server.get(path_of("models", row["model_id"], "fit")).get("verdict")
+    return rows
 
 
 def _show_models(rows: list[dict[str, Any]]) -> None:
@@ -199,14 +231,6 @@ def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 
 @app.command()
-def verify(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
-    """Read every file of a model in this home's store and compare it with what was downloaded."""
-    from cli.commands.pull import verify_model
-
-    verify_model(CliContext.of(home, config), name)
-
-
-@app.command()
 def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
     """Load a model now; returns when it is ready. What keeps it loaded is models.<name>.pin and
     keep_alive in the configuration."""
@@ -242,8 +266,15 @@ def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
     print_note(f"{name} is unloaded.")
 
 
-COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
-BELOW = "ENGINE PARAMETERS CONTEXT"  #: their row, where the terminal is narrow
+COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "USED", "FITS", "STATUS")
+BELOW = "ENGINE PARAMETERS CONTEXT USED FITS"  #: their row, where the terminal is narrow
+_MOST_FITS = 100  #: models that are asked about one by one
+_FITS = {
+    "loaded": "yes",
+    "fits": "yes",
+    "fits_after_eviction": "after eviction",
+    "does_not_fit": "no",
+}
 _NOT_SHOWN = {"model_id", "supported_parameters", "bytes", "voices"}
 
 
@@ -255,8 +286,16 @@ def _row(model: dict[str, Any]) -> tuple[Any, ...]:
         size(model["bytes"]),
         amount(model["parameters"]),
         model["max_context"],
-        model["status"],
+        ago(model.get("last_used_at")),
+        _FITS.get(model.get("fit") or ""),
+        _status(model),
     )
+
+
+def _status(model: dict[str, Any]) -> str:
+    done, pinned = model.get("progress"), ", pinned" if model.get("pinned") else ""
+    part = f" {100 * done:.0f} %" if model["status"] == "downloading" and done else ""
+    return f"{model['status']}{part}{pinned}"
 
 
 def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -1,15 +1,24 @@
-"""Runs pull and verify, which move or read many bytes, with a progress bar."""
+"""Pulls by the command itself, and the bars of all that moves or reads many bytes."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cli import offline
 from cli.errors import Failure
-from cli.show.output import clean, console, duration, print_note, size
+from cli.show.output import (
+    clean,
+    console,
+    duration,
+    print_note,
+    show_table,
+    size,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -22,40 +31,38 @@ _MOST_BARS = 6  #: of single files
 _LONGEST_NAME = 40
 
 
-def pull_model(
-    place: "CliContext",
-    repo: str,
-    revision: str | None,
-    *,
-    name: str | None,
-    include: Sequence[str],
-    allow_pickles: bool,
-    token: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What a pull is asked for; ``repo`` may be a short name, which the model has then."""
+
+    repo: str
+    revision: str | None
+    name: str | None
+    include: tuple[str, ...]
+    allow_pickles: bool
+
+
+def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> None:
     """Pull into the home's store, also while a server runs: a pull only adds a folder.
 
-    ``repo`` may be one of the short names; the model has that name then. ``token`` comes before
-    the one of the settings.
+    ``token`` comes before the one of the settings.
     """
     hub = hub_options(place, token)
-    from model_store.aliases import repo_of
     from model_store.hub import pull
 
     place.home.create()
-    if full := repo_of(repo, place.home.root):
-        print_note(f"{repo} stands for {full}")
-        repo, name = full, name or repo
-    print_note(f"Pulling {repo} into {place.home.models}")
+    asked = _resolved(place, asked)
+    print_note(f"Pulling {asked.repo} into {place.home.models}")
     try:
-        with transfer(repo) as progress:
+        with transfer(asked.repo) as progress:
             manifest = pull(
                 offline.store(place.home, confine=place.settings().workers.confine),
-                repo,
-                revision=revision,
-                name=name,
-                include=include,
+                asked.repo,
+                revision=asked.revision,
+                name=asked.name,
+                include=asked.include,
                 hub=hub,
-                allow_pickles=allow_pickles or place.allows_pickles(name or repo),
+                allow_pickles=asked.allow_pickles,
                 progress=progress,
                 planned=_show_plan,
             )
@@ -64,6 +71,43 @@ def pull_model(
         raise
     offline.enter(place.home, "model.pull", manifest.name, after=offline.model_facts(manifest))
     print_note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
+
+
+def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> None:
+    """Say what a pull would fetch. Raises Failure if the disk has no room for it."""
+    from model_store.hub import plan
+
+    place.home.create()
+    asked = _resolved(place, asked)
+    with waiting(f"asking the hub for {asked.repo}"):
+        found = plan(
+            offline.store(place.home),
+            asked.repo,
+            revision=asked.revision,
+            name=asked.name,
+            include=asked.include,
+            hub=hub_options(place, token),
+            allow_pickles=asked.allow_pickles,
+        )
+    rows = [(file.path, size(file.size), size(file.there)) for file in found.files]
+    show_table(("FILE", "SIZE", "HERE"), rows, right="SIZE HERE")
+    _show_plan(found)
+    if not found.fits:
+        raise Failure(
+            f"{size(found.missing_bytes)} are to be fetched, and the disk has room for "
+            f"{size(found.free_bytes)}"
+        )
+
+
+def _resolved(place: "CliContext", asked: Asked) -> Asked:
+    """Return what is asked for with a short name replaced, and what the settings allow."""
+    from model_store.aliases import repo_of
+
+    if full := repo_of(asked.repo, place.home.root):
+        print_note(f"{asked.repo} stands for {full}")
+        asked = replace(asked, repo=full, name=asked.name or asked.repo)
+    allowed = asked.allow_pickles or place.allows_pickles(asked.name or asked.repo)
+    return replace(asked, allow_pickles=allowed)
 
 
 def _show_plan(plan: "Plan") -> None:
@@ -84,17 +128,14 @@ def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
 
     hub = place.settings().hub
     token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)
-    return HubOptions(hub.endpoint, token, hub.offline)
-
-
-def verify_model(place: "CliContext", name: str) -> None:
-    offline.manifest(place.home, name)
-    with transfer(f"Reading {name}") as progress:
-        wrong = offline.store(place.home).verify(name, progress)
-    if wrong:
-        files = f"{len(wrong)} of its files" if len(wrong) > 5 else ", ".join(wrong)
-        raise Failure(f"{name} is damaged: {files}; remove it and pull it again")
-    print_note(f"{name} is whole.")
+    return HubOptions(
+        hub.endpoint,
+        token,
+        hub.offline,
+        bytes_per_second=hub.bytes_per_second,
+        parallel=hub.parallel,
+        mirrors=tuple(hub.mirrors),
+    )
 
 
 class Transfer:

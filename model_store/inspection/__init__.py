@@ -4,7 +4,11 @@ Everything that can be told from files alone is told here, before any library op
 pickles, indices that point elsewhere, headers that lie, configs that claim more than the weights.
 """
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from model_store.errors import BadFiles
 from model_store.inspection.adapter import inspect_adapter, is_adapter
@@ -16,10 +20,18 @@ from model_store.inspection.pipeline import check_index, components, inspect_pip
 from model_store.inspection.transformer import inspect_transformer
 from model_store.inspection.weights import CODE, check_indices
 from model_store.kinds import FAKE, kind_of, read_any_json, read_json
-from model_store.manifest import ADAPTER
+from model_store.manifest import ADAPTER, Manifest
 from model_store.selection import required
 
-__all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files"]
+__all__ = [
+    "Inspection",
+    "based",
+    "components",
+    "inspect",
+    "inspect_texts",
+    "model_files",
+    "refreshed",
+]
 
 
 def inspect(folder: Path) -> Inspection:
@@ -37,8 +49,32 @@ def inspect(folder: Path) -> Inspection:
                 "text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat
             )
         found = inspect_transformer(folder, kind, config)
-    found.license, found.languages = describe(folder)
+    found.license, languages = describe(folder)
+    found.languages = found.languages or languages
     return found
+
+
+def based(found: Inspection, base: str | None) -> Inspection:
+    """Return the facts of an adapter with the base that somebody names, if somebody does.
+
+    Raises BadFiles where it is no adapter.
+    """
+    if base is None:
+        return found
+    if found.kind != ADAPTER:
+        raise BadFiles("It is a model, not an adapter: it has no base.")
+    return replace(found, base=base)
+
+
+def refreshed(folder: Path, manifest: Manifest) -> Manifest:
+    """Return a manifest with the facts that this version tells of the files in a folder.
+
+    One of a model that would be refused today stays as it is.
+    """
+    with suppress(BadFiles, OSError):
+        told = {**vars(inspect(folder)), "base": manifest.base}  # somebody may have named that
+        return msgspec.structs.replace(manifest, **told)
+    return manifest
 
 
 def inspect_texts(folder: Path) -> str:

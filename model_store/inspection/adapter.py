@@ -44,7 +44,8 @@ def inspect_adapter(folder: Path) -> Inspection:
     return _of_peft(folder, read_json(config_file)) if config_file.exists() else _of_file(folder)
 
 
-def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
+def check_config(config: dict[str, Any]) -> None:
+    """Raise BadFiles for an adapter's config that is none of a LoRA for texts."""
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "LORA":
         raise BadFiles(f"It is an adapter of the type '{str(kind)[:40]}'; only LoRA is run.")
@@ -54,6 +55,10 @@ def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
         if config.get(name):
             raise BadFiles(f"{ADAPTER_CONFIG}: {name} is not supported.")
     check_numbers(config, ADAPTER_CONFIG)
+
+
+def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
+    check_config(config)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = any(path.suffix.lower() in PICKLES for path in folder.iterdir())
         kept = "as a pickle, which can run code" if pickled else "nowhere"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_store.errors import BadFiles
+from model_store.manifest import FACTS
 
 CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -67,6 +68,7 @@ class Inspection:
     license: str | None = None
     languages: tuple[str, ...] = ()
     base: str | None = None
+    facts: int = FACTS
 
 
 def number(config: dict[str, Any], *names: str) -> int | None:

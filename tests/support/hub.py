@@ -56,10 +56,14 @@ class FakeHub:
     listing: Any = None  #: instead of the true one
     info_faults: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     faults: dict[str, Fault] = field(default_factory=dict)
+    cuts: dict[str, list[int]] = field(default_factory=dict)  #: bytes of each next body
+    ranges: list[tuple[str, int]] = field(default_factory=list)  #: where each body began
     near_faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     far_headers: list[dict[str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+    info_stalls: bool = False
+    at_once: int = 0  #: bodies that are being sent
     slow: float = 0  #: seconds before each 64 KiB
     released: threading.Event = field(default_factory=threading.Event)  #: ends what stalls
 
@@ -122,7 +126,7 @@ class _Near(BaseHTTPRequestHandler):
         elif (self.hub.at(sha) or {}).get(path) is None:
             self.answer(404, {"X-Error-Code": "EntryNotFound"})
         elif self.hub.redirect:
-            far = fault.to if fault else self.hub.far_url
+            far = (fault and fault.to) or self.hub.far_url
             self.answer(302, {"Location": f"{far}/{sha}/{path}"})
         else:
             send(self, sha, path)
@@ -135,6 +139,8 @@ class _Near(BaseHTTPRequestHandler):
         kind, _, asked = self.path[len("/api/") :].partition("?")[0].partition("/")
         repo, _, revision = asked.partition("/revision/")
         sha = {"": hub.sha, "main": hub.sha, **hub.refs}.get(revision, revision)
+        if hub.info_stalls:
+            hub.released.wait()
         if kind != "models" and hub.others.get(repo) == kind:
             self.json({"id": repo, "sha": SHA, "siblings": []})
         elif kind == "models" and hub.info_faults:
@@ -176,6 +182,8 @@ def send(handler: _Near, sha: str, path: str) -> None:
     """The bytes of a file, as its fault will have it."""
     hub = handler.hub
     fault = _due(hub.faults.get(path)) or Fault()
+    if cuts := hub.cuts.get(path):
+        fault.cut_after = cuts.pop()
     if fault.status:
         handler.answer(fault.status, fault.headers)
         return
@@ -189,6 +197,7 @@ def send(handler: _Near, sha: str, path: str) -> None:
         if start >= end:
             handler.answer(416, {"Content-Range": f"bytes */{len(data)}"})
             return
+    hub.ranges.append((path, start))
     handler.send_response(206 if wanted else 200)
     if wanted:
         handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
@@ -197,7 +206,9 @@ def send(handler: _Near, sha: str, path: str) -> None:
     if fault.reset:
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    hub.at_once += 1
     _stream(handler, path, memoryview(data)[start:end], fault)
+    hub.at_once -= 1
 
 
 def _stream(handler: _Near, path: str, data: memoryview, fault: Fault) -> None:

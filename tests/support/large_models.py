@@ -1,5 +1,6 @@
-"""Models whose weights take a while to come, for downloads that are looked at meanwhile."""
+"""A hub whose model is large enough to be held in the middle of a download."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from tests.support.hub import FakeHub, fake_hub
+from tests.support.hub import FakeHub, Fault, fake_hub
 from tests.support.model_folders import llama, llama_tensors
 
 WEIGHTS = "model.safetensors"
-SIZE = 4 << 20  #: a block of a pull is a quarter of it
-SLOW = 0.05  #: seconds for each 64 KiB, so that a block takes most of a second
+BLOCK = 1 << 20  #: that a pull writes at once
+SIZE = 4 * BLOCK
 
 
 def weights(seed: int) -> bytes:
@@ -31,6 +32,18 @@ def large_hub(folder: Path) -> Iterator[FakeHub]:
 
 def renew(hub: FakeHub) -> None:
     """Have the hub well, and with weights that no store has."""
-    hub.slow, hub.gated, hub.listing = 0, False, None
+    let_go(hub)
+    hub.gated, hub.listing = False, None
     hub.sent.clear()
     hub.files = {**hub.files, WEIGHTS: weights(len(hub.requests))}
+
+
+def hold(hub: FakeHub) -> None:
+    """Have the weights stop after a block, until they are let go."""
+    hub.released = threading.Event()
+    hub.faults[WEIGHTS] = Fault(times=-1, stall_after=BLOCK + BLOCK // 2)
+
+
+def let_go(hub: FakeHub) -> None:
+    hub.faults.clear()
+    hub.released.set()

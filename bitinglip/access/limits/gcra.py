@@ -1,4 +1,4 @@
-"""The generic cell rate algorithm in integers: one number per caller and limit. Pure.
+"""Implements the generic cell rate algorithm in integers: one number per caller and limit. Pure.
 
 It is asked at every request, so it compares by hand what ``max`` would: a call costs more.
 
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The outcome of asking for some units."""
+    """Describes the outcome of asking for some units."""
 
     tat: int  #: the new state; where ``wait`` is not 0 it must not be kept
     wait: int  #: microseconds until the same request passes; 0 if it passes now

@@ -11,7 +11,7 @@ MOST_CELLS = 100_000  #: some 20 MB
 
 
 class Cell(NamedTuple):
-    """One limit of one caller."""
+    """Holds one limit of one caller."""
 
     id: str
     rate: Rate

@@ -209,13 +209,14 @@ class ReplicaLoader:
         if loading is not None:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-        if replica.worker is not None:
-            await self._pool.stop(replica.worker, cause)
-            await self._store.record_use(replica.model)
+        if (worker := replica.worker) is not None:
+            await self._pool.stop(worker, cause)
         if (stuck := self._pool.stuck(replica.id)) is not None:
             self._listener.on_stuck(model_state, replica, stuck)
         else:
             self._listener.on_gone(model_state, replica)
+        if worker is not None:
+            await self._store.record_use(replica.model)
 
     def await_end(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         """Tell the end of a process that is stuck, whenever it comes."""
@@ -294,7 +295,9 @@ class ReplicaLoader:
                 height=own.image.height or side,
             ),
             speech=self._speech_options(own.speech),
-            text=protocol.TextOptions(response_template=own.text.response_template),
+            text=protocol.TextOptions(
+                response_template=own.text.response_template, attention=own.text.attention
+            ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
 

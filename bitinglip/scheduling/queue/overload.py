@@ -12,7 +12,7 @@ SHED_BATCH = 0.8  #: from here on work of low priority is refused
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """A measurement of the load; each part is from 0 (none) to 1 (all there is) or beyond."""
+    """Measures the load; each part is from 0 (none) to 1 (all there is) or beyond."""
 
     lag_seconds: float = 0.0
     wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable

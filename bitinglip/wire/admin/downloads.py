@@ -80,6 +80,7 @@ def download_info(download: Download) -> dict[str, Any]:
             for path, file in sorted(download.files.items())
         ],
         "changes": download.changes,
+        "notes": list(download.notes),
         "error": error and {"code": error.code, "message": error.message},
         "created_at": timestamp(download.created_at),
         "started_at": _time(download.started_at),

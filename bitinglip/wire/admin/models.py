@@ -35,6 +35,9 @@ class ImportModelRequest(Body):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     name: Annotated[str, Field(min_length=1, max_length=256)]
     allow_pickles: bool = False
+    base: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Of an adapter: its base's name here, if its files name another."
+    )
 
 
 def model_type(manifest: Manifest) -> str:

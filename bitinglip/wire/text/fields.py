@@ -80,7 +80,7 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """A turn of a conversation; our own answers may be sent back as they are."""
+    """Holds a turn of a conversation; our own answers may be sent back as they are."""
 
     role: Role
     content: Annotated[
@@ -145,7 +145,8 @@ class ApiDefaults:
 
 
 class SamplingFields(Body):
-    """Sampling parameters; ``null`` means no value: the model's default applies, then the API's."""
+    """Holds sampling parameters; ``null`` means no value: the model's default applies, then the
+    API's."""
 
     max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -169,7 +170,7 @@ class SamplingFields(Body):
 
     @property
     def max_tokens_field(self) -> str:
-        """The name by which the request has set it."""
+        """Return the name by which the request has set it."""
         return "max_tokens"
 
     def sampling(

@@ -64,7 +64,7 @@ def _turn_parts(value: Any, info: ValidationInfo) -> Any:
 
 
 class OpenAIMessage(OpenAIBody):
-    """A turn of a conversation; assistants' turns may be without content."""
+    """Holds a turn of a conversation; assistants' turns may be without content."""
 
     role: Role
     content: Annotated[
@@ -101,7 +101,7 @@ class OpenAIMessage(OpenAIBody):
 
 
 class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
-    """The fields that chat and completions share."""
+    """Holds the fields that chat and completions share."""
 
     model: ModelName
     stop: Annotated[Stops, OneOrMore] = None

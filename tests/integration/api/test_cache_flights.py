@@ -171,7 +171,7 @@ def test_cache_hands_over_when_the_leader_is_cancelled_or_times_out(
     assert outcome(follow.result()) == "MISS"
 
 
-def test_cache_goes_on_for_followers_when_the_leader_leaves(
+def test_cache_keeps_the_job_for_followers_when_the_leader_disconnects(
     served: Served, rush: Rush, engine: Engine
 ) -> None:
     cancelled = len(served.workers.cancelled)
@@ -189,7 +189,9 @@ def test_cache_goes_on_for_followers_when_the_leader_leaves(
     assert len(served.workers.cancelled) == cancelled
 
 
-def test_cache_ends_a_job_that_nobody_waits_for(served: Served, rush: Rush, engine: Engine) -> None:
+def test_cache_ends_a_job_without_waiting_requests(
+    served: Served, rush: Rush, engine: Engine
+) -> None:
     cancelled = len(served.workers.cancelled)
     with ExitStack() as gone:
         for count in range(3):

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,7 +13,7 @@ import pytest
 from tests.support.api_server import Served, serve
 from tests.support.audit_log import on_disk
 from tests.support.hub import REPO, SHA, FakeHub
-from tests.support.large_models import SLOW, large_hub, renew
+from tests.support.large_models import BLOCK, SIZE, hold, large_hub, let_go, renew
 from tests.support.sse import SseEvent, events_of, iter_events
 from tests.support.wait import eventually
 
@@ -70,7 +70,7 @@ def events(client: httpx.Client, download: dict[str, Any]) -> list[SseEvent]:
 
 def await_bytes(client: httpx.Client, download: dict[str, Any]) -> None:
     """Wait until a part of the weights is there."""
-    eventually(lambda: shown(client, download)["bytes_done"] > 1 << 20)
+    eventually(lambda: shown(client, download)["bytes_done"] >= BLOCK)
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:
@@ -80,19 +80,25 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 def test_download_ends_with_a_model_that_can_be_used_at_once(
     served: Served, hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = 0.01
+    hold(hub)
     download = ask(admin, "first", revision="main", priority="high")
     assert (download["model"], download["repo"], download["source"]) == (
         "first",
         REPO,
         "huggingface",
     )
-    *before, (name, last) = events(admin, download)
+    with admin.stream("GET", f"{DOWNLOADS}/{download['id']}/events") as answer:
+        told = iter_events(answer.iter_lines())
+        before = [next(told)]
+        await_bytes(admin, download)
+        let_go(hub)
+        *more, (name, last) = told
+    before += more
     assert name == "completed", last
     assert {each for each, _ in before} == {"progress"}
     counted = [data["bytes_done"] for _, data in before]
     assert counted == sorted(counted)
-    assert last["bytes_done"] == last["bytes_total"] > 4 << 20
+    assert last["bytes_done"] == last["bytes_total"] > SIZE
     assert (last["revision"], last["error"]) == (SHA, None)
     loaded = admin.post("/api/v1/models/first/load")
     assert loaded.json()["status"] == "ready", loaded.text
@@ -115,7 +121,7 @@ def test_download_ends_with_a_model_that_can_be_used_at_once(
 def test_download_that_runs_shows_as_a_model_that_cannot_be_used_yet(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = SLOW
+    hold(hub)
     download = ask(admin, "coming")
     await_bytes(admin, download)
     listed = admin.get("/api/v1/models", params={"status": "downloading"}).json()["data"]
@@ -135,7 +141,7 @@ def test_download_that_runs_shows_as_a_model_that_cannot_be_used_yet(
 def test_download_asked_again_is_joined_and_another_of_its_name_refused(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = SLOW
+    hold(hub)
     first = ask(admin, "one", priority="low")
     assert ask(admin, "one", priority="high")["id"] == first["id"]
     assert shown(admin, first)["priority"] == "high"
@@ -147,7 +153,7 @@ def test_download_asked_again_is_joined_and_another_of_its_name_refused(
 def test_download_waits_for_its_turn_by_priority_within_bounds(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = SLOW
+    hold(hub)
     running = ask(admin, "running")
     low, high = ask(admin, "low", priority="low"), ask(admin, "high", priority="high")
     states = [shown(admin, each)["state"] for each in (running, low, high)]
@@ -170,7 +176,7 @@ def test_download_waits_for_its_turn_by_priority_within_bounds(
 def test_download_that_was_cancelled_goes_on_where_it_stopped_unless_purged(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = SLOW
+    hold(hub)
     download = ask(admin, "again")
     await_bytes(admin, download)
     process = psutil.Process(puller_of(download))
@@ -183,7 +189,8 @@ def test_download_that_was_cancelled_goes_on_where_it_stopped_unless_purged(
     eventually(lambda: any("Range" in each for each in hub.far_headers[asked:]))
     gone = admin.delete(f"{DOWNLOADS}/{download['id']}", params={"purge": "true"})
     assert gone.status_code == 204
-    asked, hub.slow = len(hub.far_headers), 0
+    asked = len(hub.far_headers)
+    let_go(hub)
     ask(admin, "again")
     assert events(admin, download)[-1][0] == "completed"
     assert not any("Range" in each for each in hub.far_headers[asked:])
@@ -192,22 +199,33 @@ def test_download_that_was_cancelled_goes_on_where_it_stopped_unless_purged(
 def test_download_whose_process_dies_fails_and_is_taken_up_again(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = SLOW
+    hold(hub)
     download = ask(admin, "killed")
     await_bytes(admin, download)
     os.kill(puller_of(download), signal.SIGKILL)
     name, last = events(admin, download)[-1]
     assert (name, last["error"]["code"]) == ("failed", "DOWNLOAD_FAILED")
-    hub.slow = 0
+    let_go(hub)
     assert ask(admin, "killed")["id"] == download["id"]
     assert events(admin, download)[-1][0] == "completed"
 
 
+def test_download_waits_for_another_program_that_pulls_the_same(
+    served: Served, admin: httpx.Client
+) -> None:
+    with served.services.store.pulling(REPO):
+        download = ask(admin, "waiting")
+        eventually(lambda: shown(admin, download)["waits_for"])
+        assert shown(admin, download)["state"] == "running"
+    assert events(admin, download)[-1][0] == "completed"
+
+
 def test_download_outlives_the_client_that_watches(hub: FakeHub, admin: httpx.Client) -> None:
-    hub.slow = 0.01
+    hold(hub)
     download = ask(admin, "unwatched")
     with admin.stream("GET", f"{DOWNLOADS}/{download['id']}/events") as answer:
         next(iter_events(answer.iter_lines()))
+    let_go(hub)
     assert events(admin, download)[-1][0] == "completed"
 
 
@@ -270,12 +288,38 @@ def test_download_needs_the_scope_and_the_model_of_its_key(served: Served) -> No
         assert client.delete(f"{DOWNLOADS}/dl_0", headers=writer).status_code == 404
 
 
+def test_download_shows_to_keys_of_its_model_for_as_long_as_they_are_good(
+    served: Served, hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    others = ask(admin, "not-theirs")
+    fields = {"name": "narrow", "scopes": ["cluster:write"], "models": ["their-*"]}
+    key = admin.post("/api/v1/keys", json=fields).json()
+    headers = {"authorization": f"Bearer {key['key']}"}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60) as narrow:
+        refused = narrow.post(DOWNLOAD, json={**WORDS, "name": "not-theirs-either"})
+        assert refusal(refused) == (403, "MODEL_NOT_ALLOWED")
+        assert refusal(narrow.get(f"{DOWNLOADS}/{others['id']}")) == (404, "NOT_FOUND")
+        theirs = ask(narrow, "their-model")
+        page = narrow.get(DOWNLOADS).json()
+        assert ([each["id"] for each in page["data"]], page["total"]) == ([theirs["id"]], 1)
+        with narrow.stream("GET", f"{DOWNLOADS}/{theirs['id']}/events") as answer:
+            told = iter_events(answer.iter_lines())
+            next(told)
+            admin.delete(f"/api/v1/keys/{key['id']}").raise_for_status()
+            let_go(hub)
+            assert "completed" not in {name for name, _ in told}
+    assert events(admin, theirs)[-1][0] == "completed"  # it is the server's by now
+
+
 def puller_of(download: dict[str, Any]) -> int:
     """Return the process that pulls for a download; its arguments and environment hold nothing."""
     title = f"bitinglip download {download['id']}"
     for child in psutil.Process(os.getpid()).children():
         if child.cmdline()[-1:] == [title]:
-            told = [*child.cmdline(), *child.environ(), *child.environ().values()]
+            told = child.cmdline()
+            with suppress(psutil.AccessDenied):  # nobody but root may look
+                told += child.environ().values()
             assert not any("hf_of_the_server" in each for each in told)
             return child.pid
-    raise AssertionError(f"nobody pulls; threads: {threading.active_count()}")
+    raise AssertionError("no process pulls")

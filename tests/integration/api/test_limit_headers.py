@@ -79,7 +79,7 @@ def test_retry_is_left_out_where_it_would_take_too_long(served: Served) -> None:
     assert refusals(served) == before + 1
 
 
-def test_wrong_keys_in_a_flood_are_told_their_limit(served: Served) -> None:
+def test_failed_logins_are_told_their_limit(served: Served) -> None:
     answers = [
         httpx.get(f"{served.url}/api/v1/models", headers={"x-api-key": "wrong", **ORIGIN})
         for _ in range(4)

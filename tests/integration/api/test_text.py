@@ -18,7 +18,7 @@ from tests.support.sse import STREAM_END, events_of
 from tests.support.wait import eventually
 
 
-def test_native_answer(client: httpx.Client) -> None:
+def test_native_answer_has_text_usage_and_timings(client: httpx.Client) -> None:
     response = client.post(NATIVE, json=PROMPT)
     assert response.status_code == 200
     body = response.json()
@@ -30,7 +30,7 @@ def test_native_answer(client: httpx.Client) -> None:
     assert 0 <= float(response.headers["x-bitinglip-overhead-ms"]) < 20_000
 
 
-def test_native_stream(client: httpx.Client) -> None:
+def test_native_stream_has_its_events_in_order(client: httpx.Client) -> None:
     response = client.post(NATIVE, json={**PROMPT, "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     seen = events_of(response.text)
@@ -54,7 +54,7 @@ def test_chat_answers_whole_and_as_a_stream(client: httpx.Client) -> None:
     assert events_of(stream.text)[-1] == STREAM_END
 
 
-def test_completion_answers(client: httpx.Client) -> None:
+def test_completion_is_answered(client: httpx.Client) -> None:
     body = client.post("/v1/completions", json=PROMPT).json()
     assert body["choices"][0]["text"] == "one two"
 
@@ -136,7 +136,7 @@ def silence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", [NATIVE, CHAT])
-def test_stream_comments_on_its_silence(
+def test_stream_keeps_alive_by_comments(
     served: Served, client: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silence(served, monkeypatch)

@@ -1,15 +1,15 @@
-"""Commands that have a running server download: real commands, a real server, a small hub."""
+"""Commands that have a running server download and change models."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.api_server import Served, serve
-from tests.support.cli_process import run, terminal
+from tests.support.cli_process import terminal
+from tests.support.cli_runner import Ran, command
 from tests.support.hub import REPO, FakeHub
-from tests.support.large_models import SLOW, large_hub, renew
+from tests.support.large_models import WEIGHTS, hold, large_hub, let_go, renew
 
 
 @pytest.fixture(scope="module")
@@ -24,52 +24,67 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
         yield served
 
 
-@pytest.fixture
-def home(served: Served, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return served.home.root
+def models(served: Served, *words: str) -> Ran:
+    return command(served.home.root, "models", *words, BITINGLIP_URL=served.url, COLUMNS="200")
 
 
-def test_pull_by_a_running_server_shows_how_far_it_is(
-    served: Served, hub: FakeHub, home: Path
-) -> None:
-    hub.slow = 0.01
-    done = run(home, "models", "pull", REPO, "--name", "tiny", BITINGLIP_URL=served.url)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    first, *_, last = done.stderr.splitlines()
-    assert first == f"The server at {served.url} pulls {REPO}"
-    assert last.startswith("Pulled tiny: text, 4.2 MB")
-    (row,) = json.loads(run(home, "models", "downloads", "--json", BITINGLIP_URL=served.url).stdout)
-    assert (row["model"], row["state"]) == ("tiny", "completed")
-    again = run(home, "models", "pull", REPO, "--name", "tiny", BITINGLIP_URL=served.url)
-    assert again.returncode == 1
-    assert "has a model 'tiny' already" in again.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def pulled(served: Served) -> Ran:
+    """What was said when the model tiny was pulled."""
+    return models(served, "pull", REPO, "--name", "tiny", "--priority", "high")
 
 
-def test_pull_that_is_interrupted_goes_on_in_the_server(
-    served: Served, hub: FakeHub, home: Path
-) -> None:
+def test_pull_by_a_running_server_shows_how_far_it_is(served: Served, pulled: Ran) -> None:
+    assert (pulled.code, pulled.out) == (0, ""), pulled.err
+    assert pulled.err.startswith(f"The server at {served.url} pulls {REPO}\n")
+    assert pulled.last_line == "Pulled tiny: text, 4.2 MB, verified."
+    (row,) = json.loads(models(served, "downloads", "--json").out)
+    assert (row["model"], row["state"], row["priority"]) == ("tiny", "completed", "high")
+    again = models(served, "pull", REPO, "--name", "tiny")
+    assert again.code == 1
+    assert "has a model 'tiny' already" in again.last_line
+
+
+def test_pull_that_is_interrupted_goes_on_in_the_server(served: Served, hub: FakeHub) -> None:
     renew(hub)
-    hub.slow = SLOW
-    with terminal(
-        home, "models", "pull", REPO, "--name", "going", BITINGLIP_URL=served.url
-    ) as pull:
+    hold(hub)
+    words = ("models", "pull", REPO, "--name", "going")
+    with terminal(served.home.root, *words, BITINGLIP_URL=served.url) as pull:
         pull.wait_for("going")
-        pull.wait_for(r"[1-9][\d.]*/4\.2")
+        pull.wait_for(r"1\.\d/4\.2")
         pull.interrupt()
         pull.wait_for("The server goes on with it")
         assert pull.wait_for_end() == 130
     assert "Traceback" not in pull.shown
-    shown = run(home, "models", "downloads", BITINGLIP_URL=served.url).stdout
-    assert "going" in shown
-    cancelled = run(home, "models", "cancel", "going", "--purge", BITINGLIP_URL=served.url)
-    assert cancelled.returncode == 0, cancelled.stderr
-    missing = run(home, "models", "cancel", "nothing", BITINGLIP_URL=served.url)
-    assert missing.returncode == 1
-    assert "no download of 'nothing'" in missing.stderr
+    (line,) = [line for line in models(served, "downloads").out.splitlines() if "going" in line]
+    assert "running" in line.split()
+    cancelled = models(served, "cancel", "going", "--purge")
+    assert cancelled.code == 0, cancelled.err
+    assert "what had come is removed" in cancelled.last_line
+    let_go(hub)
+    missing = models(served, "cancel", "nothing")
+    assert missing.code == 1
+    assert "no download of 'nothing'" in missing.last_line
 
 
-def test_pull_that_the_hub_refuses_is_one_line_of_the_server(served: Served, home: Path) -> None:
-    done = run(home, "models", "pull", "no/such", BITINGLIP_URL=served.url)
-    assert done.returncode == 1
-    assert "no/such" in done.stderr.splitlines()[-1]
+def test_pull_that_the_hub_refuses_is_one_line_of_the_server(served: Served) -> None:
+    done = models(served, "pull", "no/such")
+    assert done.code == 1
+    assert "no/such" in done.last_line
+
+
+def test_models_are_looked_after_by_the_running_server(
+    served: Served, hub: FakeHub, pulled: Ran
+) -> None:
+    assert pulled.code == 0
+    renew(hub)
+    done = models(served, "update", "tiny")
+    assert (done.code, done.out) == (0, f"changed: {WEIGHTS}\n"), done.err
+    assert models(served, "verify", "tiny", "--repair").last_line == "tiny is whole."
+    assert models(served, "pin", "tiny").code == 0
+    listed = models(served, "list").out
+    (line,) = [line for line in listed.splitlines() if line.startswith("tiny")]
+    assert line.split()[-3:] == ["yes", "available,", "pinned"]
+    planned = models(served, "gc", "--max-bytes", "0")
+    assert "demo" in planned.out
+    assert "tiny" not in planned.out

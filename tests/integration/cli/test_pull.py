@@ -121,6 +121,31 @@ def test_pull_takes_a_model_under_another_name(hub: Hub, home: Path) -> None:
     assert entry["after"]["revision"] == SHA
 
 
+def test_pull_of_a_short_name_by_a_mirror_tells_its_plan_and_each_tenth(
+    hub: Hub, home: Path
+) -> None:
+    home.mkdir()
+    (home / "aliases.yaml").write_text(f"tiny: {REPO}\n")
+    environ = {
+        **hub.environ,
+        "BITINGLIP_HUB__ENDPOINT": "http://127.0.0.1:9",
+        "BITINGLIP_HUB__MIRRORS": f"[{hub.environ['BITINGLIP_HUB__ENDPOINT']}]",
+        "BITINGLIP_HUB__PARALLEL": "1",
+        "HF_TOKEN": "hf_secret",
+    }
+    pulled = run(home, "models", "pull", "tiny", **environ)
+    assert pulled.returncode == 0, pulled.stderr
+    lines = pulled.stderr.splitlines()
+    assert lines[0] == f"tiny stands for {REPO}"
+    assert "127.0.0.1:9 does not answer as a hub does; asked another." in lines
+    assert any(
+        line.startswith(f"text at {SHA[:12]}: {len(hub.files)} files, ") for line in lines
+    ), lines
+    assert any(line.startswith(f"{REPO}: 100 %") for line in lines), lines
+    assert lines[-1].startswith("Pulled tiny: text, ")
+    assert hub.tokens == {None}, "a mirror gets no token"
+
+
 def test_token_of_the_hub_comes_from_the_settings_file_or_the_environment(
     hub: Hub, home: Path
 ) -> None:

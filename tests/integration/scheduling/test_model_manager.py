@@ -314,3 +314,23 @@ def test_load_from_slow_storage_reads_the_files_in_sequence_first(tmp_path: Path
             await rig.operations.unload(ECHO)
 
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
+
+
+def test_model_that_was_replaced_while_unloaded_is_the_new_one(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        before = rig.manager.model_state(ECHO).manifest
+        store = rig.store.replacing(ECHO)
+
+        def replace(description: str) -> None:
+            with store.draft() as folder:
+                config = (rig.store.path(ECHO) / "config.json").read_bytes()
+                (folder / "files/config.json").write_bytes(config)
+                store.finish(folder, ECHO, source="demo", description=description)
+
+        await asyncio.to_thread(replace, "newer")
+        assert rig.manager.model_state(ECHO).manifest == before  # what its workers have loaded
+        rig.manager.model_state(ECHO).replicas.clear()
+        assert rig.manager.model_state(ECHO).manifest.description == "newer"
+
+    with_settings(tmp_path, test, settings({ECHO: {}}))

@@ -27,11 +27,12 @@ def client(server: Server) -> Iterator[httpx.Client]:
             client.delete(f"/api/v1/models/{name}")
 
 
-def import_model(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
-    answer = client.post("/api/v1/models/import", json={"path": str(folder), "name": name})
+def import_model(client: httpx.Client, folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    body = {"path": str(folder), "name": name, **more}
+    answer = client.post("/api/v1/models/import", json=body)
     assert answer.status_code == 201, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
+    shown: dict[str, Any] = answer.json()
+    return shown
 
 
 def files(server: Server, model: str) -> Path:
@@ -61,6 +62,7 @@ def test_adapter_of_a_text_model_is_used_by_its_name(
     shown = import_model(client, lora, TUNED)
     assert (shown["kind"], shown["type"], shown["base"]) == ("adapter", "text", "demo-text")
     base = client.get("/api/v1/models/demo-text").json()
+    assert base["adapters"] == [TUNED]
     assert shown["max_context"] == base["max_context"]
     assert shown["capabilities"] == base["capabilities"]
     assert shown["parameters"] > base["parameters"]
@@ -73,8 +75,8 @@ def test_adapter_of_a_text_model_is_used_by_its_name(
 def test_adapter_keeps_its_base_in_the_store(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
-    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="Demo-Text")
-    import_model(client, lora, TUNED)
+    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="/data/demo")
+    import_model(client, lora, TUNED, base="demo-text")
     refused = client.delete("/api/v1/models/demo-text")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
     assert TUNED in refused.json()["error"]["message"]
@@ -105,13 +107,12 @@ def test_adapter_of_an_image_model_is_used_by_its_name_and_beside_its_base(
     server: Server, client: httpx.Client, tmp_path: Path
 ) -> None:
     lora = write_image_lora(files(server, "demo-image"), tmp_path / "lora", named="demo-image")
-    plain = painted(client, "demo-image")
     shown = import_model(client, lora, BOLD)
     assert (shown["kind"], shown["type"], shown["base"]) == ("adapter", "image", "demo-image")
     assert shown["license"] == "mit"
-    styled = painted(client, BOLD)
-    assert styled != plain
-    assert painted(client, BOLD, loras=[{"name": BOLD, "scale": 0}]) == plain
     client.post("/api/v1/models/demo-image/unload")  # it reads its LoRAs as it is loaded
-    assert painted(client, "demo-image") == plain
-    assert painted(client, "demo-image", loras=[{"name": BOLD}]) == styled
+    plain = painted(client, "demo-image")
+    styled = painted(client, "demo-image", loras=[{"name": BOLD}])
+    assert styled != plain
+    assert painted(client, BOLD) == styled
+    assert painted(client, BOLD, loras=[{"name": BOLD, "scale": 0}]) == plain

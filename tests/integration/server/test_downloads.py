@@ -6,24 +6,22 @@ from pathlib import Path
 import httpx
 
 from tests.support.hub import REPO, FakeHub
-from tests.support.large_models import WEIGHTS, large_hub
+from tests.support.large_models import BLOCK, SIZE, WEIGHTS, hold, large_hub, let_go
 from tests.support.server import Server, alive, descendants, running_server
 from tests.support.wait import eventually
-
-BLOCK = 65536
 
 
 def test_download_goes_on_after_its_server_was_killed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with large_hub(tmp_path / "hub") as hub:
-        hub.slow = 0.1
+        hold(hub)
         sets = ("--set", f"hub.endpoint={hub.url}", "--set", "demo=never")
         with running_server(home, *sets) as server:
             location = begin_and_kill(server, hub)
-        hub.slow = 0
+        let_go(hub)
         with running_server(home, *sets) as server, server.client() as client:
             eventually(lambda: state(client, location) == "completed")
-            assert client.get(f"/api/v1/models/{REPO}").json()["bytes"] > 4 << 20
+            assert client.get(f"/api/v1/models/{REPO}").json()["bytes"] > SIZE
         assert sum("Range" in headers for headers in hub.far_headers) == 1
 
 
@@ -31,7 +29,7 @@ def begin_and_kill(server: Server, hub: FakeHub) -> str:
     """Ask for a download, and kill the server while it runs; the processes that pull end, too."""
     with server.client() as client:
         answer = client.post("/api/v1/models/download", json={"model_name": REPO})
-        eventually(lambda: hub.sent.get(WEIGHTS, 0) > 24 * BLOCK)
+        eventually(lambda: hub.sent.get(WEIGHTS, 0) > BLOCK)
     children = descendants(server.process.pid)
     assert children
     server.process.send_signal(signal.SIGKILL)

@@ -104,8 +104,10 @@ def test_resume_fetches_only_what_is_missing(store: ModelStore, hub: FakeHub) ->
     kept = next(store.partial.glob("pull-*/*.part")).stat().st_size
     assert kept > 500_000
     hub.sent.clear()
-    pulled(store, hub)
+    told = Told()
+    pulled(store, hub, progress=told)
     assert hub.sent == {WEIGHTS: len(hub.files[WEIGHTS]) - kept}
+    assert told.before[WEIGHTS] == kept, "progress begins where it was"
     assert store.verify(REPO) == []
 
 

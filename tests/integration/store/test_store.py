@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from model_store.demo import DEMO_MODELS, make_demo_models
-from model_store.disk import lock
 from model_store.errors import BadFiles, BadName, ChangedFiles, NameTaken, UnknownModel
 from model_store.hashes import sha256_of
+from model_store.locks import lock
 from model_store.progress import Counter
 from model_store.store import ModelStore
 from tests.support.model_folders import write
@@ -45,7 +45,7 @@ def test_import_copies_where_links_cannot_be(
     assert taken.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "loop", "pipe"])
 def test_import_refuses_what_is_no_file_of_the_folder(
     store: ModelStore, source: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -55,6 +55,8 @@ def test_import_refuses_what_is_no_file_of_the_folder(
         extra.symlink_to(tmp_path / "secret/secret.json")
     elif kind == "dangling":
         extra.symlink_to("nothing")
+    elif kind == "loop":
+        extra.symlink_to(extra.name)
     elif kind == "folder":
         (source / "extra").symlink_to(tmp_path / "secret")
     else:
@@ -120,7 +122,7 @@ def test_verify_names_what_cannot_be_read(
     store.import_folder(source, "mine")
 
     def fail(path: Path, name: str, counter: Counter) -> str:
-        if name == "config.json":
+        if path.name == "config.json":
             raise OSError(errno.EIO, "Input/output error", str(path))
         return sha256_of(path, name, counter)
 

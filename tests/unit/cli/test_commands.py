@@ -35,7 +35,7 @@ def options(command: str) -> set[str]:
 
 def test_commands_of_the_contract_are_there() -> None:
     models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload", "fit"]
-    models += ["downloads", "cancel"]
+    models += ["downloads", "cancel", "update", "gc", "export", "pin", "unpin", "note"]
     expected = {f"models {name}" for name in models}
     expected |= {f"keys {name}" for name in ("create", "list", "show", "patch", "rotate", "revoke")}
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}

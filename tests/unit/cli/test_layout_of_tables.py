@@ -51,10 +51,18 @@ def test_table_folds_times_before_it_is_too_wide() -> None:
 
 
 def test_table_of_models_fits_60_columns() -> None:
-    row = ("demo-embedding", "embedding", "embedding", "946.0 kB", "134M", "2048", "available")
+    row = ("demo-embedding", "embedding", "embedding", "946.0 kB", "134M", "2048")
+    last = ("2 h", "yes", "available")
     found = list(
-        lay_out(models.COLUMNS, [row], 60, right=["SIZE", "CONTEXT"], below=models.BELOW.split())
+        lay_out(
+            models.COLUMNS,
+            [(*row, *last)],
+            60,
+            right=["SIZE", "CONTEXT"],
+            below=models.BELOW.split(),
+        )
     )
     assert max(map(len, found)) <= 60
     assert found[1].split() == ["demo-embedding", "embedding", "946.0", "kB", "available"]
-    assert found[2] == "  engine: embedding; parameters: 134M; context: 2048"
+    below = " ".join(line.strip() for line in found[2:])
+    assert below == "engine: embedding; parameters: 134M; context: 2048; used: 2 h; fits: yes"

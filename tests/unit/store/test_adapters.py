@@ -1,16 +1,19 @@
 """Adapters in the store: what their files tell, which base they find, and which are refused."""
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from model_store.adapters import missing_base
 from model_store.errors import BadFiles, BaseOfAdapters, ChangedFiles
-from model_store.inspection import inspect
+from model_store.inspection import inspect, refreshed
 from model_store.manifest import read_manifest
 from model_store.store import ModelStore
 from tests.support.lora_files import write_text_lora
@@ -99,11 +102,16 @@ def test_adapter_is_not_loaded_over_a_base_that_has_changed(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
     store.import_folder(write_text_lora(base, tmp_path / "lora", named="org/base"), "tuned")
-    store._check("tuned")
+
+    async def opened() -> None:
+        async with store.loading(["tuned"]):
+            pass
+
+    asyncio.run(opened())
     config = store.path("org/base") / "config.json"
     config.write_text(config.read_text() + " ")
     with pytest.raises(ChangedFiles, match="org/base"):
-        store._check("tuned")
+        asyncio.run(opened())
 
 
 def test_adapter_trained_from_a_folder_has_the_base_that_its_card_names(
@@ -115,6 +123,17 @@ def test_adapter_trained_from_a_folder_has_the_base_that_its_card_names(
     assert inspect(lora).base == "org/base"
     write_text_lora(base, tmp_path / "lora", named="org/other")
     assert inspect(lora).base == "org/other"
+
+
+def test_adapter_has_the_base_that_its_import_names(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    lora = write_text_lora(base, tmp_path / "lora", named="/home/me/llama")
+    store.import_folder(lora, "tuned", base="org/base")
+    assert store.get("tuned").adapter_of == "org/base"
+    assert refreshed(lora, store.read("tuned")).base == "org/base"
+    with pytest.raises(BadFiles, match="not an adapter"):
+        store.import_folder(base, "model", base="org/base")
 
 
 def changed(**fields: Any) -> Make:
@@ -182,3 +201,29 @@ def test_adapter_that_is_malformed_is_refused(
         store.import_folder(folder, "tuned")
     assert str(tmp_path) not in caught.value.message
     assert store.names() == ["org/base"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "engine"),
+    [
+        ("unet.a.to_q.lora_A.weight", "image"),
+        ("unet.a.to_q.lora.up.weight", "image"),
+        ("lora_unet_a_to_q.lora_down.weight", "image"),
+        ("lora_te1_a.lora_up.weight", "image"),
+        ("transformer.a.lora_B.weight", "image"),
+        ("diffusion_model.a.lora_A.weight", "image"),
+        ("base_model.model.a.lora_A.weight", None),
+        ("model.diffusion_model.input_blocks.0.weight", None),
+        ("exploration_upper.weight", None),
+    ],
+)
+def test_adapter_in_a_single_file_is_known_by_the_names_of_its_tensors(
+    tmp_path: Path, tensor: str, engine: str | None
+) -> None:
+    save_file({tensor: np.ones((2, 2), np.float32)}, tmp_path / "style.safetensors")
+    if engine is None:
+        with pytest.raises(BadFiles, match=r"config\.json"):
+            inspect(tmp_path)
+        return
+    found = inspect(tmp_path)
+    assert (found.kind, found.engine, found.base) == ("adapter", engine, None)

@@ -5,10 +5,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from model_store.errors import BadFiles
 from model_store.inspection import inspect
+from model_store.manifest import read_manifest, write_manifest
+from model_store.store import ModelStore
+from model_store.verification import differences
 from tests.support.model_folders import LLAMA, llama, pipeline, sharded, write
 
 
@@ -322,3 +326,45 @@ def test_inspection_tells_from_the_template_what_a_chat_model_can(
     write(folder / "chat_template.jinja", template)
     (folder / "tokenizer_config.json").unlink()
     assert inspect(folder).capabilities == ("completion", "chat", *more)
+
+
+def test_inspection_is_repeated_by_a_check_where_an_older_version_took_the_model_in(
+    tmp_path: Path,
+) -> None:
+    store = ModelStore(tmp_path / "models")
+    made = store.import_folder(llama(tmp_path / "m", dtype="bfloat16"), "old")
+    place = store.path("old").parent
+    older = {"facts": 0, "config_dtype": None, "capabilities": ()}
+    write_manifest(place, msgspec.structs.replace(made, **older))
+    assert differences(store, ["old"]) == {"old": []}
+    assert read_manifest(place) == made
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "languages"),
+    [
+        ("WhisperForConditionalGeneration", {}, ()),
+        (
+            "WhisperForConditionalGeneration",
+            {"generation_config.json": {"lang_to_id": {"<|en|>": 1, "<|de|>": 2}}},
+            ("de", "en"),
+        ),
+        (
+            "WhisperForConditionalGeneration",
+            {"generation_config.json": {"is_multilingual": False}},
+            ("en",),
+        ),
+        (
+            "BarkModel",
+            {"speaker_embeddings_path.json": {"v2/en_speaker_1": {}, "de_speaker_0": {}, "x": {}}},
+            ("de", "en"),
+        ),
+    ],
+)
+def test_inspection_tells_the_languages_of_sound_models(
+    tmp_path: Path, architecture: str, files: dict[str, object], languages: tuple[str, ...]
+) -> None:
+    edited(architectures=[architecture])(tmp_path)
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    assert inspect(tmp_path).languages == languages

@@ -1,6 +1,7 @@
 """Folders that cannot be read or written, by real owners and modes."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,8 @@ def test_rights_to_models_are_told_by_doctor_at_the_start_and_by_the_load(folder
     given_to_other(home.root)
     manifest = store.get("second")
     file = store.path("second") / manifest.files[0].path
+    shutil.copy2(file, folder / "copy")  # both models have one file; this one gets its own
+    os.replace(folder / "copy", file)
     os.chown(file, 0, 0)
     file.chmod(0o600)
     told = as_other_user(lambda: list(unreadable_models(home.models)))

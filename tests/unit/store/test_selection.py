@@ -3,7 +3,7 @@
 import pytest
 
 from model_store.errors import BadFiles
-from model_store.selection import one_set, select
+from model_store.selection import indices, one_set, select
 
 TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 
@@ -77,6 +77,11 @@ def test_selection_takes_voices_and_parts_in_folders() -> None:
     ("paths", "why"),
     [
         (["model-q4.gguf", "README.md"], "GGUF"),
+        (["README.md", "onnx/model.onnx", "config.json"], "ONNX"),
+        ([*TEXTS, "tf_model.h5"], "TensorFlow"),
+        ([*TEXTS, "flax_model.msgpack"], "Flax"),
+        (["data/train-0.parquet", "README.md"], "no model"),
+        (["README.md", "sd-base.safetensors", "sd-refiner.safetensors"], "for other programs"),
         ([*TEXTS, "pytorch_model.bin"], "pickles only"),
         (["config.json", "pytorch_model.bin", "text_2.pt", "speaker_embeddings/a.npy"], "pickles"),
         (["adapter_config.json", "adapter_model.bin"], "adapter"),
@@ -102,6 +107,64 @@ def test_selection_include_never_takes_code_or_pickles() -> None:
     for pattern in ("*.py", "*.BIN", "original"):
         with pytest.raises(BadFiles, match="--include"):
             select(paths, [pattern])
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_selection_takes_the_shards_that_the_index_names_and_no_others() -> None:
+    named, stray = shards("model", ".safetensors"), shards("model", ".safetensors", 3)
+    there = [*TEXTS, INDEX, *named, *stray, "original/consolidated.00.pth", "metal/model.bin"]
+    assert indices(there) == [INDEX]
+    chosen = select(there, shards={INDEX: named})
+    assert sorted(chosen) == sorted([*TEXTS, INDEX, *named])
+
+
+def test_selection_takes_shards_of_any_name_that_the_index_has() -> None:
+    named = ["part-a.safetensors", "part-b.safetensors"]
+    assert select([*TEXTS, INDEX, *named], shards={INDEX: named}) == [*TEXTS, INDEX, *named]
+
+
+def test_selection_without_a_shard_that_the_index_names_is_refused() -> None:
+    named = shards("model", ".safetensors", 3)
+    with pytest.raises(BadFiles, match=rf"names {named[0]} and 1 more, which the repository lacks"):
+        select([*TEXTS, INDEX, named[1]], shards={INDEX: named})
+    with pytest.raises(BadFiles, match="their index is missing"):
+        select([*TEXTS, *named], shards={})
+
+
+def test_selection_of_whole_weights_needs_no_index_of_shards() -> None:
+    there = [*TEXTS, INDEX, *shards("model", ".safetensors"), "model.safetensors"]
+    assert indices(there) == []
+    assert select(there, shards={}) == [*TEXTS, "model.safetensors"]
+
+
+def test_selection_of_a_pipeline_takes_one_precision_for_each_part() -> None:
+    """Parts of half precision only, of both, and in shards of half precision."""
+    fp16 = "diffusion_pytorch_model.safetensors.index.fp16.json"
+    unet = shards("diffusion_pytorch_model", ".fp16.safetensors")
+    wanted = ["model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    wanted += ["text_encoder/config.json", "text_encoder/model.fp16.safetensors"]
+    wanted += ["unet/config.json", f"unet/{fp16}", *(f"unet/{name}" for name in unet)]
+    parts = ["unet", "vae", "text_encoder"]
+    there = [*wanted, "vae/diffusion_pytorch_model.fp16.safetensors"]
+    assert indices(there, parts) == [f"unet/{fp16}"]
+    chosen = select(there, components=parts, shards={f"unet/{fp16}": unet})
+    assert sorted(chosen) == sorted(wanted)
+
+
+def test_selection_of_a_pipeline_whose_part_has_pickles_only_is_refused() -> None:
+    there = ["model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    there += ["unet/config.json", "unet/diffusion_pytorch_model.bin", "tokenizer/vocab.json"]
+    with pytest.raises(BadFiles, match="component unet has no safetensors"):
+        select(there, components=["unet", "vae", "tokenizer"], shards={})
+
+
+def test_selection_takes_templates_settings_and_processors() -> None:
+    wanted = [*TEXTS, "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    wanted += ["preprocessor_config.json", "processor_config.json", "special_tokens_map.json"]
+    wanted += ["tokenizer.model", "model.safetensors", "1_Pooling/config.json", "modules.json"]
+    assert sorted(select([*wanted, "chat_template.py"], shards={})) == sorted(wanted)
 
 
 def test_selection_of_an_adapter_leaves_what_training_left() -> None:

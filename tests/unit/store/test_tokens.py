@@ -32,9 +32,13 @@ def test_token_of_the_settings_comes_first_then_the_environment_then_the_login(
 @pytest.mark.parametrize("text", ["hf_a\r\nX-Evil: 1", "hf_ä", "hf a", "hf_" + "x" * 5000])
 def test_token_that_is_no_header_is_refused_without_being_shown(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
-    for file, environment in ((str(tmp_path / "file"), {}), (None, {"HF_TOKEN": text})):
+    places: list[tuple[str | None, dict[str, str]]] = [
+        (str(tmp_path / "file"), {}),
+        (None, {"HF_TOKEN": text}),
+    ]
+    for file, environ in places:
         with pytest.raises(TokenRefused) as caught:
-            find_token(file, environment)
+            find_token(file, environ)
         assert text[:4] not in str(caught.value)
 
 

@@ -193,7 +193,14 @@ def test_thinking_and_effort_are_given_to_the_template() -> None:
     assert not off.shows_thinking
 
 
-def test_prefilled_answer_goes_on_with_the_last_message() -> None:
+def test_effort_that_a_template_does_not_know_is_named_as_it_was_sent() -> None:
+    body = _parsed(thinking={"type": "disabled"}, output_config={"effort": "low"})
+    assert body.unknown_switches([]) == ["output_config.effort"]
+    assert body.unknown_switches(["reasoning_effort"]) == []
+    assert body.unknown_switches(None) == []
+
+
+def test_prefilled_answer_continues_the_last_message() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is"}]
     work = _parsed(messages=turns).text_job(protocol.Sampling(max_tokens=1))
     assert work.continue_final

@@ -1,0 +1,83 @@
+"""Pulls that are cut and killed at random, and go on: the right bytes, none fetched twice."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from model_store.store import ModelStore
+from tests.support.hub import REPO, FakeHub, fake_hub
+from tests.support.model_folders import llama, llama_tensors
+from tests.support.pull_forks import pull_forks
+from tests.support.pulls import WEIGHTS, Told, pulled, size_of
+
+BIG = 3_000_000
+
+
+def weights(folder: Path, seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, BIG, np.uint8)
+    save_file({**llama_tensors(), "padding": noise}, folder / WEIGHTS)
+    return (folder / WEIGHTS).read_bytes()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    folder = llama(tmp_path / "origin")
+    weights(folder, 0)
+    with fake_hub(folder) as hub:
+        yield hub
+
+
+def test_resume_after_30_cuts_at_random_offsets_fetches_each_byte_once(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_store.retries.nap", lambda *_: None)
+    chance = random.Random(19)
+    hub.cuts[WEIGHTS] = [chance.randint(1, BIG // 16) for _ in range(30)]
+    told = Told()
+    pulled(store, hub, progress=told)
+    assert hub.cuts[WEIGHTS] == []
+    assert (store.path(REPO) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    assert hub.sent[WEIGHTS] == len(hub.files[WEIGHTS])
+    assert told.done == told.sizes
+
+
+def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
+    store: ModelStore, hub: FakeHub, tmp_path: Path
+) -> None:
+    """Each pull goes on where the disk says; what a process held in memory is at most a block."""
+    chance = random.Random(19)
+    hub.slow = 0.003
+    kills = models = 0
+    with pull_forks(tmp_path / "store", hub.url) as forks:
+        while kills < 30 or not models:
+            kept = part_of(store)
+            hub.ranges.clear()
+            child = forks.start()
+            if kills < 30:
+                time.sleep(chance.uniform(0, 0.2))
+                os.kill(child, signal.SIGKILL)
+            ended = forks.wait()
+            kills += ended == -signal.SIGKILL
+            began = [start for path, start in hub.ranges if path == WEIGHTS]
+            assert set(began) <= {kept}, "the part on the disk is not fetched again"
+            assert len(store.list()) in (0, 1)
+            if store.names():  # whole, also when the kill came right after
+                assert (store.path(REPO) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+                assert store.verify(REPO) == []
+                store.remove(REPO)
+                models += 1
+                hub.files[WEIGHTS] = weights(tmp_path / "origin", models)
+            else:
+                assert ended == -signal.SIGKILL
+    assert len(list(store.partial.glob("draft-*"))) <= 30, "of killed pulls; they are swept later"
+
+
+def part_of(store: ModelStore) -> int:
+    return sum(size_of(path) for path in store.partial.glob("pull-*/*.part"))

@@ -1,0 +1,90 @@
+"""The process that pulls for the server: what it is told, and what it says."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from bitinglip.downloads.process import PullProcess
+from model_store.pull_messages import (
+    MOST_FILES,
+    Message,
+    Order,
+    Planned,
+    Progressed,
+    Pulled,
+    Refused,
+    decode,
+    told,
+)
+from model_store.puller import Teller
+from model_store.store import ModelStore
+from tests.support.hub import REPO
+from tests.support.large_models import SIZE, WEIGHTS, large_hub
+
+
+def test_puller_obeys_another_bandwidth_while_it_pulls(tmp_path: Path) -> None:
+    """At the first one the model would take an hour."""
+
+    async def pull(order: Order) -> list[Message]:
+        process = await PullProcess.start(order, "dl_1")
+        said: list[Message] = []
+        try:
+            async for message in process.messages():
+                said.append(message)
+                if isinstance(message, Planned):
+                    process.limit(1 << 30)
+            return said
+        finally:
+            await process.close()
+
+    with large_hub(tmp_path / "hub") as hub:
+        order = Order(
+            root=str(tmp_path / "store"),
+            repo=REPO,
+            name="m",
+            endpoint=hub.url,
+            token="hf_token",
+            bytes_per_second=1024,
+        )
+        said = asyncio.run(pull(order))
+    first, last = said[0], said[-1]
+    assert isinstance(first, Planned)
+    assert first.files[WEIGHTS] > SIZE
+    assert isinstance(last, Pulled)
+    assert ModelStore(tmp_path / "store").names() == ["m"]
+
+
+def test_puller_says_why_it_refuses(tmp_path: Path) -> None:
+    async def pull() -> tuple[list[Message], int]:
+        order = Order(root=str(tmp_path / "store"), repo="a/b", name="m", endpoint="http://[::1")
+        process = await PullProcess.start(order, "dl_1")
+        said = [message async for message in process.messages()]
+        return said, await process.close()
+
+    said, code = asyncio.run(pull())
+    (refused,) = said
+    assert isinstance(refused, Refused)
+    assert (refused.code, code) == ("DOWNLOAD_FAILED", 1)
+
+
+def test_puller_tells_of_few_files_and_what_is_new() -> None:
+    ours, theirs = os.pipe()
+    teller = Teller(theirs)
+    teller.plan({"a": 10, "b": 10}, {"b": 10})
+    teller.plan({"conversion": 5}, {})  # is no part of the download
+    for done in range(1, 11):
+        teller.advance("a", done)
+    teller.advance("conversion", 5)
+    teller.tell()
+    teller.tell()
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        assert [decode(line) for line in pipe] == [
+            Planned(
+                bytes_total=20, bytes_done=10, files={"a": 10, "b": 10}, done={"a": 0, "b": 10}
+            ),
+            Progressed(bytes_done=20, files={"a": 10}),
+        ]
+    many = told((f"f{number}", number) for number in range(MOST_FILES + 5))
+    assert len(many) == MOST_FILES
+    assert "f4" not in many

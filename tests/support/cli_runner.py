@@ -1,0 +1,32 @@
+"""Runs commands inside the process of the test, which costs no start of Python."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from typer.testing import CliRunner
+
+from cli.context import UNTIL_THE_END
+from cli.main import app
+
+
+class Ran(NamedTuple):
+    """What a command has said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of what it has said about its work."""
+        return self.err.splitlines()[-1]
+
+
+def command(home: Path, *words: str, stdin: str = "", **environ: str) -> Ran:
+    """Run a command on a home. Raises what the command raises, unless it is meant for people."""
+    env = {"BITINGLIP_HOME": str(home), "BITINGLIP_URL": "", "HF_TOKEN": "", **environ}
+    with UNTIL_THE_END:
+        done = CliRunner().invoke(app, words, input=stdin, env=env)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Ran(done.exit_code, done.stdout, done.stderr)
