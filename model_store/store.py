@@ -46,7 +46,7 @@ from model_store.manifest import (
     read_manifest,
     write_manifest,
 )
-from model_store.names import check_name, folder_name
+from model_store.names import check_name, folder_name, pull_folder
 from model_store.places import PARTIAL, exchange, held, hold, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
@@ -373,17 +373,13 @@ class ModelStore:
             if handle is not None:
                 os.close(handle)
 
-    def partial_pull(self, repo: str) -> Path:
-        """Return where a repository's partial download is, or would be."""
-        return self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
-
     @contextmanager
     def pulling(self, repo: str) -> Iterator[Path]:
         """Yield the folder of a repository's partial download, kept so that a pull can resume.
 
         One process at a time may have it. Raises PullRunning.
         """
-        folder = self.partial_pull(repo)
+        folder = self.partial / pull_folder(repo)
         folder.mkdir(mode=0o700, exist_ok=True)
         handle = lock(folder)
         if handle is None:
