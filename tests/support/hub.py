@@ -64,7 +64,6 @@ class FakeHub:
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
     at_once: int = 0  #: bodies that are being sent
-    most_at_once: int = 0
     slow: float = 0  #: seconds before each 64 KiB
     released: threading.Event = field(default_factory=threading.Event)  #: ends what stalls
 
@@ -208,7 +207,6 @@ def send(handler: _Near, sha: str, path: str) -> None:
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     hub.at_once += 1
-    hub.most_at_once = max(hub.most_at_once, hub.at_once)
     _stream(handler, path, memoryview(data)[start:end], fault)
     hub.at_once -= 1
 

@@ -91,7 +91,7 @@ def test_cancel_ends_a_stalled_pull_within_a_second(
 def test_stall_ends_in_another_try(
     store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(connections, "_TIMEOUT", 1.0)
     hub.faults[WEIGHTS] = Fault(stall_after=1_000_000)
     pulled(store, hub)
     assert store.verify(REPO) == []
@@ -366,9 +366,20 @@ def test_disk_that_is_full_keeps_the_part_and_the_next_pull_goes_on(
     assert 0 < hub.sent[WEIGHTS] <= len(hub.files[WEIGHTS]) - 1_000_000
 
 
+@pytest.mark.usefixtures("quick")
 def test_files_come_several_at_once(store: ModelStore, hub: FakeHub) -> None:
-    hub.slow = 0.02
-    for number in range(8):
-        hub.files[f"extra{number}.json"] = b"[%s1]" % (b"1, " * (40_000 + number))
-    pulled(store, hub, parallel=3)
-    assert 1 < hub.most_at_once <= 3
+    """All begin to come and stop, until as many as may be fetched at once have begun, and no
+    more: else they would stall for ever."""
+    for number in range(6):
+        path = f"extra{number}.json"
+        hub.files[path] = b"[%d]" % number
+        hub.faults[path] = Fault(stall_after=1)
+
+    def cancelled() -> bool:
+        if hub.at_once == 3:
+            hub.released.set()
+        return False
+
+    pulled(store, hub, parallel=3, cancelled=cancelled)
+    assert hub.released.is_set()
+    assert store.verify(REPO) == []
