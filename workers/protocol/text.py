@@ -84,11 +84,11 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def texts(self) -> tuple[str, ...]:
         """Return all that a client wrote in it, which a template may write into the prompt."""
-        if self.reasoning is None and not self.tool_calls:
+        if self.name is None and self.reasoning is None and not self.tool_calls:
             return (self.content,)
-        thought = () if self.reasoning is None else (self.reasoning,)
+        others = [each for each in (self.name, self.reasoning) if each is not None]
         calls = [text for call in self.tool_calls for text in (call.name, call.arguments)]
-        return (self.content, *thought, *calls)
+        return (self.content, *others, *calls)
 
 
 Prompt = str | tuple[int, ...]  #: a text or its tokens
