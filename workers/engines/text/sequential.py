@@ -75,12 +75,14 @@ class SequentialRunner:
     def _advance(self, chunk: Chunk) -> Tensor:
         """Compute the tokens of a sequence that are not in its state. -> [vocab]"""
         tokens = chunk.sequence.tokens[: chunk.end]
-        state = self._states.setdefault(chunk.sequence, _State())
+        state = self._states.get(chunk.sequence) or _State()
         if state.length < len(tokens) - 1:
-            state.cache, state.length = None, 0
+            state = _State()
         if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
-            state.cache, logits = self._forward(tokens[state.length :], state.cache)
-            state.length, state.logits = len(tokens), logits
+            # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
+            self._states.pop(chunk.sequence, None)
+            cache, logits = self._forward(tokens[state.length :], state.cache)
+            state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
         return state.logits
 
