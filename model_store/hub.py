@@ -14,7 +14,7 @@ from model_store.disk import FLOOR_BYTES, check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName
 from model_store.hub_api import Listing, list_files
 from model_store.inspection import inspect_texts
-from model_store.manifest import ADAPTER, FILES, FileEntry, Manifest
+from model_store.manifest import ADAPTER, FILES, HUB, FileEntry, Manifest
 from model_store.names import check_name, check_repo, check_revision, pull_folder
 from model_store.options import HubOptions
 from model_store.partials import Wanted, git_sha1
@@ -177,10 +177,9 @@ def update(
 
 
 def _source(manifest: Manifest) -> str:
-    kind, _, repo = manifest.source.partition(":")
-    if kind != "hub":
+    if not manifest.source.startswith(HUB):
         raise BadFiles(f"{manifest.name} did not come from the hub, so nothing can update it.")
-    return repo
+    return manifest.source.removeprefix(HUB)
 
 
 def _is_same(file: Wanted, entry: FileEntry, path: Path) -> bool:
@@ -302,7 +301,7 @@ class _Work:
                 return self._store.finish(
                     draft,
                     name,
-                    source=f"hub:{self._listing.repo}",
+                    source=f"{HUB}{self._listing.repo}",
                     revision=self._listing.sha,
                     known=known,
                 )

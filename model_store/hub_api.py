@@ -178,7 +178,7 @@ def _other_kind(api: HfApi, repo: str) -> str:
 def _hub_errors(
     repo: str, revision: str | None, hub: HubOptions, other_kind: Callable[[], str]
 ) -> Iterator[None]:
-    """Raise the client's four kinds of error as the store's."""
+    """Raise the client's errors as the store's."""
     try:
         yield
     except StoreError:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from model_store.errors import NameTaken, PullRunning, StoreError
-from model_store.manifest import Manifest
+from model_store.manifest import HUB, Manifest
 from model_store.options import Rate
 from model_store.pull_messages import (
     MOST_FILES,
@@ -236,7 +236,7 @@ def _pull(
         return _alone(pull, teller)
     except NameTaken:
         found = store.listing.find(order.name)
-        same = found is not None and found.source == f"hub:{order.repo}" and not order.include
+        same = found is not None and found.source == f"{HUB}{order.repo}" and not order.include
         if found is None or not same or order.name in before:
             raise
         return found

@@ -308,7 +308,7 @@ def _fetch(
     """Pull what replaces a model, with bars."""
     from cli.commands.pull import hub_options, transfer
     from model_store.hub import pull
-    from model_store.repair import HUB
+    from model_store.manifest import HUB
 
     with transfer(old.name) as progress:
         return pull(
