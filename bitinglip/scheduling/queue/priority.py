@@ -8,7 +8,6 @@ import msgspec
 from bitinglip.settings import Tier, Tiers
 
 RequestPriority = Literal["low", "normal", "high"]
-_TIERS = frozenset(Tiers.model_fields)
 _STEPS: dict[RequestPriority, int] = {"low": -1, "normal": 0, "high": 1}
 
 
@@ -35,5 +34,12 @@ def _made(rank: int, weight: float, max_waiting: int | None, priority: RequestPr
 
 def tier_of(tiers: Tiers, name: str) -> Tier:
     """Return the settings of a tier; of the lowest for one that they do not name."""
-    named: Tier = getattr(tiers, name) if name in _TIERS else tiers.free
-    return named
+    match name:
+        case "pro":
+            return tiers.pro
+        case "enterprise":
+            return tiers.enterprise
+        case "operator":
+            return tiers.operator
+        case _:
+            return tiers.free
