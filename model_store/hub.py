@@ -15,7 +15,7 @@ from model_store.errors import BadFiles, BadName
 from model_store.hub_api import Listing, list_files
 from model_store.inspection import inspect_texts
 from model_store.manifest import ADAPTER, FILES, FileEntry, Manifest
-from model_store.names import check_name, check_repo, check_revision
+from model_store.names import check_name, check_repo, check_revision, pull_folder
 from model_store.options import HubOptions
 from model_store.partials import Wanted, git_sha1
 from model_store.pickles import convert
@@ -67,7 +67,7 @@ def _look(
         listing = list_files(repo, revision, hub, connections)
         work = _Work(store, listing, hub, connections, Path(folder))
         choice = choose(listing, include, work.read, allow_pickles=allow_pickles)
-        kept = partial(_there, store, store.partial_pull(repo))
+        kept = partial(_there, store, store.partial / pull_folder(repo))
         return _plan(store, listing, choice, name or repo, kept), choice
 
 

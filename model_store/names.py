@@ -59,6 +59,11 @@ def folder_name(name: str) -> str:
     return name.replace("/", "--")
 
 
+def pull_folder(repo: str) -> str:
+    """Return the name of the folder of a repository's unfinished download."""
+    return f"pull-{folder_name(check_name(repo)).lower()}"
+
+
 def check_file(path: str) -> str:
     """Check a file's path inside a model's folder. Raises BadFiles."""
     pure = PurePosixPath(path)

@@ -32,8 +32,14 @@ from model_store.imports import import_folder
 from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
-from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
-from model_store.names import check_name, folder_name
+from model_store.manifest import (
+    FILES,
+    FileEntry,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from model_store.names import check_name, folder_name, pull_folder
 from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
@@ -351,17 +357,13 @@ class ModelStore:
             if handle is not None:
                 os.close(handle)
 
-    def partial_pull(self, repo: str) -> Path:
-        """Return where a repository's partial download is, or would be."""
-        return self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
-
     @contextmanager
     def pulling(self, repo: str) -> Iterator[Path]:
         """Yield the folder of a repository's partial download, kept so that a pull can resume.
 
         One process at a time may have it. Raises PullRunning.
         """
-        folder = self.partial_pull(repo)
+        folder = self.partial / pull_folder(repo)
         folder.mkdir(mode=0o700, exist_ok=True)
         handle = lock(folder)
         if handle is None:

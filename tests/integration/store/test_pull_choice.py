@@ -80,7 +80,7 @@ def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: 
 
 def bare_adapter(files: Files) -> None:
     files.clear()
-    config = {"base_model_name_or_path": "org/base", "peft_type": "IA3"}
+    config = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
     files["adapter_config.json"] = json.dumps(config).encode()
     files["adapter_model.bin"] = b"x"
 

@@ -1,7 +1,5 @@
-"""Text models as people publish them: odd, and good all the same; or refused with the field's name.
-
-What the store tells of a folder and what the engine makes of it are the same.
-"""
+"""Text models as people publish them: the store tells of odd files what the engine makes of them,
+and both refuse what no library reads, by the name of its field."""
 
 import importlib
 import inspect as inspect_module
@@ -247,13 +245,7 @@ SCALINGS: dict[str, tuple[dict[str, Any], int]] = {
         256,
     ),
     "yarn beyond what the config says": (
-        {
-            "rope_scaling": {
-                "type": "yarn",
-                "factor": 8.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
+        {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
         512,
     ),
     "longrope": (
