@@ -44,7 +44,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-config: $(VENV)/.test  ## write config.yaml anew from the settings
+config: $(VENV)/.test  ## write config.yaml from the settings
 	$(BIN)/python -m scripts.config_text > config.yaml.part && mv config.yaml.part config.yaml
 
 clean:

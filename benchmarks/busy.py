@@ -47,7 +47,7 @@ while os.getppid() == parent:  # it does not outlive the benchmark
 
 @dataclass
 class Work:
-    """A request, and the seconds that it took each time."""
+    """Holds a request, and the seconds that it took each time."""
 
     name: str
     route: str
@@ -130,7 +130,7 @@ def measure(
 
 
 def table(works: list[Work]) -> str:
-    """Markdown, as it stands in RESULTS.md."""
+    """Write Markdown, as it stands in RESULTS.md."""
     lines = ["| | alone, s | beside a busy process, s | times slower | alone, spinning, s |"]
     lines.append("|---|---|---|---|---|")
     lines += [

@@ -1,4 +1,4 @@
-"""The gateway on ``demo-echo`` against a bare FastAPI handler, in one run.
+"""Compares the gateway on ``demo-echo`` with a bare FastAPI handler, in one run.
 
     python benchmarks/gateway.py [--concurrency 32] [--seconds 5] [--rounds 3] [--json]
 
@@ -81,7 +81,7 @@ def throughput(servers: list[Server], asked: argparse.Namespace) -> dict[str, An
 
 
 def latency(servers: list[Server], asked: argparse.Namespace) -> dict[str, Any]:
-    """p50 and p99 of each in milliseconds, and what ours adds."""
+    """Return p50 and p99 of each in milliseconds, and what ours adds."""
     seen: dict[str, list[list[float]]] = {server.name: [] for server in servers}
     for _ in range(asked.rounds):
         for server in servers:
@@ -99,7 +99,7 @@ def latency(servers: list[Server], asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def streams(server: Server, asked: argparse.Namespace) -> dict[str, Any]:
-    """All streams at once, once per round."""
+    """Run all streams at once, once per round."""
     body = chat_body(MODEL, PROMPT, asked.sse_tokens, stream=True)
     target = make_target(server.url + CHAT, [body], server.key)
     reports, costs = [], []
@@ -132,7 +132,7 @@ def _limited_key(server: Server) -> str:
 
 
 def _answer_bytes(server: Server) -> int:
-    """The size of an answer: both have to send about as much."""
+    """Return the size of an answer: both have to send about as much."""
     headers = {"Content-Type": "application/json"}
     if server.key:
         headers["Authorization"] = f"Bearer {server.key}"
@@ -164,7 +164,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any], asked: argparse.Namespace) -> str:
-    """Markdown, as it stands in RESULTS.md."""
+    """Write Markdown, as it stands in RESULTS.md."""
     names = list(found["answer_bytes"])
     speeds, ratio = found["throughput"]["requests_per_s"], found["throughput"]["ratio"]
     lines = [f"| | {names[0]} | {names[1]} | |", "|---|---|---|---|"]

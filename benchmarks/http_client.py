@@ -1,4 +1,4 @@
-"""A lean keep-alive HTTP/1.1 client that times what it reads.
+"""Times what it reads, over keep-alive HTTP/1.1.
 
 The load generator shares its cores with the server under test, so an answer costs it a few string
 searches and no JSON. A token is counted where a delta's or a token event's text is not empty;
@@ -76,7 +76,7 @@ def _request(head: str, body: dict[str, Any]) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """Holds one connection, for one request at a time."""
 
     def __init__(self) -> None:
         self._answer: _Answer | None = None
@@ -94,7 +94,8 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes, due: float | None = None) -> asyncio.Future[Sample]:
-        """The future ends with the answer, or with a sample whose ``error`` says why not."""
+        """Send a request; the future ends with the answer, or with a sample whose ``error`` says
+        why not."""
         waiter = self._listener = asyncio.get_running_loop().create_future()
         sample = Sample(perf_counter() if due is None else due)
         self._answer = _Answer(sample)

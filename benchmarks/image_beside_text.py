@@ -90,7 +90,7 @@ def _draw(server: BitingLip, size: int) -> float:
 
 
 class _Painter:
-    """``with``: images one after another, until the end of the block."""
+    """Makes images one after another, until the end of the ``with`` block."""
 
     def __init__(self, server: BitingLip, size: int) -> None:
         self.seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""The image engine beside a bare diffusers call: the same pipeline, seeds and steps, one process.
+"""Compares the image engine with a bare diffusers call: the same pipeline, seeds and steps.
 
     python -m benchmarks.images [--shape small|sdxl] [--size 256] [--steps 10] [--device cpu]
 

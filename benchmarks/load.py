@@ -1,4 +1,4 @@
-"""Load for a server that speaks OpenAI's chat completions (or any JSON over POST).
+"""Loads a server that speaks OpenAI's chat completions (or any JSON over POST).
 
     python benchmarks/load.py http://127.0.0.1:8080 --model demo-echo --key $KEY \
         --concurrency 32 --requests 5000 --max-tokens 8 [--stream] [--json]
@@ -76,7 +76,7 @@ class Report:
 
     @property
     def longest_stall(self) -> float:
-        """The longest that a stream went without a token, once it had begun."""
+        """Return the longest that a stream went without a token, once it had begun."""
         return max(self.gaps, default=0.0)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Report:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Nearest rank; 0 of nothing."""
+    """Return the nearest rank; 0 of nothing."""
     if not values:
         return 0.0
     ranked = sorted(values)
@@ -104,7 +104,7 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """The percentiles, in milliseconds."""
+    """Return the percentiles, in milliseconds."""
     return {f"p{p}": round(percentile(seconds, p) * 1e3, 3) for p in PERCENTILES}
 
 
@@ -187,7 +187,7 @@ def chat_body(model: str, prompt: str, max_tokens: int, **more: Any) -> dict[str
 
 
 def table(report: Report) -> str:
-    """The report for people."""
+    """Write the report for people."""
     facts = report.as_dict()
     lines = [
         f"requests     {facts['requests']} in {facts['seconds']} s = {facts['requests_per_s']}/s",

@@ -1,4 +1,4 @@
-"""One line about the machine, printed under every table: figures mean nothing without it."""
+"""Describes the machine in one line, printed under every table: figures mean nothing without it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Ten times more than the server can do, for a minute: what it still does, and how it says no.
+"""Sends ten times more than the server can do, for a minute: what it still does, what it refuses.
 
     python -m benchmarks.overload [--times 10] [--seconds 60] [--json]
 
@@ -68,7 +68,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _recovery(target: Target, since: float) -> float:
-    """Seconds until a request takes no more than twice what it takes alone."""
+    """Return seconds until a request takes no more than twice what it takes alone."""
     turns = target.turns()
     connection = await Connection.open(target)
     while True:

@@ -1,4 +1,4 @@
-"""Prefix reuse: the first token of a prompt whose beginning was seen, and of one that was not.
+"""Measures prefix reuse: the first token of a prompt whose beginning is cached, and of another one.
 
     python -m benchmarks.prefixes [--shape 135m] [--tokens 2000] [--rounds 5] [--threads 2]
 

@@ -1,4 +1,4 @@
-"""A Bark with random weights, written once, used again: small for a CPU, or of the real shape.
+"""Makes a Bark with random weights, once: small for a CPU, or of the real shape.
 
 ``least`` loads in a moment; ``bark`` says sentences of the real model's full length,
 ``bark_short`` of four seconds, as ``bark_small`` does, which has the shape of suno/bark-small.
@@ -41,7 +41,7 @@ _LEAST_CODEC = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_ls
 
 
 def make_bark(folder: Path, shape: str, device: str = "cpu") -> Path:
-    """The folder of a Bark of that shape, below ``folder``.
+    """Return the folder of a Bark of that shape, below ``folder``.
 
     ``device`` draws the weights. They are float32 from a CPU, and bfloat16 from a card.
     """
@@ -101,7 +101,7 @@ def _model(layers: int, heads: int, width: int) -> BarkModel:
 
 
 def _write_voice(target: Path) -> None:
-    """One preset, as long as the published ones are."""
+    """Write one preset, as long as the published ones are."""
     random = np.random.default_rng(1)
     index: dict[str, Any] = {"repo_or_path": str(target), VOICE: {}}
     for part, shape in _VOICE_TOKENS.items():

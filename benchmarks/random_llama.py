@@ -23,7 +23,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a Llama, as its config names them."""
+    """Holds the sizes of a Llama, as its config names them."""
 
     hidden: int
     layers: int
@@ -46,7 +46,8 @@ WORDS, CONTEXT = SHAPES["135m"].words, SHAPES["135m"].context
 
 
 def make_model(folder: Path, shape: str = "135m", device: str = "cpu") -> Path:
-    """The model's folder in Hugging Face layout; made once, with weights drawn on ``device``.
+    """Return the model's folder in Hugging Face layout; made once, with weights drawn on
+    ``device``.
 
     The same seed gives other weights on a card. A card's memory stays with the caller's allocator.
     """
@@ -61,7 +62,7 @@ def make_model(folder: Path, shape: str = "135m", device: str = "cpu") -> Path:
 
 
 def build_tokenizer(shape: str) -> Any:
-    """A byte-level BPE tokenizer with a text for each word of the vocabulary."""
+    """Make a byte-level BPE tokenizer with a text for each word of the vocabulary."""
     from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -83,13 +84,14 @@ def build_tokenizer(shape: str) -> Any:
 
 
 def _docstrings() -> Iterator[str]:
-    """Of the standard library, from its sources: the same on every machine with this Python."""
+    """Return docstrings of the standard library, from its sources: the same for each Python
+    version."""
     for path in sorted(Path(pydoc.__file__).parent.glob("*.py")):
         yield from path.read_text("utf-8", "replace").split('"""')[1::2]
 
 
 def build_model(shape: str, device: str = "cpu") -> Any:
-    """A ``LlamaForCausalLM`` in bfloat16 on ``device``, its weights drawn there.
+    """Return a ``LlamaForCausalLM`` in bfloat16 on ``device``, its weights drawn there.
 
     It has no end token: every answer has its full length.
     """

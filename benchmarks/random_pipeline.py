@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines with random weights, written once and used again.
+"""Makes Stable Diffusion pipelines with random weights, once.
 
 ``tiny`` loads in a moment and ``small`` is quick on a CPU; ``sdxl`` has the real model's shape (2.6
 billion parameters in its denoiser), in bfloat16.
@@ -57,7 +57,8 @@ _SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, int]]] = {
 
 
 def make_pipeline(folder: Path, shape: str, device: str = "cpu") -> Path:
-    """The folder of a pipeline of that shape, below ``folder``. ``device`` draws the weights."""
+    """Return the folder of a pipeline of that shape, below ``folder``. ``device`` draws the
+    weights."""
     target = folder / f"random-{shape}"
     if (target / "model_index.json").exists():
         return target
@@ -85,7 +86,7 @@ def make_pipeline(folder: Path, shape: str, device: str = "cpu") -> Path:
 def _models(
     unet: dict[str, Any], channels: tuple[int, ...], widths: tuple[int, int]
 ) -> dict[str, torch.nn.Module]:
-    """The parts with weights, by the names of the pipeline's arguments."""
+    """Return the parts with weights, by the names of the pipeline's arguments."""
     return {
         "vae": AutoencoderKL(
             block_out_channels=channels,

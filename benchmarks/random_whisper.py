@@ -1,4 +1,4 @@
-"""A Whisper with random weights, written once and used again: tiny, or of large-v3's shape.
+"""Makes a Whisper with random weights, once: tiny, or of large-v3's shape.
 
 Random weights never end a window, so every window has its full length. That is bounded here to
 what people say in 30 seconds (``POSITIONS``), where the real model has room for 448.
@@ -43,7 +43,7 @@ LENIENT = {
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """``words`` is the number of tokens before the end token."""
+    """Holds the sizes; ``words`` is the number of tokens before the end token."""
 
     width: int
     layers: tuple[int, int]  #: of the encoder and the decoder
@@ -53,7 +53,7 @@ class _Shape:
 
     @property
     def ids(self) -> dict[str, int]:
-        """The numbers of the tokens that are no text."""
+        """Return the numbers of the tokens that are no text."""
         return {mark: self.words + 1 + number for number, mark in enumerate(_MARKS)}
 
     @property
@@ -72,7 +72,7 @@ _SHAPES = {
 
 
 def make_whisper(folder: Path, shape: str, device: str = "cpu") -> Path:
-    """The folder of a Whisper of that shape, below ``folder``.
+    """Return the folder of a Whisper of that shape, below ``folder``.
 
     ``device`` draws the weights. They are float32 from a CPU, and float16 from a card.
     """
@@ -113,7 +113,8 @@ def _config(shape: _Shape, positions: int) -> WhisperConfig:
 
 
 def _generation(shape: _Shape, positions: int) -> dict[str, Any]:
-    """A window begins with the timestamp 0.00; after it only text can come, to the last token."""
+    """Make a window begin with the timestamp 0.00; after it only text can come, to
+    the last token."""
     ids = shape.ids
     marks = [number for mark, number in ids.items() if mark != "<|notimestamps|>"]
     never = [shape.words, *marks, *range(shape.first_timestamp + 1, shape.vocabulary)]
@@ -137,7 +138,7 @@ def _generation(shape: _Shape, positions: int) -> dict[str, Any]:
 
 
 def _tokenizer(shape: _Shape) -> WhisperTokenizer:
-    """One token a byte, and words that are made up."""
+    """Make a tokenizer of one token a byte, and made-up words."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [f"\u0120filler{number}" for number in range(shape.words - len(letters))]
     vocabulary = {token: number for number, token in enumerate([*letters, *words])}

@@ -89,7 +89,7 @@ class Server:
         return self._process.pid
 
     def cpu_seconds(self) -> tuple[float, float]:
-        """CPU time so far: of the process itself, and of its children that still run."""
+        """Return the CPU time so far: of the process itself, and of its children that still run."""
         own = psutil.Process(self.pid)
         return _cpu(own), sum(_cpu(child) for child in own.children(recursive=True))
 
@@ -157,7 +157,7 @@ def _answers(port: int, path: str) -> bool:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Ours, without the settings of a BitingLip that somebody uses here, and without network."""
+    """Return our environment without the settings of a BitingLip, and without network."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BITINGLIP_")}
     path = os.pathsep.join(filter(None, [str(HERE.parent), kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -172,7 +172,7 @@ def bare(work: Path) -> Server:
 
 
 class BitingLip(Server):
-    """``bitinglip serve`` on a home of its own; its key is read once it answers."""
+    """Runs ``bitinglip serve`` on a home of its own; its key is read once it answers."""
 
     def __init__(self, work: Path, *settings: str, demo: bool = False) -> None:
         port = free_port()

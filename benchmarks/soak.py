@@ -1,4 +1,4 @@
-"""A bad day in a minute: clients of every kind, and somebody who kills workers.
+"""Runs a bad day in a minute: clients of every kind, while workers are killed.
 
     python -m benchmarks.soak [--seconds 60] [--clients 24] [--seed 1]
 
@@ -225,7 +225,7 @@ class Soak:
 
 
 async def soak(server: BitingLip, asked: argparse.Namespace) -> list[tuple[str, bool]]:
-    """A whole day; prints what happened, gives the verdicts."""
+    """Run a whole day; print what happened and the verdicts."""
     headers = {"Authorization": f"Bearer {server.key}"}
     limits = httpx.Limits(max_connections=500)
     async with httpx.AsyncClient(

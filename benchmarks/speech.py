@@ -1,4 +1,4 @@
-"""The speech engine beside the library's plain call: the same small Bark, voices and sentences.
+"""Compares the speech engine with the library's plain call: the same small Bark and sentences.
 
     python -m benchmarks.speech [--shape tiny|small|bark] [--device cpu] [--requests 10] [--voice]
 
@@ -32,7 +32,7 @@ _WARM_STEPS = 5
 
 
 class Studio:
-    """Both sides, over one model."""
+    """Holds both sides, over one model."""
 
     def __init__(
         self, folder: Path, out: str, device: DeviceKind, threads: int, voice: str | None, rows: int
@@ -56,7 +56,7 @@ class Studio:
         self.ready = self.engine.load(spec, lambda _part: None)
 
     def theirs(self, count: int) -> float:
-        """Seconds for so many requests by the library, one after another."""
+        """Return seconds for so many requests by the library, one after another."""
         began = time.perf_counter()
         for seed in range(count):
             torch.manual_seed(seed)
@@ -68,7 +68,7 @@ class Studio:
         return sum(self.at_once(1)[0] for _ in range(count))
 
     def at_once(self, count: int) -> tuple[float, float, float]:
-        """Seconds by the engine, until its first sound, and seconds of sound."""
+        """Return seconds by the engine, until its first sound, and seconds of sound."""
         began = time.perf_counter()
         for seed in range(count):
             job = SpeechJob(
@@ -90,7 +90,8 @@ class Studio:
             torch.cuda.synchronize()
 
     def semantic_step(self, rows: int, steps: int) -> float:
-        """The median seconds of a step of the first stage with so many rows, drawing left out."""
+        """Return the median seconds of a step of the first stage with so many rows, drawing left
+        out."""
         assert isinstance(self.engine._model, BarkSpeaker)
         stage = self.engine._model.bark._stages["semantic"]
         slots = [slot for slot in (stage.open() for _ in range(rows)) if slot is not None]
@@ -180,7 +181,7 @@ def main() -> None:
 
 
 def _report(studio: Studio, requests: int, rounds: int) -> None:
-    """Both sides by turns, so that a slow moment of the machine meets both."""
+    """Measure both sides by turns, so that a slow moment of the machine meets both."""
     rows = []
     for _ in range(rounds):
         theirs, row = studio.theirs(requests), studio.in_a_row(requests)

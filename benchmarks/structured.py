@@ -1,4 +1,5 @@
-"""Texts held to JSON schemas: which are refused, what they cost, and whether texts keep to them.
+"""Checks texts held to JSON schemas: which are refused, what they cost, and whether texts keep to
+them.
 
     python -m benchmarks.structured schemas FILE [--tokenizer FOLDER]
     python -m benchmarks.structured beside [--shape 135m] [--rows 8] [--threads 2]
@@ -229,7 +230,7 @@ def _beside(arguments: argparse.Namespace) -> None:
 def _step_seconds(
     engine: TextEngine, rows: int, held: int, grammar: Grammar
 ) -> tuple[float, float]:
-    """The median over decode steps of all rows, and the mean of the CPU that they take.
+    """Return the median over decode steps of all rows, and the mean of the CPU that they take.
 
     Strings of random tokens do not end so soon.
     """

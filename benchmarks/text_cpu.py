@@ -1,4 +1,4 @@
-"""Text on a CPU, end to end: ``bitinglip serve`` against ``transformers serve``, in one run.
+"""Compares text on a CPU, end to end: ``bitinglip serve`` and ``transformers serve``, in one run.
 
     python benchmarks/text_cpu.py [--streams 1 8 16] [--tokens 128] [--rounds 3] [--work DIR]
 
@@ -36,7 +36,7 @@ OURS = "bitinglip"
 
 @dataclass
 class Contestant:
-    """A server that runs, how it is asked, and what it reached: reports by number of streams."""
+    """Holds a server that runs, how it is asked, and its reports by number of streams."""
 
     server: Server
     model: str
@@ -60,7 +60,7 @@ def _check(name: str, report: Report, tokens: int) -> None:
 
 
 def _prompts(number: int, words: int, salt: str) -> list[str]:
-    """Different from the first word on, so that no cache of prefixes answers."""
+    """Return prompts that differ from the first word on, so that no cache of prefixes answers."""
     return [f"{salt}{i} " + " ".join(f"w{i + 7 * j}" for j in range(words)) for i in range(number)]
 
 
@@ -99,7 +99,8 @@ def _say(contestant: Contestant, streams: int) -> None:
 
 
 def _idle_share(server: Server) -> float:
-    """CPU seconds a second that a server takes while it does nothing: it runs beside the others."""
+    """Return cPU seconds a second that a server takes while it does nothing: it runs beside the
+    others."""
     before = sum(server.cpu_seconds())
     time.sleep(1.0)
     return sum(server.cpu_seconds()) - before
@@ -123,7 +124,7 @@ def _first_token(contestant: Contestant, streams: int) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown, as it stands in RESULTS.md."""
+    """Write Markdown, as it stands in RESULTS.md."""
     names = list(found["rows"][0]["tokens_per_s"])
     lines = ["| streams | " + " | ".join(f"{n}, tokens/s (TTFT p50)" for n in names) + " | ratio |"]
     lines.append("|---" * (len(names) + 2) + "|")

@@ -1,4 +1,4 @@
-"""The text engine's step loop alone, without processes or HTTP: tokens per second by rows.
+"""Measures the text engine's step loop alone, without processes or HTTP: tokens per second by rows.
 
     python -m benchmarks.text_engine_step [--rows 1 4 8 16] [--threads 2] [--device cpu]
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _step_seconds(engine: TextEngine, rows: int, temperature: float) -> float:
-    """The median over decode steps; the clock starts when all prompts are through."""
+    """Return the median over decode steps; the clock starts when all prompts are through."""
     prompt = _PROMPT * (_PROMPT_TOKENS // len(_PROMPT.split()))
     sampling = Sampling(max_tokens=_GENERATED, temperature=temperature, ignore_eos=True, seed=1)
     for row in range(rows):

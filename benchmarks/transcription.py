@@ -1,4 +1,4 @@
-"""A Whisper in the transcription engine beside transformers' pipeline: speed, and wrong words.
+"""Compares a Whisper in the transcription engine with transformers' pipeline: speed, wrong words.
 
     python -m benchmarks.transcription MODEL [--sounds DIR] [--faster-whisper DIR] [--threads 1]
 
@@ -87,7 +87,7 @@ def speak(folder: Path) -> None:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text without what nobody hears."""
+    """Return the words of a text without punctuation and case."""
     return "".join(char if char.isalnum() else " " for char in text.lower()).split()
 
 

@@ -1,3 +1,3 @@
-"""BitingLip: a private inference API for text, images and speech on one workstation."""
+"""BitingLip serves a private inference API for text, images and speech from one workstation."""
 
 __version__ = "0.1.0"

@@ -1,13 +1,15 @@
-"""The composition root: opens the parts in order, closes them in reverse, decides nothing."""
+"""Composes the server: opens its parts in order, and closes them in reverse."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 from fastapi import FastAPI
 
 from bitinglip import __version__, api
+from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
 from bitinglip.access.tickets import Tickets
@@ -115,15 +117,14 @@ async def _open(
     machine = await Machine.open(settings, home, db, devices, stack)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     scheduling = _schedule(settings, machine, metrics, launcher, guard, counts.meter, stack)
-    dispatcher, manager = scheduling.dispatcher, scheduling.manager
+    dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
     admission = counts.admission(settings, connections, dispatcher)
-    store = machine.store
     requests = Requests(
         settings,
         home,
-        store,
+        machine.store,
         guard,
         dispatcher,
         admission,
@@ -136,7 +137,7 @@ async def _open(
     cache_metrics = CacheMetrics(metrics.registry)
     cache = ResponseCache(
         settings,
-        store,
+        machine.store,
         dispatcher,
         storage.files,
         storage.uploads,
@@ -146,7 +147,7 @@ async def _open(
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
         db,
-        store,
+        machine.store,
         hub,
         settings,
         access.audit,
@@ -155,41 +156,78 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    services = Services(
-        settings=settings,
-        home=home,
-        store=store,
+    base = _Base(settings, home, db, health, metrics)
+    requested = _Requested(admission, batches, downloads, cache, guard)
+    services = _services(base, access, counts, machine, scheduling, storage, work, requested)
+    return services, access.admin_key
+
+
+class _Base(NamedTuple):
+    """Holds what all parts are opened with."""
+
+    settings: Settings
+    home: Home
+    db: Database
+    health: Health
+    metrics: Metrics
+
+
+class _Requested(NamedTuple):
+    """Holds the parts that stand between requests and the scheduling."""
+
+    admission: Admission
+    batches: Batches
+    downloads: Downloads
+    cache: ResponseCache
+    guard: Guard
+
+
+def _services(
+    base: _Base,
+    access: Access,
+    counts: Counts,
+    machine: Machine,
+    scheduling: Scheduling,
+    storage: Storage,
+    work: KeptWork,
+    requested: _Requested,
+) -> Services:
+    """Give the parts their names for the handlers."""
+    manager, delivery = scheduling.manager, scheduling.dispatcher.delivery
+    return Services(
+        settings=base.settings,
+        home=base.home,
+        store=machine.store,
         keys=access.keys,
         tokens=access.tokens,
-        dispatcher=dispatcher,
+        dispatcher=scheduling.dispatcher,
         operations=scheduling.operations,
         footprints=machine.footprints,
-        metrics=metrics,
-        db=db,
+        metrics=base.metrics,
+        db=base.db,
         audit=access.audit,
         tasks=work.tasks,
         responses=work.responses,
-        batches=batches,
-        downloads=downloads,
+        batches=requested.batches,
+        downloads=requested.downloads,
         revocation=work.revocation,
         tickets=Tickets(),
-        links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),
+        links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
-        resume=Resume(machine.devices, manager, dispatcher.delivery, scheduling.pool, probe_cards),
+        resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
         recheck=Recheck(manager, probe_cards),
-        health=health,
-        admission=admission,
+        health=base.health,
+        admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,
         token_rates=counts.token_rates,
         usage=counts.usage,
-        logins=FailedLogins(settings.limits.failed_logins_per_minute),
-        cache=cache,
-        guard=guard,
-        refusals=LimitRefusals(metrics.registry),
+        logins=FailedLogins(base.settings.limits.failed_logins_per_minute),
+        cache=requested.cache,
+        guard=requested.guard,
+        refusals=LimitRefusals(base.metrics.registry),
     )
-    return services, access.admin_key
 
 
 def _schedule(

@@ -1,4 +1,4 @@
-"""Supervised background tasks: what fails for the machine's reasons is tried again with back-off.
+"""Supervises background tasks: what fails for the machine's reasons is tried again with back-off.
 
 A full disk, a locked database or a lack of descriptors passes; meanwhile the health check names it.
 Anything else is a programming error and ends the server.

@@ -1,4 +1,5 @@
-"""The gateway's share of confinement: what it tells its workers, and what it hides of itself."""
+"""Holds the gateway's share of confinement: what it tells its workers, and what it
+hides of itself."""
 
 import contextlib
 from collections.abc import MutableMapping

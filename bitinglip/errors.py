@@ -1,4 +1,4 @@
-"""Every error a client can meet, and the one table from error to status and code.
+"""Declares every error that a client can meet, and the one table from error to status and code.
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
@@ -321,7 +321,7 @@ _BY_CODE: dict[str, type[BitingLipError]] = {
 
 
 def answer(error: BitingLipError) -> Answer:
-    """Status, code and type of an error: its own row, else its nearest ancestor's."""
+    """Return status, code and type of an error: its own row, else its nearest ancestor's."""
     for cls in type(error).__mro__:
         if cls in TABLE:
             return TABLE[cls]
@@ -336,6 +336,6 @@ def from_code(
     details: dict[str, Any] | None = None,
     retry_after: float | None = None,
 ) -> BitingLipError:
-    """The error that a worker or the store names by its code."""
+    """Return the error that a worker or the store names by its code."""
     kind = _BY_CODE.get(code, InternalError)
     return kind(message, param=param, details=details, retry_after=retry_after)

@@ -1,4 +1,4 @@
-"""The home folder: where everything lives, who holds it, and the secrets in it."""
+"""Manages the home folder: where everything lives, who holds it, and the secrets in it."""
 
 import fcntl
 import hmac
@@ -46,7 +46,7 @@ def resolve_home(flag: Path | None, environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The paths of a home folder; nothing is made before ``create``."""
+    """Names the paths of a home folder; nothing is made before ``create``."""
 
     root: Path
 
@@ -64,7 +64,7 @@ class Home:
 
     @property
     def uploads(self) -> Path:
-        """Files that clients sent, until their requests have ended."""
+        """Return the folder of files that clients sent, until their requests have ended."""
         return self.root / "uploads"
 
     @property
@@ -74,7 +74,7 @@ class Home:
 
     @property
     def work(self) -> Path:
-        """Folders of worker processes, while they run."""
+        """Return the folder of worker processes, while they run."""
         return self.root / "work"
 
     @property
@@ -134,7 +134,7 @@ class Home:
         return None
 
     def _close_to_others(self) -> None:
-        """0700 for a folder of ours; one that holds other things too is left as it is."""
+        """Give a folder of ours the mode 0700; one that holds other things too is left as it is."""
         found = self.root.stat()
         if not found.st_mode & 0o077:
             return
@@ -156,7 +156,7 @@ class Home:
         return {path.name for path in self.root.iterdir()} - self._own_names()
 
     def secret(self, purpose: str) -> bytes:
-        """A key for one purpose, derived from secret.key, which is made on first use."""
+        """Derive a key for one purpose from secret.key, which is made on first use."""
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
@@ -207,7 +207,7 @@ def socket_address(path: Path) -> Iterator[str | None]:
 
 
 class HomeLock:
-    """The right to be the server of a home, held for life by flock; a kill frees it.
+    """Holds the right to be the server of a home, by flock, for the life of the process.
 
     ``with HomeLock(home): ...`` raises HomeInUse when another process has it.
     """
@@ -318,7 +318,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 
 def _publish_once(path: Path, data: bytes) -> None:
-    """The same, but of two that do it at once the first one stays."""
+    """Publish a file as ``_publish`` does; of two that do it at once the first one stays."""
     draft = _write_draft(path, data)
     with suppress(FileExistsError):
         os.link(draft, path)

@@ -48,7 +48,7 @@ def _listen(sock: socket.socket, address: str | None) -> None:
         if stat.S_ISSOCK(os.lstat(address).st_mode):
             os.unlink(address)  # its server was killed
     sock.bind(address)
-    os.chmod(address, 0o600)  # before listen: until then, nobody can connect
+    os.chmod(address, 0o600)  # before listen: until then, no process can connect
     sock.listen()
 
 

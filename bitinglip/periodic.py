@@ -30,7 +30,7 @@ from workers.caches import ModelCaches
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
-_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that no request waits for
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 _STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too

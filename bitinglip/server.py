@@ -39,7 +39,7 @@ _LOOPBACK_IS_LOCAL = (
     "proxy on this machine, set server.trust_loopback to false"
 )
 _WENT_DOWN = (
-    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "the machine went down while the server ran: if that was under load and it was not switched "
     "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine
@@ -96,7 +96,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 class _Runner(HttpServer):
-    """uvicorn with our way down: refuse new work, let running work end, then close."""
+    """Runs uvicorn with our own shutdown: refuse new work, let running work end, then close."""
 
     def __init__(
         self,
@@ -162,9 +162,9 @@ class _Runner(HttpServer):
         self._watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
-        """A signal's handler only asks; the loop acts."""
+        """Ask for the shutdown; the loop does it."""
         if sig == signal.SIGHUP and self._draining is not None:
-            return  # a terminal that closes may send it twice, which is no wish to hurry
+            return  # a terminal that closes may send it twice, which does not ask for haste
         if self._draining is not None or not self.started:
             self._exit_code = EXIT_FORCED
             self.should_exit = self.force_exit = True

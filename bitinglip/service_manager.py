@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServiceManager:
-    """The manager that started this process, if one did."""
+    """Talks to the manager that started this process, if one did."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """Take what the manager says out of ``environ``: no child may speak for the server."""
@@ -41,7 +41,8 @@ class ServiceManager:
         self._send(f"STATUS={text}")
 
     async def feed_watchdog(self) -> None:
-        """Send signs of life for as long as the event loop turns; return if nobody wants any."""
+        """Send signs of life for as long as the event loop turns; return if the
+        manager wants none."""
         while self.watchdog_seconds is not None and self._socket is not None:
             self._send("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_seconds / 3)

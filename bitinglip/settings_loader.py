@@ -46,7 +46,7 @@ def load_settings(
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The merged settings, or a SettingsError with all problems.
+    """Merge the settings of all layers. Raises SettingsError with all problems.
 
     ``flags`` maps dotted paths to values that are typed already; None is a flag that was not given.
     """
@@ -64,14 +64,15 @@ def load_settings(
 
 
 def find_config(config: Path | None, home: Path) -> Path | None:
-    """The file to read: the one asked for, else ./config.yaml, else the one at home, else none."""
+    """Return the file to read: the one asked for, else ./config.yaml, else the one at home, else
+    None."""
     if config is not None:
         return config
     return next((f for f in (Path("config.yaml"), home / "config.yaml") if f.exists()), None)
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuses to be open to a network without keys; for whoever is about to bind."""
+    """Refuses to be open to a network without keys; called before the server binds."""
     secure = settings.security.require_api_key or settings.security.allow_insecure
     if not secure and "*" in settings.server.cors_origins:
         problem = (
@@ -247,7 +248,7 @@ def _short(value: object) -> str:
 
 
 def split_set(text: str) -> tuple[Keys, str | None]:
-    """The path and the value of ``section.key=value``; None where it is not of that form."""
+    """Return the path and the value of ``section.key=value``; None where it is not of that form."""
     keys: list[str] = []
     position = 0
     while part := _PART.match(text, position):
@@ -262,7 +263,7 @@ def split_set(text: str) -> tuple[Keys, str | None]:
 
 
 def dotted(keys: Keys) -> str:
-    """A path as one writes it after --set; list positions as [0]."""
+    """Write a path as one writes it after --set; list positions as [0]."""
     text = ""
     for key in keys:
         if isinstance(key, int):
@@ -275,7 +276,7 @@ def dotted(keys: Keys) -> str:
 def every_setting(
     section: type[Section] = Settings, at: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Path and field of each section and setting, in their order.
+    """Yield path and field of each section and setting, in their order.
 
     A model's name is ``<name>``, the position in a list of sections ``<n>``.
     """
@@ -292,7 +293,7 @@ def every_setting(
 
 
 def _schema_at(keys: Keys) -> Any:
-    """The declared type at a path; None where there is no such setting."""
+    """Return the declared type at a path; None where there is no such setting."""
     shape: Any = Settings
     for key in keys:
         if get_origin(shape) is dict:
@@ -311,7 +312,7 @@ def _is_section(shape: Any) -> bool:
 
 
 def _hint(keys: Keys) -> str:
-    """The nearest valid path: a neighbour's name, else the same name in another section."""
+    """Return the nearest valid path: a neighbour's name, else the same name in another section."""
     *parent, last = keys
     neighbours = getattr(_schema_at(tuple(parent)), "model_fields", ())
     if near := difflib.get_close_matches(str(last), neighbours, 1):

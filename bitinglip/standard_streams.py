@@ -1,4 +1,4 @@
-"""Standard input, output and error that may be closed, or whose reader may die.
+"""Opens standard input, output and error, which may be closed, or whose reader may die.
 
 A server started by a pager, a terminal that was closed or a broken log reader goes on without them.
 """
@@ -22,7 +22,7 @@ def secure() -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard output, if anybody still reads it."""
+    """Print to standard output, if it still has a reader."""
     with suppress(OSError, ValueError):
         sys.stdout.write(text)
         sys.stdout.flush()

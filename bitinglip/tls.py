@@ -22,7 +22,7 @@ _PART = "TLS certificate"  #: in /health
 
 
 class Certificate:
-    """The certificate that new connections are given; a broken new one changes nothing."""
+    """Holds the certificate that new connections are given; a broken new one changes nothing."""
 
     def __init__(self, server: Server) -> None:
         """Read the files, which ``check_tls`` has found good."""

@@ -21,7 +21,7 @@ _LONGEST_LINE = 64 * 2**20
 
 
 class Client:
-    """``is_here``: the server is on this machine, so no proxy is asked.
+    """Asks a server; ``is_here``: it is on this machine, so no proxy is used.
 
     ``trust`` takes the place of the machine's certificates; ``socket`` is the path of the server's
     Unix socket, which is used in place of the URL.
@@ -97,8 +97,8 @@ class Client:
     def stream(
         self, path: str, body: Any, upload: "Upload | None" = None
     ) -> Iterator[Iterator[Event]]:
-        """The events of an answer; leaving the block early cancels it. With a file to send, the
-        body's fields go as a form's."""
+        """Yield the events of an answer; leaving the block early cancels it. With a file to send,
+        the body's fields go as a form's."""
         content: dict[str, Any] = {"json": body}
         if upload is not None:
             content = {"data": body, "files": {"file": upload}}

@@ -1,4 +1,4 @@
-"""The ``bitinglip`` command: what it is made of.
+"""Assembles the ``bitinglip`` command.
 
 Nothing of the product is imported before a command runs, so that help and mistakes are answered
 at once.

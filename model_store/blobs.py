@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from model_store.disk import check_room, copy, sync
-from model_store.manifest import FileEntry
+from model_store.locks import held
+from model_store.manifest import FileEntry, digests_of
 
 BLOBS = ".blobs"
 GIT = "git"  #: the folder of links that are named by git's hash
@@ -51,21 +53,46 @@ class Blobs:
 
         Its bytes are those of the hash: nothing has written to it since a manifest recorded its
         time, or else it is read. A damaged blob is removed; the models that share it keep theirs.
+        What only a model has, as in stores of version 0.1, is read and becomes a blob.
         """
         if not _SHA256.fullmatch(sha256):
             return None
         blob = self.path(sha256)
+        was_there = blob.exists()
         if self._is_whole(blob, sha256):
             return blob
-        self.discard(sha256)
+        if was_there:  # and not made by another process in this moment
+            self.discard(sha256)
         for path, entry in self._holders(sha256):
             found = _stamp(path)
             with suppress(OSError):
-                # One name: nothing outside this store leads to the file.
-                if found and _is_as_listed(found, entry) and path.stat().st_nlink == 1:
-                    self.add(path, sha256)
-                    return blob if blob.exists() else None
-        return None
+                if found and _is_as_listed(found, entry) and self._adopt(path, sha256):
+                    break
+        # Another process may have made it at the same time.
+        return blob if self._is_whole(blob, sha256) else None
+
+    def _adopt(self, path: Path, sha256: str) -> bool:
+        """Make a model's file a blob, if it has the content and no name outside this store.
+
+        It is read: another process may have replaced its model by now, by one whose file has the
+        same size and, as clocks of file systems tick slowly, the same time.
+        """
+        blob = self.path(sha256)
+        _make_folder(blob.parent)
+        draft = _draft(blob)
+        with held(blob.parent, shared=False):  # one at a time, or the drafts count as names
+            if blob.exists():
+                return True
+            try:
+                os.link(path, draft)
+                is_it = draft.stat().st_nlink == 2 and _sha256(draft) == sha256
+                if is_it:
+                    draft.replace(blob)
+                    sync(blob.parent)
+                    self._remember(blob, sha256)
+            finally:
+                draft.unlink(missing_ok=True)
+        return is_it
 
     def find_git(self, sha1: str) -> Path | None:
         """Return the blob with this hash of git's, if it was taken with one."""
@@ -153,18 +180,20 @@ class Blobs:
 
         A file with other names is not ours alone, and becomes no blob.
         """
-        blob = self.find(entry.sha256)
+        blob, own = self.find(entry.sha256), path.stat()
         if blob is None:
-            if path.stat().st_nlink == 1:
+            if own.st_nlink == 1:
                 self.add(path, entry.sha256)
-            return entry
-        if blob.samefile(path):
             return entry
         draft = _draft(path)
         try:
+            if os.path.samestat(blob.stat(), own):
+                return entry
             os.link(blob, draft)
+        except FileNotFoundError:  # its last model was removed meanwhile
+            return entry
         except OSError as error:
-            if error.errno not in {*_NO_LINKS, errno.ENOENT}:
+            if error.errno not in _NO_LINKS:
                 raise
             self.drop(entry.sha256)  # without hard links the model's own copy is all we keep
             return entry
@@ -186,6 +215,13 @@ class Blobs:
                 self.discard(sha256)
                 return found.st_size
         return 0
+
+    def delete_model(self, folder: Path) -> None:
+        """Delete a folder that was a model, and the blobs that nothing else shares."""
+        digests = digests_of(folder)
+        shutil.rmtree(folder)
+        for sha256 in digests:
+            self.drop(sha256)
 
     def _is_whole(self, blob: Path, sha256: str) -> bool:
         stamp = _stamp(blob)

@@ -13,6 +13,7 @@ from model_store.errors import BadFiles
 from model_store.hub_api import Listing
 from model_store.inspection import components, inspect_texts
 from model_store.inspection.adapter import check_config
+from model_store.inspection.card import CARD, is_of_lora
 from model_store.kinds import read_json
 from model_store.manifest import ADAPTER
 from model_store.partials import Wanted
@@ -24,6 +25,7 @@ from model_store.selection import (
     WEIGHTS,
     adapter_files,
     indices,
+    other_layout,
     select,
 )
 
@@ -61,7 +63,9 @@ def choose(listing: Listing, include: Sequence[str], read: Read, *, allow_pickle
     if include:
         return Choice(_ordered(files, select(files, include)), None)
     if chosen := adapter_files(files):
-        return _adapter(files, chosen, read)
+        if _may_be_adapter(files, chosen, read):
+            return _adapter(files, chosen, read)
+        raise BadFiles(other_layout(chosen[0]))
     pickles = pickled(files) if allow_pickles else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -89,6 +93,17 @@ def choose(listing: Listing, include: Sequence[str], read: Read, *, allow_pickle
 def _ordered(files: dict[str, Wanted], chosen: list[str]) -> tuple[Wanted, ...]:
     ordered = sorted(chosen, key=lambda path: (path.endswith(HEAVY), path))
     return tuple(files[path] for path in ordered)
+
+
+def _may_be_adapter(files: dict[str, Wanted], chosen: list[str], read: Read) -> bool:
+    """Tell whether something says that files are an adapter's: a config, a name or the card.
+
+    A single file of weights may be much else, and its header comes with it only.
+    """
+    if any("lora" in path.lower() for path in chosen) or ADAPTER_CONFIG in chosen:
+        return True
+    cards = (path for path in chosen if path == CARD and files[path].size < _MOST_TEXT_BYTES)
+    return any(is_of_lora(read(files[path]).read_text("utf-8", "replace")) for path in cards)
 
 
 def _adapter(files: dict[str, Wanted], chosen: list[str], read: Read) -> Choice:

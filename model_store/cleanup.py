@@ -4,6 +4,7 @@ Three kinds: what nothing needs (blobs, left-over drafts), downloads that nobody
 the store may only take so many bytes, the models that were not used for longest.
 """
 
+import math
 import os
 import re
 import shutil
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model_store.blobs import GIT
-from model_store.disk import lock, unavailable
+from model_store.disk import unavailable
 from model_store.errors import StoreError
+from model_store.locks import lock
+from model_store.manifest import FILES
 from model_store.places import ASIDE, PARTIAL, recover
+from model_store.records import care_of, usage_of
 
 if TYPE_CHECKING:
     from model_store.store import ModelStore
@@ -89,7 +93,12 @@ def carry_out(
     store: "ModelStore", removals: Iterable[Removal], in_use: Callable[[str], bool] = never
 ) -> list[Removal]:
     """Remove these things; return those that went. What is in use by now stays."""
-    return [each for each in removals if _remove(store, each, in_use)]
+    gone = [each for each in removals if _remove(store, each, in_use)]
+    for link in (store.blobs.folder / GIT).glob("*/*"):
+        if link.is_symlink() and not link.exists():  # its blob went with a model
+            with suppress(OSError):
+                link.unlink()
+    return gone
 
 
 def evicted(
@@ -126,7 +135,7 @@ def _models(
     A file that was linked from outside takes none: it is there without the store, too.
     """
     manifests = store.list()
-    found = {each.name: dict(_files(store.path(each.name))) for each in manifests}
+    found = {each.name: dict(_files(store.folder(each.name) / FILES)) for each in manifests}
     names = Counter(inode for files in found.values() for inode in files)
     names.update(inode for inode, _ in _files(store.blobs.folder))
     taken = {
@@ -141,10 +150,10 @@ def _models(
     for manifest in manifests:
         own = {inode: taken[inode] for inode in found[manifest.name] if inode in taken}
         name = manifest.name
-        if name in bases or in_use(name) or store.care(name).pinned:
+        if name in bases or in_use(name) or care_of(store.folder(name)).pinned:
             kept |= own.keys()
         else:
-            used = store.usage(name).last_used_at or manifest.created_at
+            used = usage_of(store.folder(name)).last_used_at or manifest.created_at
             candidates.append(Candidate(name, used, own))
     for each in candidates:
         for inode in kept & each.files.keys():
@@ -164,24 +173,31 @@ def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
     """Yield what crashes left, and the downloads that nobody has resumed for so long."""
     for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
-            if path.name.startswith(ASIDE) or _is_locked(path):
-                continue  # a model that is being replaced, or work under way
+            if path.name.startswith(ASIDE):
+                continue  # a model that is being replaced
             age = time.time() - _last_change(path)
+            if age < _kept_seconds(path.name, kept) or _is_locked(path):
+                continue  # work may be under way
             if path.name.startswith(_LEFT):
-                if path.name.startswith("draft-") and age < DRAFT_SECONDS:
-                    continue
                 yield Removal("draft", path.name, _bytes_of(path), "left by a crash")
-            elif age > kept:
+            else:
                 days = f"not resumed for {age / 86400:.0f} days"
                 yield Removal("partial", path.name, _bytes_of(path), days)
+
+
+def _kept_seconds(name: str, kept: float) -> float:
+    """Return for how long something under ``.partial`` stays after its last change."""
+    if name.startswith("removed-"):
+        return -math.inf  # whatever the clock says
+    return DRAFT_SECONDS if name.startswith("draft-") else kept
 
 
 def _drafts(store: "ModelStore") -> Iterator[Removal]:
     """Yield the drafts of manifests and records that crashes left beside models' files."""
     for manifest in store.list():
-        folder = store.path(manifest.name).parent
-        for path in folder.glob("*.new"):
-            with suppress(OSError):
+        folder = store.folder(manifest.name)
+        with suppress(OSError):  # another process may remove the model
+            for path in folder.glob("*.new"):
                 found = path.lstat()
                 if time.time() - found.st_mtime > DRAFT_SECONDS:
                     name = f"{folder.name}/{path.name}"
@@ -206,7 +222,7 @@ def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
 def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]) -> bool:
     try:
         if removal.kind == "model":
-            if in_use(removal.name) or store.care(removal.name).pinned:
+            if in_use(removal.name) or care_of(store.folder(removal.name)).pinned:
                 return False
             return store.remove(removal.name, unless_held=True)
         if removal.kind == "blob":
@@ -226,9 +242,6 @@ def _remove_blob(store: "ModelStore", sha256: str) -> bool:
     if any(entry.sha256 == sha256 for each in store.list() for entry in each.files):
         return False
     store.blobs.path(sha256).unlink()
-    for link in (store.blobs.folder / GIT).glob("*/*"):
-        if link.is_symlink() and not link.exists():
-            link.unlink(missing_ok=True)
     return True
 
 

@@ -16,7 +16,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 #: of a disk that failed, is gone, or is not written to any more
 _BROKEN = {
     errno.EIO, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN,
-    errno.ETIMEDOUT, errno.EREMOTEIO, errno.ESHUTDOWN, errno.EROFS,
+    errno.ETIMEDOUT, errno.ESHUTDOWN, errno.EROFS,
 }  # fmt: skip
 _FICLONE = 0x40049409  #: of Linux: XFS, Btrfs and others share the bytes of two files
 _CHUNK = 4 * 1024 * 1024
@@ -114,16 +114,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def lock(folder: Path) -> int | None:
-    """Lock the folder until the handle is closed or the process dies; None if it is locked."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_ino == folder.stat().st_ino:
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass  # owned, or its owner has just removed it
-    os.close(handle)
-    return None

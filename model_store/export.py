@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_store.disk import check_room, copy, link_or_copy, lock, store_errors, sync_folders
+from model_store.disk import check_room, copy, link_or_copy, store_errors, sync_folders
 from model_store.errors import BadFiles
+from model_store.locks import LOCK, lock
 from model_store.progress import Counter, Progress
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def export(
                 into.parent.mkdir(parents=True, exist_ok=True)
                 (link_or_copy if links else copy)(files / entry.path, into)
                 counter.add(entry.path, entry.size)
+            (draft / LOCK).unlink(missing_ok=True)
             sync_folders(draft)
             draft.rename(target)  # takes the place of an empty folder
         except BaseException:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _OVER_A_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs"}
+_WITHOUT_LINKS = {"vfat", "msdos", "exfat", "fuse.exfat", "fuse.gcsfuse", "fuse.s3fs"}
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -40,6 +41,16 @@ def slow_storage(folder: Path, root: Path = Path("/")) -> str | None:
     if mount.kind.startswith("fuse"):
         return f"a file system in user space ({mount.kind})"
     return "a disk that turns" if _turns(mount, root) else None
+
+
+def without_links(folder: Path, root: Path = Path("/")) -> str | None:
+    """Return the file system's name if it has no hard links, so that no two models share files."""
+    try:
+        text = (root / "proc/self/mountinfo").read_text()
+    except OSError:
+        return None
+    mount = mount_of(os.path.realpath(folder), text)
+    return mount.kind if mount is not None and mount.kind in _WITHOUT_LINKS else None
 
 
 def mount_of(path: str, mountinfo: str) -> Mount | None:

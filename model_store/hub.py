@@ -14,7 +14,7 @@ from model_store.disk import FLOOR_BYTES, check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName
 from model_store.hub_api import Listing, list_files
 from model_store.inspection import inspect_texts
-from model_store.manifest import FILES, FileEntry, Manifest
+from model_store.manifest import ADAPTER, FILES, FileEntry, Manifest
 from model_store.names import check_name, check_repo, check_revision, pull_folder
 from model_store.options import HubOptions
 from model_store.partials import Wanted, git_sha1
@@ -293,7 +293,8 @@ class _Work:
             files = draft / FILES
             known = self._fill(files, choice.texts)
             if choice.heavy:
-                inspect_texts(files)  # what the texts forbid is refused before any weights come
+                if choice.kind != ADAPTER:  # of one, the config was checked as it was chosen
+                    inspect_texts(files)  # what they forbid is refused before any weights come
                 known |= self._fill(files, choice.heavy)
             try:
                 if choice.pickles:

@@ -7,50 +7,22 @@ repaired when a store is opened.
 
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_store.disk import lock, sync
+from model_store.disk import sync
+from model_store.locks import lock
 
 PARTIAL = ".partial"  #: the folder of unfinished work in a store
 ASIDE = "replaced-"  #: of a folder under ``.partial``: a model that steps aside, by its folder
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
-
-
-@contextmanager
-def held(place: Path, *, shared: bool) -> Iterator[None]:
-    """Hold the folder that is in this place: nobody replaces it meanwhile. Waits for others.
-
-    Those that only read share the hold. It ends with the process. Raises FileNotFoundError.
-    """
-    handle = hold(place, shared=shared)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def hold(place: Path, *, shared: bool) -> int:
-    """Do so until the returned handle is closed."""
-    while True:
-        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-            if os.fstat(handle).st_ino == place.stat().st_ino:
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # another one is there now
 
 
 def exchange(new: Path, place: Path, partial: Path) -> None:

@@ -34,6 +34,8 @@ def repair(
                 f"{name} cannot be repaired: it did not come from the hub. Remove it, and add it "
                 "again from where it came."
             )
+        for entry in manifest.files:  # a pull looks for what is whole among the blobs
+            _ = store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256)
         paths = [glob.escape(entry.path) for entry in manifest.files]
         fetch(store.replacing(name), manifest, paths)
     for other in {each for difference in found for each in difference.shared_with}:

@@ -206,16 +206,21 @@ def _is_text(path: str) -> bool:
     return name.endswith(_TEXTS) or name.startswith(_CARDS)
 
 
+def other_layout(path: str) -> str:
+    """Say what is wrong with weights in one file, beside no config."""
+    return (
+        f"This repository holds weights in one file for other programs ({path[:80]}); one in the "
+        "layout of transformers or diffusers is needed."
+    )
+
+
 def _no_weights(paths: Iterable[str]) -> str:
     names = [path.lower() for path in paths]
     if ADAPTER_CONFIG in names:
         return _BARE_ADAPTER
     singles = [name for name in names if name.endswith(WEIGHTS)]
     if singles:
-        return (
-            f"This repository holds weights in one file for other programs ({singles[0][:80]}); "
-            "one in the layout of transformers or diffusers is needed."
-        )
+        return other_layout(singles[0])
     if any(name.endswith(PICKLES) for name in names):
         return f"This repository holds pickles only, which can run code. {PICKLES_ALLOWED}"
     for end, what in _OTHERS.items():

@@ -20,34 +20,21 @@ from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
-    lock,
     secure_and_sync,
     store_errors,
     sync,
     sync_folders,
     unavailable,
 )
-from model_store.errors import (
-    BadFiles,
-    BadName,
-    NameTaken,
-    PullRunning,
-    UnknownModel,
-)
+from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import based, inspect
 from model_store.listing import Listing
-from model_store.manifest import (
-    FILES,
-    FileEntry,
-    Manifest,
-    digests_of,
-    read_manifest,
-    write_manifest,
-)
+from model_store.locks import held, hold, lock
+from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name, pull_folder
-from model_store.places import PARTIAL, exchange, held, hold, recover
+from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
 from model_store.verification import differences
@@ -95,18 +82,19 @@ class ModelStore:
     def path(self, name: str) -> Path:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
-        return self._folder(name) / FILES
+        return self.folder(name) / FILES
 
     def weights_path(self, name: str) -> Path:
         """Return the folder of a model's weights, of an adapter its base's. Raises UnknownModel."""
         return self.path(self.get(name).adapter_of or name)
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model, if there is one. Raises BadName."""
         return self.root / folder_name(check_name(name))
 
     def _holders(self, sha256: str) -> Iterator[tuple[Path, FileEntry]]:
         for manifest in self.list():
-            files = self._folder(manifest.name) / FILES
+            files = self.folder(manifest.name) / FILES
             yield from ((files / e.path, e) for e in manifest.files if e.sha256 == sha256)
 
     # ---- changes -------------------------------------------------------------------------------
@@ -126,8 +114,7 @@ class ModelStore:
         weights, convert those. ``base``: of an adapter, in place of the one that its files name.
         Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        path = Path(source)
-        return import_folder(self, path, name, progress, allow_pickles=allow_pickles, base=base)
+        return import_folder(self, source, name, progress, allow_pickles=allow_pickles, base=base)
 
     def finish(
         self,
@@ -167,14 +154,14 @@ class ModelStore:
         return manifest
 
     def _move_in(self, folder: Path, name: str) -> None:
-        place = self._folder(name)
+        place = self.folder(name)
         if self._replaced == name and place.exists():
             with held(place, shared=False):
                 carry_over(place, folder)
                 sync(folder)
                 exchange(folder, place, self.partial)
             self.listing.look()
-            self._delete(folder)
+            self.blobs.delete_model(folder)
             return
         self.check_free(name)
         try:
@@ -198,7 +185,7 @@ class ModelStore:
 
     def check_free(self, name: str) -> None:
         """Raise NameTaken or BadName. On the hub, names that differ only in case are the same."""
-        wanted = self._folder(name).name.lower()
+        wanted = self.folder(name).name.lower()
         if self._replaced == name:
             return
         try:
@@ -209,16 +196,15 @@ class ModelStore:
             raise _taken(name)
 
     def remove(self, name: str, *, unless_held: bool = False) -> bool:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+        """Remove a model, also a damaged one. Raises UnknownModel, BaseOfAdapters or BadFiles.
 
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
-        Raises BaseOfAdapters for one that others need.
         """
         with store_errors("The model cannot be removed"), ExitStack() as opened:
             check_removable(name, self.listing.all())
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
-                folder = self._folder(name)
+                folder = self.folder(name)
                 if (handle := lock(folder)) is not None:
                     opened.callback(os.close, handle)  # till then no clean-up takes part
                 elif unless_held:
@@ -228,28 +214,21 @@ class ModelStore:
                 raise _unknown() from None
             self.listing.look()
             sync(self.root)  # or half of its files could be back after a power cut
-            self._delete(gone)
+            self.blobs.delete_model(gone)
         return True
-
-    def _delete(self, gone: Path) -> None:
-        """Delete a folder that was a model, and the blobs that nothing else shares."""
-        digests = digests_of(gone)
-        shutil.rmtree(gone)
-        for sha256 in digests:
-            self.blobs.drop(sha256)
 
     # ---- care ----------------------------------------------------------------------------------
 
     def usage(self, name: str) -> Usage:
         """Return when the model was last used. Raises UnknownModel."""
         self.get(name)
-        return usage_of(self._folder(name))
+        return usage_of(self.folder(name))
 
     def touch(self, name: str, *, loaded: bool = False) -> None:
         """Record that the model is in use now. Does nothing where that cannot be written."""
         with suppress(OSError, UnknownModel):
             self.get(name)
-            note_use(self._folder(name), loaded=loaded)
+            note_use(self.folder(name), loaded=loaded)
 
     async def record_use(self, name: str, *, loaded: bool = False) -> None:
         """Do as ``touch`` does, beside the event loop."""
@@ -258,7 +237,7 @@ class ModelStore:
     def care(self, name: str) -> Care:
         """Return whether the model is pinned, and its notes. Raises UnknownModel."""
         self.get(name)
-        return care_of(self._folder(name))
+        return care_of(self.folder(name))
 
     def set_care(self, name: str, *, pinned: bool | None = None, notes: str | None = None) -> None:
         """Pin the model or not, write its notes; None leaves one as it is.
@@ -267,7 +246,7 @@ class ModelStore:
         """
         self.get(name)
         with store_errors("The model's notes cannot be written"):
-            change_care(self._folder(name), pinned, notes)
+            change_care(self.folder(name), pinned, notes)
 
     def gc(
         self,
@@ -305,7 +284,7 @@ class ModelStore:
         self.get(name)
         try:
             with store_errors("The manifest cannot be read"):
-                return read_manifest(self._folder(name))
+                return read_manifest(self.folder(name))
         except BadFiles as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 self.listing.look()  # the store is gone, or the model alone
@@ -314,8 +293,7 @@ class ModelStore:
 
     @asynccontextmanager
     async def loading(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Check the models, with the bases of adapters, and hold them: none is replaced while its
-        files are being opened.
+        """Check the models and adapters' bases, and hold them while their files are being opened.
 
         Raises as ``check`` does.
         """
@@ -330,7 +308,7 @@ class ModelStore:
 
     def _hold(self, name: str) -> int:
         with store_errors("The model cannot be read"):
-            return hold(self._folder(name), shared=True)
+            return hold(self.folder(name), shared=True)
 
     async def check(self, name: str) -> None:
         """Compare the sizes and times of a model's files with its manifest's; reads no file.
@@ -341,7 +319,7 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
-        check_unchanged(self.read(name), self._folder(name) / FILES)
+        check_unchanged(self.read(name), self.folder(name) / FILES)
 
     @property
     def partial(self) -> Path:

@@ -14,7 +14,7 @@ import msgspec
 
 from model_store.hashes import sha256_of
 from model_store.inspection import refreshed
-from model_store.manifest import FACTS, FileEntry, Manifest, write_manifest
+from model_store.manifest import FACTS, FILES, FileEntry, Manifest, write_manifest
 from model_store.progress import Counter, Progress
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _sharing(store: "ModelStore", path: Path, entry: FileEntry) -> Iterator[tupl
     """Yield the models that have the very file at this path under some name, and where."""
     own = _inode(path)
     for manifest in store.list() if own is not None else ():
-        files = store.path(manifest.name)
+        files = store.folder(manifest.name) / FILES
         for each in manifest.files:
             if each.sha256 == entry.sha256 and _inode(files / each.path) == own:
                 yield manifest.name, files / each.path

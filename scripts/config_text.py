@@ -1,4 +1,4 @@
-"""Makes the text of config.yaml from the settings; ``make config`` writes it anew."""
+"""Makes the text of config.yaml from the settings; ``make config`` writes that file."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def _fields(shape: type[Section]) -> Iterator[str]:
 
 
 def _scalar(value: object) -> str:
-    """YAML for a default: JSON is, and text goes bare where it stays text."""
+    """Write YAML for a default: JSON is, and text goes bare where it stays text."""
     bare = isinstance(value, str) and yaml.safe_load(value) == value
     return str(value) if bare else json.dumps(value)
 

@@ -11,7 +11,7 @@ _HEAD = """\
 # The guard
 
 The guard looks at prompts (all messages of a chat, prompts of images and transcriptions, texts to
-say) before a job is admitted, and at generated text and transcripts before anybody can read them:
+say) before a job is admitted, and at generated text and transcripts before clients can read them:
 bodies, streams, WebSockets and stored tasks show the same. It is off unless the settings say
 otherwise, and costs nothing then.
 
@@ -29,7 +29,8 @@ counts the tokens that were made, whatever is shown of them. A redacted answer i
 A stream is held back only while its end could become a match, by at most 63 characters: a word
 until the next one begins, a number until it ends. It is redacted exactly as the whole text is,
 however it is cut. Full-width digits, odd dashes and spaces, and invisible characters between two
-others hide nothing. What is spelt out, encoded or said in other words is not found.
+others hide nothing, nor do the escapes of JSON in the arguments of a call. What is spelt out,
+encoded or said in other words is not found.
 
 Log-probabilities of what is redacted, and beside it, are left out; so are the words and tokens of a
 segment of a transcript in which something is.

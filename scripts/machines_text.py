@@ -1,4 +1,4 @@
-"""Writes docs/machines.md anew: what ten made-up machines show to an operator."""
+"""Writes docs/machines.md: what ten made-up machines show to an operator."""
 
 import re
 import sys

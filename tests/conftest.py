@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -15,11 +17,18 @@ from tests.support.wait import eventually
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+#: Without a card, Triton's kernels run in its interpreter.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 #: A machine that stands still makes an example late and no property false.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
+
+
+_DAY_SECONDS = 86_400
+_LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +46,14 @@ def pytest_configure() -> None:
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+
+
+@pytest.fixture
+def away_from_midnight() -> None:
+    """Wait for the next day, in UTC, where it begins soon: quotas and usage are counted by day."""
+    left = _DAY_SECONDS - time.time() % _DAY_SECONDS
+    if left < _LONGEST_TEST_SECONDS:
+        time.sleep(left)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def test_setting_is_read_by_the_product(path: tuple[str, ...], names_read: set[s
     assert path[-1] in names_read
 
 
-def test_gpu_troubles_are_documented_in_the_product_s_own_words() -> None:
+def test_gpu_errors_are_documented_in_the_product_s_own_words() -> None:
     """What docs/gpu.md says that BitingLip says is in its code, so that a search finds it."""
     texts = [
         node.value

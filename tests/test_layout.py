@@ -20,14 +20,14 @@ def sources() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("path", list(sources()), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_are_short_and_named_for_what_they_hold(path: Path) -> None:
+def test_file_is_short_and_named_for_its_content(path: Path) -> None:
     lines = path.read_text().count("\n")
     assert lines <= MOST_LINES, f"{path.name} has {lines} lines; which second job does it do?"
     assert path.stem not in DRAWERS
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_of_our_names_are_ours(package: str) -> None:
+def test_package_names_are_not_taken_by_others(package: str) -> None:
     owners = set(importlib.metadata.packages_distributions().get(package, ["bitinglip"]))
     assert owners == {"bitinglip"}, f"'{package}' is also brought by {owners}"
 

@@ -1,4 +1,5 @@
-"""The error codes that workers, gateway and store name, typed so that mypy finds a wrong one."""
+"""Lists the error codes that workers, gateway and store name, typed so that mypy
+finds a wrong one."""
 
 from typing import Literal
 

@@ -8,7 +8,7 @@ from workers.worker import Worker
 
 
 def note_end(worker: Worker, code: int | None, oom_kills: OomKills) -> None:
-    """Note why a worker has ended that nobody told to, from its exit code if nothing else says."""
+    """Note why a worker has ended that was not told to, from its exit code if nothing else says."""
     if worker.cause is None and code == -signal.SIGKILL and oom_kills.have_risen():
         worker.fault, worker.cause = RAM, RAM.cause
     worker.cause = worker.cause or describe_exit(code)

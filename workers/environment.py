@@ -57,7 +57,7 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # NumPy's own threads: nobody here multiplies matrices by it, and they begin at the import,
+    # NumPy's own threads: no code here multiplies matrices by it, and they begin at the import,
     # before a worker is confined.
     "OPENBLAS_NUM_THREADS": "1",
     "TRANSFORMERS_VERBOSITY": "error",

@@ -1,4 +1,4 @@
-"""The one table of faults: from an error's type, code or text to its class, and to what is blamed.
+"""Classifies faults: from an error's type, code or text to its class, and to what is blamed.
 
 Workers classify what their libraries raise; the gateway reads from the class whether a death
 counts against the request, the model or the device. Nothing here imports torch.
@@ -35,7 +35,7 @@ Blame = Literal["request", "memory", "device", "setup"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A class of errors, and what follows from one."""
+    """Describes a class of errors, and what follows from one."""
 
     name: FaultName
     blame: Blame

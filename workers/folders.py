@@ -1,4 +1,4 @@
-"""The folder of each worker process: its temporary files, and what it makes for jobs.
+"""Keeps the folder of each worker process: its temporary files, and what it makes for jobs.
 
 A worker writes nowhere else. The gateway moves what it has made to where results are kept, and
 removes the folder when the process has ended.
@@ -57,7 +57,7 @@ class WorkFolders:
 
 def placed(job: Job, folder: Path | None) -> Job:
     """Return the job with its files in the folder of the worker that is to run it."""
-    if folder is None or not isinstance(job, ImageJob | SpeechJob):
+    if folder is None or not isinstance(job, (ImageJob, SpeechJob)):
         return job
     return msgspec.structs.replace(job, folder=str(folder))
 
@@ -68,7 +68,7 @@ def take_results(
     """Move the files of a job that succeeded to where results are kept.
 
     Failed if one of them is not what the worker said: a worker whose libraries have been broken
-    into may have left a link, or named a file of somebody else.
+    into may have left a link, or named another user's file.
     """
     try:
         for name, size in _files(done):
@@ -96,7 +96,7 @@ def _move(source: Path, target: Path, name: str, size: int) -> None:
     moved = target / name
     if not stat.S_ISREG((source / name).lstat().st_mode):
         raise ValueError("it is no file")
-    target.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+    target.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
     try:
         os.replace(source / name, moved)
     except OSError as error:

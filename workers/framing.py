@@ -1,4 +1,4 @@
-"""Messages as bytes: what goes down the pipe to a worker, and what comes up from it.
+"""Encodes and decodes messages: what goes down the pipe to a worker, and what comes up from it.
 
 A frame is its length, big-endian, and one msgpack array of messages. Both sides decode against the
 schemas of workers.protocol, so a worker that writes nonsense causes a :class:`BadFrame`, never code

@@ -1,4 +1,4 @@
-"""The gateway's end of the pipe that takes jobs to a worker; never blocks, whatever that does.
+"""Writes jobs to a worker from the gateway's end of the pipe; never blocks.
 
 ``multiprocessing`` has a queue for this, with a semaphore in memory that it shares with the worker;
 a worker that takes the semaphore stops the gateway's event loop.

@@ -27,31 +27,32 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import {name}; {na
 
 
 class Handle(Protocol):
-    """A running worker process, as much of it as the pool needs. No call blocks."""
+    """Handles a running worker process, as much of it as the pool needs. No call blocks."""
 
     @property
     def pid(self) -> int: ...
     @property
     def folder(self) -> Path | None:
-        """The only folder that it writes to; None if it has none of its own."""
+        """Return the only folder that it writes to; None if it has none of its own."""
         ...
 
     @property
     def events_fd(self) -> int:
-        """The non-blocking reading end of its event pipe."""
+        """Return the non-blocking reading end of its event pipe."""
         ...
 
     @property
     def output_fd(self) -> int:
-        """The non-blocking reading end of what it writes to its standard streams."""
+        """Return the non-blocking reading end of what it writes to its standard streams."""
         ...
 
     def bytes_read(self) -> int | None:
-        """Return the bytes that it has read from files so far; None where nobody tells."""
+        """Return the bytes that it has read from files so far; None where the
+        system does not tell."""
         ...
 
     def is_stopped(self) -> bool:
-        """Return True if a signal has stopped it; False where nobody tells."""
+        """Return True if a signal has stopped it; False where the system does not tell."""
         ...
 
     def watch(self, on_exit: Callable[[], None]) -> None:
@@ -84,7 +85,8 @@ class Launcher(Protocol):
 
 
 class SpawnLauncher:
-    """Workers as child processes of this one: fresh interpreters, each in a session of its own.
+    """Starts workers as child processes of this one: fresh interpreters, each in a session of its
+    own.
 
     ``multiprocessing`` is not used. Its spawn takes the child's environment from this process's,
     which other threads read; it flushes this process's standard streams, which may be closed; and
@@ -219,7 +221,7 @@ class SpawnedWorker:
         self._jobs.write(command)
 
     def kill(self) -> None:
-        # Until it is waited for, its number is nobody else's, and nor is its group's.
+        # Until it is waited for, its number is no other process's, nor is its group's.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Finds out whether the kernel has ended processes lately because RAM ran out.
 
-A process that it ends so is ended by signal 9, like one that somebody kills: only the kernel's
-counters tell the two apart.
+A process that it ends so is ended by signal 9, like one that is killed from outside: only the
+kernel's counters tell the two apart.
 """
 
 from collections import deque
@@ -15,7 +15,8 @@ _FIELD = "oom_kill"
 
 
 class OomKills:
-    """The counters of this process's control group, or of the machine, over the last looks."""
+    """Reads the counters of this process's control group, or of the machine, over
+    the last looks."""
 
     def __init__(self, proc: Path = _PROC) -> None:
         """``proc`` is where the kernel tells of this process and its control groups."""

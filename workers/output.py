@@ -1,4 +1,4 @@
-"""A worker's standard output and error: passed on line by line, the last lines kept."""
+"""Passes a worker's standard output and error on line by line, and keeps the last lines."""
 
 import contextlib
 import os
@@ -16,7 +16,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Output:
-    """The lines of one worker. ``pass_on`` gets each, unless there are too many in a second."""
+    """Keeps the lines of one worker. ``pass_on`` gets each, unless there are too
+    many in a second."""
 
     def __init__(
         self, pass_on: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -31,7 +32,7 @@ class Output:
 
     @property
     def tail(self) -> list[str]:
-        """The last lines, the oldest first."""
+        """Return the last lines, the oldest first."""
         return list(self._tail)
 
     def feed(self, data: bytes) -> None:
@@ -41,7 +42,7 @@ class Output:
             self._add(line)
 
     def end(self) -> None:
-        """Nothing more comes: what has no line break is a line too."""
+        """Take the rest as a line: nothing more comes."""
         if self._begun:
             self._add(self._begun)
             self._begun = b""

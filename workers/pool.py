@@ -80,7 +80,7 @@ class Listener(Protocol):
 
     def on_progress(self, worker: Worker, fraction: float) -> None: ...
     def on_lost(self, worker: Worker, cause: str) -> None:
-        """A ready worker has ended, whatever ended it; it is told once."""
+        """Take note that a ready worker has ended, whatever ended it; called once."""
         ...
 
 
@@ -106,7 +106,7 @@ class WorkerPool:
 
     @property
     def ended(self) -> list[Worker]:
-        """The last incarnation of each worker that ended badly and was not replaced."""
+        """Return the last incarnation of each worker that ended badly and was not replaced."""
         return list(self._ended.values())
 
     @property
@@ -336,7 +336,7 @@ class WorkerPool:
         asyncio.get_running_loop().remove_reader(worker.handle.events_fd)
 
     def _on_exit(self, worker: Worker) -> None:
-        """The process has ended: hear its last words, then let everybody know, once."""
+        """Read the last words of a process that has ended, then tell its end, once."""
         code = worker.handle.reap()
         self._hear_out(worker)
         was_ready = worker.state in SERVING

@@ -1,4 +1,4 @@
-"""The worker process: from its first line to its exit. Runs one engine, knows no socket."""
+"""Runs the worker process from its first line to its exit: one engine, and no socket."""
 
 import contextlib
 import ctypes
@@ -55,7 +55,7 @@ _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A job as an engine's ``prepare`` has made it."""
+    """Holds a job as an engine's ``prepare`` has made it."""
 
     request: Any
 
@@ -309,13 +309,14 @@ class Loop:
 
 
 def _held_bytes(engine: Engine) -> int:
-    """Memory of its device that the worker holds."""
+    """Return the bytes of its device that the worker holds."""
     held = engine.device_bytes()
     return _resident_bytes() if held is None else held
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not tell it so."""
+    """Return the resident memory of this process in bytes; 0 where the system does
+    not tell it so."""
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -344,7 +345,7 @@ def _die_with_gateway(gateway: int, death: int) -> "_DeathWatch":
 
 
 class _DeathWatch:
-    """A thread that ends the process when the pipe to the gateway has ended."""
+    """Ends the process when the pipe to the gateway has ended, from a thread of its own."""
 
     def __init__(self, death: int) -> None:
         self._death = death

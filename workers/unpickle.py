@@ -1,4 +1,4 @@
-"""A process of its own that turns one file of pickled tensors into safetensors, and ends.
+"""Turns one file of pickled tensors into safetensors, in a process of its own.
 
     python -I -m workers.unpickle SOURCE TARGET MODE
 
@@ -71,7 +71,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _read(torch: Any, source: Path) -> Any:
-    """Mapped where the file's format allows that."""
+    """Read tensors, mapped where the file's format allows that."""
     try:
         with source.open("rb") as file:
             mapped = bool(torch.serialization._is_zipfile(file))

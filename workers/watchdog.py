@@ -27,7 +27,7 @@ class Watchdog:
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks."""
+        """Return the seconds between two looks."""
         return min(1.0, self.heartbeat_timeout / 4)
 
     def look(self, worker: Worker) -> str | None:
@@ -56,7 +56,7 @@ class Watchdog:
         return None
 
     def _look_at_cancelled(self, worker: Worker, allowed: float) -> str | None:
-        """Find a job that keeps its slot though nobody wants it any more."""
+        """Find a job that keeps its slot though it was cancelled."""
         for job_id in worker.cancelled:
             worker.cancelled[job_id] += self.interval
         if max(worker.cancelled.values(), default=0.0) > allowed:
@@ -64,8 +64,8 @@ class Watchdog:
         return None
 
     def _patience(self, worker: Worker) -> float:
-        """Seconds for which a worker may be silent: some engines' steps are long, and the first
-        ones on a card longer."""
+        """Return the seconds for which a worker may be silent: some engines' steps are long, and
+        the first ones on a card longer."""
         own = worker.ready.step_timeout if worker.ready else 0.0
         usual = max(self.heartbeat_timeout, own)
         if worker.activity is not None:

@@ -1,4 +1,5 @@
-"""One incarnation of a worker process, as the gateway knows it. Only the pool writes it."""
+"""Describes one incarnation of a worker process, as the gateway knows it. Only the
+pool writes it."""
 
 import asyncio
 import logging
@@ -52,7 +53,7 @@ class Worker:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     killed: float | None = None  #: seconds since it was killed first, counted like ``silence``
-    stuck: bool = False  #: it was killed and has not ended in time; nobody waits for it any more
+    stuck: bool = False  #: it was killed and has not ended in time; it is not waited for any more
     load_failure: LoadFailed | None = None
     fault: Fault | None = None  #: the class of what ended it, if it has one
     output: Output = field(init=False)

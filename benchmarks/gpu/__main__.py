@@ -1,4 +1,4 @@
-"""The whole product on one card, proved and measured in eight minutes.
+"""Proves and measures the whole product on one card in eight minutes.
 
     python -m benchmarks.gpu [--minutes 8] [--out DIR] [--only PART]... [--device cuda|cpu]
                              [--shape real|tiny] [--preload]

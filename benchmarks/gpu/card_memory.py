@@ -15,7 +15,8 @@ _POLL = 0.001
 
 
 class CardMemory:
-    """Memory of the first card that this process may use; on a CPU only that of processes."""
+    """Reads the memory of the first card that this process may use; on a CPU only that of
+    processes."""
 
     def __init__(self, device: str) -> None:
         """Raises RuntimeError where ``device`` is "cuda" and the driver shows no card."""
@@ -31,13 +32,13 @@ class CardMemory:
 
     @property
     def total(self) -> int:
-        """Bytes of the card, or of the machine's RAM."""
+        """Return bytes of the card, or of the machine's RAM."""
         if self._cards is None:
             return int(psutil.virtual_memory().total)
         return self._cards.list[0].memory_bytes
 
     def used(self) -> int:
-        """Bytes in use on the card, by anyone; 0 on a CPU, where others' use is nothing we know."""
+        """Return the bytes in use on the card, by any process; 0 on a CPU."""
         if self._cards is None:
             return 0
         import pynvml
@@ -45,14 +46,16 @@ class CardMemory:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._cards.list[0].handle).used)
 
     def of(self, pid: int) -> int | None:
-        """Bytes that a process holds; None where NVML does not tell (containers hide numbers)."""
+        """Return bytes that a process holds; None where NVML does not tell (containers hide
+        numbers)."""
         if self._cards is not None:
             readings = self._cards.read()
             return next(iter(readings.values())).processes.get(pid) if readings else None
         return int(psutil.Process(pid).memory_info().rss)
 
     def wait(self, enough: Callable[[int], bool], patience: float) -> float | None:
-        """Seconds until ``enough(used)``; None if it did not come to that within ``patience``."""
+        """Return seconds until ``enough(used)``; None if it did not come to that within
+        ``patience``."""
         began = time.perf_counter()
         while not enough(self.used()):
             if time.perf_counter() - began > patience:

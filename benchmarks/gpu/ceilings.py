@@ -1,4 +1,4 @@
-"""The first lines of the results: the card, its software, and what the card can do at most."""
+"""Measures what the card can do at most: the first lines of the results."""
 
 import platform
 import shutil
@@ -84,7 +84,7 @@ def _host_to_device(record: Recorder, size: int) -> None:
 
 
 def _seconds(record: Recorder, work: Callable[[], object]) -> float:
-    """The time of one call, over many in a row after some that warm up."""
+    """Return the time of one call, over many in a row after some that warm up."""
     for _ in range(3):
         work()
     record.synchronize()

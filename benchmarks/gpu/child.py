@@ -1,4 +1,5 @@
-"""The process of one part: ``python -m benchmarks.gpu.child FUNCTION DEVICE SHAPE FOLDER PATH``."""
+"""Runs one part in a process: ``python -m benchmarks.gpu.child FUNCTION DEVICE
+SHAPE FOLDER PATH``."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Work as engines give it to a device, by a process that has confined itself before.
+"""Gives a device the work of engines, by a process that has confined itself before.
 
     python -m benchmarks.gpu.confined_program STAGE DEVICE FOLDER
 
@@ -84,7 +84,8 @@ def _work(device: torch.device) -> None:
 
 
 def _held() -> list[str]:
-    """The devices and the kernel's files that the process holds open or mapped, for the rules."""
+    """Return the devices and the kernel's files that the process holds open or mapped, for the
+    rules."""
     paths = {os.readlink(f"/proc/self/fd/{name}") for name in _descriptors()}
     with open("/proc/self/maps") as maps:
         paths |= {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}

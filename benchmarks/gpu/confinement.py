@@ -1,4 +1,4 @@
-"""This part tells if a worker on the card works while it is confined, and what that costs.
+"""Tells whether a worker on the card works while it is confined, and what that costs.
 
 Until it has passed on a card, ``workers.confine: auto`` takes only what can hurt no driver there.
 """
@@ -140,7 +140,7 @@ async def _run(record: Recorder, folder: Path, mode: ConfineMode) -> str:
 
 
 def _spec(record: Recorder) -> Load:
-    """The smallest model: what confinement costs, it costs the host. A rehearsal pretends one."""
+    """Return the smallest model: confinement costs the host only. A rehearsal pretends one."""
     if record.tiny:
         return Load(model="text", engine="fake", path=str(record.folder), device=record.device)
     made = make_files(record.device, record.folder, {"text": "tiny"})["text"]

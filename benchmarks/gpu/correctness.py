@@ -1,4 +1,4 @@
-"""The tests of the engines on the card: each engine's output beside its library's own."""
+"""Runs the tests of the engines on the card: each engine's output beside its library's own."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The server's HTTP API, as a client without further libraries uses it: blocking, with timeouts."""
+"""Calls the server's HTTP API without further libraries: blocking, with timeouts."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ _PATIENCE = 60.0  #: seconds without a byte
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status and the decoded body; ``seconds`` from the request to the last byte."""
+    """Holds a status and the decoded body; ``seconds`` from the request to the last byte."""
 
     status: int
     body: dict[str, Any]
@@ -22,14 +22,14 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The code of an error, in upper case; empty for a success."""
+        """Return the code of an error, in upper case; empty for a success."""
         error = self.body.get("error") or {}
         return str(error.get("code", "")).upper()
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One ``data`` object of a stream, and when it came, by ``perf_counter``."""
+    """Holds one ``data`` object of a stream, and when it came, by ``perf_counter``."""
 
     at: float
     data: dict[str, Any]
@@ -60,19 +60,20 @@ class Api:
         return Answer(response.status, json.loads(data) if data else {}, seconds)
 
     def get(self, path: str) -> dict[str, Any]:
-        """The body of a successful GET. Raises AssertionError for another status."""
+        """Return the body of a successful GET. Raises AssertionError for another status."""
         return _expect(self.ask("GET", path), path).body
 
     def post(
         self, path: str, body: dict[str, Any] | None = None, patience: float = _PATIENCE
     ) -> Answer:
-        """The answer of a successful POST. Raises AssertionError for another status."""
+        """Return the answer of a successful POST. Raises AssertionError for another status."""
         return _expect(self.ask("POST", path, body or {}, patience), path)
 
     def stream(
         self, path: str, body: dict[str, Any], patience: float = _PATIENCE
     ) -> Iterator[Event]:
-        """The objects of an event stream until ``[DONE]`` or its end; an error is one of them.
+        """Return the objects of an event stream until ``[DONE]`` or its end; an error is one of
+        them.
 
         Raises AssertionError for a status other than 200, OSError where the connection breaks.
         """

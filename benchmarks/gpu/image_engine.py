@@ -1,4 +1,4 @@
-"""The image engine as the check runs it: loaded, and timed for one pass of pictures."""
+"""Runs the image engine as the check does: loaded, and timed for one pass of pictures."""
 
 import itertools
 import time
@@ -21,7 +21,7 @@ _seeds = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Return how large the pictures of a run are."""
+    """Says how large the pictures of a run are."""
 
     pipeline: str
     side: int  #: pixels
@@ -38,7 +38,8 @@ SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The cost of one pass of the engine, in seconds and in bytes that the allocator reserved."""
+    """Holds the cost of one pass of the engine, in seconds and in bytes that the allocator
+    reserved."""
 
     seconds: float
     step: float  #: a step of all pictures together, without the first step
@@ -57,7 +58,7 @@ def loaded_engine(
     options: ImageOptions | None = None,
     most: int = MOST,
 ) -> Iterator[ImageEngine]:
-    """A loaded engine; records how long loading took."""
+    """Load an engine and record how long that took."""
     release_cached(record.device)  # of the engine before, which its caller has left
     engine = ImageEngine()
     told = f"{SCALES[record.shape].name}: loaded by the engine, {dtype}"
@@ -143,10 +144,10 @@ def _reserved(record: Recorder) -> int:
 
 
 def next_seeds(count: int) -> list[int]:
-    """So many that no picture has had yet."""
+    """Return so many seeds that no picture has had yet."""
     return list(itertools.islice(_seeds, count))
 
 
 def prompt_of(seed: int) -> str:
-    """One of its own for each picture, since the engine keeps what encoders said."""
+    """Return a prompt of its own for each picture, since the engine keeps what encoders said."""
     return f"a red fox in the snow {seed}"

@@ -1,4 +1,5 @@
-"""SDXL's shape on the card: the engine beside the bare diffusers call, and short of memory."""
+"""Measures SDXL's shape on the card: the engine beside the bare diffusers call, short of memory
+too."""
 
 import tempfile
 import time
@@ -176,7 +177,8 @@ def _name(scale: Scale, count: int, steps: int, who: str) -> str:
 
 
 def _measure_float16(record: Recorder, folder: Path, out: str) -> bool:
-    """Like the usual format, but here pipelines cast their decoder to float32 for each call."""
+    """Measure as in the usual format; here pipelines cast their decoder to float32
+    for each call."""
     with loaded_engine(record, folder, "float16") as engine:
         return _measure_running_out(record, engine, out, "float16")
 

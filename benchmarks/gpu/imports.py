@@ -1,4 +1,4 @@
-"""This part tells if importing an engine starts CUDA's driver, which fixes the visible cards."""
+"""Tells whether importing an engine starts CUDA's driver, which fixes the visible cards."""
 
 import json
 import os

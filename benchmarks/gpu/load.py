@@ -1,4 +1,4 @@
-"""This part measures loading a text model from its files: seconds, and memory that stays."""
+"""Measures loading a text model from its files: seconds, and memory that stays."""
 
 import gc
 import resource
@@ -97,7 +97,7 @@ def _record_excess(record: Recorder, difference: int) -> None:
 
 
 def _record_memory(record: Recorder, when: str, expected: str = "") -> None:
-    """On a card what the allocator has, on a CPU the process's resident memory."""
+    """Record what the allocator has on a card, and on a CPU the process's resident memory."""
     if record.device == "cuda":
         import torch
 

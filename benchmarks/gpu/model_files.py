@@ -1,4 +1,4 @@
-"""Models with random weights as files, made in a process that leaves the card empty behind it.
+"""Writes models with random weights, in a process that leaves the card empty behind it.
 
     python -m benchmarks.gpu.model_files DEVICE FOLDER KIND:SHAPE...
 
@@ -21,7 +21,7 @@ _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A model's folder, and the seconds that drawing and writing its weights took."""
+    """Holds a model's folder, and the seconds that drawing and writing its weights took."""
 
     path: Path
     seconds: float
@@ -32,7 +32,7 @@ class Made:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Return bytes of its files."""
         return sum(path.stat().st_size for path in self.files)
 
 

@@ -1,4 +1,4 @@
-"""Another program that holds memory of the card: ``python -m benchmarks.gpu.other_program``.
+"""Holds memory of the card as another program: ``python -m benchmarks.gpu.other_program``.
 
 It imports torch, then waits for one line on its standard input: ``take BYTES`` or ``leave BYTES``.
 It holds that much, or all but that much, until it is ended.

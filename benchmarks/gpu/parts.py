@@ -1,11 +1,11 @@
-"""The parts of the check, in order of value: what comes first survives a cut-off."""
+"""Lists the parts of the check in order of value: the first ones survive a cut-off."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A question that a process of its own answers."""
+    """Describes a question that a process of its own answers."""
 
     name: str
     function: str  #: "module:function", called with a Recorder

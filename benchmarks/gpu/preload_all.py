@@ -1,4 +1,4 @@
-"""Imported by the process that parts are forked from: a worker's environment, then the libraries.
+"""Imports a worker's environment and libraries, in the process that parts are forked from.
 
 The environment comes first, since the libraries read it when they are imported.
 """

@@ -14,7 +14,7 @@ from benchmarks.gpu import child
 
 
 class ForkedPart:
-    """A part as :class:`subprocess.Popen` would show it, forked from the preloaded process."""
+    """Shows a part, forked from the preloaded process, as :class:`subprocess.Popen` would."""
 
     def __init__(self, arguments: list[str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ from workers.protocol import DeviceKind
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number, or one fact in words."""
+    """Holds one measured number, or one fact in words."""
 
     name: str
     value: float | str
@@ -78,7 +78,7 @@ class Recorder:
 
 
 def read_figures(path: Path) -> list[Figure]:
-    """The figures of a part, also of one that was killed in the middle of a line."""
+    """Return the figures of a part, also of one that was killed in the middle of a line."""
     figures = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -1,4 +1,4 @@
-"""The results as JSON and as a Markdown table, written anew after each part."""
+"""Writes the results as JSON and as a Markdown table, anew after each part."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def _row(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Write three significant digits, without an exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.6f}"

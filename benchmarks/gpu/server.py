@@ -1,4 +1,4 @@
-"""``bitinglip serve`` with a text, an image and a speech model on one card, by its HTTP API.
+"""Runs ``bitinglip serve`` with a text, an image and a speech model on one card, by its HTTP API.
 
 How long loads take, what the server's books say beside NVML, and what happens when memory is short,
 another program takes it, or a worker dies. This process has no CUDA context of its own.
@@ -68,7 +68,7 @@ def measure(record: Recorder) -> None:
 
 
 def _run(server: BitingLip, steps: list[Callable[[], None]]) -> None:
-    """Each step, also after one that failed, as long as the server runs."""
+    """Run each step, also after one that failed, as long as the server runs."""
     errors: list[Exception] = []
     for step in steps:
         if errors and server.exit_code() is not None:

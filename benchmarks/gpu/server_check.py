@@ -48,7 +48,7 @@ class ServerCheck:
         return self.api.get("/api/v1/cluster/status")
 
     def device(self) -> dict[str, Any]:
-        """The books of the device that is measured."""
+        """Return the books of the device that is measured."""
         kind = "cuda" if self.memory.on_card else "cpu"
         found: dict[str, Any] = next(
             each for each in self.status()["devices"] if each["kind"] == kind
@@ -60,11 +60,11 @@ class ServerCheck:
         return found
 
     def loaded(self) -> set[str]:
-        """The names of the models that have a worker."""
+        """Return the names of the models that have a worker."""
         return {each["model"] for each in self.workers() if each["model"]}
 
     def worker(self, name: str) -> dict[str, Any]:
-        """The running worker of a model."""
+        """Return the running worker of a model."""
         for each in self.workers():
             if each["model"] == name and each["state"] in ("ready", "busy"):
                 return each
@@ -142,13 +142,13 @@ class ServerCheck:
         )
 
     def use(self, name: str) -> None:
-        """One request of the model's kind; raises AssertionError unless it succeeds."""
+        """Send one request of the model's kind; raises AssertionError unless it succeeds."""
         {"text": self._stream, "image": self._draw, "speech": self._speak}[name]()
 
     # ---- requests ------------------------------------------------------------------------------
 
     def chat(self, name: str, tokens: int) -> Iterator[Event]:
-        """A chat of so many tokens, streamed."""
+        """Stream a chat of so many tokens."""
         body = {
             "model": name,
             "messages": [{"role": "user", "content": "Tell me a story about a fox."}],
@@ -159,7 +159,7 @@ class ServerCheck:
         return self.api.stream("/v1/chat/completions", body, LOAD_PATIENCE)
 
     def first_token(self, name: str) -> float:
-        """Seconds until the first token. Raises AssertionError for a stream that fails."""
+        """Return seconds until the first token. Raises AssertionError for a stream that fails."""
         began = time.perf_counter()
         times = _times(self.chat(name, _FEW_TOKENS))
         return times[0] - began
@@ -204,7 +204,7 @@ class ServerCheck:
 
 
 def _times(events: Iterator[Event]) -> list[float]:
-    """When each piece of text came. Raises AssertionError for an error, or if none came."""
+    """Return when each piece of text came. Raises AssertionError for an error, or if none came."""
     times = []
     for event in events:
         if error := event.data.get("error"):

@@ -19,7 +19,7 @@ _FOREIGN_ERROR = 300 * 10**6
 
 
 def check_eviction(check: ServerCheck) -> None:
-    """A request for a model that does not fit beside the others: unused ones leave for it."""
+    """Ask for a model that does not fit beside the others: unused ones are evicted for it."""
     check.await_spare()
     before = check.loaded()
     began = time.perf_counter()
@@ -37,7 +37,7 @@ def check_eviction(check: ServerCheck) -> None:
 
 
 def check_taken_memory(check: ServerCheck, others: list[OtherProgram]) -> None:
-    """Another program takes memory: the server sees it, refuses what no longer fits, recovers."""
+    """Take memory by another program: the server sees it, refuses what no longer fits, recovers."""
     record = check.record
     if not others:
         record.figure("another program's memory", _ON_CARDS)
@@ -64,7 +64,8 @@ def check_taken_memory(check: ServerCheck, others: list[OtherProgram]) -> None:
 
 
 def check_out_of_memory(check: ServerCheck, others: list[OtherProgram]) -> None:
-    """A picture too large for what another program leaves: drawn by other means, or refused."""
+    """Ask for a picture too large for the memory that is left: it is made by other means, or
+    refused."""
     record = check.record
     if not others:
         record.figure("out of memory", _ON_CARDS)
@@ -91,7 +92,7 @@ def check_out_of_memory(check: ServerCheck, others: list[OtherProgram]) -> None:
 
 
 def _until(true: Callable[[], bool]) -> float:
-    """Seconds until a condition holds. Raises AssertionError if it does not come to that."""
+    """Return seconds until a condition holds. Raises AssertionError if it does not come to that."""
     began = time.perf_counter()
     while not true():
         if time.perf_counter() - began > _PATIENCE:

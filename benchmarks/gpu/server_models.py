@@ -1,4 +1,4 @@
-"""The models of the part ``server``: made, taken into the store, and set so that one is too large.
+"""Prepares the models of the part ``server``, of which one is too large beside the others.
 
 ``text``, ``image`` and ``speech`` fit on the device together. ``large`` is ``text`` once more with
 an attention cache that fits only when at least one of them has left.
@@ -63,15 +63,15 @@ def prepare(record: Recorder, memory: CardMemory, work: Path) -> ServedModels:
 
 
 def _settings(record: Recorder, memory: CardMemory, store: ModelStore) -> tuple[list[str], int]:
-    """Such that ``large`` needs the place of the least of the three, and half of it to spare."""
+    """Return settings under which ``large`` needs the memory of the least of the three."""
     side, tiny = SIDE[record.shape], record.tiny
     cache = _TINY_CACHE if tiny else TEXT_CACHE_BYTES[record.device]
-    wishes = {
+    configs = {
         "text": LoadConfig(record.device, kv_cache_bytes=cache),
         "image": LoadConfig(record.device, pixels=side * side),
         "speech": LoadConfig(record.device),
     }
-    needs = {kind: estimate(store.get(kind), wish).total for kind, wish in wishes.items()}
+    needs = {kind: estimate(store.get(kind), config).total for kind, config in configs.items()}
     together = sum(needs.values())
     settings = [
         f"models.image.image.width={side}",

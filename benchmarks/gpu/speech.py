@@ -1,4 +1,5 @@
-"""Bark on the card: its captures, one request and ten at once, a step, beside the library."""
+"""Measures Bark on the card: its captures, one request and ten at once, a step,
+beside the library."""
 
 import statistics
 import tempfile
@@ -79,7 +80,7 @@ def _stages_watched(record: Recorder) -> Iterator[list[dict[str, float]]]:
 
 
 def _card_bytes(record: Recorder) -> tuple[int, int]:
-    """The allocator's reserved bytes, and the bytes of the card that all processes use."""
+    """Return the allocator's reserved bytes, and the bytes of the card that all processes use."""
     if record.device == "cpu":
         return 0, 0
     free, total = torch.cuda.mem_get_info()

@@ -71,7 +71,8 @@ def _start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
 
 
 def _environment() -> dict[str, str]:
-    """That of a worker, for the engines that parts run in their own process, and our own."""
+    """Return a worker's environment, for engines that run in a part's process, and our own
+    variables."""
     worker = worker_environment(dict(os.environ), platform.release())
     return {**worker, **os.environ, "PYTHONUNBUFFERED": "1"}
 
@@ -81,13 +82,13 @@ def not_begun(part: Part) -> Outcome:
 
 
 def end_of_log(folder: Path, part: str) -> bytes:
-    """The last part of what a part printed."""
+    """Return the last part of a part's log."""
     path = folder / f"{part}.log"
     return path.read_bytes()[-_LOG_BYTES:] if path.exists() else b""
 
 
 def _wait(process: "subprocess.Popen[bytes] | ForkedPart", limit: float) -> int | None:
-    """The exit code, or None for a process that took longer. None of its descendants stays.
+    """Return the exit code, or None for a process that took longer. None of its descendants stays.
 
     They are noted while it runs: a server leads a session of its own, and nobody can tell whose
     it was once the process that started it has ended.

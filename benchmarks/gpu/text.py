@@ -1,4 +1,4 @@
-"""The text engine on a card: the time of a step by rows and prompt length, and where it goes."""
+"""Measures the text engine on a card: the time of a step by rows and prompt length."""
 
 import gc
 import statistics
@@ -26,7 +26,7 @@ _USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The measurements of one model. ``expected`` is in ms of a decode step, by (rows, prompt)."""
+    """Holds the measurements of one model. ``expected``: ms of a decode step, by (rows, prompt)."""
 
     shape: str
     rows: tuple[int, ...]
@@ -51,7 +51,8 @@ _GRIDS = {
 
 
 def measure(record: Recorder) -> None:
-    """Each shape by rows and prompt length, greedy and with top_p, and one step by its kernels."""
+    """Measure each shape by rows and prompt length, greedy and with top_p, and one step by its
+    kernels."""
     prepare_torch(record)
     for grid in _GRIDS[record.shape]:
         model = build_model(grid.shape, record.device)
@@ -70,7 +71,7 @@ def measure(record: Recorder) -> None:
 
 
 def measure_compiled_generate(record: Recorder) -> None:
-    """One row of generate() with a static cache, compiled, as the library's users run it fastest.
+    """Measure one row of generate() with a static cache, compiled: the library's fastest way.
 
     On a CPU nothing is compiled: a rehearsal.
     """
@@ -123,7 +124,8 @@ class _Bench:
         self._end()
 
     def _begin(self, rows: int, prompt: int, sampling: dict[str, Any]) -> tuple[float, int, float]:
-        """Seconds until every row has a token, tokens of all prompts, seconds to the first."""
+        """Return seconds until every row has a token, tokens of all prompts,
+        seconds to the first."""
         settings = Sampling(
             max_tokens=4 * self._grid.steps + 20, ignore_eos=True, seed=1, **sampling
         )
@@ -150,7 +152,8 @@ class _Bench:
         return time.perf_counter() - began, tokens, first
 
     def _step(self) -> float:
-        """Seconds of a step; it ends with the tokens on the host, so nothing is still running."""
+        """Return seconds of a step; it ends with the tokens on the host, so nothing is still
+        running."""
         began = time.perf_counter()
         self._engine.step()
         return time.perf_counter() - began
@@ -168,7 +171,7 @@ def _rows(count: int) -> str:
 
 @contextmanager
 def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
-    """An engine over a model that has no files, with room for the largest of the grid."""
+    """Return an engine over a model that has no files, with room for the largest of the grid."""
     loaded = LoadedModel(
         model=model,
         tokenizer=build_tokenizer(grid.shape),
@@ -199,14 +202,14 @@ def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
 
 
 def _library(record: Recorder, grid: _Grid, model: Any) -> None:
-    """One row of generate() with a static cache, not compiled, over the same weights."""
+    """Return one row of generate() with a static cache, not compiled, over the same weights."""
     _generate(model, 2, compiled=False)
     figure = _token_milliseconds(record, model, grid.steps, compiled=False)
     record.figure(f"{grid.shape}, generate() with a static cache, 1 row", figure, "ms/token")
 
 
 def _token_milliseconds(record: Recorder, model: Any, steps: int, *, compiled: bool) -> float:
-    """From the difference of a long and a short call, so that the prompt does not count."""
+    """Compute it from a long and a short call, so that the prompt does not count."""
     seconds = []
     steps = max(steps, _LEAST_TOKENS)
     for tokens in (2, 2 + steps):

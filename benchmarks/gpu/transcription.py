@@ -1,4 +1,5 @@
-"""Whisper large-v3's shape on the card: one file and eight, by token, beside the library."""
+"""Measures Whisper large-v3's shape on the card: one file and eight, by token,
+beside the library."""
 
 import statistics
 import tempfile
@@ -30,7 +31,7 @@ _SECONDS = 60.0  #: of each file: two windows
 
 @dataclass(slots=True)
 class _Timing:
-    """The seconds that a run of the engine took."""
+    """Holds the seconds that a run of the engine took."""
 
     seconds: float = 0.0
     sound: float = 0.0  #: seconds of sound that were read
@@ -217,7 +218,8 @@ def _transcribe(
 
 
 def _step(record: Recorder, engine: TranscriptionEngine, timing: _Timing) -> None:
-    """One step of the engine: it encodes the windows of a pass, or makes a token of each row."""
+    """Run one step of the engine: it encodes the windows of a pass, or makes a
+    token of each row."""
     held = engine.books()
     began = time.perf_counter()
     events = engine.step()
@@ -235,7 +237,7 @@ def _step(record: Recorder, engine: TranscriptionEngine, timing: _Timing) -> Non
 
 
 def _write_sound(folder: Path, seed: int) -> Path:
-    """A file of noise and tones that glide, which is no silence anywhere."""
+    """Write a file of noise and tones that glide, which is no silence anywhere."""
     random = np.random.default_rng(seed)
     moments = np.arange(int(_SECONDS * _RATE)) / _RATE
     samples = 0.05 * random.standard_normal(len(moments))

@@ -1,4 +1,4 @@
-"""Time until a process that held memory of the card is gone and its memory free: by kill, by exit.
+"""Measures the time until a process that held memory of the card is gone and its memory free.
 
 The gateway hears of a worker's end by a pidfd. The sentinel of ``multiprocessing`` comes earlier:
 it is one of the process's files, and at its end the process's memory is held still.
@@ -85,7 +85,8 @@ def _measure(
 
 
 class _Signs:
-    """When each sign of a process's end came, as ``perf_counter`` tells; one thread for each."""
+    """Tells when each sign of a process's end came, as ``perf_counter`` tells; one thread for
+    each."""
 
     def __init__(self, process: SpawnProcess) -> None:
         assert process.pid is not None
@@ -109,7 +110,7 @@ class _Signs:
         self._times[sign] = time.perf_counter()
 
     def wait(self) -> dict[str, float]:
-        """The times by sign. Raises TimeoutError if the process does not end."""
+        """Return the times by sign. Raises TimeoutError if the process does not end."""
         for thread in self._threads:
             thread.join(_PATIENCE)
         if any(thread.is_alive() for thread in self._threads):
@@ -128,7 +129,7 @@ def _close_reader(_: SpawnProcess, pipe: Connection) -> None:
 
 
 def _hold(pipe: Connection, device: str, size: int) -> None:
-    """The process: reserve memory, say so, end when it is told to."""
+    """Reserve memory, say so, and end when told to."""
     import torch
 
     held = torch.zeros(size, dtype=torch.uint8, device=device)

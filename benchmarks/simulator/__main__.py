@@ -1,4 +1,5 @@
-"""The server's scheduling over made-up devices, models and clients, faster than real time.
+"""Simulates the server's scheduling over made-up devices, models and clients, faster than real
+time.
 
     python -m benchmarks.simulator --trace mixed --devices 8x80GB --models 50 --clients 1000
 

@@ -50,7 +50,7 @@ class Books:
         self.check()
 
     def works(self, owner: object, *, begins: bool) -> None:
-        """A worker has got its first job, or has ended its last."""
+        """Note that a worker has got its first job, or has ended its last."""
         self._advance()
         for device in self._held[owner]:
             self._devices[device].working += 1 if begins else -1

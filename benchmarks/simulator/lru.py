@@ -33,7 +33,7 @@ class _Request:
 
 @dataclass(eq=False, slots=True)
 class _Host:
-    """A model on a device."""
+    """Holds a model on a device."""
 
     model: str
     device: str

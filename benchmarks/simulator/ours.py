@@ -1,4 +1,4 @@
-"""The server's own scheduling, unchanged, over simulated workers."""
+"""Runs the server's own scheduling, unchanged, over simulated workers."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -34,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request of the trace."""
+    """Holds one request of the trace."""
 
     at: float
     key: str

@@ -1,4 +1,4 @@
-"""Workers without processes: they obey the protocol's messages and only pretend to work.
+"""Simulates workers without processes: they obey the protocol's messages and only pretend to work.
 
 The answer to a prompt has as many tokens as its first word says; ``!crash`` ends the worker.
 """
@@ -26,7 +26,7 @@ Placed = Callable[[str], Mapping[str, int]]  #: worker id -> what was reserved, 
 
 
 class SimulatedPool:
-    """In place of ``WorkerPool``: same calls, same words to the listener."""
+    """Stands in for ``WorkerPool``: the same calls, the same words to the listener."""
 
     ended: tuple[Worker, ...] = ()
 
@@ -48,10 +48,11 @@ class SimulatedPool:
         worker.state = "draining"
 
     def forget_model(self, model: str) -> None:
-        """No failed worker is remembered here."""
+        """Do nothing: no failed worker is remembered here."""
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker:
-        """A worker that serves the model of ``spec``, after its load time. Raises StartFailed."""
+        """Start a worker that serves the model of ``spec``, after its load time. Raises
+        StartFailed."""
         fake = spec.fake or protocol.FakeOptions()
         process = _Process(next(self._numbers), self, fake, spec.max_batch or fake.batch_size)
         worker = Worker(process, "loading", worker_id, spec)
@@ -96,7 +97,7 @@ class SimulatedPool:
                 self.end(worker, "was ended by signal 9")
 
     def end(self, worker: Worker, cause: str) -> None:
-        """The process is gone, whatever ended it; its memory is free."""
+        """Note that the process is gone, whatever ended it; its memory is free."""
         if self._workers.pop(worker.pid, None) is None:
             return
         process = worker.handle
@@ -119,7 +120,7 @@ class SimulatedPool:
 
 
 class _Process:
-    """The ``Handle`` of a worker that has no process."""
+    """Stands in for the ``Handle`` of a worker that has no process."""
 
     worker: Worker
     events_fd = output_fd = -1
@@ -192,7 +193,7 @@ class _Process:
         return False
 
     def watch(self, on_exit: Callable[[], None]) -> None:
-        """The pool itself tells of the end."""
+        """Do nothing: the pool itself tells of the end."""
 
     def kill(self) -> None:
         self._pool.end(self.worker, "was ended by signal 9")
@@ -209,7 +210,7 @@ class _Process:
 
 
 def prompt_for(tokens: int, prompt_tokens: int) -> str:
-    """A prompt of that length whose answer has so many tokens."""
+    """Return a prompt of that length whose answer has so many tokens."""
     return f"{tokens} ".ljust(prompt_tokens * _CHARACTERS_PER_TOKEN, "x")
 
 

@@ -1,4 +1,4 @@
-"""The figures of one run or of two side by side, for people and as JSON."""
+"""Shows the figures of one run or of two side by side, for people and as JSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ _TIERS = ("operator", "enterprise", "pro", "free")
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """All figures; the same for the same trace and seed, ``real`` apart."""
+    """Return all figures; the same for the same trace and seed, ``real`` apart."""
     served = [sample for sample in run.samples if sample.ended == COMPLETED]
     admitted = [sample for sample in run.samples if not sample.refused]
     return {
@@ -45,7 +45,7 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Aligned, a column for each run."""
+    """Write an aligned table, with a column for each run."""
     columns = [_column(facts(run)) for run in runs]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
@@ -88,7 +88,8 @@ def _causes(samples: Iterable[Sample]) -> dict[str, int]:
 
 
 def _waits_longest(samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """The model with the longest wait of all: figures by tier alone would hide that it starves."""
+    """Return the model with the longest wait of all: figures by tier alone would hide that it
+    starves."""
     if not samples:
         return None
     model = max(samples, key=lambda sample: sample.wait).model

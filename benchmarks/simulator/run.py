@@ -1,4 +1,4 @@
-"""One trace through one policy, in virtual time."""
+"""Runs one trace through one policy, in virtual time."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from workers.protocol import Sampling, TextJob
 
 
 class Policy(Protocol):
-    """Who decides what runs where and when."""
+    """Decides what runs where and when."""
 
     pool: SimulatedPool
 

@@ -1,4 +1,4 @@
-"""Who asks for what, and when. The same seed gives the same requests.
+"""Makes and reads traces of requests. The same seed gives the same requests.
 
 A trace file holds one JSON object a line: an arrival, with the fields of ``Arrival``, or
 ``{"at": SECONDS, "crash": MODEL}``.
@@ -22,7 +22,7 @@ _LONGEST_PROMPT = 4000
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request; ``at`` in seconds from the beginning."""
+    """Holds a request; ``at`` in seconds from the beginning."""
 
     at: float
     model: str
@@ -34,7 +34,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Crash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All workers of a model die."""
+    """Kills all workers of a model."""
 
     at: float
     crash: str
@@ -55,7 +55,7 @@ class Mix:
 
 
 def make(name: str, mix: Mix) -> Trace:
-    """The trace of that name, or of that file, by time. Raises ValueError."""
+    """Return the trace of that name, or of that file, by time. Raises ValueError."""
     if name in TRACES:
         return sorted(TRACES[name](mix, random.Random(mix.seed)), key=lambda event: event.at)
     trace = read(Path(name))
@@ -67,7 +67,7 @@ def make(name: str, mix: Mix) -> Trace:
 
 
 def read(path: Path) -> Trace:
-    """A trace file. Raises ValueError with the line at fault."""
+    """Read a trace file. Raises ValueError with the line at fault."""
     trace: Trace = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -87,7 +87,7 @@ def read(path: Path) -> Trace:
 
 
 def alternating(mix: Mix, _draw: random.Random) -> Iterator[Arrival]:
-    """One request for each model by turns, evenly: the worst there is for plain LRU."""
+    """Yield one request for each model by turns, evenly: the worst there is for plain LRU."""
     turns = itertools.cycle(mix.models)
     for number in range(int(mix.seconds * mix.rate)):
         key = f"k{number % mix.clients}"
@@ -95,7 +95,7 @@ def alternating(mix: Mix, _draw: random.Random) -> Iterator[Arrival]:
 
 
 def mixed(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
-    """Poisson arrivals; the n-th model is asked for 1/n as often as the first."""
+    """Yield Poisson arrivals; the n-th model is asked for 1/n as often as the first."""
     weights = [1 / rank for rank in range(1, len(mix.models) + 1)]
     for at in _poisson(mix.rate, mix.seconds, draw):
         (model,) = draw.choices(mix.models, weights)
@@ -103,7 +103,7 @@ def mixed(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
 
 
 def burst(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
-    """Quiet, and each minute four fifths of its requests within two seconds for one model."""
+    """Write quiet, and each minute four fifths of its requests within two seconds for one model."""
     quiet = Mix(mix.models, mix.clients, mix.seconds, mix.rate / 5, mix.seed)
     yield from mixed(quiet, draw)
     for minute in range(math.ceil(mix.seconds / 60)):
@@ -115,7 +115,7 @@ def burst(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
 
 
 def heavy(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
-    """One key sends half of all requests, a minute's worth at once; the others come as ever."""
+    """Yield half of all requests from one key, a minute's worth at once, and the others evenly."""
     light = Mix(mix.models, mix.clients, mix.seconds, mix.rate / 2, mix.seed)
     yield from mixed(light, draw)
     for minute in range(math.ceil(mix.seconds / 60)):
@@ -131,7 +131,7 @@ def heavy(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
 
 
 def tiers(mix: Mix, draw: random.Random) -> Iterator[Arrival]:
-    """Poisson arrivals for one model; each tier sends as much as the others."""
+    """Yield Poisson arrivals for one model; each tier sends as much as the others."""
     names: tuple[Tier, ...] = ("free", "pro", "enterprise")
     for at in _poisson(mix.rate, mix.seconds, draw):
         tier = draw.choice(names)
@@ -173,7 +173,7 @@ def _arrival(mix: Mix, draw: random.Random, at: float, model: str) -> Arrival:
 
 
 def _tier_of(client: int) -> Tier:
-    """A client keeps its tier; of each hundred so many have each."""
+    """Return the tier of a client, which keeps it; of each hundred so many have each."""
     place = client * 37 % 100  # spreads the tiers over few clients too
     for tier, percent in _TIERS:
         place -= percent
@@ -183,7 +183,7 @@ def _tier_of(client: int) -> Tier:
 
 
 def _lengths(draw: random.Random) -> tuple[int, int]:
-    """Tokens of the answer and of the prompt: mostly short, seldom long."""
+    """Return tokens of the answer and of the prompt: mostly short, seldom long."""
     tokens = min(_LONGEST_ANSWER, 1 + int(draw.lognormvariate(4.4, 0.8)))
     prompt = min(_LONGEST_PROMPT, 1 + int(draw.lognormvariate(5.0, 1.0)))
     return tokens, prompt

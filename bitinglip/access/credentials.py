@@ -30,7 +30,7 @@ class Credential(NamedTuple):
 
 
 class NewCredential(NamedTuple):
-    """A key that was just made; its text exists here and is never stored."""
+    """Holds a key that was just made; its text exists here and is never stored."""
 
     id: str
     text: str

@@ -29,7 +29,7 @@ FOREVER = float("inf")
 
 
 class Ageing(NamedTuple):
-    """The last part of a secret's life, in which its end is announced."""
+    """Describes the last part of a secret's life, in which its end is announced."""
 
     since: datetime
     until: datetime

@@ -1,4 +1,4 @@
-"""The fields of a key, each with its check: from what was asked to what its row holds."""
+"""Checks the fields of a key, from what was asked to what its row holds."""
 
 from collections.abc import Callable
 from typing import Any

@@ -30,7 +30,7 @@ class Retiring(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request, and what they may do."""
+    """Describes the sender of a request, and what they may do."""
 
     key_id: str
     name: str
@@ -61,7 +61,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as it may be shown: without its secret and digest."""
+    """Shows a key without its secret and digest."""
 
     id: str
     name: str
@@ -83,7 +83,7 @@ class KeyRecord:
 
 @dataclass(slots=True)
 class HeldKey:
-    """A key that is held in memory."""
+    """Holds a key in memory."""
 
     record: KeyRecord
     digest: bytes

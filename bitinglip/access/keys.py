@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
@@ -27,14 +26,12 @@ from bitinglip.access.usage.quotas import KeyQuotas
 from bitinglip.audit.entry import SERVER, Action, Actor
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
-from bitinglip.db.files import DatabaseError
+from bitinglip.db.loading import loading
 from bitinglip.db.tables import ApiKey
 from bitinglip.errors import (
     Conflict,
-    DatabaseUnavailable,
     ExpiredApiKey,
     InvalidApiKey,
-    InvalidRequest,
     KeyNotFound,
 )
 from bitinglip.home import Home, replace_private
@@ -74,20 +71,10 @@ class KeyRing:
         ``options``: those of the constructor.
         """
         ring = cls(db, pepper, audit, **options)
-        try:
+        with loading("keys"):
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: hold(row, ring._age) for row in rows}
-        except (
-            ValueError,
-            TypeError,
-            InvalidRequest,
-            DatabaseUnavailable,
-            OperationalError,  # a column
-        ) as error:
-            raise DatabaseError(
-                "the table of keys is damaged; restore a backup (see README, Backups)"
-            ) from error
         own = credentials.pepper_id(pepper)
         if lost := sum(row.pepper_id != own and row.revoked_at is None for row in rows):
             _log.warning("%d keys work no more: they were made with another secret.key", lost)
@@ -237,7 +224,7 @@ class KeyRing:
         key = credentials.make()
         row = self._row(key, name="admin", scopes=[Scope.ADMIN], tier=OPERATOR)
         # The file first: a crash in between leaves a file that the next start replaces, and not a
-        # key that nobody has.
+        # key that does not exist.
         replace_private(home.admin_key, f"{key.text}\n".encode())
         await self._add(row, SERVER)
         return key.text

@@ -1,4 +1,4 @@
-"""A signed link to a file: a browser, which sends no key, may fetch it for a while."""
+"""Signs links to files: a browser, which sends no key, may fetch a file for a while."""
 
 import hmac
 import time

@@ -1,7 +1,7 @@
 """Remembers the credentials that were found good, so that the next request with one is quick.
 
 A credential is known again by its digest under a secret of this process. No text of a key is kept,
-and the time of a look-up tells nothing: it depends on the digest alone, which nobody outside can
+and the time of a look-up tells nothing: it depends on the digest alone, which no client can
 compute, and that of a guess says nothing of how near the guess is. A wrong credential is never
 remembered; it takes the long way, in constant time, each time.
 """

@@ -64,7 +64,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewToken(NamedTuple):
-    """A token that was just made; its text exists here and is never stored."""
+    """Holds a token that was just made; its text exists here and is never stored."""
 
     id: str
     text: str

@@ -1,4 +1,7 @@
-"""The HTTP surface; ``mount`` puts it into an application."""
+"""Puts the HTTP surface into an application."""
+
+from collections.abc import Coroutine
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -22,15 +25,7 @@ from bitinglip.api.admin import (
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.batches import batches, client_files
 from bitinglip.api.dashboard import dashboard
-from bitinglip.api.inference import (
-    anthropic,
-    embedding,
-    image,
-    responses,
-    speech,
-    text,
-    transcription,
-)
+from bitinglip.api.inference import routers
 from bitinglip.api.middleware import Door
 from bitinglip.api.not_found import blurred, not_found
 from bitinglip.api.request_context import route_path
@@ -52,20 +47,9 @@ PUBLIC = frozenset(
     }
 )
 _ROUTERS = (
-    text.native,
-    text.openai,
-    anthropic.router,
-    responses.router,
+    *routers(),
     client_files.router,
     batches.router,
-    image.native,
-    image.openai,
-    speech.native,
-    speech.openai,
-    embedding.native,
-    embedding.openai,
-    transcription.native,
-    transcription.openai,
     tasks.router,
     files.router,
     watch.router,
@@ -87,12 +71,12 @@ _ROUTERS = (
 
 
 class Application(FastAPI):
-    """FastAPI's application behind our door."""
+    """Runs FastAPI's application behind our checks of all requests."""
 
     door: Door
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.door(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        return self.door(scope, receive, send)
 
 
 def mount(app: Application, settings: Settings) -> None:

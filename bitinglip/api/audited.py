@@ -87,7 +87,7 @@ def actor_of(request: HTTPConnection) -> Actor:
 
 
 def actor(request: HTTPConnection, caller: Caller | None) -> Actor:
-    """Return who sent a request, and from where; None is nobody who is known."""
+    """Return who sent a request, and from where; None if the sender is not known."""
     return Actor(
         id="unknown" if caller is None else caller.key_id,
         name="" if caller is None else caller.name,

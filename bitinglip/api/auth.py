@@ -1,10 +1,11 @@
-"""Authentication and authorisation: the caller of a request, the scope of a route."""
+"""Authenticates and authorises: finds the caller of a request and requires the
+scope of its route."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from email.utils import format_datetime
 from functools import partial, wraps
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -104,14 +105,14 @@ def check_inference(caller: Caller) -> Caller:
 
 
 def text_caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
-    """Return who may still run texts with a credential that was good once; None is nobody."""
+    """Return who may still run texts with a credential that was good once, or None."""
     return present_caller(tokens, keys, credential, Scope.TEXT)
 
 
 def present_caller(
     tokens: Tokens, keys: KeyRing, credential: Credential, scope: Scope
 ) -> Caller | None:
-    """Return who may still use a scope with a credential that was good once; None is nobody."""
+    """Return who may still use a scope with a credential that was good once, or None."""
     if not tokens.is_valid(credential):
         return None
     caller = keys.caller(credential) or ANONYMOUS  # who has no key
@@ -145,15 +146,14 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     may = scope == ANY_KEY or caller.may(scope)
     units = _UNITS.get(scope, ()) if may and limits is LimitClass.INFERENCE else ()
     await admit(request, caller, limits, units)
-    _check_scope(request, caller, scope)
+    if not may:
+        _refuse_scope(request, caller, scope)
     request.scope["bitinglip.caller"] = caller
     request.scope[_REQUIRED] = scope
 
 
-def _check_scope(request: Request, caller: Caller, scope: Required) -> None:
+def _refuse_scope(request: Request, caller: Caller, scope: Required) -> NoReturn:
     """Raise InsufficientScope for a caller without the scope of the route."""
-    if scope == ANY_KEY or caller.may(scope):
-        return
     error = InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     if scope in _OPERATING:
         refuse_access(request, caller, error)
@@ -172,8 +172,8 @@ def confirm_caller(request: Request) -> None:
     caller, scope = identify(request), request.scope.get(_REQUIRED)
     if scope is None:
         check_inference(caller)
-    else:
-        _check_scope(request, caller, scope)
+    elif scope != ANY_KEY and not caller.may(scope):
+        _refuse_scope(request, caller, scope)
     request.scope["bitinglip.caller"] = caller
 
 
@@ -227,12 +227,12 @@ async def admit(
     fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
     client in a loop would have no limit.
     """
-    context, admission = context_of(request.scope), services_of(request).admission
+    context, services = context_of(request.scope), services_of(request)
+    admission, tokens = services.admission, services.token_rates
     route = getattr(request.scope.get("route"), "path_format", "")
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
-    tokens = services_of(request).token_rates
     if limits is LimitClass.INFERENCE and tokens.limit(caller.key_id) is not None:
         context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:

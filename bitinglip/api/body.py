@@ -1,4 +1,4 @@
-"""JSON bodies of requests and responses."""
+"""Reads the JSON bodies of requests, and writes those of responses."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence

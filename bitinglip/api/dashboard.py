@@ -5,8 +5,10 @@ mix with those of another version. Everything is read once, when the server is b
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from posixpath import dirname, join, normpath
 from typing import NamedTuple
 
 from fastapi import APIRouter
@@ -43,8 +45,8 @@ _TYPES = {
 }
 _FOR_GOOD = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
-#: what the page is told of the server: its version, and whether it asks for a key
-_MARKS = ("{{version}}", "{{files}}", "{{sign-in}}")
+_MAIN = "js/main.js"
+_STATIC_IMPORT = re.compile(rb"""\bfrom\s*["'](\.[^"'\n]+)["']""")
 
 
 class File(NamedTuple):
@@ -74,7 +76,8 @@ def dashboard(settings: Settings) -> APIRouter:
         return router
     files = read_files()
     digest = _digest(file.body for file in files.values())
-    page = _page(files.pop(PAGE), digest, asks=settings.security.require_api_key)
+    page = _page(files, digest, asks=settings.security.require_api_key)
+    del files[PAGE]
 
     @router.get("/")
     async def show(request: Request) -> Response:
@@ -102,14 +105,36 @@ def _file(path: Path) -> File:
     return File(body, _TYPES[path.suffix], f'"{_digest([body])}"')
 
 
-def _page(template: File, digest: str, *, asks: bool) -> File:
+def _page(files: Mapping[str, File], digest: str, *, asks: bool) -> File:
     """Fill in the page. Its addresses are relative, so that a proxy may put a path before them."""
-    text = template.body.decode()
-    told = (bitinglip.__version__, f"dashboard/{digest}", "key" if asks else "none")
-    for mark, value in zip(_MARKS, told, strict=True):
-        text = text.replace(mark, value)
+    folder = f"dashboard/{digest}"
+    told = {
+        "version": bitinglip.__version__,
+        "files": folder,
+        "sign-in": "key" if asks else "none",
+        "preloads": "\n".join(
+            f'<link rel="modulepreload" href="{folder}/{name}">'
+            for name in sorted(_imported(files, _MAIN))
+        ),
+    }
+    text = files[PAGE].body.decode()
+    for mark, value in told.items():
+        text = text.replace(f"{{{{{mark}}}}}", value)
     body = text.encode()
-    return template._replace(body=body, etag=f'"{_digest([body])}"')
+    return files[PAGE]._replace(body=body, etag=f'"{_digest([body])}"')
+
+
+def _imported(files: Mapping[str, File], name: str) -> set[str]:
+    """Return the modules that come with one: browsers would find them one after the other."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            imports = _STATIC_IMPORT.findall(files[module].body)
+            left += [normpath(join(dirname(module), each.decode())) for each in imports]
+    return found
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""The page at /docs: Swagger UI from files of this installation, under a strict CSP.
+"""Serves the page at /docs: Swagger UI from files of this installation, under a strict CSP.
 
 People paste admin keys into this page, so it loads and runs nothing that we do not serve.
 """

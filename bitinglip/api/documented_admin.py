@@ -27,9 +27,9 @@ def _nulls(*names: str, of: Schema) -> dict[str, Schema]:
 MODEL_INFO = object_of(
     model_id=TEXT,
     name=TEXT,
-    type=TEXT,
+    type=or_null(TEXT),  # of a model that is still being downloaded little is known
     description=TEXT,
-    size=TEXT,
+    size=or_null(TEXT),
     status=word("available", "downloading", "loading", "ready", "error"),
     cause=or_null(TEXT),
     progress=or_null(NUMBER),
@@ -37,8 +37,7 @@ MODEL_INFO = object_of(
     capabilities=list_of(TEXT),
     supported_parameters=ANY_OBJECT,
     max_context=or_null(WHOLE),
-    sequential=or_null(TEXT),
-    bytes=WHOLE,
+    bytes=or_null(WHOLE),
     source=or_null(TEXT),
     revision=or_null(TEXT),
 )
@@ -203,7 +202,7 @@ ADMIN_ANSWERS: dict[str, Content] = {
     "POST /api/v1/models/import": json_of(MODEL_INFO),
     "GET /api/v1/models/{model_id}": json_of(MODEL_INFO),
     "PATCH /api/v1/models/{model_id}": json_of(MODEL_INFO),
-    "POST /api/v1/models/{model_id}/verify": json_of(_VERDICT),
+    "POST /api/v1/models/{model_id}/verify": json_of({"anyOf": [_VERDICT, _DOWNLOAD]}),
     "POST /api/v1/models/{model_id}/update": json_of(_DOWNLOAD),
     "POST /api/v1/models/gc": json_of(_CLEANED),
     "POST /api/v1/models/download": json_of(_DOWNLOAD),

@@ -1,4 +1,4 @@
-"""Multipart forms: files, and fields that are checked as those of a JSON body are."""
+"""Reads multipart forms: files, and fields that are checked as those of a JSON body are."""
 
 import math
 import re

@@ -80,7 +80,7 @@ def is_loopback(name: str) -> bool:
 
 
 class Hosts:
-    """The names that the server answers to.
+    """Knows the names that the server answers to.
 
     Any other is refused: a page whose name is led to this machine (DNS rebinding) sends its own.
     """
@@ -110,7 +110,7 @@ def _names_of_this_machine() -> list[str]:
 
 
 class Origins:
-    """The web origins whose pages may use the server: its own, and those in the settings."""
+    """Knows the web origins whose pages may use the server: its own, and those in the settings."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self._all = "*" in allowed

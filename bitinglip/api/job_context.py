@@ -5,6 +5,7 @@ from functools import partial
 from starlette.requests import Request
 
 from bitinglip.api.auth import caller_of
+from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import InvalidRequest
@@ -38,9 +39,8 @@ def job_context(
 
 def asking(request: Request) -> Asking:
     """Gather what a request has besides its body."""
-    context_of_model = partial(job_context, request)
-    caller, store = caller_of(request), services_of(request).store
-    return Asking(caller, store, context_of_model, request_id_of(request))
+    model_of, context_for = partial(find_model_of, request), partial(job_context, request)
+    return Asking(caller_of(request), model_of, context_for, request_id_of(request))
 
 
 def _session(request: Request) -> str | None:

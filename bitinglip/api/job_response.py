@@ -1,7 +1,7 @@
 """Responds with a job's result over one connection: as one body, or as a stream of events."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 
 from starlette.responses import Response
@@ -98,7 +98,7 @@ class JobResponse(Response):
     def _writer(self, view: View, scope: Scope, send: Send) -> StreamWriter:
         return StreamWriter(scope, send, media_type=view.stream_media_type, interval=self._silence)
 
-    async def _answer(
+    def _answer(
         self,
         event_log: EventLog,
         outcome: bytes,
@@ -106,19 +106,19 @@ class JobResponse(Response):
         receive: Receive,
         send: Send,
         writer: StreamWriter | None = None,
-    ) -> None:
+    ) -> Awaitable[None]:
+        """Send the answer, as one body or as a stream."""
         place = event_log.place
         headers = [
             (b"x-queue-position", b"%d" % (place.position if place else 0)),
             (b"x-cache", outcome),
         ]
         if not self._job.stream:
-            await self._send_body(event_log, headers, scope, receive, send)
-            return
+            return self._send_body(event_log, headers, scope, receive, send)
         view = self._view(event_log)
         writer = writer or self._writer(view, scope, send)
         writer.shows(event_log, headers)
-        await self._send_stream(event_log, view, writer, receive)
+        return self._send_stream(event_log, view, writer, receive)
 
     async def _send_body(
         self,

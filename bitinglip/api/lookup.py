@@ -61,14 +61,14 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
     return task
 
 
-async def with_files(services: Services, task: Task) -> Task:
-    """Put the bytes of a task's files into its answer; null for files that have expired."""
+async def with_files(services: Services, task: Task, *, most: int | None = None) -> Task:
+    """Put the bytes of a task's files into its answer; see ``Files.inline_bytes``."""
     answer = task.answer
     if answer is None and task.event_log is not None and task.event_log.final is not None:
         answer = inference_response(task.event_log)
-    return (
-        task if answer is None else replace(task, answer=await services.files.inline_bytes(answer))
-    )
+    if answer is None:
+        return task
+    return replace(task, answer=await services.files.inline_bytes(answer, most))
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:

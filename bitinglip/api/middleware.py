@@ -5,10 +5,11 @@ costs as much as a check of a key, so what all requests need stands here, in ord
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from urllib.parse import parse_qsl
 
 import structlog
+from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,8 +85,9 @@ class Door:
         if scope["type"] not in _TYPES:
             await self._rest(scope, receive, send)
             return
-        if _method(scope) == "HEAD":  # answered as GET is; the connection leaves the body out
-            scope = {**scope, "method": "GET"}
+        method = _method(scope)
+        if method == "HEAD":  # answered as GET is; the connection leaves the body out
+            method, scope = "GET", {**scope, "method": "GET"}
         services: Services | None = getattr(self._app.state, "services", None)
         fields = dict(scope["headers"])
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
@@ -96,7 +98,10 @@ class Door:
             if self._proxies.apply(scope):
                 context.fields = dict(scope["headers"])
             receive = self._edge.check(scope, receive, context)
-            await self._serve(scope, receive, sender)
+            app = self._choose(scope, method, context)
+            if isinstance(app, APIRoute):
+                app = await app.endpoint(Request(scope, receive, sender))
+            await app(scope, receive, sender)
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
         except Exception as error:  # nothing above turns an exception into a response
@@ -111,19 +116,18 @@ class Door:
                 context.leave(refund=context.status >= 500 or context.spared)
             if context.release is not None:
                 context.release()
-            _count(scope, context)
+            _count(scope, method, context)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = _method(scope)
-        response = self.cors.preflight(method, context_of(scope).fields)
-        if response is None:
-            route = self._direct.get((method, route_path(scope)))
-            if route is None or scope["type"] != "http":
-                await self._rest(scope, receive, send)
-                return
-            scope["route"] = route
-            response = await route.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
+    def _choose(self, scope: Scope, method: str, context: RequestContext) -> APIRoute | ASGIApp:
+        """Return what serves a request: a route that is called directly, or an application."""
+        response = self.cors.preflight(method, context.fields)
+        if response is not None:
+            return response
+        route = self._direct.get((method, route_path(scope)))
+        if route is None or scope["type"] != "http":
+            return self._rest
+        scope["route"] = route
+        return route
 
 
 def _log_failure(scope: Scope, error: Exception) -> None:
@@ -134,7 +138,7 @@ def _log_failure(scope: Scope, error: Exception) -> None:
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
-    async def sender(message: Message) -> None:
+    def sender(message: Message) -> Awaitable[None]:
         if message["type"] == "websocket.accept":
             context.status = 101
             message["headers"] = [
@@ -149,19 +153,22 @@ def _sender(context: RequestContext, send: Send) -> Send:
             if context.services is not None:
                 context.services.metrics.overhead(own_seconds)
             headers = message.get("headers", ())
-            if not any(name == b"cache-control" for name, _ in headers):
+            for name, _ in headers:
+                if name == b"cache-control":
+                    break
+            else:
                 headers = [*headers, _NO_STORE]
             message["headers"] = [
                 *headers,
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
-                *(context.token_headers() if context.token_headers is not None else ()),
+                *(() if context.token_headers is None else context.token_headers()),
                 *SECURITY_HEADERS,
                 *context.notices,
                 *context.cors,
             ]
-        await send(message)
+        return send(message)  # awaited by the caller: no coroutine around it
 
     return sender
 
@@ -184,10 +191,10 @@ def endpoint(scope: Scope) -> str:
     return getattr(scope.get("route"), "path_format", "_other")
 
 
-def _count(scope: Scope, context: RequestContext) -> None:
+def _count(scope: Scope, method: str, context: RequestContext) -> None:
     if context.services is not None:
         context.services.metrics.request_finished(
-            method=_method(scope),
+            method=method,
             endpoint=endpoint(scope),
             status=context.status,
             seconds=context.elapsed,

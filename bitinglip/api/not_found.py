@@ -28,6 +28,19 @@ _ELSEWHERE = {
     "/v2/rerank": ("/v1/rerank", "Reranking is served under /v1."),
     "/rerank": ("/v1/rerank", "Reranking is served under /v1."),
 }
+#: Beginnings of OpenAI's paths for which there is nothing here, and what they are for.
+_ABSENT = {
+    "/v1/moderations": "Moderation",
+    "/v1/fine_tuning": "Fine-tuning",
+    "/v1/vector_stores": "Vector stores",
+    "/v1/conversations": "Conversations (previous_response_id continues a response)",
+    "/v1/uploads": "Uploads in parts (POST /v1/files takes a whole file)",
+    "/v1/realtime": "The realtime API",
+    "/v1/videos": "Video",
+    "/v1/containers": "Containers",
+    "/v1/evals": "Evaluations",
+    "/v1/organization": "Organizations (/api/v1/keys and /api/v1/usage are those of this server)",
+}
 
 
 def blurred(paths: Iterable[str]) -> Mapping[str, str]:
@@ -50,6 +63,9 @@ def not_found(path: str, routes: Mapping[str, str]) -> NotFound:
     for beginning, (other, reason) in _ELSEWHERE.items():
         if plain.startswith(beginning):
             return _instead(other, reason)
+    for beginning, what in _ABSENT.items():
+        if plain.startswith(beginning):
+            return NotFound(f"{_NOTHING}. {what}: not served here. {_ROUTES}")
     if plain.startswith(_OPENAI):
         return _instead(f"/v1{plain}", "The base URL of OpenAI's API ends in /v1.")
     if plain and plain != path and path.startswith(("/v1/", "/api/v1/")):

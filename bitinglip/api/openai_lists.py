@@ -1,4 +1,4 @@
-"""Routes of OpenAI's surface that list models, and the voices of those that speak."""
+"""Serves the routes of OpenAI's surface that list models, and the voices of those that speak."""
 
 from functools import wraps
 

@@ -1,4 +1,4 @@
-"""Routes for operating the server: liveness, readiness, health, metrics."""
+"""Serves the routes for operating the server: liveness, readiness, health, metrics."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Pages of lists, and checks of query parameters."""
+"""Cuts lists into pages, and checks query parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_OFFSET = 2**31
 
 @dataclass(frozen=True)
 class Page:
-    """The requested part of a list."""
+    """Names the requested part of a list."""
 
     limit: int
     offset: int

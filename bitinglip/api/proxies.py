@@ -2,7 +2,7 @@
 
 Each proxy appends the address of whom it got the request from, so the client is the last one in
 the list that is no trusted proxy; what stands before it is the client's own word. A header from
-anybody else changes nothing.
+any other client change nothing.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The context of one request: its id, its timings and the status of its response."""
+"""Holds the context of one request: its id, its timings and the status of its response."""
 
 import random
 import time
@@ -22,7 +22,7 @@ def new_request_id() -> str:
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request; times in seconds."""
+    """Describes one request; times in seconds."""
 
     request_id: str
     services: "Services | None"  #: None while the server starts

@@ -98,11 +98,12 @@ class Connection:
         self._gone = False
 
     def __enter__(self) -> None:
-        owner = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        owner = asyncio.current_task(loop)
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._start)
+        self._timer = loop.call_later(_GRACE_SECONDS, self._start)
 
     def _start(self) -> None:
         self._watcher = asyncio.create_task(self._watch())

@@ -1,4 +1,4 @@
-"""Files that clients send: checked here without decoding, then written for the worker."""
+"""Checks files that clients send without decoding them, then writes them for the worker."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ _CHECKS = ThreadPoolExecutor(1, thread_name_prefix="uploads")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A picture as the client sent it; sides in pixels."""
+    """Describes a picture as the client sent it; sides in pixels."""
 
     data: bytes | ReceivedFile
     width: int

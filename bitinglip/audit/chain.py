@@ -1,4 +1,4 @@
-"""The chain of the audit log: each row is sealed together with the seal of the row before it.
+"""Chains the audit log: each row is sealed together with the seal of the row before it.
 
 A seal is an HMAC-SHA256 under a key that is derived from the home's secret.key: a person with the
 database alone can neither change a row, nor leave one out, nor add one. The head, which is sealed

@@ -1,4 +1,4 @@
-"""An entry of the audit log: who did what, to what, when, from where, and how it ended.
+"""Describes entries of the audit log: who did what, to what, when, from where, and how it ended.
 
 Texts are cut to bounds, cleared of secrets and of control characters before they are kept.
 """
@@ -92,7 +92,7 @@ def now() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that was done, or refused; ``before`` and ``after`` hold what it changed."""
+    """Describes what was done, or refused; ``before`` and ``after`` hold what it changed."""
 
     action: Action
     actor: Actor = SERVER

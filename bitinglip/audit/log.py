@@ -1,7 +1,7 @@
-"""The audit log: the one owner of its tables. Rows are added and, from the old end, deleted.
+"""Owns the tables of the audit log. Rows are added and, from the old end, deleted.
 
 A change in the database brings its entry along in the same transaction (``append``). What happens
-outside of it is entered before it is answered (``record``). Entries that nobody waits for, and
+outside of it is entered before it is answered (``record``). Entries that no request waits for, and
 those that the database could not take, wait in memory (``remember``) for the next ``flush``.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 from sqlalchemy import delete, func, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -43,6 +42,7 @@ from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import AuditHead, AuditRow
+from bitinglip.db.upsert import insert as upsert
 from bitinglip.errors import BitingLipError, DatabaseUnavailable
 
 log = structlog.get_logger(__name__)

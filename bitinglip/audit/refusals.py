@@ -1,8 +1,9 @@
 """Counts refused requests, so that a flood of them neither fills the log nor costs the loop time.
 
 The first refusal of an address is entered at once; further ones are counted, and the count is
-entered after each minute. The entries have a budget, since anybody can cause them: beyond it,
-refusals are only counted together. So strangers cannot push other entries out of the log.
+entered after each minute. The entries have a budget, since any client can cause them: beyond it,
+refusals are only counted together. So clients without a key cannot push other entries out of the
+log.
 """
 
 import time
@@ -21,7 +22,7 @@ _UNKNOWN = Actor("unknown")
 
 @dataclass(slots=True)
 class _Source:
-    """One address, key, reason and target, and what came since its last entry."""
+    """Counts refusals of one address, key, reason and target since its last entry."""
 
     actor: Actor
     action: Action

@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import ColumnElement
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import ClientFile
+from bitinglip.db.upsert import insert
 from bitinglip.errors import DiskFull, FileGone, InvalidRequest, PayloadTooLarge
 from bitinglip.results.uploads import ReceivedFile
 

@@ -29,6 +29,7 @@ from bitinglip.tasks.responses import Responses
 from bitinglip.wire.batches import Endpoint
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.job_context import JobContext, caller_context
+from bitinglip.wire.model_lookup import model_of_kind
 from bitinglip.wire.openai_body import unknown_field
 from bitinglip.wire.parse import is_large, parse
 from bitinglip.wire.prepared import Asking, Prepared, prepare_embedding, prepare_text
@@ -135,8 +136,12 @@ class Requests:
     async def _prepared(
         self, caller: Caller, endpoint: Endpoint, raw: bytes, request_id: str
     ) -> Prepared:
-        asking = Asking(caller, self._store, partial(self._context, caller), request_id)
-        body = await self._body(_BODIES[endpoint], raw)
+        model_of = partial(model_of_kind, self._store, caller)
+        context_of = partial(self._context, caller)
+        asking = Asking(caller, model_of, context_of, request_id)
+        body, ignored = await _parsed(_BODIES[endpoint], raw)
+        if getattr(body, "stream", False):
+            raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
         match body:
             case EmbeddingRequest():
                 prepared = prepare_embedding(asking, body)
@@ -144,7 +149,7 @@ class Requests:
                 prepared = await self._response(asking, body)
             case ChatCompletionRequest() | CompletionRequest():
                 prepared = prepare_text(asking, body)
-        ignored = [*body.ignored(), *prepared.ignored]
+        ignored += prepared.ignored
         if ignored and self._settings.openai.unknown_fields == "refuse":
             raise unknown_field(ignored[0])
         job = prepared.job
@@ -165,17 +170,7 @@ class Requests:
             keep = Keep(self._responses, asked, echo)
             await self._responses.check_space(asked.items)
         view = partial(ResponseView, request_id=asking.request_id, echo=echo, keep=keep)
-        return Prepared(asked.job, view, [])
-
-    async def _body(self, model: type[Body], raw: bytes) -> Body:
-        if is_large(raw):
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(_LARGE_BODIES, parse, model, raw)
-        else:
-            body = parse(model, raw)
-        if getattr(body, "stream", False):
-            raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
-        return body
+        return Prepared(asked.job, view, asked.ignored)
 
     def _context(self, caller: Caller, model: str) -> JobContext:
         return caller_context(
@@ -187,6 +182,18 @@ class Requests:
             folder=self._home.files,
             uploads=self._home.uploads,
         )
+
+
+async def _parsed(model: type[Body], raw: bytes) -> tuple[Body, list[str]]:
+    """Read a body, a large one beside the event loop; name its fields that are ignored."""
+
+    def read() -> tuple[Body, list[str]]:
+        body = parse(model, raw)
+        return body, body.ignored()
+
+    if is_large(raw):
+        return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, read)
+    return read()
 
 
 def _held(holder: Holder) -> Caller:

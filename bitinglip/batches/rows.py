@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 import msgspec
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, select
 
 from bitinglip.access.credentials import Credential
@@ -11,6 +10,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
+from bitinglip.db.upsert import insert
 from bitinglip.wire.batches import Batch
 
 _ROW_BYTES = 500  #: of the other columns and the index, roughly

@@ -1,4 +1,4 @@
-"""The open database: one writer, in one process; readers beside it that cannot write.
+"""Opens the database: one writer, in one process, and readers beside it that cannot write.
 
 The SQLite that Python links may corrupt a WAL when two connections write or checkpoint at once
 (fixed in 3.51.3). Here one connection does both, and the readers are opened read-only.
@@ -46,7 +46,7 @@ class Database:
     """Sessions on one SQLite file; ``open`` it once, ``close`` it last.
 
     What the file, the disk or another program does to it is raised as DiskFull or
-    DatabaseUnavailable and reported to ``health``; nobody else handles the library's errors.
+    DatabaseUnavailable and reported to ``health``; no other module handles the library's errors.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Database:
         return database
 
     async def close(self) -> None:
-        """Readers first, so that the last checkpoint is the writer's."""
+        """Close the readers first, so that the last checkpoint is the writer's."""
         if self._checking is not None:
             await asyncio.wait([self._checking], timeout=PATIENCE)
         await self._reader.dispose()
@@ -87,7 +87,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction on the one writer: committed at the end, rolled back by an exception.
+        """Open a transaction on the one writer: committed at the end, rolled back by an exception.
 
         Raises DiskFull or DatabaseUnavailable, after ten seconds at most.
         """
@@ -107,7 +107,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session that cannot write. Raises DatabaseUnavailable."""
+        """Open a session that cannot write. Raises DatabaseUnavailable."""
         try:
             async with AsyncSession(self._reader) as session:
                 yield session
@@ -130,7 +130,7 @@ class Database:
     def _checked(self, task: asyncio.Task[None]) -> None:
         self._checking = None
         if not task.cancelled():
-            task.exception()  # nobody may be waiting for it any more
+            task.exception()  # there may be no waiter any more
 
     async def _check(self) -> None:
         try:
@@ -168,7 +168,7 @@ class Database:
 
 
 def _ours(error: exc.SQLAlchemyError) -> BitingLipError | None:
-    """The error of ours that says what has happened to the database; None for a bug of ours."""
+    """Return our error that says what has happened to the database; None for a bug of ours."""
     if isinstance(error, exc.TimeoutError):
         return DatabaseUnavailable("The database is busy; try again later.")
     raw = getattr(error, "orig", None)

@@ -1,7 +1,7 @@
-"""The database as a file: made, judged, backed up and migrated before anything opens it.
+"""Makes, judges, backs up and migrates the file of the database before anything opens it.
 
-A file that we cannot trust stops the start with one clear message. It is never made anew in its
-place: that would drop every key.
+A file that we cannot trust stops the start with one clear message. It is never replaced by an empty
+one in its place: that would drop every key.
 """
 
 import os
@@ -80,7 +80,7 @@ def _create(path: Path) -> None:
 
 
 def _schema_version(path: Path) -> str:
-    """The schema version of a sound database."""
+    """Return the schema version of a sound database."""
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:
             raise _damaged(path, "it does not begin like a database")
@@ -174,7 +174,7 @@ def _sync(path: Path) -> None:
 
 
 def _empty_file(path: Path) -> Path:
-    """An empty file for the owner only, in place of what an interrupted attempt left."""
+    """Make an empty file for the owner only, in place of what an interrupted attempt left."""
     for end in ("", "-journal"):
         path.with_name(path.name + end).unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))

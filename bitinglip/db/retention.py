@@ -21,7 +21,8 @@ def _wall() -> float:
 
 
 def _steady() -> float:
-    """Seconds that never jump and, unlike ``monotonic``, count the time of a suspended machine."""
+    """Return seconds that never jump and, unlike ``monotonic``, count the time of a suspended
+    machine."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

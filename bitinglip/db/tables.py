@@ -1,4 +1,5 @@
-"""The tables. A change here needs a revision in migrations/versions; a test holds them together."""
+"""Declares the tables. A change here needs a revision in migrations/versions; a
+test compares them."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ NAMING = {
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment, aware on this side and UTC in the file."""
+    """Stores a moment, aware on this side and UTC in the file."""
 
     impl = DateTime
     cache_ok = True
@@ -48,7 +49,8 @@ class Table(SQLModel):
 
 
 class ApiKey(Table, table=True):
-    """One key. Its secret is nowhere: ``digest`` is the HMAC of the whole key under the pepper."""
+    """Stores a key. Its secret is nowhere: ``digest`` is the HMAC of the whole key under the
+    pepper."""
 
     __tablename__ = "api_keys"
 
@@ -84,7 +86,7 @@ class ApiKey(Table, table=True):
 
 
 class RevokedToken(Table, table=True):
-    """A session token that was revoked; the row is needed until the token would have expired."""
+    """Stores a session token that was revoked, until the token would have expired."""
 
     __tablename__ = "revoked_tokens"
 
@@ -93,7 +95,8 @@ class RevokedToken(Table, table=True):
 
 
 class StoredTask(Table, table=True):
-    """An asynchronous task: ``request`` until it has ended, then ``result`` and ``error``."""
+    """Stores an asynchronous task: ``request`` until it has ended, then ``result`` and
+    ``error``."""
 
     __tablename__ = "tasks"
     __table_args__ = (Index(None, "key_id", "created_at"), Index(None, "completed_at"))
@@ -120,7 +123,8 @@ class StoredTask(Table, table=True):
 
 
 class StoredResponse(Table, table=True):
-    """A response of /v1/responses: the items that it was made from, and the response itself."""
+    """Stores a response of /v1/responses: the items that it was made from, and the
+    response itself."""
 
     __tablename__ = "responses"
     __table_args__ = (Index(None, "completed_at"),)
@@ -138,7 +142,8 @@ class StoredResponse(Table, table=True):
 
 
 class ClientFile(Table, table=True):
-    """A file that a client keeps here, or a batch has made; it is in the home's ``batches/``."""
+    """Stores a file that a client keeps here, or a batch has made; its bytes are in
+    ``batches/``."""
 
     __tablename__ = "client_files"
     __table_args__ = (Index(None, "created_at"),)
@@ -153,7 +158,7 @@ class ClientFile(Table, table=True):
 
 
 class StoredBatch(Table, table=True):
-    """A batch as clients see it, and the credential that it goes on with."""
+    """Stores a batch as clients see it, and the credential that it goes on with."""
 
     __tablename__ = "batches"
     __table_args__ = (Index(None, "ended_at"),)
@@ -181,7 +186,7 @@ class StoredDownload(Table, table=True):
 
 
 class StoredFile(Table, table=True):
-    """An image or a sound that a task made; its bytes are in the home's ``files/``."""
+    """Stores an image or a sound that a task made; its bytes are in the home's ``files/``."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "created_at"), Index(None, "task_id"))
@@ -239,7 +244,8 @@ class Usage(Table, table=True):
 
 
 class AuditRow(Table, table=True):
-    """An entry of the audit log; only the package audit writes it, and nothing changes it."""
+    """Stores an entry of the audit log; only the package audit writes it, and
+    nothing changes it."""
 
     __tablename__ = "audit_log"
     __table_args__ = (
@@ -266,7 +272,7 @@ class AuditRow(Table, table=True):
 
 
 class AuditHead(Table, table=True):
-    """The one row that says where the audit log begins and ends."""
+    """Says in one row where the audit log begins and ends."""
 
     __tablename__ = "audit_head"
 

@@ -1,13 +1,13 @@
 """Keeps downloads in the database: each change of state is there before clients are told."""
 
 import msgspec
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredDownload
+from bitinglip.db.upsert import insert
 from bitinglip.downloads.download import Download
 
 _ROW_BYTES = 500  #: of the other columns and the indices, roughly

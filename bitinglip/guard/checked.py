@@ -1,4 +1,4 @@
-"""The check of one text that comes in parts, by the modes of its job."""
+"""Checks one text that comes in parts, by the modes of its job."""
 
 from collections import Counter as Tally
 
@@ -8,7 +8,7 @@ from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordList, WordScan
 
 
-class Checked:
+class TextCheck:
     """Scans one text that comes in parts, and does what the modes say about what is found."""
 
     def __init__(self, kinds: Kinds, modes: Modes, words: WordList, watch: Watch) -> None:

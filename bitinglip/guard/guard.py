@@ -1,4 +1,4 @@
-"""The guard: what callers may send to models, and what comes back, by the modes of each job."""
+"""Guards what callers send to models, and what comes back, by the modes of each job."""
 
 import asyncio
 from collections import Counter as Tally
@@ -7,10 +7,11 @@ from functools import partial
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.file_stamp import FileStamp, file_stamp
-from bitinglip.guard.checked import Checked
-from bitinglip.guard.inputs import has_token_ids, texts_of, with_texts
+from bitinglip.guard.checked import TextCheck
+from bitinglip.guard.escapes import Escapes
+from bitinglip.guard.inputs import has_token_ids, is_json, texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
-from bitinglip.guard.outputs import Output, output_of
+from bitinglip.guard.outputs import OutputGuard, output_of
 from bitinglip.guard.scanner import Scanner, patterns_of
 from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordScan, read_words
@@ -63,7 +64,9 @@ class Guard:
             if not number % _TEXTS:
                 await asyncio.sleep(0)
             try:
-                shown[field], found[field] = await self._scan(text, modes)
+                shown[field], found[field] = await self._scan(
+                    text, modes, Escapes() if is_json(field) else None
+                )
             except Exception as error:  # noqa: BLE001  the setting says what happens then
                 if (refused := self._watch.failed(error, "input")) is not None:
                     raise refused from None
@@ -72,9 +75,9 @@ class Guard:
         self._refuse(found, modes)
         return with_texts(work, shown) if modes.input == "redact" and any(found.values()) else work
 
-    def output(self, work: protocol.Job, modes: Modes) -> Output | None:
+    def output(self, work: protocol.Job, modes: Modes) -> OutputGuard | None:
         """Return what guards the events of a job; None if they pass as they are."""
-        check = partial(Checked, self._kinds, modes, self._words, self._watch)
+        check = partial(TextCheck, self._kinds, modes, self._words, self._watch)
         return output_of(work, modes, check, self._watch)
 
     async def reload(self) -> None:
@@ -96,7 +99,7 @@ class Guard:
         path = self._settings.words_file
         return None if path is None else file_stamp(path)
 
-    async def _scan(self, text: str, modes: Modes) -> tuple[str, Found]:
+    async def _scan(self, text: str, modes: Modes, escapes: Escapes | None) -> tuple[str, Found]:
         """Redact a text and count what was found; a long one leaves the loop its turns."""
         scanner = Scanner(self._kinds) if modes.input != "off" else None
         words = WordScan(self._words) if modes.words_input != "off" else None
@@ -107,14 +110,15 @@ class Guard:
                 await asyncio.sleep(0)
             part = text[start : start + _SLICE]
             last = start + _SLICE >= len(text)
+            if escapes is not None:
+                part = escapes.feed(part, last=last)
             if words is not None and (listed := words.feed(part, last=last)):
                 found[WORDS] += listed
             if scanner is None:
                 continue
-            for piece in scanner.feed(part, last=last):
-                shown.append(piece.text)
-                if piece.kind is not None and piece.counts:
-                    found[piece.kind] += 1
+            pieces = scanner.feed(part, last=last)
+            shown += [each.text for each in pieces] if escapes is None else [escapes.shown(pieces)]
+            found.update(each.kind for each in pieces if each.kind is not None and each.counts)
         return "".join(shown), found
 
     def _refuse(self, found: dict[str, Found], modes: Modes) -> None:

@@ -1,120 +1,21 @@
-"""The texts of a job that a client sent, by the field of the request that holds each."""
+"""Finds the texts of a job that a client sent, by the field of the request that holds each."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, assert_never
+from collections.abc import Mapping
 
-import msgspec
-
+from bitinglip.work import traits_of
 from workers import protocol
 
-_VARIABLES = "chat_template_kwargs"
-#: What a schema says of values, and not to a model; members of these names are objects otherwise.
-_OF_SCHEMAS = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
-_NONE: frozenset[str] = frozenset()
+_ARGUMENTS = ".function.arguments"  #: how the fields of calls end whose text is JSON
 
 
 def texts_of(work: protocol.Job) -> dict[str, str]:
     """Return what a client wrote that a model will read; files are not looked into."""
-    match work:
-        case protocol.TextJob():
-            if work.messages is None:
-                return _prompts(work)
-            return _messages(work.messages) | _told(work)
-        case protocol.ImageJob():
-            return {"prompt": work.prompt, "negative_prompt": work.negative_prompt or ""}
-        case protocol.SpeechJob():
-            return {"text": work.text}
-        case protocol.TranscriptionJob():
-            return {"prompt": work.prompt or ""}
-        case protocol.EmbeddingJob():
-            if work.query is None:
-                return {f"input[{number}]": text for number, text in enumerate(work.texts)}
-            documents = {f"documents[{number}]": text for number, text in enumerate(work.texts)}
-            return {"query": work.query, **documents}
-        case _:
-            assert_never(work)
-
-
-def _messages(messages: Sequence[protocol.ChatMessage]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for number, message in enumerate(messages):
-        found[f"messages[{number}].content"] = message.content
-        if message.name is not None:
-            found[f"messages[{number}].name"] = message.name
-        if message.reasoning is not None:
-            found[f"messages[{number}].reasoning"] = message.reasoning
-        for place, call in enumerate(message.tool_calls):
-            found[_arguments(number, place)] = call.arguments
-    return found
-
-
-def _told(work: protocol.TextJob) -> dict[str, str]:
-    """Return what templates write of tools and of their own variables."""
-    found: dict[str, str] = {}
-    for number, tool in enumerate(work.tools):
-        field = f"tools[{number}].function"
-        if tool.description:
-            found[f"{field}.description"] = tool.description
-        found |= _strings(tool.parameters, f"{field}.parameters", _OF_SCHEMAS)
-    return found | dict(_strings(work.template_kwargs, _VARIABLES))
-
-
-def _with_told(tool: protocol.Tool, field: str, texts: Mapping[str, str]) -> protocol.Tool:
-    return msgspec.structs.replace(
-        tool,
-        description=texts.get(f"{field}.description", tool.description),
-        parameters=_replaced(tool.parameters, f"{field}.parameters", texts),
-    )
-
-
-def _strings(value: Any, field: str, left_out: frozenset[str] = _NONE) -> Iterator[tuple[str, str]]:
-    """Yield the strings of any JSON, by where they are; names of members are none.
-
-    ``left_out``: members that are passed over, unless they are objects.
-    """
-    if isinstance(value, str):
-        yield field, value
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            if name not in left_out or isinstance(each, dict):
-                yield from _strings(each, f"{field}.{name}", left_out)
-    elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from _strings(each, f"{field}[{number}]", left_out)
-
-
-def _replaced(value: Any, field: str, texts: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return texts.get(field, value)
-    if isinstance(value, dict):
-        return {name: _replaced(each, f"{field}.{name}", texts) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_replaced(each, f"{field}[{i}]", texts) for i, each in enumerate(value)]
-    return value
+    return traits_of(work).texts()
 
 
 def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
     """Return the job with these texts in place of its own; others stay."""
-    if isinstance(work, protocol.TextJob) and work.messages is not None:
-        messages = tuple(
-            _with_texts(message, number, texts) for number, message in enumerate(work.messages)
-        )
-        tools = tuple(
-            _with_told(tool, f"tools[{number}].function", texts)
-            for number, tool in enumerate(work.tools)
-        )
-        variables = _replaced(work.template_kwargs, _VARIABLES, texts)
-        return msgspec.structs.replace(
-            work, messages=messages, tools=tools, template_kwargs=variables
-        )
-    if isinstance(work, protocol.TextJob) and work.prompts:
-        prompts = [texts.get(_field(number), prompt) for number, prompt in enumerate(work.prompts)]
-        return msgspec.structs.replace(work, prompts=tuple(prompts))
-    if isinstance(work, protocol.EmbeddingJob):
-        whole = {**texts_of(work), **texts}
-        query = whole.pop("query", None)
-        return msgspec.structs.replace(work, query=query, texts=tuple(whole.values()))
-    return msgspec.structs.replace(work, **texts)
+    return traits_of(work).with_texts(texts)
 
 
 def has_token_ids(work: protocol.Job) -> bool:
@@ -124,37 +25,6 @@ def has_token_ids(work: protocol.Job) -> bool:
     )
 
 
-def _prompts(work: protocol.TextJob) -> dict[str, str]:
-    if not work.prompts:
-        return {"prompt": work.prompt or ""}
-    return {
-        _field(number): prompt
-        for number, prompt in enumerate(work.prompts)
-        if isinstance(prompt, str)
-    }
-
-
-def _field(number: int) -> str:
-    return f"prompt[{number}]"
-
-
-def _with_texts(
-    message: protocol.ChatMessage, number: int, texts: Mapping[str, str]
-) -> protocol.ChatMessage:
-    calls = tuple(
-        msgspec.structs.replace(
-            call, arguments=texts.get(_arguments(number, place), call.arguments)
-        )
-        for place, call in enumerate(message.tool_calls)
-    )
-    return msgspec.structs.replace(
-        message,
-        content=texts.get(f"messages[{number}].content", message.content),
-        name=texts.get(f"messages[{number}].name", message.name),
-        reasoning=texts.get(f"messages[{number}].reasoning", message.reasoning),
-        tool_calls=calls,
-    )
-
-
-def _arguments(number: int, place: int) -> str:
-    return f"messages[{number}].tool_calls[{place}].function.arguments"
+def is_json(field: str) -> bool:
+    """Return whether the text of a field is JSON, where it says what is meant by escapes."""
+    return field.endswith(_ARGUMENTS)

@@ -1,4 +1,4 @@
-"""The guard of what a job gives out: its events, as they come, before anybody can read them.
+"""Guards what a job gives out: its events, as they come, before clients can read them.
 
 A guarded job always streams to the gateway, also when its client wants one body: so its text is
 looked at while it comes, and no long one at once. Views, tasks and WebSockets read what is left.
@@ -7,20 +7,21 @@ looked at while it comes, and no long one at once. Views, tasks and WebSockets r
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, assert_never
+from typing import Protocol
 
 import msgspec
 
 from bitinglip.errors import ContentFiltered
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.modes import Modes
 from bitinglip.guard.scanner import Piece
 from bitinglip.guard.text_output import TextOutput
 from bitinglip.guard.watch import IMAGES, Watch
+from bitinglip.work import traits_of
 from workers import protocol
 
 
-class Output(Protocol):
+class OutputGuard(Protocol):
     """Guards the events of one job."""
 
     @property
@@ -33,7 +34,7 @@ class Output(Protocol):
         ...
 
     def reset(self) -> None:
-        """Begin anew: the job runs again, and nothing of it was seen."""
+        """Start again: the job runs again, and nothing of it was seen."""
         ...
 
     @property
@@ -48,7 +49,7 @@ class Output(Protocol):
 class TranscriptionOutput:
     """Guards a transcript: its segments as they come, then the whole."""
 
-    def __init__(self, work: protocol.TranscriptionJob, check: Callable[[], Checked]) -> None:
+    def __init__(self, work: protocol.TranscriptionJob, check: Callable[[], TextCheck]) -> None:
         self.work = msgspec.structs.replace(work, stream=True)
         self._streams = work.stream
         self._new_check = check
@@ -156,18 +157,19 @@ class ImageOutput:
 
 
 def output_of(
-    work: protocol.Job, modes: Modes, check: Callable[[], Checked], watch: Watch
-) -> Output | None:
+    work: protocol.Job, modes: Modes, check: Callable[[], TextCheck], watch: Watch
+) -> OutputGuard | None:
     """Return the guard of a job's events; None if they pass as they are."""
     texts = modes.output != "off" or modes.words_output != "off"
-    match work:
-        case protocol.TextJob():
-            return TextOutput(work, check) if texts else None
-        case protocol.TranscriptionJob():
-            return TranscriptionOutput(work, check) if texts else None
-        case protocol.ImageJob():
-            return ImageOutput(work, watch) if modes.flagged_images == "refuse" else None
-        case protocol.SpeechJob() | protocol.EmbeddingJob():
-            return None
+    match traits_of(work).guarded:
+        case "choices" if texts:
+            assert isinstance(work, protocol.TextJob)
+            return TextOutput(work, check)
+        case "segments" if texts:
+            assert isinstance(work, protocol.TranscriptionJob)
+            return TranscriptionOutput(work, check)
+        case "images" if modes.flagged_images == "refuse":
+            assert isinstance(work, protocol.ImageJob)
+            return ImageOutput(work, watch)
         case _:
-            assert_never(work)
+            return None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a pattern: expressions for all of it and for its beginnings, and its length."""
+    """Holds a piece of a pattern: expressions for all of it and for its beginnings,
+    and its length."""
 
     whole: str
     begun: str  #: matches each beginning, the empty one and the whole too

@@ -33,7 +33,8 @@ Accept = Callable[[str], int | tuple[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recogniser:
-    """A shape: where it may begin, how it goes on, and which part of a candidate is meant."""
+    """Describes a shape: where it may begin, how it goes on, and which part of a candidate is
+    meant."""
 
     name: str  #: for people, in the documentation
     kind: PersonalData

@@ -29,7 +29,7 @@ Hold = Callable[[str, int], int]
 
 
 class Piece(NamedTuple):
-    """A part of the text that is decided: as it came, or with another text in its place."""
+    """Holds a part of the text that is decided: as it came, or with another text in its place."""
 
     text: str
     size: int  #: characters of the text that came
@@ -148,7 +148,7 @@ def _accept(recogniser: Recogniser, found: re.Match[str], text: str, seen: int) 
 
 
 class Patterns:
-    """The recognisers of some kinds, compiled."""
+    """Compiles the recognisers of some kinds."""
 
     def __init__(self, recognisers: Iterable[Recogniser]) -> None:
         by_leads: dict[str, list[Recogniser]] = {}

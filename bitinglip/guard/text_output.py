@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
+from bitinglip.guard.escapes import Escapes
 from bitinglip.guard.scanner import Piece
 from workers import protocol
 
-NewCheck = Callable[[], Checked]
+NewCheck = Callable[[], TextCheck]
 
 
 class _Delta(NamedTuple):
@@ -27,17 +28,22 @@ class _Delta(NamedTuple):
 
 
 class _Text:
-    """Checks reasoning or the arguments of a call."""
+    """Checks reasoning, or with ``escapes`` the arguments of a call, which are JSON."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: TextCheck, escapes: Escapes | None = None) -> None:
         self.checked = checked
+        self._escapes = escapes
         self.came = 0  #: characters
         self._shown: list[str] = []
 
     def feed(self, text: str, *, last: bool = False) -> str:
-        """Return what may be shown now. Raises what ``Checked.feed`` raises."""
+        """Return what may be shown now. Raises what ``TextCheck.feed`` raises."""
         self.came += len(text)
-        shown = "".join([piece.text for piece in self.checked.feed(text, last=last)])
+        if self._escapes is None:
+            shown = "".join([piece.text for piece in self.checked.feed(text, last=last)])
+        else:
+            read = self._escapes.feed(text, last=last)
+            shown = self._escapes.shown(self.checked.feed(read, last=last))
         self._shown.append(shown)
         return shown
 
@@ -53,16 +59,16 @@ class _Call:
         self._name = _Text(new_check())
         self.id = call_id
         self.name = self._name.feed(name, last=True)
-        self.arguments = _Text(new_check())
+        self.arguments = _Text(new_check(), Escapes())
 
-    def checks(self) -> tuple[Checked, Checked]:
+    def checks(self) -> tuple[TextCheck, TextCheck]:
         return self._name.checked, self.arguments.checked
 
 
 class _Content:
     """Checks content, and the tokens and log-probabilities that would tell it."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: TextCheck) -> None:
         self.checked = checked
         self.came = 0  #: characters of the worker's text
         self.index = 0  #: of the last token that is told
@@ -122,7 +128,7 @@ class _Choice:
         self._reasoning: _Text | None = None
         self._calls: dict[int, _Call] = {}
 
-    def checks(self) -> Iterator[Checked]:
+    def checks(self) -> Iterator[TextCheck]:
         yield self._content.checked
         if self._reasoning is not None:
             yield self._reasoning.checked

@@ -18,7 +18,7 @@ Found = Tally[str]  #: matches by class
 
 
 class Watch:
-    """The guard's counters and its state of health."""
+    """Counts what the guard finds, and tells whether it works."""
 
     def __init__(self, registry: CollectorRegistry, health: Health, settings: Guard) -> None:
         self._closes = settings.on_error == "close"

@@ -1,4 +1,4 @@
-"""The operator's list of words and phrases, found in linear time and through thin disguises.
+"""Finds the operator's words and phrases in linear time and through thin disguises.
 
 Texts and lists are compared in a plain form: lower case, letters without accents, look-alikes of
 Latin letters as these, nothing invisible, and one space for whatever stands between words.
@@ -119,7 +119,7 @@ def _matcher(patterns: list[str]) -> Callable[[str], Iterable[tuple[int, int, in
     """Return what finds all patterns in a text: their numbers, and where each begins and ends."""
     if not patterns:
         return lambda _text: ()
-    from ahocorasick_rs import AhoCorasick  # nobody else waits for it
+    from ahocorasick_rs import AhoCorasick  # no other module needs it
 
     return partial(AhoCorasick(patterns).find_matches_as_indexes, overlapping=True)
 

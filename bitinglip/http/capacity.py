@@ -9,7 +9,7 @@ from bitinglip.settings import Server
 MOST_CONNECTIONS = 16_384
 #: kept for workers, the database, files and downloads: half of a small limit, this of a large one
 _MOST_RESERVED = 512
-#: a limit above this helps nobody, and slows programs that walk through all possible descriptors
+#: a limit above this does not help, and slows programs that walk through all possible descriptors
 _MOST_DESCRIPTORS = 1 << 20
 _MOST_BACKLOG = 2048
 _SPARE = 16
@@ -17,7 +17,7 @@ _SPARE = 16
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The caps of a server; each at least one."""
+    """Holds the caps of a server; each is at least one."""
 
     total: int  #: connections in all
     per_address: int  #: connections of one address; loopback and Unix sockets have no such cap

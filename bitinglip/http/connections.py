@@ -1,10 +1,10 @@
-"""All open connections: caps in all and by address, and the times that each of them has.
+"""Counts all open connections: caps in all and by address, and the times that each of them has.
 
 Above a cap the oldest idle connection makes room, or else the one that has been at work longest
 without a caller who is known by a key; if all work for such callers, the new one is a guest, which
 gets a 503, or an answer to /livez. A connection is idle until the headers of its first request are
-complete, and between requests. So nobody is kept out by clients that only connect, send headers bit
-by bit, or read public pages slowly.
+complete, and between requests. So no client is kept out by clients that only connect, send headers
+bit by bit, or read public pages slowly.
 
 One timer looks after all of them once a second, so a request sets no timer of its own.
 """
@@ -40,17 +40,18 @@ class Times:
 
 
 class Handler(Protocol):
-    """The protocol object that serves a connection."""
+    """Serves a connection: the protocol object."""
 
     def expire(self) -> None:
         """Do what is due now that the connection's deadline has passed."""
 
     def has_caller(self) -> bool | None:
-        """Return whether the present request's caller is known; None if nobody has looked yet."""
+        """Return whether the present request's caller is known; None if it was not
+        looked up yet."""
 
 
 class Connection:
-    """One connection, whatever is spoken on it, from its acceptance on."""
+    """Tracks one connection, whatever is spoken on it, from its acceptance on."""
 
     __slots__ = (
         "address",
@@ -99,7 +100,7 @@ class Connection:
 
 
 class _Address:
-    """The connections that come from one place."""
+    """Counts the connections that come from one address."""
 
     __slots__ = ("idle", "key", "open", "working")
 
@@ -111,7 +112,7 @@ class _Address:
 
 
 class Connections:
-    """The books of all connections, on one event loop."""
+    """Tracks all connections, on one event loop."""
 
     def __init__(self, capacity: Capacity, times: Times | None = None) -> None:
         self.capacity = capacity
@@ -147,7 +148,7 @@ class Connections:
         """Take in a new connection from ``host``, which is None for a Unix socket.
 
         Returns None if it is too many even for a guest: close it then. The Unix socket's are no
-        guests: whoever may open it runs this server, and wants to know what is going on.
+        guests: those who may open it run this server.
         """
         self._keep_ticking()
         connection, address = Connection(self.now + self.times.header), self._address(host)
@@ -178,7 +179,7 @@ class Connections:
                 return
 
     def busy(self, connection: Connection) -> None:
-        """A request has begun: the connection is not idle any more."""
+        """Note that a request has begun: the connection is not idle any more."""
         connection.answered = False
         if connection.local:
             self._unshelve(connection)
@@ -186,12 +187,12 @@ class Connections:
             self._shelve(connection, self._working)
 
     def unread(self, connection: Connection) -> None:
-        """A request has ended, but much of its answer waits for the client, known or not."""
+        """Note that a request has ended, but much of its answer waits for the client."""
         self.busy(connection)
         connection.answered = True
 
     def rest(self, connection: Connection, seconds: float) -> None:
-        """A request has ended; the connection may be idle for so many seconds."""
+        """Note that a request has ended; the connection may be idle for so many seconds."""
         connection.deadline = self.now + seconds
         shelf = connection.shelf
         if connection in self._all and (shelf is None or shelf is self._working):
@@ -292,7 +293,7 @@ class Connections:
         paused = now - self.now - self.times.tick
         self.now = now
         if paused > _PAUSE_SECONDS:
-            self._forgive(paused)
+            self._extend_deadlines(paused)
         for connection in list(self._all):
             if connection.deadline <= now:
                 self._expire(connection)
@@ -301,8 +302,8 @@ class Connections:
             else:
                 connection.stalled_since = None
 
-    def _forgive(self, seconds: float) -> None:
-        """The process stood still, or its machine did: no client could do anything meanwhile."""
+    def _extend_deadlines(self, seconds: float) -> None:
+        """Give clients the time back in which this process, or its machine, stood still."""
         for connection in self._all:
             connection.deadline += seconds
             connection.began += seconds
@@ -347,8 +348,11 @@ def address_key(host: str | None) -> str | None:
 
 
 def _taken(connection: Connection) -> int:
-    """Bytes that the client's machine has acknowledged; where the kernel does not tell, the fewer
-    wait, the more."""
+    """Return the bytes that the client's machine has acknowledged, or a number that
+    grows with them.
+
+    Where the kernel does not tell, it is the bytes that wait here, below zero.
+    """
     assert connection.transport is not None
     try:
         info = connection.transport.get_extra_info("socket").getsockopt(

@@ -29,7 +29,7 @@ class EarlyResponse:
             cycle.keep_alive = False
 
     def end(self) -> None:
-        """The body is here: a response that has not begun keeps the connection."""
+        """Note that the body is here: a response that has not begun keeps the connection."""
         if not self._cycle.response_started:
             self._cycle.transport = self._transport
             self._cycle.keep_alive = self.keep_alive

@@ -1,4 +1,5 @@
-"""One request and its response on a connection: uvicorn's, with a quicker way to write."""
+"""Handles one request and its response on a connection, as uvicorn does, with a quicker way to
+write."""
 
 from collections.abc import Iterable
 from functools import lru_cache

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
-_LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
+_LARGE_DIGITS = len(
+    "10000"
+)  #: of a declared length; shorter bodies are read though they are not wanted
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
 _AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. What a client does wrong is answered once, and then nothing is read."""
+    """Serves one connection. A client's fault is answered once, and then nothing more is read."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._begun = False  #: some bytes of the next request are here
         self._uncounted = False  #: they came together with the end of the request before
         self._receiving = False  #: the present request's body is not complete
-        self._reread = False  #: the present request is read again, without its wish to upgrade
+        self._reread = False  #: the present request is read again, without its upgrade header
         self._chunked = False  #: its length is not declared
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
@@ -204,7 +206,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer comes after all checks, so nobody may take it for a header
+            return  # a trailer comes after all checks, so it must not be taken for a header
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -314,7 +316,7 @@ class HttpProtocol(HttpToolsProtocol):
     # ---- the application's side ------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """A response is written: begin the next request that is here, or rest."""
+        """Begin the next request that is here once a response is written, or wait for one."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._refused:
             return
@@ -326,7 +328,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
             if self._receiving and not self.pipeline:
                 self._await_body()
-        elif self._receiving:  # a body that nobody wants any more
+        elif self._receiving:  # a body that is not wanted any more
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
             self._rest()

@@ -1,4 +1,4 @@
-"""uvicorn's server with our own acceptor and protocols."""
+"""Runs uvicorn's server with our own acceptor and protocols."""
 
 import asyncio
 import logging
@@ -37,6 +37,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 lifespan="off",  # see ``serve``
                 http="httptools",
+                interface="asgi3",  # it cannot tell from an application that is no coroutine itself
                 **websocket.OPTIONS,
                 proxy_headers=False,
                 **options,

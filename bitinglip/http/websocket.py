@@ -20,7 +20,7 @@ LINGER_SECONDS = 10.0  #: seconds that a client has to read the rest before the 
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's protocol, which hears only control frames and closes connections that stall.
+    """Serves uvicorn's protocol, but reads only control frames and closes connections that stall.
 
     No route reads messages, so none is kept. A client's frames cost the same whatever their size,
     and pings cause output, so a client that sends more than any needs is closed with 1008.

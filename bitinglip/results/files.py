@@ -1,4 +1,5 @@
-"""Files that tasks made: their bytes are in the home's ``files/``, their owners in the database.
+"""Keeps files that tasks made: their bytes are in the home's ``files/``, their owners in the
+database.
 
 Workers write the bytes, so that no image passes the event loop. A file without a row belongs
 to a task that is under way, or was answered with its bytes; it is removed soon after.
@@ -7,7 +8,7 @@ to a task that is under way, or was answered with its bytes; it is removed soon 
 import asyncio
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, select
 
 from bitinglip.db.database import Database
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
+from bitinglip.db.upsert import insert
 from bitinglip.errors import FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
@@ -44,8 +45,8 @@ IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """One file of a task that succeeded."""
+class OutputFile:
+    """Describes one file of a task that succeeded."""
 
     id: str
     format: str
@@ -56,15 +57,15 @@ class Output:
         return MEDIA_TYPES.get(self.format, "application/octet-stream")
 
 
-def outputs_of(event_log: EventLog) -> Iterator[Output]:
+def outputs_of(event_log: EventLog) -> Iterator[OutputFile]:
     """Yield the files that a job has made, in order; none while it runs."""
     match event_log.final:
         case protocol.ImageDone(images=images):
             for index, image in enumerate(images):
                 name = protocol.image_file_name(event_log.job.id, index, image.format)
-                yield Output(name, image.format, image.bytes)
+                yield OutputFile(name, image.format, image.bytes)
         case protocol.SpeechDone(format=audio, bytes=size):
-            yield Output(protocol.audio_file_name(event_log.job.id, audio), audio, size)
+            yield OutputFile(protocol.audio_file_name(event_log.job.id, audio), audio, size)
 
 
 class Files:
@@ -132,9 +133,16 @@ class Files:
     def path(self, row: StoredFile) -> Path:
         return self.folder / row.id
 
-    async def inline_bytes(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Put the bytes of files into an InferenceResponse; null for expired files."""
+    async def inline_bytes(self, answer: dict[str, Any], most: int | None = None) -> dict[str, Any]:
+        """Put the bytes of files into an InferenceResponse; null for expired files.
+
+        Where they are more than ``most`` bytes, links stand there.
+        """
         result = answer.get("result") or {}
+        if most is not None:
+            names = [part["file"] for part in _parts(result) if "file" in part]
+            if await asyncio.to_thread(_size, [self.folder / name for name in names]) > most:
+                return {**answer, "result": _linked(result)}
         if "images" in result:
             filled = [await self._filled(image, "b64") for image in result["images"]]
             return {**answer, "result": {**result, "images": filled}}
@@ -163,7 +171,7 @@ class Files:
     # ---- what goes away --------------------------------------------------------------------------
 
     async def clean(self, is_open: IsOpen) -> None:
-        """Remove rows that have expired or are too many, and files that nobody may fetch.
+        """Remove rows that have expired or are too many, and files that no key may fetch.
 
         Raises OSError, DiskFull or DatabaseUnavailable.
         """
@@ -185,7 +193,7 @@ class Files:
     def _unclaimed(self, is_open: IsOpen) -> list[Path]:
         """List old files of jobs that are over; those with a row are among them."""
         before = self._retention.now() - _UNCLAIMED_SECONDS
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
         return [
             Path(entry.path)
             for entry in os.scandir(self.folder)
@@ -196,6 +204,26 @@ class Files:
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _parts(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what may name a file: each image, or the result itself."""
+    return result.get("images") or [result]
+
+
+def _linked(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with links in the places of its files."""
+    if "images" in result:
+        return {**result, "images": [_linked(image) for image in result["images"]]}
+    if "file" not in result:
+        return result
+    rest = {name: each for name, each in result.items() if name not in ("b64", "audio", "file")}
+    return {"url": PREFIX + result["file"], **rest}
+
+
+def _size(paths: Sequence[Path]) -> int:
+    """Return the bytes of files; one that has expired has none."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _read(path: Path) -> bytes | None:

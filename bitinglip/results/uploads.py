@@ -1,4 +1,5 @@
-"""Files that clients send with requests: on disk as they arrive, until their job has ended."""
+"""Keeps files that clients send with requests: on disk as they arrive, until their
+job has ended."""
 
 import asyncio
 import os
@@ -14,8 +15,8 @@ from bitinglip.db.retention import Retention
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull, QueueFull
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import upload_paths
 from bitinglip.telemetry.health import Health
+from bitinglip.work import traits_of
 
 _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
 _LOST_SECONDS = 120  #: after which a file without a job is one that a crash has left
@@ -24,7 +25,7 @@ _HEALTH = "task_manager", "uploads"  #: the check and the part that a failing di
 
 @dataclass(slots=True)
 class ReceivedFile:
-    """A file of a request that has no job yet; ``owner`` is the request in the books."""
+    """Describes a file of a request that has no job yet; ``owner`` is the request in the books."""
 
     path: Path
     owner: str
@@ -62,7 +63,7 @@ class Uploads:
         """
         new = sum(len(file) for file in files.values() if isinstance(file, bytes))
         self.take(job.id, job.key_id, new)
-        paths = upload_paths(job.work)
+        paths = traits_of(job.work).upload_paths()
         try:
             placed = {Path(paths[name]): file for name, file in files.items()}
             await self.to_disk(new, partial(_place, placed))
@@ -87,7 +88,7 @@ class Uploads:
 
     def discard(self, job: Job) -> None:
         """Remove a job's files, if it has any; the job is over. Again is no harm."""
-        paths = upload_paths(job.work).values()
+        paths = traits_of(job.work).upload_paths().values()
         if paths:
             self._give_back(job.id)
             asyncio.get_running_loop().run_in_executor(
@@ -139,7 +140,7 @@ class Uploads:
             del self._of_keys[key]
 
     def _checked(self, size: int, write: Callable[[], None]) -> None:
-        """Write where there is room; the folder is made again if somebody removed it."""
+        """Write where there is room; the folder is made again if it was removed."""
         try:
             self._space.check(size)
             write()
@@ -148,7 +149,7 @@ class Uploads:
             write()
 
     async def _report(self) -> None:
-        """Say whether the disk has room for uploads, for times in which nobody sends any."""
+        """Say whether the disk has room for uploads, for times in which none are sent."""
         try:
             await asyncio.to_thread(self._space.check)
         except DiskFull as error:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bitinglip import errors
-from bitinglip.guard.outputs import Output
+from bitinglip.guard.outputs import OutputGuard
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import input_bytes, without_input
 from bitinglip.scheduling.memory import event_bytes
@@ -47,7 +47,7 @@ class EventLog:
         job: Job,
         clock: Callable[[], float] = time.monotonic,
         *,
-        guard: Output | None = None,
+        guard: OutputGuard | None = None,
     ) -> None:
         """``guard``: what the worker's events pass through before they are put here."""
         self.job = job

@@ -12,7 +12,7 @@ from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
-Output = Literal["b64", "url"]
+FileOutput = Literal["b64", "url"]
 
 
 def new_task_id() -> str:
@@ -29,7 +29,7 @@ class Claim(NamedTuple):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of inference: the message, and what only the gateway knows about it.
+    """Holds a piece of inference: the message, and what only the gateway knows about it.
 
     The message holds neither key nor caller, so it can go to a worker as it is.
     """
@@ -41,7 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 600.0  #: seconds from now on, waiting included
     priority: Priority = Priority()
     created_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
-    output: Output = "b64"  #: how the answer holds the files that the job makes
+    output: FileOutput = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
     seeded: bool = False  #: the seed of an image or speech job is its client's own
     guard: Modes | None = None  #: what is done about personal data; None: nothing

@@ -5,7 +5,9 @@ Counts are bytes as Python keeps them: one character of a string takes up to fou
 
 from collections.abc import Callable, Iterable
 from sys import getsizeof
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import msgspec
 
 from workers import protocol
 
@@ -45,14 +47,21 @@ def _transcription(done: protocol.TranscriptionDone) -> int:
     return getsizeof(done.text) + sum(map(_segment, done.segments))
 
 
+def _of_bytes(event_type: type[msgspec.Struct]) -> Callable[[Any], int]:
+    """Count the fields of bytes: what is large of events that have no function of their own."""
+    types = get_type_hints(event_type)  # without the bounds of Annotated
+    names = [name for name in event_type.__struct_fields__ if types[name] is bytes]
+    return lambda event: sum(len(getattr(event, name)) for name in names)
+
+
 #: by the event's type; asked at the end of each job, when a search through patterns took longer
 _PAYLOADS: dict[type, Callable[[Any], int]] = {
+    **{each: _of_bytes(each) for each in get_args(protocol.Success)},
     protocol.TextDelta: _text,
     protocol.TextDone: lambda done: sum(map(_text, done.choices)),
     protocol.AudioDelta: lambda delta: len(delta.samples),
     protocol.Progress: lambda progress: len(progress.preview),
     protocol.SegmentDelta: lambda delta: _segment(delta.segment),
-    protocol.EmbeddingDone: lambda done: len(done.vectors),
     protocol.TranscriptionDone: _transcription,
     protocol.Failed: lambda failed: getsizeof(failed.message),
 }

@@ -1,7 +1,7 @@
-"""Every setting: name, type, default and one line of help.
+"""Declares every setting: name, type, default and one line of help.
 
 ``config.yaml`` at the repository's root shows the same list; a test holds the two together, and
-another that each setting is read by somebody. ``settings_loader`` reads the layers.
+another that each setting is read. ``settings_loader`` reads the layers.
 """
 
 from typing import Any, Literal
@@ -111,12 +111,13 @@ class Settings(Section):
         return self.models.get(name, _DEFAULT_MODEL)
 
     def keep_alive(self, name: str) -> float | None:
-        """Seconds for which an unused model stays loaded; None: until its memory is needed."""
+        """Return the seconds for which an unused model stays loaded; None: until its memory is
+        needed."""
         own = self.model(name)
         kept = self.residency.keep_alive if own.keep_alive is None else own.keep_alive
         return None if own.pin or kept == "forever" else float(kept)
 
 
 def as_plain(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON types, for ``config show``."""
+    """Return the settings as JSON types, for ``config show``."""
     return settings.model_dump(mode="json")

@@ -1,4 +1,5 @@
-"""Types of settings that name machines and web pages; what names nobody is refused at the start."""
+"""Declares the types of settings that name machines and web pages; invalid ones are refused at
+start."""
 
 import ipaddress
 import re
@@ -24,7 +25,7 @@ def _range(text: str) -> str:
 
 def _proxy(text: str) -> str:
     if ipaddress.ip_network(_range(text)).prefixlen == 0:
-        raise ValueError(f"{text!r} trusts everybody to say where requests come from")
+        raise ValueError(f"{text!r} trusts all clients to say where requests come from")
     return text
 
 

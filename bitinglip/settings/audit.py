@@ -1,4 +1,4 @@
-"""Settings of the audit log."""
+"""Declares the settings of the audit log."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Batches of requests, and the files that clients keep for them."""
+"""Declares the settings of batches, and of the files that clients keep for them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Settings of the cache of answers."""
+"""Declares the settings of the response cache."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,5 @@
-"""Settings of the guard: personal data, secrets and listed words in what goes in and comes out."""
+"""Declares the settings of the guard: personal data, secrets and listed words in both
+directions."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ MODES = ("off", "report", "redact", "block")
 
 
 def _unquoted(value: object) -> object:
-    """YAML reads a plain ``off`` as false."""
+    """Take a plain ``off``, which YAML reads as false."""
     return "off" if value is False else value
 
 

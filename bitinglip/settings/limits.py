@@ -1,4 +1,4 @@
-"""Limits of requests: by tier of the caller's key, and by kind of request."""
+"""Declares the limits of requests: by tier of the caller's key, and by kind of request."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class TierImage(Section):
-    """Limits of a key's image requests."""
+    """Limits a key's image requests."""
 
     max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
         None, description="maximum megapixels per request, all images together; null sets no limit"
@@ -28,7 +28,7 @@ class TierImage(Section):
 
 
 class TierSpeech(Section):
-    """Limits of a key's speech requests."""
+    """Limits a key's speech requests."""
 
     max_characters: Annotated[int, Field(ge=1)] | None = Field(
         None, description="maximum characters per request; null uses limits.speech.max_characters"
@@ -36,7 +36,7 @@ class TierSpeech(Section):
 
 
 class TierTranscription(Section):
-    """Limits of a key's transcriptions."""
+    """Limits a key's transcriptions."""
 
     max_seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="maximum seconds of audio; null uses limits.transcription.max_seconds"

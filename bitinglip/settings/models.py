@@ -1,11 +1,11 @@
-"""Settings of one model, under ``models.<name>`` in config.yaml."""
+"""Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
-from workers.protocol import ResponseFormatName
+from workers.protocol import Attention, ResponseFormatName
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -35,10 +35,16 @@ class TextModel(Section):
         description="format in which the model writes reasoning and tool calls; none leaves them "
         "in the text; null follows the model's files",
     )
+    attention: Attention = Field(
+        "sdpa",
+        description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
+        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
+        "has not been measured on a card yet",
+    )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
         description="compute the common beginning of prompts once: for requests of the same API "
-        "key, or shared by all keys, whose answers' times then tell that somebody has sent the "
+        "key, or shared by all keys, whose answers' times then tell that another key has sent the "
         "same beginning; or off",
     )
 
@@ -155,7 +161,7 @@ class Fake(Section):
 
 
 class Model(Section):
-    """Settings of one model, under models.<name>."""
+    """Holds the settings of one model, under models.<name>."""
 
     engine: str | None = Field(
         None, description="engine that runs the model; null detects it from the files"
@@ -186,7 +192,7 @@ class Model(Section):
     )
     preload: bool = Field(False, description="load the model when the server starts")
     pin: bool = Field(
-        False, description="never evict or unload the model, however long nobody uses it"
+        False, description="never evict or unload the model, however long it is unused"
     )
     keep_alive: KeepAlive | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Settings of the server and its parts, one class per section of config.yaml."""
+"""Declares the settings of the server and its parts, one class per section of config.yaml."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -217,7 +217,7 @@ class Devices(Section):
     live_without_card: bool = Field(
         True,
         description="false: /livez answers 503 once every card that was in use is lost, so that "
-        "what runs the container makes it anew",
+        "what runs the container restarts it",
     )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
@@ -338,7 +338,7 @@ class OpenAI(Section):
     public_audio_lists: bool = Field(
         False,
         description="answer GET /v1/audio/models and /v1/audio/voices without a key, as Open WebUI "
-        "asks for them; anybody can read the names of speech models and voices then",
+        "asks for them; any client can read the names of speech models and voices then",
     )
     response_retention: Kept = Field(
         2_592_000,

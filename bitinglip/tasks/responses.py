@@ -29,13 +29,13 @@ MOST_TURNS = 1000  #: of a conversation: a response and those that it continues
 MOST_BYTES = 16 << 20  #: of all these turns; hardly any context holds so much
 
 #: an item or a response, as JSON
-Shown = dict[str, Any]
+JsonObject = dict[str, Any]
 #: describes a background response that has ended, by its row's response
-Describe = Callable[[Mapping[str, Any], EventLog], Shown]
+Describe = Callable[[Mapping[str, Any], EventLog], JsonObject]
 
 
 class KeptResponse:
-    """A response as it is kept; what is large of it is read when it is asked for."""
+    """Holds a response as it is kept; its large parts are read when they are asked for."""
 
     def __init__(self, row: StoredResponse) -> None:
         self.id = row.id
@@ -48,18 +48,18 @@ class KeptResponse:
         self._row = row
 
     @cached_property
-    def input(self) -> list[Shown]:
+    def input(self) -> list[JsonObject]:
         """Return the items that it was made from, without those of the responses before it."""
-        items: list[Shown] = msgspec.json.decode(self._row.input)
+        items: list[JsonObject] = msgspec.json.decode(self._row.input)
         return items
 
     @cached_property
-    def response(self) -> Shown:
-        response: Shown = msgspec.json.decode(self._row.response)
+    def response(self) -> JsonObject:
+        response: JsonObject = msgspec.json.decode(self._row.response)
         return response
 
-    def items(self) -> list[Shown]:
-        """Return its input and its output, which are read anew: not for the event loop."""
+    def items(self) -> list[JsonObject]:
+        """Return its input and its output, which are read again: not for the event loop."""
         return [*self.input, *self.response["output"]]
 
 
@@ -82,15 +82,15 @@ class Responses:
         self._max_bytes = max_bytes
         self._space = space
 
-    async def check_space(self, items: Sequence[Shown]) -> None:
+    async def check_space(self, items: Sequence[JsonObject]) -> None:
         """Raise DiskFull where a response could not be kept, before it is made."""
         await asyncio.to_thread(self._space.check, len(msgspec.json.encode(items)))
 
     async def add(
         self,
         key_id: str,
-        items: list[Shown],
-        response: Shown,
+        items: list[JsonObject],
+        response: JsonObject,
         *,
         previous_id: str | None = None,
     ) -> None:
@@ -152,7 +152,7 @@ class Responses:
     async def turns(self, response_id: str, key_id: str | None) -> list[KeptResponse]:
         """Return a response and those before it, the first one first.
 
-        ``key_id``: whose they must be; None is anybody. Raises InvalidRequest where one is not
+        ``key_id``: whose they must be; None is any key's. Raises InvalidRequest where one is not
         there any more or has not ended well, ContextLengthExceeded where they hold too much.
         """
         table = StoredResponse

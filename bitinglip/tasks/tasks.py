@@ -33,7 +33,7 @@ DiscardUploads = Callable[[Job], None]
 
 
 class AsyncTask:
-    """One asynchronous task, from its acceptance until its end is in the database."""
+    """Tracks one asynchronous task, from its acceptance until its end is in the database."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -223,7 +223,7 @@ class Tasks:
 
     @property
     def cleanup_interval(self) -> float:
-        """Seconds between two calls of ``clean``."""
+        """Return the seconds between two calls of ``clean``."""
         return min(60.0, self._retention / 2)
 
     async def clean(self) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of the response cache."""
+"""Counts hits, misses and sizes of the response cache."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""The gauges of devices, read at each scrape."""
+"""Shows devices as gauges, read at each scrape."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from prometheus_client.core import GaugeMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class DeviceSample:
-    """A device as it was at the last look: bytes, and a share of 0..1; None is not known."""
+    """Describes a device as it was at the last look: bytes, and a share of 0..1;
+    None is not known."""
 
     device: str
     total: int
-    used: int | None  #: by everybody
+    used: int | None  #: by all programs
     reserved: int  #: by our own books
     utilisation: float | None
     power_w: float | None = None
@@ -22,7 +23,7 @@ class DeviceSample:
 def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily]:
     memory = GaugeMetricFamily(
         "bitinglip_device_memory_bytes",
-        "Memory of a device: total, used by everybody, reserved for our models",
+        "Memory of a device: total, used by all programs, reserved for our models",
         labels=["device", "kind"],
     )
     busy = GaugeMetricFamily(

@@ -15,7 +15,7 @@ CHECKS = ("database", "cluster_manager", "model_manager", "task_manager", "devic
 
 
 class Health:
-    """The problems of the server, by check of /health and by the part that has them."""
+    """Holds the problems of the server, by check of /health and by the part that has them."""
 
     def __init__(self) -> None:
         self._problems: dict[tuple[str, str], str] = {}

@@ -1,4 +1,4 @@
-"""The logs: one line for each thing that happened, on stderr, by a thread of their own.
+"""Writes the logs: one line for each event, on stderr, by a thread of their own.
 
 Everything goes this way, structlog's loggers and the standard library's (uvicorn's too): so a key
 is masked and a control character escaped in all of it, tracebacks included.
@@ -98,14 +98,15 @@ class _Enqueue(QueueHandler):
         self.queue.put_nowait(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """A record that cannot be formatted: say which, and never show its arguments."""
+        """Say which record cannot be formatted, and never show its arguments."""
         record.msg = f"a log call is broken: {record.pathname}:{record.lineno}"
         record.args, record.exc_info = None, None
         self.enqueue(self.prepare(record))
 
 
 class _Listener(QueueListener):
-    """The thread that writes; ``stop`` waits for it only a while: its reader may be stuck."""
+    """Writes in a thread of its own; ``stop`` waits for it only a while: its reader
+    may be stuck."""
 
     def stop(self) -> None:
         if self._thread is not None:
@@ -188,12 +189,13 @@ def _route_others(level: int) -> None:
 
 
 def _as_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """All but ASCII is escaped by JSON itself, except DEL."""
+    """Encode as JSON in ASCII; DEL, which JSON leaves, is escaped too."""
     return json.dumps(event, default=repr).replace("\x7f", "\\u007f")
 
 
 def _as_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """One line for a person, then the traceback, indented so that no line of it poses as ours."""
+    """Write one line for a person, then the traceback, indented so that no line of it looks like
+    ours."""
     moment = str(event.pop("timestamp", ""))[11:19]
     level = str(event.pop("level", ""))
     what = escape(str(event.pop("event", "")))

@@ -1,4 +1,4 @@
-"""Every metric the server exports, and the few calls that feed them.
+"""Declares every metric that the server exports, and the few calls that feed them.
 
 Label values are bounded: routes by template, methods and models by what is known. A label never
 holds a key, a prompt or anything else that a client made up.
@@ -46,7 +46,7 @@ _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 
 
 class Metrics:
-    """One registry of its own, so that two servers in one process do not mix."""
+    """Holds a registry of its own, so that two servers in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -184,7 +184,7 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        """A job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
+        """Count a job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
         model = self._models.bound(model)
         self._inference.add((model, kind))
         self._jobs.add((model, status))
@@ -239,7 +239,7 @@ class Metrics:
         refused: Callable[[], Mapping[str, int]] = dict,
         tokens: Callable[[], Iterable[tuple[str, int, int]]] = tuple,
     ) -> None:
-        """Read these gauges whenever somebody scrapes: on the event loop, so none may block.
+        """Read these gauges at each scrape: on the event loop, so none may block.
 
         ``tokens``: of each job that is not counted yet its model, and its prompt's and made tokens.
         """
@@ -275,7 +275,7 @@ class Metrics:
 
 
 class _Bounded:
-    """Label values that are passed through until there are too many."""
+    """Passes label values through until there are too many."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()

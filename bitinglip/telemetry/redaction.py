@@ -18,7 +18,8 @@ _HUB_TOKEN = re.compile(r"(?<![0-9A-Za-z])hf_[0-9A-Za-z]{20,}", re.ASCII)
 
 
 def mask(text: str) -> str:
-    """The text with the secret of each key starred; the public id stays, to know which it was."""
+    """Return the text with the secret of each key starred; the public id stays, to know which it
+    was."""
     if "blk_live_" in text:
         text = _SECRET.sub(r"\1_***", text)
     if "eyJ" in text:
@@ -33,5 +34,5 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 def escape(text: str) -> str:
-    """The text with each character that a terminal would obey as ``\\uXXXX``."""
+    """Return the text with each character that a terminal would obey as ``\\uXXXX``."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

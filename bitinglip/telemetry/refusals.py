@@ -23,7 +23,7 @@ _REASONS = frozenset(
 
 
 class LimitRefusals:
-    """The metric of refusals; its labels are bounded: limits and tiers by name."""
+    """Counts refusals; its labels are bounded: limits and tiers by name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counter = Counter(

@@ -17,7 +17,7 @@ Labels = tuple[str, ...]
 
 
 class Tally(Collector):
-    """A counter by the values of its labels."""
+    """Counts by the values of labels."""
 
     def __init__(
         self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry
@@ -48,7 +48,7 @@ class Tally(Collector):
 
 
 class LiveTally(Tally):
-    """A counter that also shows what is still going on; it never falls, whatever becomes of it."""
+    """Counts also what is still going on; it never falls, whatever becomes of it."""
 
     #: returns what has not been added yet
     live: Callable[[], Mapping[Labels, float]] = staticmethod(dict)
@@ -74,7 +74,7 @@ class _Observed:
 
 
 class Spread(Collector):
-    """A histogram by the values of its labels."""
+    """Keeps a histogram by the values of its labels."""
 
     def __init__(
         self,

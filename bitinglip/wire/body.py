@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Body(BaseModel):
-    """A request body; it converts no types and refuses unknown fields."""
+    """Holds a request body; it converts no types and refuses unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -38,12 +38,13 @@ class AllowedValues:
         raise PydanticCustomError("unsupported", "is not supported with this value")
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """Return a number as an integer if it is whole, and anything else as it is."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 #: Lets an integer be written as 50.0, as languages do that know one kind of number.
-Whole = BeforeValidator(_whole, json_schema_input_type=int)
+Whole = BeforeValidator(whole, json_schema_input_type=int)
 
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 

@@ -25,11 +25,15 @@ class NativeView:
     stream_media_type = None
     media_type = "application/json"
 
-    def __init__(self, event_log: EventLog, request_id: str, files: Files) -> None:
+    def __init__(
+        self, event_log: EventLog, request_id: str, files: Files, most_inline: int | None = None
+    ) -> None:
+        """``most_inline``: bytes of files in an answer, of which more are shown as links."""
         self._event_log = event_log
         self._job = event_log.job
         self._request_id = request_id
         self._files = files
+        self._most_inline = most_inline
         work = self._job.work
         self._tells_choice = isinstance(work, protocol.TextJob) and work.choices > 1
         self._answer: dict[str, Any] | None = None
@@ -43,12 +47,15 @@ class NativeView:
             result = await encoded_result(self._job.work, final)
             self._answer = inference_response(self._event_log, result)
             return
-        if not any(outputs_of(self._event_log)):
+        sizes = [each.bytes for each in outputs_of(self._event_log)]
+        if not sizes:
             return
+        most = self._most_inline
         try:
-            if self._job.output == "url":
+            if self._job.output == "url" or (most is not None and sum(sizes) > most):
                 await self._files.register(self._event_log)
-            self._answer = await self._files.inline_bytes(inference_response(self._event_log))
+            answer = inference_response(self._event_log)
+            self._answer = await self._files.inline_bytes(answer, most)
         except BitingLipError as error:
             self._error = error
 

@@ -11,7 +11,7 @@ from bitinglip.access.credentials import Credential
 from bitinglip.access.keys import Caller
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.modes import Modes
-from bitinglip.scheduling.job import Job, Output
+from bitinglip.scheduling.job import FileOutput, Job
 from bitinglip.scheduling.queue.priority import Priority, RequestPriority, priority_of, tier_of
 from bitinglip.settings import Model, Settings, Tier
 from bitinglip.settings.limits import Limits
@@ -22,7 +22,7 @@ _SECRET = secrets.token_bytes(16)  #: of this process: names of keys mean nothin
 
 
 class JobContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of the server and the model, and the caller's key, tier and priority."""
+    """Holds the settings of the server and the model, and the caller's key, tier and priority."""
 
     model: str
     model_settings: Model
@@ -44,7 +44,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
         work: protocol.Job,
         *,
         timeout: float | None = None,
-        output: Output = "b64",
+        output: FileOutput = "b64",
         file_bytes: int = 0,
         seeded: bool = False,
         session: object = None,

@@ -23,12 +23,13 @@ from workers import protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of inference as clients know it."""
+    """Describes a kind of inference as clients know it."""
 
     scope: Scope  #: what a key needs for its requests and tasks
     api_type: str  #: the design's word for its models: text, image, audio or embedding
     purpose: str  #: completes "a model for ..."
     request: type[Body]  #: the native request
+    modalities: tuple[str, str]  #: what its models read and make, in the words of OpenRouter's list
     inputs: frozenset[str] = frozenset()  #: fields of the request that are no parameters
     #: of parameters that the request's schema leaves open
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +41,7 @@ KINDS: Mapping[str, Kind] = {
         scope=Scope.TEXT,
         api_type="text",
         purpose="text",
+        modalities=("text", "text"),
         request=TextGenerationRequest,
         inputs=frozenset({"prompt", "messages"}),
         defaults={
@@ -52,6 +54,7 @@ KINDS: Mapping[str, Kind] = {
         scope=Scope.IMAGE,
         api_type="image",
         purpose="images",
+        modalities=("text", "image"),
         request=ImageGenerationRequest,
         inputs=frozenset({"prompt"}),
         defaults={"width": SIDE, "height": SIDE, "steps": STEPS, "n": 1},
@@ -60,6 +63,7 @@ KINDS: Mapping[str, Kind] = {
         scope=Scope.AUDIO,
         api_type="audio",
         purpose="speech",
+        modalities=("text", "audio"),
         request=SpeechRequest,
         inputs=frozenset({"text"}),
     ),
@@ -67,12 +71,14 @@ KINDS: Mapping[str, Kind] = {
         scope=Scope.AUDIO,
         api_type="audio",
         purpose="transcription",
+        modalities=("audio", "text"),
         request=TranscriptionFields,
     ),
     kind_of(protocol.EmbeddingJob): Kind(
         scope=Scope.TEXT,
         api_type="embedding",
         purpose="embeddings",
+        modalities=("text", "embeddings"),
         request=EmbeddingRequest,
         inputs=frozenset({"input"}),
     ),

@@ -1,4 +1,4 @@
-"""Lists of OpenAI's surface: pages of objects, models and voices.
+"""Shows lists of OpenAI's surface: pages of objects, models and voices.
 
 Models and voices have the fields that clients of other servers look for, too.
 """
@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitinglip.wire.admin.models import model_type
+from bitinglip.wire.kinds import KINDS
 from model_store.manifest import Manifest
-
-#: what models of a kind read and make, in the words of OpenRouter's list
-_MODALITIES = {
-    "text": ("text", "text"),
-    "image": ("text", "image"),
-    "speech": ("text", "audio"),
-    "transcription": ("audio", "text"),
-    "embedding": ("text", "embeddings"),
-}
 
 
 def openai_model(manifest: Manifest, max_context: int | None) -> dict[str, Any]:
@@ -35,8 +27,8 @@ def openai_model(manifest: Manifest, max_context: int | None) -> dict[str, Any]:
     if manifest.adapter_of:
         described |= {"root": manifest.adapter_of, "parent": manifest.adapter_of}
     kind = "text" if manifest.engine == "fake" else manifest.kind
-    if kind in _MODALITIES:
-        read, made = _MODALITIES[kind]
+    if kind in KINDS:
+        read, made = KINDS[kind].modalities
         described["architecture"] = {"input_modalities": [read], "output_modalities": [made]}
     if max_context is not None:
         described |= {"max_model_len": max_context, "context_length": max_context}

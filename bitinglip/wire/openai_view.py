@@ -1,48 +1,14 @@
 """All views of OpenAI's surface share this base."""
 
-from abc import ABC, abstractmethod
-
-from bitinglip.errors import BitingLipError, TaskCancelled
+from bitinglip.errors import BitingLipError
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.wire.errors import error_body, name_as_openai
-from workers import protocol
+from bitinglip.wire.job_view import JobView
 
 
-class OpenAIView(ABC):
-    """Begins a stream with the first output, and shows an error as its last event."""
-
-    starts_immediately = False
-
-    def __init__(self, event_log: EventLog, request_id: str) -> None:
-        self._event_log = event_log
-        self._request_id = request_id
-
-    @property
-    def stream_media_type(self) -> str | None:
-        return None
-
-    @property
-    def media_type(self) -> str:
-        return "application/json"
-
-    async def prepare_final(self) -> None:  # noqa: B027  a default: few views override it
-        """Do nothing: unless the job makes files, its final event holds all that is shown."""
-
-    def render(self, event: Event) -> bytes:
-        """Show an error; views show their output, and leave all other events to this."""
-        match event:
-            case protocol.Failed():
-                return self.error_event(error_of(event))
-            case protocol.Cancelled():
-                return self.error_event(TaskCancelled())
-            case _:
-                return b""
-
-    @abstractmethod
-    def body(self) -> bytes: ...
+class OpenAIView(JobView):
+    """Shows errors in OpenAI's shape."""
 
     def error_event(self, error: BitingLipError) -> bytes:
-        """Return an error as an event of a stream that has begun."""
         name_as_openai(error, self._event_log.job.kind)
         return sse(error_body(error, self._request_id, openai=True))

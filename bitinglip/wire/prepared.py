@@ -11,7 +11,7 @@ from bitinglip.scheduling.job import Job
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.embedding.openai_view import EmbeddingView
 from bitinglip.wire.job_context import JobContext
-from bitinglip.wire.model_lookup import check_embeds, model_of_kind
+from bitinglip.wire.model_lookup import check_embeds
 from bitinglip.wire.openai_view import OpenAIView
 from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.length import check_length
@@ -19,7 +19,6 @@ from bitinglip.wire.text.openai import ChatCompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
 from bitinglip.wire.text.switches import Switches
 from model_store.manifest import Manifest
-from model_store.store import ModelStore
 
 View = Callable[[EventLog], OpenAIView]
 
@@ -29,13 +28,9 @@ class Asking:
     """Holds what a request has besides its body: who asks, and what the server knows of it."""
 
     caller: Caller
-    store: ModelStore
+    model_of: Callable[[str, str], Manifest]  #: returns a model by name and kind, or raises
     context_of: Callable[[str], JobContext]  #: returns what a request for a model has
     request_id: str
-
-    def model(self, name: str, kind: str) -> Manifest:
-        """Return the model of a kind that is asked for. Raises as ``model_of_kind`` does."""
-        return model_of_kind(self.store, self.caller, name, kind)
 
 
 class Prepared(NamedTuple):
@@ -51,7 +46,7 @@ def prepare_text(asking: Asking, body: ChatCompletionRequest | CompletionRequest
 
     Raises InvalidRequest, ContextLengthExceeded, or what is wrong with the model.
     """
-    manifest, context = asking.model(body.model, "text"), asking.context_of(body.model)
+    manifest, context = asking.model_of(body.model, "text"), asking.context_of(body.model)
     ignored: list[str] = []
     if isinstance(body, Switches):
         ignored = body.unknown_switches(manifest.template_switches)
@@ -64,7 +59,7 @@ def prepare_text(asking: Asking, body: ChatCompletionRequest | CompletionRequest
 
 def prepare_embedding(asking: Asking, body: EmbeddingRequest) -> Prepared:
     """Prepare vectors of texts. Raises InvalidRequest, or what is wrong with the model."""
-    check_embeds(asking.model(body.model, "embedding"))
+    check_embeds(asking.model_of(body.model, "embedding"))
     encoding = body.encoding_format or "float"
     view = partial(EmbeddingView, request_id=asking.request_id, encoding=encoding)
     return Prepared(body.to_job(asking.context_of(body.model)), view, [])

@@ -33,7 +33,7 @@ def _tls(server: "Server") -> Iterator[Finding]:
 
 
 def _loopback(server: "Server") -> Finding:
-    """A reverse proxy on this machine makes strangers look local; names of it give it away."""
+    """Find a reverse proxy on this machine that makes remote clients look local."""
     from bitinglip.api.hosts import is_loopback, normal_name
 
     if not server.trust_loopback:
@@ -44,7 +44,7 @@ def _loopback(server: "Server") -> Finding:
             "loopback",
             "warning",
             f"it listens on loopback only, yet serves {', '.join(names)}: behind a reverse proxy, "
-            "everybody may read /metrics",
+            "all clients may read /metrics",
             "set server.trust_loopback to false",
         )
     return Finding("loopback", "ok", "requests from loopback are local ones; no proxy is expected")

@@ -36,7 +36,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit's properties as ``systemctl show`` prints them; some come several times."""
+    """Reads a unit's properties as ``systemctl show`` prints them; some come several times."""
 
     name: str
     properties: Mapping[str, Sequence[str]]

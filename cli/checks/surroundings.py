@@ -26,8 +26,8 @@ def every_surrounding(settings: "Settings", models: Path) -> Iterator[Finding]:
 
 
 def storage(models: Path, root: Path = Path("/")) -> Iterator[Finding]:
-    """Report a folder of models on storage that is read slowly."""
-    from model_store.file_systems import slow_storage
+    """Report a folder of models on storage that is read slowly, or keeps equal files twice."""
+    from model_store.file_systems import slow_storage, without_links
 
     if (why := slow_storage(models, root)) is not None:
         yield Finding(
@@ -35,6 +35,14 @@ def storage(models: Path, root: Path = Path("/")) -> Iterator[Finding]:
             "warning",
             f"{models} is on {why}: loading a model takes many times as long as from a local SSD",
             "move the home to a local SSD with --home, or keep models loaded (models.<name>.pin)",
+        )
+    if (kind := without_links(models, root)) is not None:
+        yield Finding(
+            "storage",
+            "warning",
+            f"{models} is on a file system without hard links ({kind}): models and revisions with "
+            "equal files do not share them, and an import copies",
+            "where room is short, move the home with --home to a disk with ext4, XFS or the like",
         )
 
 

@@ -1,4 +1,4 @@
-"""``bitinglip audit``: what was done, by whom, and whether that log is whole."""
+"""Implements ``bitinglip audit``: what was done, by whom, and whether that log is whole."""
 
 import json
 from typing import Annotated, Any
@@ -21,19 +21,29 @@ _LONGEST = 60  #: characters of a value in the table
 @app.command("list")
 def list_entries(
     actor: Annotated[
-        str | None, typer.Option(help="Who: a key's id or name, cli or server.")
+        str | None,
+        typer.Option(help="Only entries of this actor: a key's id or name, cli or server."),
     ] = None,
     action: Annotated[
-        str | None, typer.Option(help="What: key.create, or key for all about keys.")
+        str | None,
+        typer.Option(help="Only entries of this action, as key.create, or key for all about keys."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="To what: a key's id, a model.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Only entries about this target: a key's id or a model.")
+    ] = None,
     since: Annotated[
-        str | None, typer.Option("--from", metavar="TIME", help="Not before, as 2030-01-31.")
+        str | None,
+        typer.Option(
+            "--from", metavar="TIME", help="Only entries from this time on, as 2030-01-31."
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--to", metavar="TIME", help="Before, as 2030-01-31T12:00Z.")
+        str | None,
+        typer.Option(
+            "--to", metavar="TIME", help="Only entries before this time, as 2030-01-31T12:00Z."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Number of entries, the newest ones.")] = 100,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,

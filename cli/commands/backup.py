@@ -14,7 +14,7 @@ from cli.show.output import print_note, size
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write the copy to.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     home: HomeOption = None,
     config: ConfigOption = None,

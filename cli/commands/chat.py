@@ -1,4 +1,4 @@
-"""``bitinglip chat``: a conversation in the terminal."""
+"""Implements ``bitinglip chat``: a conversation in the terminal."""
 
 import re
 import sys
@@ -29,9 +29,7 @@ _WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own n
 
 def chat(
     model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("chat"))],
-    system: Annotated[
-        str | None, typer.Option(help="Instructions that stand before the conversation.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,

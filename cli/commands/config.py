@@ -28,7 +28,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """The settings in effect, as YAML: defaults, file, environment and --set together."""
+    """Print the settings in effect, as YAML: defaults, file, environment and --set together."""
     from bitinglip.settings import as_plain
 
     place = CliContext.of(home, config)

@@ -19,7 +19,7 @@ def doctor(
     as_service: Annotated[
         bool, typer.Option("--as-service", help="Check what the server finds as a systemd service.")
     ] = False,
-    unit: Annotated[str, typer.Option(help="The unit, with --as-service.")] = UNIT,
+    unit: Annotated[str, typer.Option(help="Name of the systemd unit, with --as-service.")] = UNIT,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,

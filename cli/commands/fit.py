@@ -1,4 +1,4 @@
-"""``bitinglip models fit``: whether a model fits, before anything is loaded."""
+"""Implements ``bitinglip models fit``: whether a model fits, before anything is loaded."""
 
 import shlex
 from collections.abc import Iterator
@@ -53,7 +53,8 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
-    """Each way as options of ``bitinglip serve``, ready to be pasted, and what it comes to."""
+    """Write each way as options of ``bitinglip serve``, ready to be pasted, and
+    what it comes to."""
     for way in ways:
         names, values = way["setting"], way["value"]
         pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
@@ -63,7 +64,7 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _offline(place: CliContext, name: str) -> dict[str, Any]:
-    """The answer for an empty machine: no server runs, so nothing is loaded."""
+    """Answer for an empty machine: no server runs, so nothing is loaded."""
     from bitinglip.scheduling.models.facts import ResourceFacts
     from bitinglip.scheduling.placement.eviction import EvictionRules
     from bitinglip.scheduling.placement.fit import fit_info

@@ -1,4 +1,4 @@
-"""``bitinglip generate``: one answer, for scripts and pipes."""
+"""Implements ``bitinglip generate``: one answer, for scripts and pipes."""
 
 import sys
 from enum import StrEnum
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Generate from one prompt.")
 
-MaxTokensOption = Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="How freely tokens are drawn; 0 takes the likeliest.")
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="Maximum length of the answer in tokens.", min=1)
 ]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="Sampling temperature; 0 takes the likeliest token.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of the sampling: the same seed gives the same answer.")
+]
 
 
 @app.command()
@@ -38,20 +42,27 @@ def text(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that make up this share.")
+        float | None,
+        typer.Option(
+            help="Nucleus sampling: draw from the likeliest tokens with this total probability."
+        ),
     ] = None,
     typical_p: Annotated[
-        float | None, typer.Option(help="Draw from the most typical tokens of this share.")
+        float | None,
+        typer.Option(
+            help="Typical sampling: draw from the most typical tokens with this total probability."
+        ),
     ] = None,
     min_tokens: Annotated[
-        int | None, typer.Option(help="Shortest answer, in tokens.", min=0)
+        int | None, typer.Option(help="Minimum length of the answer in tokens.", min=0)
     ] = None,
     seed: SeedOption = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Stop sequence: the answer ends before this text; may be repeated."),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", help="How many answers.", min=1)
+        int | None, typer.Option("-n", "--count", help="Number of answers.", min=1)
     ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -98,33 +109,61 @@ def image(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write; '-' is stdout. By default named after the prompt.",
+        ),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps; more are finer and slower.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the image in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the image in pixels.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of denoising steps: more are finer and slower.")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt.")
+        float | None, typer.Option(help="Guidance scale: how closely the image follows the prompt.")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What should not be in it.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="Negative prompt: what the image should not show.")
+    ] = None,
     seed: SeedOption = None,
-    count: Annotated[int | None, typer.Option("-n", "--count", help="How many.", min=1)] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Another than the model's own.")] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", help="Number of images.", min=1)
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Scheduler in place of the model's own.")
+    ] = None,
     image_format: Annotated[
-        ImageFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+        ImageFormat | None,
+        typer.Option(
+            "--format", help="Format of the file; by default from the suffix of --output."
+        ),
     ] = None,
-    source: Annotated[Path | None, typer.Option("--image", help="Begin with this picture.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--image", help="Image to begin with (image-to-image).")
+    ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Change --image only where this is white or clear.")
+        Path | None,
+        typer.Option(
+            help="Mask: --image is changed only where this image is white or transparent."
+        ),
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="How far from --image, 0 to 1.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far the result may depart from --image, 0 to 1.")
+    ] = None,
     loras: Annotated[
         list[str] | None,
-        typer.Option("--lora", metavar="NAME[:SCALE]", help="A style; may be repeated."),
+        typer.Option(
+            "--lora",
+            metavar="NAME[:SCALE]",
+            help="LoRA of the model, as NAME or NAME:SCALE; may be repeated.",
+        ),
     ] = None,
     show: Annotated[
         bool | None,
-        typer.Option(help="Show it in the terminal.", show_default="where it can show pictures"),
+        typer.Option(
+            help="Show the image in the terminal.", show_default="where it can show pictures"
+        ),
     ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -132,14 +171,19 @@ def image(
 ) -> None:
     """Make an image; a bar shows the steps, then the file is written."""
     from cli.stream import image
-    from cli.stream.output_names import check_writable
+    from cli.stream.output_names import check_writable, format_of
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
     body = {
         "model": model,
         "prompt": text,
-        "format": image.format_of(output, image_format and image_format.value),
+        "format": format_of(
+            output,
+            image_format and image_format.value,
+            image.FORMATS,
+            image.DEFAULT_FORMAT,
+        ),
     } | given_options(
         width=width,
         height=height,
@@ -178,41 +222,58 @@ def speech(
     ],
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="What to say; without it, or as '-', from stdin."),
+        typer.Argument(
+            metavar="[TEXT]", help="Text to speak; without it, or as '-', read from stdin."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write; '-' is stdout. By default named after the prompt.",
+        ),
     ] = None,
     voice: Annotated[
-        str | None, typer.Option(help="One of the model's; `models show` lists them.")
+        str | None, typer.Option(help="Voice of the model; `models show` lists them.")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Where the voice does not say it, such as en.")
+        str | None, typer.Option(help="Language, such as en, where the voice does not decide it.")
     ] = None,
     seed: SeedOption = None,
-    speed: Annotated[float | None, typer.Option(help="Where the model has one.")] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Speed of the speech, where the model supports it.")
+    ] = None,
     sample_rate: Annotated[
-        int | None, typer.Option(help="Samples a second; else the model's own.")
+        int | None,
+        typer.Option(help="Sample rate in samples a second; by default the model's own."),
     ] = None,
     sound_format: Annotated[
-        SoundFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+        SoundFormat | None,
+        typer.Option(
+            "--format", help="Format of the file; by default from the suffix of --output."
+        ),
     ] = None,
-    play: Annotated[bool, typer.Option("--play", help="Play it too.")] = False,
+    play: Annotated[bool, typer.Option("--play", help="Play the sound too.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Say a text; a bar shows the sentences, then the file is written."""
     from cli.stream import speech
-    from cli.stream.output_names import check_writable
+    from cli.stream.output_names import check_writable, format_of
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
     body = {
         "model": model,
         "text": text,
-        "format": speech.format_of(output, sound_format and sound_format.value),
+        "format": format_of(
+            output,
+            sound_format and sound_format.value,
+            speech.FORMATS,
+            speech.DEFAULT_FORMAT,
+        ),
     } | given_options(
         voice=voice, language=language, seed=seed, speed=speed, sample_rate=sample_rate
     )

@@ -1,4 +1,4 @@
-"""``bitinglip keys``: who may use the server."""
+"""Implements ``bitinglip keys``: who may use the server."""
 
 from typing import Annotated, Any
 
@@ -16,13 +16,16 @@ ModelOption = Annotated[
     list[str] | None,
     typer.Option(
         "--model",
-        help="A model, or a glob of models, to use; may be repeated.",
+        help="Model, or glob of models, that the key may use; may be repeated.",
         autocompletion=models(),
     ),
 ]
 RangeOption = Annotated[
     list[str] | None,
-    typer.Option("--ip-range", help="Where it may be used, as 10.0.0.0/8; may be repeated."),
+    typer.Option(
+        "--ip-range",
+        help="Addresses that the key may be used from, as 10.0.0.0/8; may be repeated.",
+    ),
 ]
 QuotaOption = Annotated[
     list[str] | None,
@@ -48,17 +51,18 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in
 def create(
     name: Annotated[str, typer.Option(help="What the key is for.")],
     tier: Annotated[
-        str | None, typer.Option(help="free, pro, enterprise or operator; free by default.")
+        str | None,
+        typer.Option(help="Tier of the key: free, pro, enterprise or operator; free by default."),
     ] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key may do, such as inference:text; may be repeated.",
+            help="Scope of the key, such as inference:text; may be repeated.",
             autocompletion=scopes,
         ),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(help="30d, 12h, or a time in ISO 8601; never by default.")
+        str | None, typer.Option(help="Expiry: 30d, 12h, or a time in ISO 8601; never by default.")
     ] = None,
     model: ModelOption = None,
     ip_range: RangeOption = None,
@@ -141,7 +145,7 @@ def _quota_list(key: dict[str, Any]) -> list[str]:
 def list_keys(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All keys, revoked ones too."""
+    """List all keys, revoked ones too."""
     place = CliContext.of(home, config)
     server = place.server()
     if server:
@@ -163,7 +167,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One key, without its secret."""
+    """Show one key, without its secret."""
     from cli.client import path_of
 
     place = CliContext.of(home, config)
@@ -187,15 +191,19 @@ def show(
 def patch(
     key_id: IdArgument,
     name: Annotated[str | None, typer.Option(help="What the key is for.")] = None,
-    tier: Annotated[str | None, typer.Option(help="free, pro, enterprise or operator.")] = None,
+    tier: Annotated[
+        str | None, typer.Option(help="Tier of the key: free, pro, enterprise or operator.")
+    ] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key may do, in place of what it could; may be repeated.",
+            help="Scope of the key, in place of its present ones; may be repeated.",
             autocompletion=scopes,
         ),
     ] = None,
-    expires: Annotated[str | None, typer.Option(help="30d, 12h, or a time in ISO 8601.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Expiry: 30d, 12h, or a time in ISO 8601.")
+    ] = None,
     model: ModelOption = None,
     ip_range: RangeOption = None,
     quota: QuotaOption = None,
@@ -204,10 +212,10 @@ def patch(
     any_model: Annotated[bool, typer.Option("--any-model", help="Allow all models.")] = False,
     anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow all addresses.")] = False,
     no_quotas: Annotated[
-        bool, typer.Option("--no-quotas", help="Lift its quotas, not its tier's.")
+        bool, typer.Option("--no-quotas", help="Lift the key's quotas; its tier's stay.")
     ] = False,
     no_guard: Annotated[
-        bool, typer.Option("--no-guard", help="Lift its guard, not its tier's.")
+        bool, typer.Option("--no-guard", help="Lift the key's guard; its tier's stays.")
     ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -239,7 +247,7 @@ def patch(
 def rotate(
     key_id: IdArgument,
     grace: Annotated[
-        str, typer.Option(help="How long the old secret stays good: 24h; 0s ends it now.")
+        str, typer.Option(help="Grace period of the old secret, as 24h; 0s ends it now.")
     ] = "24h",
     as_json: JsonOption = False,
     home: HomeOption = None,

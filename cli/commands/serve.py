@@ -1,4 +1,4 @@
-"""``bitinglip serve``."""
+"""Implements ``bitinglip serve``."""
 
 import os
 from pathlib import Path

@@ -16,7 +16,7 @@ _WIDEST = 140
 def status(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """The running server: its health, models, queues and workers."""
+    """Show the running server: its health, models, queues and workers."""
     server = CliContext.of(home, config).need_server()
     health = server.health()
     found = {"url": server.url, "health": health, **server.get("/api/v1/cluster/status")}

@@ -1,4 +1,4 @@
-"""``bitinglip top``: the server's state on one screen, again and again."""
+"""Implements ``bitinglip top``: the server's state on one screen, again and again."""
 
 import os
 import select
@@ -24,13 +24,13 @@ _ROWS_BESIDE_MODELS = 14  #: headline, devices, workers and the lines between, i
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the state once and exit.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates.")] = 1.0,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Devices, memory, models, queues, workers and rates, live; q leaves."""
+    """Show devices, memory, models, queues, workers and rates, live; q leaves."""
     watcher = _Watcher(CliContext.of(home, config).need_server())
     if as_json:
         show_json(watcher.look())

@@ -1,4 +1,4 @@
-"""``bitinglip transcribe``: what is said in a sound file, as text or subtitles."""
+"""Implements ``bitinglip transcribe``: the text of a sound file, or its subtitles."""
 
 import io
 import sys
@@ -34,7 +34,7 @@ def transcribe(
         typer.Option(
             "-m",
             "--model",
-            help="By default the only one that transcribes.",
+            help="Name of the model; by default the only one that transcribes.",
             autocompletion=models("speech-to-text"),
         ),
     ] = None,
@@ -42,23 +42,27 @@ def transcribe(
         Path | None, typer.Option("-o", "--output", help="Write the text into this file.")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="What is spoken, such as en; else the model finds out.")
+        str | None,
+        typer.Option(help="Language of the sound, such as en; by default the model detects it."),
     ] = None,
-    translate: Annotated[bool, typer.Option("--translate", help="Into English.")] = False,
+    translate: Annotated[bool, typer.Option("--translate", help="Translate into English.")] = False,
     prompt: Annotated[
         str | None, typer.Option(help="Names and words that may occur, for their spelling.")
     ] = None,
     words: Annotated[
-        bool, typer.Option("--words", help="With --json: when each was said.")
+        bool, typer.Option("--words", help="Timestamps of segments or words, with --json.")
     ] = False,
     text_format: Annotated[
-        TextFormat | None, typer.Option("--format", help="Else as the output's name ends, or txt.")
+        TextFormat | None,
+        typer.Option(
+            "--format", help="Format of the text; by default from the suffix of --output, or txt."
+        ),
     ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write down what is said in a sound file; the text comes as it is heard."""
+    """Transcribe a sound file; the text is shown as it comes."""
     from cli.stream.output_names import check_writable
     from cli.stream.text_stream import given_options
 
@@ -91,7 +95,7 @@ def transcribe(
 def _ask(
     server: "Client", fields: dict[str, Any], name: str, sound: IO[bytes], *, shown: bool
 ) -> dict[str, Any]:
-    """The InferenceResponse; ``shown``: each segment on the terminal as it comes."""
+    """Return the InferenceResponse; ``shown``: each segment on the terminal as it comes."""
     from cli.stream.progress import Words, make
 
     def show(name: str, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``bitinglip usage``: what each key used."""
+"""Implements ``bitinglip usage``: what each key used."""
 
 import csv
 import sys
@@ -38,7 +38,7 @@ def usage(
         str | None, typer.Option("--to", help="The last day (UTC), as 2026-11-30.")
     ] = None,
     by: Annotated[
-        str, typer.Option(help="What is summed up: some of day, month, key and model, by commas.")
+        str, typer.Option(help="Grouping: some of day, month, key and model, by commas.")
     ] = "day,key,model",
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""``bitinglip workers``: the processes that run the models."""
+"""Implements ``bitinglip workers``: the processes that run the models."""
 
 import time
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from cli.show.output import (
     waiting,
 )
 
-app = typer.Typer(no_args_is_help=True, help="See, restart and stop the worker processes.")
+app = typer.Typer(no_args_is_help=True, help="List, restart and stop the worker processes.")
 
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="A worker's id, as in `workers list`.")
@@ -34,7 +34,7 @@ NUMBERS = "PID MEMORY BUSY RESTARTS AGE"
 def list_workers(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All worker processes; the one without a model is the spare."""
+    """List all worker processes; the one without a model is the spare."""
     rows = CliContext.of(home, config).need_server().list("/api/v1/workers")
     empty = "No workers run; one starts when its model is asked for."
     show_list(rows, show_workers, as_json=as_json, empty=empty)
@@ -54,7 +54,7 @@ def restart(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption
 @app.command()
 def drain(
     worker_id: IdArgument,
-    wait: Annotated[bool, typer.Option(help="Return when it has ended.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the worker has ended.")] = True,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -76,7 +76,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One worker, and the last lines that it wrote."""
+    """Show one worker, and the last lines that it wrote."""
     rows = CliContext.of(home, config).need_server().list("/api/v1/workers")
     found = next((row for row in rows if row["id"] == worker_id), None)
     if found is None:

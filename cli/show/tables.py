@@ -1,4 +1,4 @@
-"""Show the server's facts as the tables of ``status`` and ``top``. Only looks; asks nobody.
+"""Show the server's facts as the tables of ``status`` and ``top``. Pure.
 
 Every field beyond the first releases' may be missing: the server may be older than this command.
 """
@@ -28,7 +28,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates per second between two samples."""
+    """Computes rates per second between two samples."""
 
     requests: float
     prompt_tokens: float

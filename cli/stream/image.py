@@ -13,10 +13,11 @@ from cli.client import Client
 from cli.errors import Failure
 from cli.show.output import print_note
 from cli.show.terminal_images import protocol_of, shown
-from cli.stream.output_names import free_name
+from cli.stream.output_names import free_name, write_file
 from cli.stream.progress import Words, make
 
 ROUTE = "/api/v1/inference/image-generation"
+DEFAULT_FORMAT = "png"
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _WORDS = Words("image", "reading the prompt", "drawing", "finishing", "step")
 
@@ -47,20 +48,6 @@ def lora(text: str) -> dict[str, Any]:
         raise typer.BadParameter(f"{text!r} is not NAME or NAME:SCALE") from None
 
 
-def format_of(output: Path | None, chosen: str | None) -> str:
-    """Return the chosen format, else the one of the file's suffix, else png."""
-    if chosen is not None:
-        return chosen
-    if output is None or str(output) == "-":
-        return "png"
-    if output.suffix.lower() not in FORMATS:
-        raise typer.BadParameter(
-            f"{output.name} should end in {', '.join(FORMATS)}; or give --format",
-            param_hint="--output",
-        )
-    return FORMATS[output.suffix.lower()]
-
-
 def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path]:
     """Write the images to files (``-`` is stdout); return their paths."""
     images = answer["result"]["images"]
@@ -74,10 +61,7 @@ def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path
         path = output or free_name(prompt, image["seed"], image["format"])
         if output is not None and len(images) > 1:
             path = output.with_name(f"{output.stem}-{number}{output.suffix}")
-        try:
-            path.write_bytes(base64.b64decode(image["b64"]))
-        except OSError as error:
-            raise Failure(f"{path} cannot be written ({error.strerror})") from error
+        write_file(path, base64.b64decode(image["b64"]))
         paths.append(path)
         seconds = answer["processing_time"]
         facts = f"{image['width']}x{image['height']}, seed {image['seed']}, {seconds:.1f} s"

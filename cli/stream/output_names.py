@@ -1,8 +1,11 @@
-"""Names output files, and looks before the work whether they can be written."""
+"""Names output files, checks before the work whether they can be written, and writes them."""
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+import typer
 
 from cli.errors import Failure
 
@@ -17,6 +20,30 @@ def free_name(text: str, seed: int, suffix: str) -> Path:
     while path.exists():
         path, number = Path(f"{stem}-{number}.{suffix}"), number + 1
     return path
+
+
+def format_of(
+    output: Path | None, chosen: str | None, formats: Mapping[str, str], default: str
+) -> str:
+    """Return the chosen format, else the one of the file's suffix, else the default."""
+    if chosen is not None:
+        return chosen
+    if output is None or str(output) == "-":
+        return default
+    if output.suffix.lower() not in formats:
+        raise typer.BadParameter(
+            f"{output.name} should end in {', '.join(formats)}; or give --format",
+            param_hint="--output",
+        )
+    return formats[output.suffix.lower()]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file. Raises Failure where the system refuses."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror})") from error
 
 
 def check_writable(output: Path | None) -> None:

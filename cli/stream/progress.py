@@ -20,7 +20,7 @@ _BEFORE = ("queued", "loading", "started", "progress")
 
 @dataclass(frozen=True)
 class Words:
-    """The texts of a bar: what is being made, and what to say meanwhile."""
+    """Holds the texts of a bar: what is being made, and what to say meanwhile."""
 
     what: str  #: "image"
     begun: str  #: "reading the prompt"

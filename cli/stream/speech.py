@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from cli.client import Client
 from cli.errors import Failure
 from cli.show.output import print_note
-from cli.stream.output_names import free_name
+from cli.stream.output_names import free_name, write_file
 from cli.stream.progress import Words, make
 
 ROUTE = "/api/v1/inference/text-to-speech"
+DEFAULT_FORMAT = "wav"
 FORMATS = {".wav": "wav", ".flac": "flac", ".ogg": "ogg", ".opus": "ogg", ".mp3": "mp3"}
 _WORDS = Words("speech", "reading the text", "speaking", "finishing", "sentence")
 #: what plays a file and ends, where it is installed
@@ -32,20 +31,6 @@ def speak(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     return make(client, ROUTE, body, _WORDS)
 
 
-def format_of(output: Path | None, chosen: str | None) -> str:
-    """Return the chosen format, else the one of the file's suffix, else wav."""
-    if chosen is not None:
-        return chosen
-    if output is None or str(output) == "-":
-        return "wav"
-    if output.suffix.lower() not in FORMATS:
-        raise typer.BadParameter(
-            f"{output.name} should end in {', '.join(FORMATS)}; or give --format",
-            param_hint="--output",
-        )
-    return FORMATS[output.suffix.lower()]
-
-
 def write(answer: dict[str, Any], output: Path | None, text: str) -> Path | None:
     """Write the audio to a file (``-`` is stdout); return its path."""
     result = answer["result"]
@@ -54,10 +39,7 @@ def write(answer: dict[str, Any], output: Path | None, text: str) -> Path | None
         sys.stdout.buffer.write(data)
         return None
     path = output or free_name(text, result["seed"], result["format"])
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise Failure(f"{path} cannot be written ({error.strerror})") from error
+    write_file(path, data)
     took = answer["processing_time"]
     facts = f"{result['duration']:.1f} s of sound in {took:.1f} s, seed {result['seed']}"
     voice = f", {result['voice']}" if result.get("voice") else ""

@@ -49,7 +49,8 @@ def inspect(folder: Path) -> Inspection:
                 "text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat
             )
         found = inspect_transformer(folder, kind, config)
-    found.license, found.languages = describe(folder)
+    found.license, languages = describe(folder)
+    found.languages = found.languages or languages
     return found
 
 

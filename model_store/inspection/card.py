@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+CARD = "README.md"
 _MOST_BYTES = 64 * 1024  #: of a card's front matter, and of a licence that is looked at
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _MOST_LANGUAGES = 200
@@ -33,20 +34,30 @@ _FIRST_WORDS = (
 
 def describe(folder: Path) -> tuple[str | None, tuple[str, ...]]:
     """Return the licence, by the hub's name where there is one, and the languages' codes."""
-    card = _front_matter(folder / "README.md")
+    card = _front_matter(folder / CARD)
     return _license(card) or _license_of_file(folder), _languages(card.get("language"))
 
 
 def base_model(folder: Path) -> str | None:
     """Return the one model that a card names as what this one was made from."""
-    named = _front_matter(folder / "README.md").get("base_model")
+    named = _front_matter(folder / CARD).get("base_model")
     if isinstance(named, list) and len(named) == 1:
         named = named[0]
     return named if isinstance(named, str) else None
 
 
+def is_of_lora(text: str) -> bool:
+    """Tell whether a card's text has the tag by which the hub lists LoRAs."""
+    tags = _parsed(text).get("tags")
+    return isinstance(tags, list) and "lora" in tags
+
+
 def _front_matter(path: Path) -> dict[str, Any]:
-    found = _FRONT.match(_start(path))
+    return _parsed(_start(path))
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    found = _FRONT.match(text)
     if found is None:
         return {}
     try:

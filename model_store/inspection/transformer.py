@@ -1,5 +1,6 @@
 """Inspects models of the transformers library, by their kind."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from model_store.tokenizers import longest_token
 
 _CACHED_STAGES = ("semantic_config", "coarse_acoustics_config")  #: of Bark
 _MOST_SPEAKERS = 10_000
+_VOICE = re.compile(r"(?:v2/)?([a-z]{2})_speaker_")  #: Bark's are named for a language
 _VOICE_INDEX = "speaker_embeddings_path.json"
 
 
@@ -58,6 +60,7 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         _add_speech(found, folder, config)
     if kind == "transcription":
         found.capabilities = ("speech-to-text",)
+        found.languages = _heard_languages(folder)
         found.kv_bytes_per_token = _kv_bytes(config)
         # What was heard is kept beside what was written.
         lengths = ("max_source_positions", "max_target_positions")
@@ -74,6 +77,8 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
 def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:
     found.voices = _voices(folder, config)
     found.capabilities = ("text-to-speech",)
+    spoken = filter(None, map(_VOICE.match, found.voices))
+    found.languages = tuple(sorted({each[1] for each in spoken}))
     stages = [config.get(stage) for stage in _CACHED_STAGES]
     parts = [part for part in stages if isinstance(part, dict)]
     found.kv_bytes_per_token = sum(_stage_bytes(part) for part in parts)
@@ -102,6 +107,16 @@ def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
     if speakers > 1:
         return tuple(f"speaker_{each}" for each in range(min(speakers, _MOST_SPEAKERS)))
     return tuple(sorted(path.stem for path in folder.glob("speaker_embeddings/*.npy")))
+
+
+def _heard_languages(folder: Path) -> tuple[str, ...]:
+    """Return the languages that a Whisper's generation settings list; English alone has no list."""
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    listed = settings.get("lang_to_id")
+    if isinstance(listed, dict):
+        return tuple(sorted(filter(None, (each.strip("<|>") for each in listed))))
+    return ("en",) if settings.get("is_multilingual") is False else ()
 
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:

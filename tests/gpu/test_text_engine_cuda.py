@@ -1,6 +1,7 @@
 """The text engine on a CUDA device: the same answers as the library's generate() there."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.sampler import Sampler, collect
 from workers.engines.text.sampling_params import SamplingParams
-from workers.protocol import Cancelled, Grammar, Load, Sampling, TextDone, TextJob
+from workers.protocol import (
+    Attention,
+    Cancelled,
+    Grammar,
+    Load,
+    Sampling,
+    TextDone,
+    TextJob,
+    TextOptions,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +33,7 @@ MIB = 1024 * 1024
 PROMPTS = ["one two three", "a longer prompt that takes several pieces to compute", "T"]
 
 
-def load(path: Path, dtype: str) -> TextEngine:
+def load(path: Path, dtype: str, attention: Attention = "sdpa") -> TextEngine:
     engine = TextEngine(step_tokens=11, block_size=8)
     spec = Load(
         model="tiny",
@@ -32,6 +42,7 @@ def load(path: Path, dtype: str) -> TextEngine:
         device="cuda",
         dtype=dtype,
         kv_cache_bytes=1 << 20,
+        text=TextOptions(attention=attention),
     )
     ready = engine.load(spec, lambda _fraction: None)
     assert (ready.device, ready.dtype) == ("cuda", dtype)
@@ -43,8 +54,11 @@ def job(name: str, prompt: str, **sampling: object) -> TextJob:
     return TextJob(id=name, prompt=prompt, sampling=settings)
 
 
+@pytest.mark.parametrize("attention", get_args(Attention))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_output_is_that_of_generate(tmp_path: Path, family: str) -> None:
+def test_greedy_output_is_that_of_generate(
+    tmp_path: Path, family: str, attention: Attention
+) -> None:
     path = make_tiny_model(family, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
@@ -52,7 +66,7 @@ def test_greedy_output_is_that_of_generate(tmp_path: Path, family: str) -> None:
     ).to("cuda")
     model.generation_config.eos_token_id = None
     expected = {}
-    engine = load(path, "float32")
+    engine = load(path, "float32", attention)
     for number, prompt in enumerate(PROMPTS):
         inputs = tokenizer(prompt, return_tensors="pt").to("cuda")
         output = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)
@@ -170,7 +184,7 @@ def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
     assert differ <= 3
 
 
-def test_texts_are_held_to_their_grammars_and_neighbours_are_not(tmp_path: Path) -> None:
+def test_grammar_holds_its_own_text_and_no_other(tmp_path: Path) -> None:
     engine = load(make_tiny_model("llama", tmp_path), "float32")
     plain = job("plain", PROMPTS[0])
     alone = {end.id: end for end in run_to_end(engine, plain) if isinstance(end, TextDone)}

@@ -19,7 +19,7 @@ from tests.support.http_client import NATIVE
 from workers import protocol
 
 GREEDY = {"model": "demo", "temperature": 0, "top_p": 1, "max_tokens": 16}
-WAIT_SECONDS = 20.0  #: until a test that does not end is given up
+WAIT_SECONDS = 60.0  #: until a test that does not end is given up
 
 
 class Engine:
@@ -101,12 +101,11 @@ class Rush:
         self._crowd = crowd
 
     def post(
-        self, body: dict[str, Any], key: dict[str, str] | None = None, seconds: float = 20
+        self, body: dict[str, Any], key: dict[str, str] | None = None
     ) -> "Future[httpx.Response]":
         headers = key or self._served.headers("inference:text")
-        return self._crowd.submit(
-            httpx.post, self._served.url + NATIVE, json=body, headers=headers, timeout=seconds
-        )
+        url = self._served.url + NATIVE
+        return self._crowd.submit(httpx.post, url, json=body, headers=headers, timeout=WAIT_SECONDS)
 
     @property
     def waiting(self) -> int:

@@ -13,9 +13,8 @@ from PIL import Image
 
 from tests.support import audio
 from tests.support.engine_runs import run_to_end
-from tests.support.models import bark, embedding, pipelines, text, whisper
+from tests.support.models import bark, embedding, text, whisper
 from workers.engines.base import Engine, Refused
-from workers.engines.image.engine import ImageEngine
 from workers.engines.registry import make_engine
 from workers.protocol import (
     EmbeddingDone,
@@ -108,8 +107,8 @@ class Subject:
 
     def undo_fallbacks(self) -> None:
         """Take back what an engine does for a while to save memory: images look different then."""
-        if isinstance(self.engine, ImageEngine):
-            self.engine._fallbacks.revert_all()
+        if self.kind == "image":
+            inside(self.engine)._fallbacks.revert_all()
 
     def fill_with_nan(self, patch: pytest.MonkeyPatch) -> None:
         """Let the part of the model compute nothing but NaN."""
@@ -174,6 +173,8 @@ def _embedding(folder: Path) -> Subject:
 
 
 def _image(folder: Path) -> Subject:
+    from tests.support.models import pipelines  # diffusers: seconds, for the process that runs this
+
     pipelines.make("sd", folder / "model")
     opened = _open("image", folder)
     unet = inside(opened[0])._pipelines.base.unet

@@ -15,14 +15,18 @@ from model_store.store import ModelStore
 from tests.support.model_folders import llama
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "open"}
-MOMENTS = 36
+MOMENTS = {"exchange": 36, "steps": 16}
 
 
 def work(store: ModelStore, sources: list[Path]) -> None:
-    """Replace a model by its other version, then remove and import one that shares its files."""
+    """Replace a model by its other version, write its records, clean up, then remove and import
+    one that shares its files."""
     old = store.get("mine").max_context
     new = next(each for each in sources if context_of(each) != old)
     store.replacing("mine").import_folder(new, "mine")
+    store.touch("mine", loaded=True)
+    store.set_care("mine", pinned=not store.care("mine").pinned, notes=str(old))
+    store.gc(do=True, partials_kept=0)
     if "other" in store.names():
         store.remove("other")
     store.import_folder(sources[0], "other")
@@ -63,9 +67,11 @@ def look(root: Path, sources: list[Path]) -> None:
         files = store.path(manifest.name)
         assert context_of(files) == manifest.max_context
         assert context_of(files) in map(context_of, sources)
+        assert store.care(manifest.name).notes in {"", *map(str, map(context_of, sources))}
     store.gc(do=True, partials_kept=0)
     store.gc(do=True, partials_kept=0)  # what shared files with what went
     assert not list(store.partial.iterdir()), list(store.partial.iterdir())
+    assert not list(root.glob("*/*.new"))
     listed = {entry.sha256 for each in store.list() for entry in each.files}
     there = {path.name for path in store.blobs.folder.glob("??/*")}
     assert there == listed, (there, listed)
@@ -73,6 +79,7 @@ def look(root: Path, sources: list[Path]) -> None:
 
 def main(folder: Path, how: str) -> None:
     os.getuid = lambda: 12345  # so that files are copied and shared
+    os.fsync = lambda fd: None  # noqa: ARG005  a kill loses nothing that was written
     cleanup.DRAFT_SECONDS = -1
     if how == "steps":
         places._renameat2 = lambda: None  # type: ignore[assignment]
@@ -85,7 +92,8 @@ def main(folder: Path, how: str) -> None:
     assert changes > 30, changes
     look(root, sources)
     kills = 0
-    for moment in sorted({1 + turn * changes // MOMENTS for turn in range(MOMENTS)}):
+    moments = MOMENTS[how]
+    for moment in sorted({1 + turn * changes // moments for turn in range(moments)}):
         kills += run(ModelStore(root), sources, moment) == -signal.SIGKILL
         look(root, sources)
     sys.stdout.write(f"{kills}\n")

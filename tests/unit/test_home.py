@@ -153,7 +153,7 @@ def test_server_json_counts_only_while_the_lock_is_held(home: Home) -> None:
     home.remove_server_json()
 
 
-def test_drafts_of_servers_that_died_do_not_pile_up(home: Home) -> None:
+def test_drafts_of_servers_that_died_are_removed(home: Home) -> None:
     for number in range(3):
         home.server_json.with_name(f"server.json.{number}").write_bytes(b"{")
     home.write_server_json("http://localhost:1", 1)

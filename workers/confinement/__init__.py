@@ -1,4 +1,4 @@
-"""Confinement: what a worker gives up before it opens a model, so that a hole in a library that
+"""Confines a worker: what it gives up before it opens a model, so that a hole in a library that
 reads pictures, sounds or weights is not a hole in the server.
 
 Taken one by one, as far as the kernel has them; what is left out is said, never passed over.

@@ -1,4 +1,4 @@
-"""Landlock: rules for files, TCP and signals that a process takes upon itself for good.
+"""Applies Landlock: rules for files, TCP and signals that a process takes upon itself for good.
 
 What no rule allows is refused with EACCES or EPERM. The kernel's version (its ABI) decides what
 can be ruled at all; ``Ruleset`` leaves out what it does not know.
@@ -58,7 +58,7 @@ _SINCE = {2: Access.REFER, TRUNCATE_ABI: Access.TRUNCATE, 5: Access.IOCTL_DEV}
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A path that exists, and what is allowed beneath it."""
+    """Names a path that exists, and what is allowed beneath it."""
 
     path: str
     access: Access

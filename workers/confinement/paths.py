@@ -1,4 +1,4 @@
-"""The files that a worker needs beside its model's, and the ways that it needs them.
+"""Lists the files that a worker needs beside its model's, and how it needs them.
 
 Found by running each engine under a trace of system calls; a test runs them confined. The files of
 CUDA are from its documentation and from reports, and are tried by ``benchmarks.gpu``.

@@ -1,4 +1,4 @@
-"""The filter of system calls: what no worker needs is answered with EPERM, in all its threads.
+"""Filters system calls: what no worker needs is answered with EPERM, in all its threads.
 
 An error and not a kill, because libraries try things and fall back. The program looks at numbers
 and arguments in registers only, never at memory, which another thread could change meanwhile.
@@ -25,7 +25,7 @@ _RETURN = 0x06
 _ALLOW = 0x7FFF0000
 _ERROR = 0x00050000
 _NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16  #: offsets in the call's data
-_X32 = 0x40000000  #: x86-64's second table of numbers, which nobody uses
+_X32 = 0x40000000  #: x86-64's second table of numbers, which is not in use
 
 _CLONE_THREAD = 0x00010000
 #: clone's flags for new namespaces: mount, cgroup, uts, ipc, user, pid, net.

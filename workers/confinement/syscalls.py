@@ -1,4 +1,4 @@
-"""System calls that a worker is refused, and their numbers by architecture."""
+"""Lists the system calls that a worker is refused, and their numbers by architecture."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The numbers of a kernel's calls; ``audit`` is the architecture's own in a filter's data."""
+    """Holds the numbers of a kernel's calls; ``audit`` is the architecture's own in a filter's
+    data."""
 
     audit: int
     seccomp: int

@@ -1,4 +1,4 @@
-"""The devices that models can run on: the cards, the processor, or devices made up by a setting.
+"""Finds the devices that models can run on: cards, the processor, or devices made up by a setting.
 
 Nothing here imports torch or makes a CUDA context: the gateway holds one of these all its life.
 """
@@ -42,7 +42,7 @@ _EVERY = "all"  #: names every card in the limits
 
 
 class Devices:
-    """The devices that were found so far, and what they do now."""
+    """Holds the devices that were found so far, and tells what they do now."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Devices:
 
     @property
     def driver(self) -> Driver | None:
-        """The NVIDIA driver; None where there is none, or it was not asked."""
+        """Return the NVIDIA driver; None where there is none, or it was not asked."""
         return self._cards.driver if self._cards else None
 
     @property
@@ -141,7 +141,7 @@ class Devices:
         return found | ({"card": self.missing} if self.missing else {})
 
     def list(self) -> tuple[Device, ...]:
-        """Accelerators first, the processor last."""
+        """List the accelerators first, the processor last."""
         return self._list
 
     def mark(self, device_id: str, state: State, reason: str, *, source: str) -> None:
@@ -211,7 +211,7 @@ class Devices:
         return replace(device, memory_bytes=limit, note=note)
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
-        """A look at each device by id; one that fails to answer is left out, and not well.
+        """Read each device, by id; one that fails to answer is left out, and not well.
 
         Blocks for some milliseconds a card, for seconds if the driver hangs: call it in a thread.
         ``pids`` are the processes whose resident bytes the processor's reading tells; the driver

@@ -1,4 +1,5 @@
-"""The cards: found at the start and later, looked at with a deadline, each with its condition."""
+"""Watches the cards: found at the start and later, read with a deadline, each with its
+condition."""
 
 import time
 from collections import deque
@@ -25,7 +26,7 @@ _FIRST_MINUTES = 300.0
 _CHECK_SECONDS = 10.0  #: between two looks at the driver's files
 _SLOW_START = 2.0
 _MANY = 1024  #: more cards than a machine has
-_MOST_REPORTS = 256  #: of cards that nobody has asked for
+_MOST_REPORTS = 256  #: of cards that were not asked for
 _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sleep
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
@@ -42,7 +43,7 @@ _PROHIBITED = "Its compute mode is prohibited: run nvidia-smi -c 0 as root."
 
 
 class Cards:
-    """The cards that the driver shows and CUDA_VISIBLE_DEVICES leaves to us."""
+    """Holds the cards that the driver shows and that CUDA_VISIBLE_DEVICES leaves to us."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Cards:
     # ---- search ------------------------------------------------------------------------------
 
     def _search(self, seconds: float) -> None:
-        """Ask for all cards afresh; those that were known keep their ids."""
+        """Ask for all cards again; those that were known keep their ids."""
         try:
             found = self._thread.ask(self._found, seconds)
         except Silent:
@@ -285,7 +286,7 @@ class Cards:
     def _look(self) -> dict[str, DeviceUsage | Exception]:
         looks: dict[str, DeviceUsage | Exception] = {}
         for card in self.list:
-            if card.handle is None:  # nobody tells what other programs hold there
+            if card.handle is None:  # the driver does not tell what other programs hold there
                 looks[card.id] = DeviceUsage(0, {})
                 continue
             try:

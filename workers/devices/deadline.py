@@ -1,4 +1,4 @@
-"""Calls into the driver, which may hang in the kernel for ever, with a limit on the wait."""
+"""Limits the wait for calls into the driver, which may hang in the kernel for ever."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class Silent(Exception):
 
 
 class DeadlineThread:
-    """Makes one call at a time, in a thread that nobody waits for at the end of the process."""
+    """Makes one call at a time, in a thread that is not waited for at the end of the process."""
 
     def __init__(self, name: str) -> None:
         self._name = name

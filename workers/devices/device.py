@@ -1,4 +1,4 @@
-"""A device, and its usage at one moment."""
+"""Describes a device, and its usage at one moment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _WORST = {"well": 0, "doubtful": 1, "lost": 2}
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The state of a device, and what an operator should know of it and do."""
+    """Describes the state of a device, and what an operator should know of it and do."""
 
     state: State = "well"
     reason: str | None = None  #: one or two sentences; None if it is well
@@ -27,7 +27,7 @@ WELL = Condition()
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One card, the processor, or one that is made up."""
+    """Describes one card, the processor, or one that is made up."""
 
     id: str  #: a card's index, or its UUID; "cpu"; "fake0", "fake1", ...
     name: str
@@ -50,9 +50,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
-    """One look at a device; None is what it does not tell."""
+    """Holds one reading of a device; None is what it does not tell."""
 
-    used_bytes: int  #: by everybody on the machine
+    used_bytes: int  #: by all programs on the machine
     processes: Mapping[int, int]  #: pid -> bytes, as far as the driver tells
     utilisation: float | None = None  #: 0..1
     temperature_c: float | None = None

@@ -11,7 +11,8 @@ _MOST = 64  #: reports of one look; a card in trouble may not hold it up
 
 
 class Events:
-    """The reports of some cards, from ``watch`` to ``close``. Its calls may block like NVML's."""
+    """Takes the reports of some cards, from ``watch`` to ``close``. Its calls may block like
+    NVML's."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml

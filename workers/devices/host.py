@@ -1,4 +1,4 @@
-"""The processor and its memory: those of the machine, or less where a control group limits them."""
+"""Reads the processor and its memory: the machine's, or less where a control group limits them."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _STALLED = re.compile(r"^full .*\bavg60=([0-9.]+)", re.MULTILINE)
 
 
 class Host:
-    """RAM, or as much of it as this process may use."""
+    """Measures the RAM, or as much of it as this process may use."""
 
     def __init__(self, proc: Path = _PROC) -> None:
         """``proc`` is where the kernel tells of this process and its control groups."""
@@ -35,7 +35,7 @@ class Host:
         self._lock = threading.Lock()
 
     def read(self, pids: Iterable[int]) -> DeviceUsage:
-        """Memory that could not be had back, and the resident bytes of those processes.
+        """Read the memory that could not be had back, and the resident bytes of those processes.
 
         Raises OSError or psutil.Error if the kernel does not tell.
         """
@@ -60,7 +60,8 @@ class Host:
         return int(memory.total - memory.available)
 
     def _utilisation(self) -> float | None:
-        """The share of all cores' time that was used since the last look; None at the first."""
+        """Return the share of all cores' time that was used since the last look;
+        None at the first."""
         now = _ticks()
         with self._lock:
             before, self._ticks = self._ticks, now
@@ -71,7 +72,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A memory control group: its folder, and what its version calls the files."""
+    """Describes a memory control group: its folder, and what its version calls the files."""
 
     folder: Path
     limit_file: str
@@ -83,7 +84,7 @@ class _Group:
         return int(text) if text.isdecimal() else None
 
     def used(self) -> int:
-        """Without the files' pages: the kernel takes them back, as it does in RAM at large."""
+        """Return the bytes in use without pages of files, which the kernel takes back."""
         text = _text(self.folder / self.used_file).strip()
         stat = dict(line.split(" ", 1) for line in _text(self.folder / "memory.stat").splitlines())
         cached = sum(int(stat.get(name, 0)) for name in self.cache)
@@ -91,7 +92,7 @@ class _Group:
 
 
 def _groups(proc: Path) -> Iterator[_Group]:
-    """The memory groups of this process, version 2 and 1, each with those around it."""
+    """Return the memory groups of this process, version 2 and 1, each with those around it."""
     paths = [line.split(":", 2) for line in _text(proc / "self/cgroup").splitlines()]
     for line in _text(proc / "self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
@@ -122,7 +123,7 @@ _ONE = (
 def _upwards(
     mounted: Path, root: str, path: str, names: tuple[str, str, tuple[str, ...]]
 ) -> Iterator[_Group]:
-    """The group at ``path`` and those around it, up to where the hierarchy is mounted."""
+    """Yield the group at ``path`` and those around it, up to where the hierarchy is mounted."""
     # In a container the path may be one of outside, of which only the mounted root is to be seen.
     inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path()
     folder = mounted / inside
@@ -138,7 +139,7 @@ def _unescaped(field: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """A file of the kernel's; empty where there is none, or it may not be read."""
+    """Read a file of the kernel's; empty where there is none, or it may not be read."""
     try:
         return path.read_text()
     except OSError:
@@ -160,7 +161,7 @@ def _resident(pid: int) -> int | None:
 
 
 def _ticks() -> tuple[float, float]:
-    """Seconds that all cores together were busy, and busy or idle, since the machine started."""
+    """Return the seconds that all cores were busy, and busy or idle, since the machine started."""
     times = psutil.cpu_times()
     # Guests' time is in that of the user already.
     total = sum(times) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)

@@ -1,4 +1,4 @@
-"""The NVIDIA driver's library (NVML), asked without torch and never with a context.
+"""Asks the NVIDIA driver's library (NVML), without torch and never with a context.
 
 Everything here may block for as long as the driver likes: ``cards`` asks it with a deadline.
 """
@@ -28,7 +28,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card, or an instance of one that is partitioned (MIG)."""
+    """Describes a card, or an instance of one that is partitioned (MIG)."""
 
     id: str  #: its index, or as CUDA_VISIBLE_DEVICES names it; for people
     pin: str  #: its full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
@@ -50,13 +50,13 @@ class Found:
     """Holds what the driver shows, of what CUDA_VISIBLE_DEVICES leaves to us."""
 
     driver: Driver
-    count: int  #: of cards that it shows to everybody
+    count: int  #: of cards that it shows to all processes
     cards: tuple[Card, ...]
     silent: tuple[str, ...]  #: cards that do not answer, with the driver's words
 
 
 class Nvml:
-    """A connection to the driver. Its functions raise ``NVMLError`` of the library."""
+    """Connects to the driver. Its functions raise ``NVMLError`` of the library."""
 
     def __init__(
         self, nvml: Any, libraries: Sequence[Path] = (), *, memory_v2: bool = True
@@ -166,7 +166,7 @@ class Nvml:
             yield self._card(str(nvml.nvmlDeviceGetUUID(instance)), instance)
 
     def _by_uuid(self, start: str) -> tuple[Any, str]:
-        """The card whose UUID begins so: CUDA takes beginnings, NVML does not.
+        """Return the card whose UUID begins so: CUDA takes beginnings, NVML does not.
 
         A lost card may raise at its index: the others are looked at all the same.
         """
@@ -270,7 +270,7 @@ class Nvml:
         return found
 
     def told(self, ask: Callable[[], T]) -> T | None:
-        """An answer, or None: drivers do not tell everything of every card."""
+        """Return an answer, or None: drivers do not tell everything of every card."""
         try:
             return ask()
         except self.error:
@@ -278,7 +278,8 @@ class Nvml:
 
 
 def visible_names(visible: str | None, count: int) -> list[str]:
-    """The entries of CUDA_VISIBLE_DEVICES as CUDA reads them: those after a wrong one are hidden.
+    """Return the entries of CUDA_VISIBLE_DEVICES as CUDA reads them: those after a wrong one are
+    hidden.
 
     Indices mean the order of the bus here and in workers, which get CUDA_DEVICE_ORDER for it.
     """

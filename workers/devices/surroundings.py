@@ -31,7 +31,8 @@ def _open(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The machine around this process: its files, its environment, and how a node is opened."""
+    """Shows the machine around this process: its files, its environment, and how a
+    node is opened."""
 
     root: Path = Path("/")
     environ: Mapping[str, str] = field(default_factory=dict)

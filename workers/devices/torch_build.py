@@ -17,7 +17,7 @@ _LEAST_CAPABILITY = {11: (3, 5), 12: (5, 0), 13: (7, 5)}
 
 @dataclass(frozen=True, slots=True)
 class TorchBuild:
-    """The installed torch; ``cuda`` is None for one that is built for processors."""
+    """Describes the installed torch; ``cuda`` is None for one that is built for processors."""
 
     version: str
     cuda: str | None
@@ -85,7 +85,8 @@ def card_unfit(build: TorchBuild, capability: tuple[int, int] | None) -> str | N
 
 @dataclass(frozen=True, slots=True)
 class _Code:
-    """Code in torch, for cards of a capability; or what the driver can build it from (PTX)."""
+    """Describes code in torch for cards of a capability, or what the driver can build it from
+    (PTX)."""
 
     is_built: bool
     capability: tuple[int, int]

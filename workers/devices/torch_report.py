@@ -14,7 +14,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class TorchCard(msgspec.Struct, frozen=True):
-    """A card as torch sees it."""
+    """Describes a card as torch sees it."""
 
     uuid: Name
     name: Name

@@ -1,4 +1,4 @@
-"""The driver's own reports of faults (Xid): what each number means, and what it is blamed on. Pure.
+"""Reads the driver's own reports of faults (Xid): what each means, and what it is blamed on. Pure.
 
 The numbers and their meanings are NVIDIA's; the driver writes them into the kernel's log, too.
 """
@@ -13,7 +13,7 @@ XidBlame = Literal["program", "contained", "card", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A fault that a card has reported."""
+    """Describes a fault that a card has reported."""
 
     device: str  #: its id
     number: int  #: the Xid

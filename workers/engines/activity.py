@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from workers.protocol import Activity, Working
 
-_tell: Callable[[Working], None] = lambda _: None  # noqa: E731  nobody listens
+_tell: Callable[[Working], None] = lambda _: None  # noqa: E731  no listener yet
 
 
 def connect(tell: Callable[[Working], None]) -> None:

@@ -1,4 +1,4 @@
-"""A process that finds out whether a new one can compute on each card, and ends.
+"""Finds out in a process of its own whether a new one can compute on each card.
 
     python -m workers.engines.card_probe
 

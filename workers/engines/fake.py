@@ -42,7 +42,7 @@ _FAULTS = ("!crash", "!hang", "!oom", "!raise", "!slow", "!garbage")
 
 @dataclass(slots=True)
 class _Text:
-    """One of the texts of a job."""
+    """Holds one of the texts of a job."""
 
     words: list[str]
     max_tokens: int

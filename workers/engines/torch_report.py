@@ -1,4 +1,4 @@
-"""A process that tells what only torch knows, and ends.
+"""Tells in a process of its own what only torch knows.
 
     python -m workers.engines.torch_report
 

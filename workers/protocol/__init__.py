@@ -1,4 +1,4 @@
-"""Every message between the gateway and a worker. Imports neither side; see workers.framing."""
+"""Declares all messages between the gateway and a worker. Imports neither side."""
 
 import msgspec
 
@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    Attention,
     Confinement,
     ConfineMode,
     DeviceKind,
@@ -66,6 +67,7 @@ from workers.protocol.text import (
 
 __all__ = [
     "Activity",
+    "Attention",
     "AudioDelta",
     "AudioFormat",
     "Broken",

@@ -1,4 +1,5 @@
-"""Messages from a worker: its own state, and the events of jobs, each ended by one final."""
+"""Declares messages from a worker: its own state, and the events of jobs, each
+ended by one final."""
 
 from typing import Literal
 
@@ -68,7 +69,7 @@ Activity = Literal["compile", "warmup"]
 
 
 class Working(msgspec.Struct, tag="working", frozen=True):
-    """Told before and after (None) work that is silent and no sign of a stuck loop."""
+    """Tells before and after (None) work that is silent and no sign of a stuck loop."""
 
     activity: Activity | None
 
@@ -82,14 +83,14 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
 
 
 class Broken(msgspec.Struct, tag="broken", frozen=True, kw_only=True):
-    """The worker's last word: an error has ended its loop, and the process ends at once."""
+    """Tells the worker's last word: an error has ended its loop, and the process ends at once."""
 
     fault: FaultName | None = None  #: None for an error of no class
     error: Name  #: the type of the error
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True, kw_only=True):
-    """Written by the worker's own loop, so silence means that the loop is stuck."""
+    """Tells that the worker's own loop runs: silence means that the loop is stuck."""
 
     steps: Size
     in_flight: Count
@@ -102,7 +103,7 @@ class Started(OfJob, tag="started", frozen=True, kw_only=True):
 
 
 class EmbeddingDone(Succeeds, tag="embedding_done", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of an embedding job that succeeded; scores are vectors of one number."""
+    """Ends an embedding job that succeeded; scores are vectors of one number."""
 
     id: JobId
     vectors: Vectors  #: float32, little-endian, one text's after another's
@@ -112,7 +113,7 @@ class EmbeddingDone(Succeeds, tag="embedding_done", frozen=True, kw_only=True, o
 
 
 class Progress(OfJob, tag="progress", frozen=True, kw_only=True, omit_defaults=True):
-    """A job's progress: ``step`` of its ``steps`` are done."""
+    """Tells a job's progress: ``step`` of its ``steps`` are done."""
 
     id: JobId
     step: Count
@@ -121,7 +122,7 @@ class Progress(OfJob, tag="progress", frozen=True, kw_only=True, omit_defaults=T
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An image that was made; its file is called as ``image_file_name`` says."""
+    """Describes an image that was made; ``image_file_name`` names its file."""
 
     width: Count
     height: Count
@@ -132,7 +133,7 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ImageDone(Succeeds, tag="image_done", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of an image job that succeeded; one image for each seed, in order."""
+    """Ends an image job that succeeded; it has one image for each seed, in order."""
 
     id: JobId
     images: tuple[ImageFile, ...]
@@ -143,7 +144,7 @@ class ImageDone(Succeeds, tag="image_done", frozen=True, kw_only=True, omit_defa
 
 
 class AudioDelta(OfJob, tag="audio_delta", frozen=True, kw_only=True):
-    """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
+    """Holds the next piece of a job's sound: 16-bit little-endian samples of one channel."""
 
     id: JobId
     index: Count
@@ -152,7 +153,7 @@ class AudioDelta(OfJob, tag="audio_delta", frozen=True, kw_only=True):
 
 
 class SpeechDone(Succeeds, tag="speech_done", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
+    """Ends a speech job that succeeded; ``audio_file_name`` names its file."""
 
     id: JobId
     format: AudioFormat
@@ -172,7 +173,8 @@ class Word(msgspec.Struct, frozen=True):
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A piece of what was said; the last four fields are of the window that it was heard in."""
+    """Holds a piece of a transcript; the last four fields are of the window that it
+    was found in."""
 
     start: Number
     end: Number
@@ -187,7 +189,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SegmentDelta(OfJob, tag="segment_delta", frozen=True, kw_only=True):
-    """The next segment of a transcription; the segments before it will not change."""
+    """Holds the next segment of a transcription; the segments before it will not change."""
 
     id: JobId
     segment: Segment
@@ -197,7 +199,7 @@ class SegmentDelta(OfJob, tag="segment_delta", frozen=True, kw_only=True):
 class TranscriptionDone(
     Succeeds, tag="transcription_done", frozen=True, kw_only=True, omit_defaults=True
 ):
-    """The final event of a transcription that succeeded."""
+    """Ends a transcription that succeeded."""
 
     id: JobId
     text: str
@@ -208,7 +210,7 @@ class TranscriptionDone(
 
 
 class Failed(Ends, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of a job that did not succeed."""
+    """Ends a job that did not succeed."""
 
     id: JobId
     code: Code
@@ -219,7 +221,7 @@ class Failed(Ends, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Cancelled(Ends, tag="cancelled", frozen=True, kw_only=True):
-    """The final event of a job that was cancelled, and what had been done by then."""
+    """Ends a job that was cancelled, and tells what had been done by then."""
 
     id: JobId
     prompt_tokens: Count = 0

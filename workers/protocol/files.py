@@ -1,4 +1,4 @@
-"""Names of the files that jobs write; both sides build them without being told."""
+"""Names the files that jobs write; both sides build the names without being told."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ AudioFormat = Literal["wav", "flac", "ogg", "mp3", "aac"]
 
 
 def image_file_name(job_id: str, index: int, image_format: str) -> str:
-    """The file of one image of a job; both sides know it without being told."""
+    """Name the file of one image of a job; both sides know it without being told."""
     return f"{job_id}-{index}.{image_format}"
 
 

@@ -1,4 +1,4 @@
-"""Messages to a worker about jobs: one class of job for each kind of model."""
+"""Declares messages to a worker about jobs: one class of job for each kind of model."""
 
 import msgspec
 
@@ -18,7 +18,7 @@ class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True, o
 
 
 class Lora(msgspec.Struct, frozen=True):
-    """A LoRA: a name of the settings, and how strongly it is applied."""
+    """Names a LoRA of the settings, and how strongly it is applied."""
 
     name: str
     scale: float = 1.0
@@ -51,7 +51,7 @@ class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defa
 
 
 class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_defaults=True):
-    """Say a text, into a file of ``folder``."""
+    """Speak a text, into a file of ``folder``."""
 
     id: str
     text: str
@@ -70,7 +70,7 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
 class TranscriptionJob(
     msgspec.Struct, tag="transcription", frozen=True, kw_only=True, omit_defaults=True
 ):
-    """Write down what is said in a sound file."""
+    """Transcribe a sound file."""
 
     id: str
     path: str

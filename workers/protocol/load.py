@@ -1,4 +1,4 @@
-"""The first messages to a worker: what to import, then which model to load, and how."""
+"""Declares the first messages to a worker: what to import, then which model to load, and how."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
-    """The first message to every process: it says Imported when it has done so."""
+    """Import modules: the first message to every process, which answers with Imported."""
 
     gateway: int  #: process id
     modules: tuple[str, ...]
@@ -30,7 +30,7 @@ class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The behaviour that the fake engine pretends (``models.<name>.fake.*``)."""
+    """Sets the behaviour that the fake engine pretends (``models.<name>.fake.*``)."""
 
     load_seconds: float = 0.0
     tokens_per_second: float = 0.0  #: per request; 0 is as fast as it can
@@ -44,7 +44,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The image engine's options for a pipeline (``models.<name>.image.*``)."""
+    """Sets the image engine's options for a pipeline (``models.<name>.image.*``)."""
 
     #: what lies in host memory while unused: none, model, group or group_low_ram
     offload: str = "none"
@@ -79,14 +79,19 @@ ResponseFormatName = Literal[
 ]
 
 
+#: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
+Attention = Literal["sdpa", "triton"]
+
+
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The text engine's options for a model (``models.<name>.text.*``)."""
+    """Sets the text engine's options for a model (``models.<name>.text.*``)."""
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
+    attention: Attention = "sdpa"
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The files that a speech model needs beside its own (``models.<name>.speech.*``)."""
+    """Names the files that a speech model needs beside its own (``models.<name>.speech.*``)."""
 
     vocoder: str | None = None  #: the folder of the model that makes spectrograms sound
     voices: dict[str, str] = {}  #: files of speaker vectors by name

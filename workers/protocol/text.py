@@ -1,4 +1,4 @@
-"""Messages about text: what a worker is asked for, and what it says of it."""
+"""Declares messages about text: what a worker is asked for, and what it answers."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,8 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The sampling parameters. ``None`` means off; every number is checked before it gets here."""
+    """Holds the sampling parameters. ``None`` means off; every number is checked before it gets
+    here."""
 
     max_tokens: int
     temperature: float = 0.0  #: 0 is greedy: the arg max, ties to the lowest id
@@ -38,7 +39,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a tool; ``arguments`` is the text of a JSON object, as the model wrote it."""
+    """Holds a call of a tool; ``arguments`` is the text of a JSON object, as the model wrote it."""
 
     id: Name
     name: Name
@@ -46,7 +47,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """The next piece of a tool call's arguments; each piece says which call it belongs to."""
+    """Holds the next piece of a tool call's arguments; each piece says which call it belongs to."""
 
     index: Count  #: of the call in its answer
     id: Name
@@ -55,7 +56,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function that the model may call; ``parameters`` is a JSON schema."""
+    """Describes a function that the model may call; ``parameters`` is a JSON schema."""
 
     name: str
     description: str | None = None
@@ -64,7 +65,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A form that the text is held to; ``source`` of a choice is a JSON list of strings."""
+    """Describes a form that the text is held to; ``source`` of a choice is a JSON
+    list of strings."""
 
     kind: GrammarKind
     source: str
@@ -82,11 +84,11 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def texts(self) -> tuple[str, ...]:
         """Return all that a client wrote in it, which a template may write into the prompt."""
-        if self.reasoning is None and not self.tool_calls:
+        if self.name is None and self.reasoning is None and not self.tool_calls:
             return (self.content,)
-        thought = () if self.reasoning is None else (self.reasoning,)
+        others = [each for each in (self.name, self.reasoning) if each is not None]
         calls = [text for call in self.tool_calls for text in (call.name, call.arguments)]
-        return (self.content, *thought, *calls)
+        return (self.content, *others, *calls)
 
 
 Prompt = str | tuple[int, ...]  #: a text or its tokens
@@ -116,6 +118,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     generation_prompt: bool = True  #: the template writes the header of the model's turn
     special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    drop_turns: bool = False  #: leave out the oldest turns if the context has no room for all
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
@@ -123,12 +126,12 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
 
     @property
     def choices(self) -> int:
-        """The number of texts to answer with."""
+        """Return the number of texts to answer with."""
         return self.n * max(1, len(self.prompts))
 
     @property
     def sequences(self) -> int:
-        """The number of texts to make."""
+        """Return the number of texts to make."""
         return (self.best_of or self.n) * max(1, len(self.prompts))
 
 
@@ -140,7 +143,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextDelta(OfJob, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
-    """Text that may be shown: never half a character, never part of a stop sequence."""
+    """Holds text that may be shown: never half a character, never part of a stop sequence."""
 
     id: JobId
     text: str
@@ -152,7 +155,7 @@ class TextDelta(OfJob, tag="text_delta", frozen=True, kw_only=True, omit_default
 
 
 class TextChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One of the texts of a job, all of it, also when it was streamed."""
+    """Holds one of the texts of a job, all of it, also when it was streamed."""
 
     text: str
     finish_reason: FinishReason
@@ -163,16 +166,16 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of a job that succeeded."""
+    """Ends a text job that succeeded."""
 
     id: JobId
     choices: Annotated[tuple[TextChoice, ...], msgspec.Meta(min_length=1)]
     prompt_tokens: Count
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
-    cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed anew
+    cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed again
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
 
     @property
     def text(self) -> str:
-        """The first choice's text."""
+        """Return the first choice's text."""
         return self.choices[0].text

@@ -35,7 +35,7 @@ def now() -> int:
 
 @dataclass(slots=True)  # frozen ones take twice as long to make
 class Admitted:
-    """A request that was let in, or is to be refused with ``refusal``."""
+    """Describes a request that was let in, or is to be refused with ``refusal``."""
 
     key_id: str
     policy: Policy
@@ -73,7 +73,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """The requests of limited keys at once."""
+        """Count the requests of limited keys at once."""
         return self._all.total
 
     async def enter(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, select
 
@@ -13,9 +12,8 @@ from bitinglip.access.limits.gcra import SECOND
 from bitinglip.access.limits.policy import HOUR
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.db.database import Database
-from bitinglip.db.files import DatabaseError
+from bitinglip.db.loading import loading
 from bitinglip.db.tables import LimitCell
-from bitinglip.errors import DatabaseUnavailable
 
 #: cells that are full again sooner are not written: a restart takes about as long
 _SOON = 2 * SECOND
@@ -49,14 +47,10 @@ class Checkpoint:
         No cell is kept for more than an hour, however the calendar was set meanwhile.
         """
         here, today = self._clock(), self._calendar()
-        try:
+        with loading("limits"):
             async with self._db.read() as session:
                 rows = (await session.scalars(select(LimitCell))).all()
             left = {str(row.id): min(row.full_at - today, HOUR) for row in rows}
-        except (ValueError, TypeError, DatabaseUnavailable, OperationalError) as error:
-            raise DatabaseError(
-                "the table of limits is damaged; restore a backup (see README, Backups)"
-            ) from error
         self._written.update(left)
         self._store.restore({name: here + wait for name, wait in left.items() if wait > 0})
 

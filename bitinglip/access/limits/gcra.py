@@ -1,4 +1,4 @@
-"""The generic cell rate algorithm in integers: one number per caller and limit. Pure.
+"""Implements the generic cell rate algorithm in integers: one number per caller and limit. Pure.
 
 It is asked at every request, so it compares by hand what ``max`` would: a call costs more.
 
@@ -36,13 +36,13 @@ class Reading(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The outcome of asking for some units."""
+    """Describes the outcome of asking for some units."""
 
     tat: int  #: the new state; where ``wait`` is not 0 it must not be kept
     wait: int  #: microseconds until the same request passes; 0 if it passes now
 
 
-def step(rate: Rate, tat: int, now: int, *, cost: int = 1, share: int = FULL) -> Step:
+def step(rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL) -> Step:
     """Ask for ``cost`` units at ``now`` microseconds. Raises ValueError for more than the burst.
 
     Under a ``share`` below FULL units are earned more slowly and so fewer are at hand, but one
@@ -63,7 +63,7 @@ def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
     return tat - cost * _unit(rate, share)
 
 
-def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
+def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
     unit, most = rate.window, rate.burst * rate.window
     if share != FULL and (unit := _unit(rate, share)) > most:

@@ -1,4 +1,5 @@
-"""The headers of limits, in both families, from one reading: bytes, made once for a response."""
+"""Writes the headers of limits, in both families, from one reading: bytes, made once for a
+response."""
 
 from collections.abc import Sequence
 from functools import lru_cache

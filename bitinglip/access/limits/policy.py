@@ -23,7 +23,8 @@ class LimitClass(StrEnum):
 
 
 class Limit(NamedTuple):
-    """One rate of a policy; ``name`` is for headers, ``cell`` tells it from the key's others."""
+    """Describes one rate of a policy; ``name`` is for headers, ``cell`` tells it from the key's
+    others."""
 
     name: str
     cell: str
@@ -32,7 +33,7 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """All limits of one tier's requests to one route; each is made once, and is only itself."""
+    """Holds the limits of one tier's requests to one route; made once, equal only to itself."""
 
     rates: tuple[Limit, ...] = ()
     places: int | None = None  #: requests at once

@@ -11,7 +11,7 @@ MOST_CELLS = 100_000  #: some 20 MB
 
 
 class Cell(NamedTuple):
-    """One limit of one caller."""
+    """Holds one limit of one caller."""
 
     id: str
     rate: Rate
@@ -60,21 +60,20 @@ class MemoryStore:
         self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
     ) -> Decision:
         """Take units without waiting for anything: all cells are checked, then all are changed."""
-        asked = []
-        wait = 0
+        asked, readings, wait = [], [], 0
         for cell in cells:
-            state = self._state(cell)
-            new, longer = gcra.step(cell.rate, state, now, cost=cost, share=share)
+            state, rate = self._state(cell), cell.rate
+            new, longer = gcra.step(rate, state, now, cost, share)
             asked.append((cell, state, new, longer))
+            readings.append(gcra.read(rate, new, now, share))
             if longer > wait:
                 wait = longer
         if cost and not wait:
             for cell, _, new, _ in asked:
                 self._put(cell, new, now)
-            readings = [gcra.read(cell.rate, new, now, share=share) for cell, _, new, _ in asked]
             return Decision(0, tuple(readings), ())
-        readings = [gcra.read(cell.rate, state, now, share=share) for cell, state, _, _ in asked]
-        refusing = tuple(index for index, each in enumerate(asked) if each[3]) if wait else ()
+        readings = [gcra.read(cell.rate, state, now, share) for cell, state, _, _ in asked]
+        refusing = tuple([index for index, each in enumerate(asked) if each[3]]) if wait else ()
         return Decision(wait, tuple(readings), refusing)
 
     def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:
@@ -112,7 +111,7 @@ class MemoryStore:
         return tat * cell.rate.quota // quota  # its limit is another one now; the time stays
 
     def _put(self, cell: Cell, tat: int, now: int) -> None:
-        if cell.id not in self._cells and len(self._cells) >= self._most:
+        if len(self._cells) >= self._most and cell.id not in self._cells:
             self._shrink(now)
         self._cells[cell.id] = (cell.rate.quota, tat)
         self._changed.add(cell.id)

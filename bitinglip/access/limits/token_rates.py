@@ -1,4 +1,4 @@
-"""Rates in tokens: a request takes what it may use at most, and what it does not use comes back.
+"""Limits tokens: a request takes what it may use at most, and what it does not use comes back.
 
 So no request passes that the rate could not bear in the end, and none pays for tokens that it did
 not use. One that may use more than the whole burst takes all of it.

@@ -4,7 +4,7 @@ A request passes while each quota that it would draw on has something left that 
 reserved by requests that still run. It reserves what it may use at most; at its end that is
 settled: what it used is charged, the rest comes back. So a key uses at most one request's worth
 more than a quota, that of the request which took the last of it, however many come at once. Seconds
-of sound and of devices are known by nobody beforehand: there what is expected is reserved, and
+of sound and of devices are not known beforehand: there what is expected is reserved, and
 requests at once may exceed a quota by what each of them takes longer.
 """
 
@@ -282,7 +282,7 @@ class Meter:
     def _present(self) -> None:
         """Begin a new day where the clock has."""
         now = self._clock()
-        if self._day.holds(now):
+        if self._day.begins <= now < self._day.ends or self._day.holds(now):
             return
         last, self._day = self._day, day_of(now)
         self.stale = self.stale or self._day.begins < last.begins
@@ -319,7 +319,7 @@ def _exceeded(quota: Quota, account: _Account, ends: float, wait: float) -> Quot
     running = f", and its running requests reserve {reserved:g}" if reserved else ""
     return QuotaExceeded(
         f"This API key has used {used:g} of its {quota.period} quota of {limit:g} {unit}{running}; "
-        f"the quota begins anew at {resets_at}.",
+        f"the quota is reset at {resets_at}.",
         details={
             "quota": quota.name,
             "limit": limit,

@@ -1,4 +1,4 @@
-"""The days and months of the calendar, in UTC, as the clock passes through them. Pure."""
+"""Follows the days and months of the calendar, in UTC, as the clock passes through them. Pure."""
 
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _CORRECTION = 3600.0
 
 
 class Day(NamedTuple):
-    """One day; its times are Unix times in seconds."""
+    """Holds the times of one day, as Unix times in seconds."""
 
     name: str  #: 2026-11-27
     begins: float

@@ -19,7 +19,7 @@ KeyQuotas = tuple[tuple[str, str, float], ...]
 
 
 class Quota(NamedTuple):
-    """One quota as it is checked."""
+    """Describes one quota as it is checked."""
 
     period: str
     unit: int  #: its index in ``NAMES``

@@ -1,4 +1,4 @@
-"""Rows of usage in the database: one for each key, model and day, added to as charges come."""
+"""Writes the rows of usage: one for each key, model and day, added to as charges come."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,16 @@ from datetime import date
 from typing import Any
 
 from sqlalchemy import Label, Select
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, func, select
 
 from bitinglip.access.usage.amounts import Amounts, shown
 from bitinglip.access.usage.meter import Meter, RowId
 from bitinglip.db.database import Database
-from bitinglip.db.files import DatabaseError
+from bitinglip.db.loading import loading
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import Usage
-from bitinglip.errors import DatabaseUnavailable
+from bitinglip.db.upsert import insert
 
 CLEAN_SECONDS = 3600.0  #: between two removals of rows that are too old
 _ROWS_AT_ONCE = 500
@@ -52,14 +50,10 @@ class UsageRows:
         Raises DatabaseError if it cannot be read.
         """
         today = self._meter.today
-        try:
+        with loading("usage"):
             async with self._db.read() as session:
                 daily = await _sums(session, today.name)
                 monthly = await _sums(session, f"{today.month}-")
-        except (ValueError, TypeError, DatabaseUnavailable, OperationalError) as error:
-            raise DatabaseError(
-                "the table of usage is damaged; restore a backup (see README, Backups)"
-            ) from error
         self._meter.restore(daily, monthly)
 
     async def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""Routes of the audit log: what was done, by whom, and whether the log is whole."""
+"""Serves the routes of the audit log: what was done, by whom, and whether the log is whole."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

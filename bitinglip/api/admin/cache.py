@@ -1,4 +1,4 @@
-"""The route of the response cache."""
+"""Serves the route of the response cache."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Routes of API keys. A secret is shown once, when its key is made."""
+"""Serves the routes of API keys. A secret is shown once, when its key is made."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The route of limits: what a key may do, and what it has left of it."""
+"""Serves the route of limits: what a key may do, and what it has left of it."""
 
 import time
 from datetime import UTC, datetime

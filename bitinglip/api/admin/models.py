@@ -22,14 +22,15 @@ from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, Mo
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.model_lookup import check_has_base, check_model
-from model_store.adapters import check_removable
+from model_store.adapters import adapters_of, check_removable
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
 
 _FILTERS = {
-    "type": ("text", "image", "audio", "embedding"),
+    "type": tuple(dict.fromkeys(kind.api_type for kind in KINDS.values())),
     "status": ("available", "downloading", "loading", "ready", "error"),
 }
 
@@ -111,7 +112,9 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
-    answer = services.operations.fit(find_model(request, model_id))
+    manifest = find_model(request, model_id)
+    check_has_base(manifest)
+    answer = services.operations.fit(manifest)
     return json_response(fit_info(answer, caller_of(request).may_use))
 
 
@@ -128,7 +131,9 @@ async def get_model(request: Request, model_id: str) -> Response:
         return json_response(downloading_model(download))
     needs = services.operations.needs_by_dtype(manifest)
     (found,) = await with_care(services, [describe(services, manifest)])
-    return json_response({**found, "needs_by_dtype": needs})
+    adapters = adapters_of(manifest.name, services.store.listing.all())
+    names = [each.name for each in adapters if caller_of(request).may_use(each.name)]
+    return json_response({**found, "needs_by_dtype": needs, "adapters": names})
 
 
 @native.delete("/{model_id:path}", status_code=204)

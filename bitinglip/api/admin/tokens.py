@@ -1,4 +1,4 @@
-"""Routes of session tokens: a key in, a short-lived token out."""
+"""Serves the routes of session tokens: a key makes a short-lived token."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""The route of usage: what keys have used, by key, model, day or month."""
+"""Serves the route of usage: what keys have used, by key, model, day or month."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Routes of the worker processes."""
+"""Serves the routes of the worker processes."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

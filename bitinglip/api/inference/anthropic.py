@@ -1,4 +1,4 @@
-"""Messages and counts of tokens, on Anthropic's surface."""
+"""Serves messages and counts of tokens, on Anthropic's surface."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import read_body
+from bitinglip.api.body import note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
@@ -48,6 +48,8 @@ def _job(request: Request, body: MessagesRequest | CountTokensRequest) -> Job:
     """Make the job; the response names its request as Anthropic's clients look for it."""
     manifest = find_model_of(request, body.model, "text")
     context = job_context(request, body.model)
+    if unknown := body.unknown_switches(manifest.template_switches):
+        note_fields(request, unknown)
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)
     request_context = context_of(request.scope)

@@ -1,4 +1,4 @@
-"""Image generation and editing, on the native surface and on OpenAI's."""
+"""Serves image generation and editing, on the native surface and on OpenAI's."""
 
 from functools import partial
 

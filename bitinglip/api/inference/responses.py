@@ -12,7 +12,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of, requires_scope
-from bitinglip.api.body import input_memory, json_response, read_body
+from bitinglip.api.body import input_memory, json_response, note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.job_context import asking
@@ -115,7 +115,10 @@ async def list_input_items(request: Request, response_id: str) -> Response:
 async def _asked(request: Request, body: ResponsesRequest) -> Asked:
     """Make the job. Raises as ``prepare_response`` does."""
     kept = services_of(request).responses
-    return await prepare_response(asking(request), body, kept, input_memory(request))
+    asked = await prepare_response(asking(request), body, kept, input_memory(request))
+    if asked.ignored:
+        note_fields(request, asked.ignored)
+    return asked
 
 
 async def _in_background(request: Request, keep: Keep, *, stream: bool) -> Response:

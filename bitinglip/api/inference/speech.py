@@ -1,4 +1,4 @@
-"""Text to speech, on the native surface and on OpenAI's."""
+"""Serves text to speech, on the native surface and on OpenAI's."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Text generation, on the native surface and on OpenAI's."""
+"""Serves text generation, on the native surface and on OpenAI's."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Transcription and translation of speech, on the native surface and on OpenAI's."""
+"""Serves transcription and translation of speech, on the native surface and on OpenAI's."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The route of files that tasks have made: images and sounds."""
+"""Serves the route of files that tasks have made: images and sounds."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Routes of asynchronous tasks."""
+"""Serves the routes of asynchronous tasks."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

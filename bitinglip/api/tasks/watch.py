@@ -41,6 +41,8 @@ from bitinglip.wire.response import final_event
 router = APIRouter(tags=["tasks"])
 
 SEND_TIMEOUT = 30.0  #: seconds; a watcher that reads nothing for so long is disconnected
+#: Bytes of files in a message: in base64 it is less than the megabyte that clients take by default.
+_MOST_INLINE = 700 << 10
 _DONE, _NOT_ALLOWED, _GONE, _RESTART, _TOO_SLOW = 1000, 1008, 1011, 1012, 1013
 
 
@@ -143,7 +145,7 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
     tasks, request_id = services_of(socket).tasks, request_id_of(socket)
     event_log = await tasks.event_log(task_id)
     if event_log is not None:
-        view = NativeView(event_log, request_id, services_of(socket).files)
+        view = NativeView(event_log, request_id, services_of(socket).files, _MOST_INLINE)
         async for events in event_log.batches():
             for event in events:
                 if event is event_log.final:
@@ -155,7 +157,8 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
     if not await tasks.finished(task_id):
         raise DeferredTask
     task = await tasks.get(task_id)
-    yield final_event(await with_files(services_of(socket), task), request_id)
+    told = await with_files(services_of(socket), task, most=_MOST_INLINE)
+    yield final_event(told, request_id)
 
 
 class DeferredTask(Exception):

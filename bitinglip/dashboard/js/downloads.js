@@ -34,14 +34,20 @@ export async function loadDownloads() {
  */
 export async function startDownload(wanted) {
   const made = await api.post("api/v1/models/download", wanted);
+  putAway.delete(made.id);
   replace(made);
   follow(made);
   return made;
 }
 
+/** Those that ended and that the user has put away: the server keeps them on its list. */
+const putAway = new Set();
+export const isPutAway = ({ id }) => putAway.has(id);
+
 /** @param {string} id @param {boolean} purge throw away what has come */
 export async function cancelDownload(id, purge) {
   await api.delete(`api/v1/models/downloads/${id}`, purge ? { purge } : {});
+  if (purge) putAway.add(id);
   await loadDownloads();
 }
 

@@ -52,7 +52,7 @@ function Account() {
     ${asksForKey
       ? html`<div class="clip" title=${limits?.key_id}>${limits ? `Tier ${limits.tier}` : "Signed in"}</div>`
       : html`<div>No key is asked for</div>`}
-    <div>Version ${version}</div>
+    <div>Version ${version} · <a href="docs">API</a></div>
   </div>`;
 }
 

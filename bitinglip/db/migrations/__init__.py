@@ -1,4 +1,5 @@
-"""The history of the schema. Importing this costs nothing: alembic comes in with ``upgrade``."""
+"""Holds the history of the schema. Importing this costs little: alembic is imported by
+``upgrade``."""
 
 from pathlib import Path
 

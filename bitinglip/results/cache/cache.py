@@ -1,9 +1,9 @@
-"""The response cache: requests whose answer is known, or is being computed, run no job.
+"""Caches responses: requests whose answer is known, or is being computed, run no job.
 
 The first of equal requests leads: its job runs. The others follow: they wait for its end and are
 answered from what it made, and refused with it where the request itself is at fault. The job lives
-until nobody waits for it any more, the leader or a follower. A leader without an answer hands over:
-the next follower leads.
+until no request waits for it any more, the leader or a follower. A leader without an answer hands
+over: the next follower leads.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import upload_paths
 from bitinglip.settings import Settings
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.telemetry.cache_metrics import CacheMetrics
+from bitinglip.work import traits_of
 from model_store.store import ModelStore
 from workers import protocol
 
@@ -44,21 +44,21 @@ EXPIRE_SECONDS = 60.0  #: between two looks for answers that are too old
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The event log that answers a request, and how it came about."""
+    """Holds the event log that answers a request, and how it came about."""
 
     event_log: EventLog
     outcome: bytes
 
 
 class _Flight:
-    """A job that runs for the leader and the followers of one request."""
+    """Holds a job that runs for the leader and the followers of one request."""
 
     def __init__(self, event_log: EventLog, holds: ExitStack) -> None:
         self.event_log = event_log
         self.ended = asyncio.Event()
         self.answer: Answer | None = None
         self.refused: protocol.Failed | None = None  #: because of the request: as any repeat would
-        self.shared = True  #: False once its answer turned out to be nobody else's
+        self.shared = True  #: False once its answer turned out to be for no other request
         self._holds = holds
         self._waiting = 0
 
@@ -243,7 +243,7 @@ class ResponseCache:
 
 async def _digests(job: Job) -> dict[str, str]:
     """Return the digests of a job's uploads, by the fields of its message."""
-    paths = upload_paths(job.work)
+    paths = traits_of(job.work).upload_paths()
     return {name: await asyncio.to_thread(_digest, path) for name, path in paths.items()}
 
 

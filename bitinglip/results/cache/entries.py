@@ -1,4 +1,4 @@
-"""Bounded storage of cached answers: by age, by bytes in all, and by bytes of each key. Pure."""
+"""Stores cached answers in bounds: by age, by bytes in all, and by bytes of each key. Pure."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,7 +9,7 @@ _OVERHEAD = 500  #: bytes of an entry's own objects
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The events of a job that succeeded, encoded, and the bytes of the files that it made."""
+    """Holds the encoded events of a job that succeeded, and the bytes of the files that it made."""
 
     output: bytes  #: all but the final event
     final: bytes

@@ -15,11 +15,11 @@ import msgspec
 from bitinglip.access.keys import Caller
 from bitinglip.scheduling.job import Job
 from bitinglip.settings import Model, Settings
+from bitinglip.work import traits_of
 from model_store.adapters import adapters_of
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
-from workers import protocol
 
 Manifests = tuple[Manifest | None, ...]
 
@@ -31,42 +31,7 @@ def repeatable(job: Job) -> bool:
 
     Answers with the addresses of files are none: the files are a task's own, and they expire.
     """
-    work = job.work
-    if job.output == "url":
-        return False
-    match work:
-        case protocol.TextJob(sampling=sampling):
-            return sampling.temperature == 0 or sampling.seed is not None
-        case protocol.TranscriptionJob():
-            return work.temperature == 0
-        case protocol.ImageJob() | protocol.SpeechJob():
-            return job.seeded
-        case protocol.EmbeddingJob():
-            return True
-        case _:
-            assert_never(work)
-
-
-def canonical(work: protocol.Job, uploads: Mapping[str, str]) -> protocol.Job:
-    """Return a message without what changes no output; ``uploads`` are the digests of its files.
-
-    Text and transcriptions are the same in a stream and in one body. Images and speech are not:
-    only a stream brings previews and pieces of sound.
-    """
-    change = msgspec.structs.replace
-    match work:
-        case protocol.TextJob(sampling=sampling):
-            bias = dict(sorted(sampling.logit_bias.items()))
-            sampling = change(sampling, logit_bias=bias)
-            return change(work, id="", stream=False, prefix_scope=None, sampling=sampling)
-        case protocol.TranscriptionJob():
-            return change(work, id="", stream=False, **uploads)
-        case protocol.ImageJob() | protocol.SpeechJob():
-            return change(work, id="", folder="", **uploads)
-        case protocol.EmbeddingJob():
-            return change(work, id="")
-        case _:
-            assert_never(work)
+    return job.output != "url" and traits_of(job.work).repeatable(job.seeded)
 
 
 class Identity:
@@ -80,14 +45,14 @@ class Identity:
     def key(self, job: Job, caller: Caller, uploads: Mapping[str, str]) -> bytes:
         """Return the key of a request. Raises UnknownModel."""
         model = self._model(job.model)
-        work = canonical(job.work, uploads)
+        work = traits_of(job.work).canonical(uploads)
         guarded = (self._sharing(caller), model, work, job.guard)
         return hashlib.sha256(_encode(guarded)).digest()
 
     def _sharing(self, caller: Caller) -> tuple[Any, ...]:
         """Return what those callers have in common who may share an answer."""
         match self._settings.cache.scope:
-            case "key":  # with what the key may do: a change of that begins anew
+            case "key":  # with what the key may do: a change of that starts an empty cache
                 scopes = sorted(caller.scopes)
                 return "key", caller.key_id, caller.tier, scopes, caller.models
             case "tier":

@@ -4,14 +4,14 @@ Kept are events, not bodies: one answer serves both surfaces, as a body or as a 
 request has its own ids in it.
 """
 
-from collections.abc import Iterator
-from typing import TypeVar, assert_never
+from typing import TypeVar
 
 import msgspec
 
 from bitinglip.results.cache.entries import Answer
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
+from bitinglip.work import traits_of_success
 from workers import protocol
 
 E = TypeVar("E", bound=msgspec.Struct)
@@ -26,17 +26,7 @@ def is_whole(final: protocol.Final) -> bool:
     Pictures that a safety checker made black are none, nor is what was sampled after all because
     the transcription of a window failed at temperature 0.
     """
-    match final:
-        case protocol.ImageDone(images=images):
-            return not any(each.filtered for each in images)
-        case protocol.TranscriptionDone(segments=segments):
-            return all(each.temperature == 0 for each in segments)
-        case protocol.TextDone() | protocol.SpeechDone() | protocol.EmbeddingDone():
-            return True
-        case protocol.Failed() | protocol.Cancelled():
-            return False
-        case _:
-            assert_never(final)
+    return isinstance(final, protocol.Succeeds) and traits_of_success(final).is_whole(final)
 
 
 def pack(event_log: EventLog, files: tuple[bytes, ...]) -> Answer:
@@ -60,41 +50,10 @@ def unpack(answer: Answer, job: Job, submitted: float) -> EventLog:
     if job.stream:
         output = _output.decode(answer.output)
         streamed = any(not isinstance(each, protocol.Started) for each in output)
-        for event in output if streamed else (*output, *_pieces(final)):
+        for event in output if streamed else (*output, *traits_of_success(final).pieces(final)):
             event_log.put(_of(event, job.id))
     event_log.put(final)
     return event_log
-
-
-def _pieces(final: protocol.Success) -> Iterator[protocol.JobEvent]:
-    """Yield the output of a stream for an answer that came in one body."""
-    match final:
-        case protocol.TextDone(choices=choices):
-            last = max(0, final.completion_tokens // len(choices) - 1)
-            for number, choice in enumerate(choices):
-                yield from _text_pieces(number, choice, last)
-        case protocol.TranscriptionDone(segments=segments):
-            for index, segment in enumerate(segments):
-                yield protocol.SegmentDelta(id="", segment=segment, index=index)
-
-
-def _text_pieces(
-    number: int, choice: protocol.TextChoice, last: int
-) -> Iterator[protocol.TextDelta]:
-    calls = tuple(
-        protocol.ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
-        for index, call in enumerate(choice.tool_calls)
-    )
-    if choice.text or choice.logprobs or choice.reasoning or calls:
-        yield protocol.TextDelta(
-            id="",
-            text=choice.text,
-            index=last,
-            logprobs=choice.logprobs,
-            choice=number,
-            reasoning=choice.reasoning,
-            tool_calls=calls,
-        )
 
 
 def _of(event: E, job_id: str) -> E:

@@ -91,7 +91,8 @@ class Delivery:
 
     def release(self, entry: InFlightJob) -> None:
         if self.entries.pop(entry.id, None):
-            self.settle(entry)
+            if entry.reservation is not None and not entry.reservation.settled:
+                self.settle(entry)
             self.input_memory.give_back(entry.event_log.job.key_id, entry.input_bytes)
             self.recent.add(entry.event_log)
         if not self.entries:

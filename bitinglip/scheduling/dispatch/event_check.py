@@ -3,7 +3,7 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.scheduling.kinds import event_types, most_event_bytes
+from bitinglip.work import traits_of
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -19,8 +19,9 @@ class EventCheck:
     def __init__(self, job: protocol.Job, cost: float) -> None:
         self._job = job
         self._choices = job.choices if isinstance(job, protocol.TextJob) else 0
-        self._types = event_types(job)
-        self._left = most_event_bytes(job, cost)
+        traits = traits_of(job)
+        self._types = traits.event_types
+        self._left = traits.most_event_bytes(cost)
 
     def take(self, event: protocol.JobEvent) -> None:
         """Raise BadFrame for an event that a sound worker does not send."""

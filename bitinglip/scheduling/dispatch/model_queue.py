@@ -42,7 +42,7 @@ class InFlightJob:
 
     @property
     def id(self) -> str:
-        return self.event_log.job.id
+        return self.event_log.job.work.id
 
 
 @dataclass(slots=True)

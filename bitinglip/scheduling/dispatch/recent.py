@@ -30,7 +30,8 @@ class RecentJobs:
         while self.bytes > self._most_bytes:
             self._drop_oldest_of(max(self._bytes, key=self._bytes.__getitem__))
         while len(self._kept) > self._most:
-            self._drop_oldest_of(max(self._jobs, key=self._jobs.__getitem__))
+            many = key if len(self._jobs) == 1 else max(self._jobs, key=self._jobs.__getitem__)
+            self._drop_oldest_of(many)
 
     def get(self, job_id: str) -> EventLog | None:
         found = self._kept.get(job_id)

@@ -18,7 +18,7 @@ _ENOUGH = 5  #: so many before they count
 
 
 class ContextSizes:
-    """The sizes of contexts in bytes, by the name of a card."""
+    """Learns the sizes of contexts in bytes, by the name of a card."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[int]] = {}

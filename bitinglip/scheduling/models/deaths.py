@@ -3,7 +3,7 @@
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
 model. Those of a device count against the device: two in ten minutes make it doubtful. Workers that
 die together of no fault that they told are excused, but prove nothing against the device: requests
-that crash them, or somebody who kills them, must not take it from everybody.
+that crash them, or that are killed from outside, must not take it from all clients.
 """
 
 from collections import deque
@@ -51,7 +51,7 @@ class DeviceStates(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Death:
-    """A worker's death, what it is blamed on, and how to take back what it was charged with."""
+    """Describes a worker's death, its cause, and how to take back what it was charged with."""
 
     worker: str
     model: str
@@ -134,7 +134,8 @@ class Deaths:
         return True
 
     def pause(self, model: str, now: float) -> float:
-        """Seconds to wait before the next start of a model whose last death was excused."""
+        """Return the seconds to wait before the next start of a model whose last
+        death was excused."""
         self._forget(now)
         excused = [each for each in self._deaths if each.model == model and each.is_excused]
         if len(excused) <= 1:

@@ -1,4 +1,4 @@
-"""Demands: which models should have one more replica now, for requests, operators or settings."""
+"""Lists which models should have one more replica now, for requests, operators or settings."""
 
 from collections.abc import Callable, Mapping
 

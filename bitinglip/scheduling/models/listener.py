@@ -8,7 +8,7 @@ from bitinglip import errors
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The requests that wait for a model, in numbers."""
+    """Counts the requests that wait for a model."""
 
     count: int
     since: float  #: when the oldest came

@@ -1,4 +1,4 @@
-"""Tells whether a server whose cards are gone is to be started anew, as a container may want.
+"""Tells whether a server whose cards are gone is to be restarted, as a container may want.
 
 A card that has left a container, or fallen off the bus, does not come back to the process.
 """

@@ -143,7 +143,7 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
-            await self._free_pages(replica)
+            await self._free_pages(replica)  # first: its pages are held for nothing now
             await self._store.record_use(replica.model, loaded=True)
 
     async def _free_pages(self, replica: Replica) -> None:
@@ -295,7 +295,9 @@ class ReplicaLoader:
                 height=own.image.height or side,
             ),
             speech=self._speech_options(own.speech),
-            text=protocol.TextOptions(response_template=own.text.response_template),
+            text=protocol.TextOptions(
+                response_template=own.text.response_template, attention=own.text.attention
+            ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
 

@@ -198,7 +198,10 @@ class ModelManager:
             workers = self._settings.workers
             budget = RestartBudget(workers.max_restarts, workers.restart_window)
             self.models[name] = ModelState(self._store.get(name), budget)
-        return self.models[name]
+        known = self.models[name]
+        if not known.replicas:  # it may have been updated since
+            known.manifest = self._store.get(name)
+        return known
 
     def replicas(self) -> Iterable[Replica]:
         return (each for model in self.models.values() for each in model.replicas.values())

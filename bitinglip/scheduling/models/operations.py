@@ -28,7 +28,7 @@ CARD_LOST = "was ended, because its card is lost"
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as clients see it."""
+    """Shows a worker as clients see it."""
 
     id: str
     pid: int
@@ -50,7 +50,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device and its memory in bytes, as clients see it; None is unknown."""
+    """Shows a device and its memory in bytes, as clients see it; None is unknown."""
 
     id: str
     name: str
@@ -73,7 +73,7 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class ReservationView:
-    """Memory that one worker holds on one device."""
+    """Shows the memory that one worker holds on one device."""
 
     worker: str
     model: str
@@ -280,7 +280,7 @@ class Operations:
         return {**found, "ram": short} if short else found
 
     def not_alive(self) -> str | None:
-        """Say why the server is to be started anew, if devices.live_without_card is off."""
+        """Say why the server is to be restarted, if devices.live_without_card is off."""
         return None if self._settings.devices.live_without_card else self._liveness.gone
 
     def lacks_card(self) -> str | None:

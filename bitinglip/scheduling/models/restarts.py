@@ -1,4 +1,4 @@
-"""The restart budget: failures that a model may have in a period before it rests (OTP)."""
+"""Bounds the failures that a model may have in a period before it rests (OTP)."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ _LONGEST_REST = 900.0  #: seconds
 
 
 class RestartBudget:
-    """At most ``most`` failures within ``window`` seconds; the clock is the caller's.
+    """Allows ``most`` failures within ``window`` seconds; the clock is the caller's.
 
     A model that has used it up rests for as long as the window, and twice as long each time that
     it uses it up again soon after a rest.
@@ -31,13 +31,13 @@ class RestartBudget:
             self._failures.pop()
 
     def pause(self, now: float) -> float:
-        """Seconds to wait before the next start: 0, then 1, 2, 4, at most 8."""
+        """Return the seconds to wait before the next start: 0, then 1, 2, 4, at most 8."""
         self._forget(now)
         recent = len(self._failures)
         return 0.0 if recent <= 1 else min(8.0, 2.0 ** (recent - 2))
 
     def rest(self, now: float) -> float:
-        """Seconds for which a model is out of service that has used its budget up."""
+        """Return the seconds for which a model is out of service that has used its budget up."""
         shortest = max(1.0, self._window)
         soon = self._rest and now <= self._rested_at + max(shortest, self._rest)
         longest = max(_LONGEST_REST, shortest)

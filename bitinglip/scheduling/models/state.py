@@ -118,7 +118,7 @@ class Replica:
 
 @dataclass(eq=False, slots=True)
 class ModelState:
-    """The state of one model: its replicas, and how its last loads ended."""
+    """Holds the state of one model: its replicas, and how its last loads ended."""
 
     manifest: Manifest
     budget: RestartBudget

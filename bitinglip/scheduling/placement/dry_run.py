@@ -23,7 +23,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The facts of one moment, as the planner gets them."""
+    """Holds the facts of one moment, as the planner gets them."""
 
     devices: Sequence[DeviceCapacity]
     reservations: Sequence[Reservation] = ()

@@ -1,4 +1,4 @@
-"""Eviction: which loaded models make room for another one, and when they may. Pure."""
+"""Chooses the loaded models that make room for another one, and says when they may. Pure."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

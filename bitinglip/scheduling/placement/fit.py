@@ -28,7 +28,7 @@ _LEAST_CACHE = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """A device of the answer, in bytes."""
+    """Describes a device of the answer, in bytes."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True)
 class FitAnswer:
-    """The answer for one model, with the numbers behind it."""
+    """Answers for one model, with the numbers behind it."""
 
     model: str
     verdict: str  #: loaded, fits, fits_after_eviction or does_not_fit

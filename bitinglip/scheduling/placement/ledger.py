@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """A device as the planner sees it, in bytes."""
+    """Describes a device as the planner sees it, in bytes."""
 
     id: str
     kind: str  #: "cuda", "cpu" or "fake"
@@ -36,7 +36,7 @@ class DeviceCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A replica and the memory that is reserved for it."""
+    """Names a replica and the memory that is reserved for it."""
 
     id: str
     model: str
@@ -97,7 +97,7 @@ class Ledger:
 
     @property
     def ram_free(self) -> int | None:
-        """Return the bytes of RAM that nobody holds; None where no device is the processor."""
+        """Return the bytes of RAM that are free; None where no device is the processor."""
         return None if self._ram_device is None else self._ram_free
 
     def ram_of(self, reservation: Reservation) -> int:

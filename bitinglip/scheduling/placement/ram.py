@@ -21,7 +21,7 @@ _COPIES = {"model": 1, "group": 2, "group_low_ram": 1}
 
 @dataclass(frozen=True, slots=True)
 class RamNeed:
-    """The RAM of a model that runs on a card, in bytes."""
+    """Holds the RAM that a model needs that runs on a card, in bytes."""
 
     loading: int = 0  #: while it loads
     lasting: int = 0  #: for as long as it is loaded
@@ -48,6 +48,9 @@ def ram_need(manifest: Manifest, load_config: LoadConfig) -> RamNeed:
 
 
 def _largest_file(manifest: Manifest) -> int:
-    """Return the bytes of the largest file of weights."""
+    """Return the bytes of the largest file of weights; of an adapter's base the files are not known
+    here, so all of it."""
+    if manifest.adapter_of is not None:
+        return manifest.weight_bytes
     sizes = [file.size for file in manifest.files if file.path.endswith(".safetensors")]
     return max(sizes, default=manifest.weight_bytes)

@@ -26,7 +26,7 @@ class FairShare(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _KeyQueue(Generic[T]):
-    """The waiting items of one key at one level."""
+    """Holds the waiting items of one key at one level."""
 
     share: FairShare
     since: float  #: when it began to wait, or was last served

@@ -12,7 +12,7 @@ SHED_BATCH = 0.8  #: from here on work of low priority is refused
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """A measurement of the load; each part is from 0 (none) to 1 (all there is) or beyond."""
+    """Measures the load; each part is from 0 (none) to 1 (all there is) or beyond."""
 
     lag_seconds: float = 0.0
     wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable
@@ -54,6 +54,8 @@ class OverloadController:
 
 
 def _share(load: float, level: int, top: int) -> float:
-    excess = min(1.0, max(0.0, load - _EASY) / (1.0 - _EASY))
+    if load <= _EASY:
+        return 1.0
+    excess = min(1.0, (load - _EASY) / (1.0 - _EASY))
     below = max(0, top - level) / (top + 1)
     return 1.0 - excess * below

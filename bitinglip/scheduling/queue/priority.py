@@ -34,5 +34,12 @@ def _made(rank: int, weight: float, max_waiting: int | None, priority: RequestPr
 
 def tier_of(tiers: Tiers, name: str) -> Tier:
     """Return the settings of a tier; of the lowest for one that they do not name."""
-    named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
-    return named.get(name, tiers.free)
+    match name:
+        case "pro":
+            return tiers.pro
+        case "enterprise":
+            return tiers.enterprise
+        case "operator":
+            return tiers.operator
+        case _:
+            return tiers.free

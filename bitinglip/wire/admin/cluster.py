@@ -1,4 +1,5 @@
-"""The state of the whole server: devices, reservations, and each model's queue and replicas."""
+"""Shows the state of the whole server: devices, reservations, and each model's queue and
+replicas."""
 
 from typing import Any
 

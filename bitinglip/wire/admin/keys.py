@@ -1,4 +1,4 @@
-"""API keys: the requests that make and change them, and how the API shows them."""
+"""Takes requests that make and change API keys, and shows keys."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -36,14 +36,15 @@ class QuotaAmounts(Body):
 
 
 class KeyQuotas(QuotaAmounts):
-    """A key's own quotas, beside those of its tier; amounts outside of a period are a day's."""
+    """Holds a key's own quotas, beside those of its tier; amounts outside of a
+    period are a day's."""
 
     daily: QuotaAmounts | None = None
     monthly: QuotaAmounts | None = None
 
 
 class CreateKeyRequest(Body):
-    """The body of ``POST /keys``."""
+    """Holds the body of ``POST /keys``."""
 
     name: _Name
     tier: _Tier | None = None
@@ -56,7 +57,7 @@ class CreateKeyRequest(Body):
 
 
 class ChangeKeyRequest(Body):
-    """The body of ``PATCH /keys/{id}``: null lifts an expiry or a narrowing."""
+    """Holds the body of ``PATCH /keys/{id}``: null lifts an expiry or a narrowing."""
 
     name: _Name = ""
     tier: _Tier = ""
@@ -79,7 +80,7 @@ class ChangeKeyRequest(Body):
 
 
 class RotateKeyRequest(Body):
-    """The body of ``POST /keys/{id}/rotate``, which may be left out."""
+    """Holds the body of ``POST /keys/{id}/rotate``, which may be left out."""
 
     grace: Annotated[str, Field(min_length=1, max_length=64)] = "24h"
 

@@ -1,4 +1,4 @@
-"""The request for a ticket: one connection that watches one task."""
+"""Takes the request for a ticket: one connection that watches one task."""
 
 from typing import Annotated
 
@@ -8,6 +8,6 @@ from bitinglip.wire.body import Body
 
 
 class WatchTicketRequest(Body):
-    """The body of ``POST /auth/ws-ticket``."""
+    """Holds the body of ``POST /auth/ws-ticket``."""
 
     task_id: Annotated[str, Field(min_length=1, max_length=128)]

@@ -1,4 +1,4 @@
-"""The requests that make and revoke session tokens."""
+"""Takes the requests that make and revoke session tokens."""
 
 from typing import Annotated
 
@@ -9,13 +9,14 @@ from bitinglip.wire.body import Body
 
 
 class TokenRequest(Body):
-    """The body of ``POST /auth/token``, which may be left out."""
+    """Holds the body of ``POST /auth/token``, which may be left out."""
 
     scopes: Annotated[list[str], Field(min_length=1, max_length=32)] | None = None
     ttl: Annotated[int, Field(ge=1, le=LIFETIME, description="seconds until it ends")] = LIFETIME
 
 
 class RevokeTokenRequest(Body):
-    """The body of ``POST /auth/revoke``: a token, or nothing for the one that is presented."""
+    """Holds the body of ``POST /auth/revoke``: a token, or nothing for the one that is
+    presented."""
 
     token: Annotated[str, Field(min_length=1, max_length=8192)] | None = None

@@ -1,4 +1,4 @@
-"""The query of usage: what its parameters say, for the API and the command line."""
+"""Parses the query of usage, for the API and the command line."""
 
 from collections.abc import Mapping
 from datetime import date

@@ -1,4 +1,4 @@
-"""Workers as the API shows them."""
+"""Shows workers in the API."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class TextBlock(OpenAIBody):
-    """A text; a block of any other type is refused by the name of its type."""
+    """Holds a text; a block of any other type is refused by the name of its type."""
 
     type: BlockType
     text: str | None = None
@@ -60,7 +60,7 @@ Texts = Annotated[
 
 
 class Block(OpenAIBody):
-    """A part of a message. What only Anthropic can read of it (signatures) has no effect."""
+    """Holds a part of a message. What only Anthropic can read of it (signatures) has no effect."""
 
     type: BlockType
     text: str | None = None
@@ -85,7 +85,7 @@ class Block(OpenAIBody):
 
 
 class AnthropicMessage(OpenAIBody):
-    """A turn of a conversation."""
+    """Holds a turn of a conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[

@@ -1,5 +1,6 @@
 """Anthropic's surface takes these requests: for the next message, and for a count of tokens."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -42,7 +43,7 @@ class OutputConfig(OpenAIBody):
 
 
 class _Conversation(OpenAIRequest):
-    """The fields that are part of the prompt."""
+    """Holds the fields that are part of the prompt."""
 
     model: ModelName
     messages: AnthropicMessages
@@ -65,7 +66,7 @@ class _Conversation(OpenAIRequest):
             id=new_task_id(),
             messages=chat_messages(self.system, self.messages),
             sampling=sampling,
-            template_kwargs=self._template_kwargs(),
+            template_kwargs=self._switches().template_variables(),
             continue_final=self._continues(),
             **tool_fields(self.tools, chosen(choice), parallel=not alone),
             **values,
@@ -83,13 +84,21 @@ class _Conversation(OpenAIRequest):
             )
         return True
 
-    def _template_kwargs(self) -> dict[str, Any]:
+    def unknown_switches(self, known: Collection[str] | None) -> list[str]:
+        """Return the fields that a template which knows these switches does not know.
+
+        ``thinking`` is none of them: it says whether thoughts are shown, too.
+        """
+        unknown = self._switches().unknown_switches(known)
+        return ["output_config.effort"] if "reasoning_effort" in unknown else []
+
+    def _switches(self) -> Switches:
         thinking, config = self.thinking, self.output_config
         effort = config.effort if config is not None else None
         return Switches(
             enable_thinking=None if thinking is None else thinking.type != "disabled",
             reasoning_effort=None if effort is None else _EFFORTS.get(effort, effort),
-        ).template_variables()
+        )
 
 
 class MessagesRequest(SamplingFields, _Conversation):

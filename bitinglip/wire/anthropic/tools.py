@@ -1,4 +1,4 @@
-"""Tools on Anthropic's surface: what a model may call, and which of them it must."""
+"""Converts tools on Anthropic's surface: what a model may call, and which of them it must."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +12,8 @@ from workers import protocol
 
 
 class AnthropicTool(OpenAIBody):
-    """A tool of the client's; those that Anthropic runs or defines itself are refused by name."""
+    """Describes a tool of the client's; those that Anthropic runs or defines itself are refused by
+    name."""
 
     type: BlockType | None = None
     name: ToolName

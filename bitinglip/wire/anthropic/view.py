@@ -5,42 +5,21 @@ from typing import Any
 import msgspec
 from pydantic_core import from_json
 
-from bitinglip.errors import BitingLipError, TaskCancelled
+from bitinglip.errors import BitingLipError
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.event_log import Event, EventLog, error_of
+from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.wire.anthropic.errors import anthropic_error
+from bitinglip.wire.job_view import JobView
 from workers import protocol
 
 _json = msgspec.json.Encoder()
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class _AnthropicView:
-    """Begins a stream with the first output."""
-
-    starts_immediately = False
-    stream_media_type = None
-    media_type = "application/json"
-
-    def __init__(self, event_log: EventLog, request_id: str) -> None:
-        self._event_log = event_log
-        self._request_id = request_id
-
-    async def prepare_final(self) -> None:
-        """Do nothing: the final event holds all that is shown."""
-
-    def render(self, event: Event) -> bytes:
-        """Show an error; views show their output, and leave all other events to this."""
-        match event:
-            case protocol.Failed():
-                return self.error_event(error_of(event))
-            case protocol.Cancelled():
-                return self.error_event(TaskCancelled())
-            case _:
-                return b""
+class _AnthropicView(JobView):
+    """Shows errors in Anthropic's shape."""
 
     def error_event(self, error: BitingLipError) -> bytes:
-        """Return an error as an event of a stream that has begun."""
         return sse(anthropic_error(error, self._request_id), "error")
 
     def _done(self) -> protocol.TextDone:

@@ -1,1 +1,1 @@
-"""Embeddings: requests, jobs, results, and OpenAI's view of them."""
+"""Holds embeddings on the wire: requests, jobs, results, and OpenAI's view of them."""

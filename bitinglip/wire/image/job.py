@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import Job, Output, new_task_id
-from bitinglip.scheduling.kinds import megapixels
+from bitinglip.scheduling.job import FileOutput, Job, new_task_id
 from bitinglip.settings import ImageLimits, ImageModel, Tier
 from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
+from bitinglip.work.image import megapixels
 from workers import protocol
 
 SIDE, STEPS = 1024, 50  #: the design's defaults, where nothing tells the model's own
@@ -34,7 +34,7 @@ Format = Literal["png", "jpeg", "webp"]
 
 
 class ImageFields(Body):
-    """The fields of all requests for images; ``null`` means the same as no value."""
+    """Holds the fields of all requests for images; ``null`` means the same as no value."""
 
     model: ModelName
     prompt: Prompt
@@ -52,7 +52,7 @@ class ImageFields(Body):
         uploads: set[str],
         *,
         timeout: float | None = None,
-        output: Output = "b64",
+        output: FileOutput = "b64",
         **job_fields: Any,
     ) -> Job:
         """Make the job, within its bounds; ``uploads`` are to be written where it says they are.
@@ -85,7 +85,7 @@ class ImageFields(Body):
 
 
 class Lora(Body):
-    """A LoRA that the model's settings name, and its scale."""
+    """Names a LoRA of the model's settings, and its scale."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0

@@ -23,7 +23,7 @@ _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
 
 
 class _ImagesRequest(ImageFields, OpenAIRequest):
-    """The fields that generations and edits share."""
+    """Holds the fields that generations and edits share."""
 
     size: Annotated[str, Field(max_length=16)] | None = None
     response_format: Literal["b64_json", "url"] | None = None
@@ -90,7 +90,7 @@ def _named(error: InvalidRequest) -> InvalidRequest:
 
 
 class ImagesRequest(_ImagesRequest):
-    """The body of ``POST /v1/images/generations``."""
+    """Holds the body of ``POST /v1/images/generations``."""
 
     moderation: Annotated[Any, AllowedValues((None, "auto", "low"))] = None  # there is none here
     style: Annotated[Any, AllowedValues((None,))] = None
@@ -98,7 +98,7 @@ class ImagesRequest(_ImagesRequest):
 
 
 class ImageEditRequest(_ImagesRequest):
-    """The fields of ``POST /v1/images/edits``, without its files."""
+    """Holds the fields of ``POST /v1/images/edits``, without its files."""
 
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     input_fidelity: Annotated[Any, AllowedValues((None,))] = None

@@ -4,7 +4,8 @@ from typing import Any
 
 from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import cost_done, megapixels
+from bitinglip.scheduling.kinds import cost_done
+from bitinglip.work.image import megapixels
 from workers import protocol
 
 

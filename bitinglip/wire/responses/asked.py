@@ -32,10 +32,14 @@ Memory = AbstractContextManager[Grow]
 
 
 class Asked(NamedTuple):
-    """Holds the job that a request asks for, and the items that the request itself has brought."""
+    """Holds the job that a request asks for, and the items that the request itself has brought.
+
+    ``ignored``: fields that were ignored for this model.
+    """
 
     job: Job
     items: list[Shown]
+    ignored: list[str]
 
 
 async def prepare_response(
@@ -45,7 +49,7 @@ async def prepare_response(
 
     Raises InvalidRequest, ContextLengthExceeded, QueueFull, or what is wrong with a model.
     """
-    manifest, new_id = asking.model(body.model, "text"), new_task_id()
+    manifest, new_id = asking.model_of(body.model, "text"), new_task_id()
     context = asking.context_of(body.model)
     own_items = shown_items(body.input, id_of_response(new_id))
     with memory as grow:
@@ -53,7 +57,7 @@ async def prepare_response(
         history = await _history(asking.caller, kept, body.previous_response_id, grow)
         job = body.to_job(context, [*history, *items], new_id)
         check_length(job, manifest, context.model_settings.max_context)
-    return Asked(job, items)
+    return Asked(job, items, body.unknown_switches(manifest.template_switches))
 
 
 class Keep:

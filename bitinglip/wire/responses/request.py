@@ -1,6 +1,6 @@
 """OpenAI's surface takes this request for a response: a turn of a conversation, kept or not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -28,6 +28,7 @@ from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 _LOGPROBS = "message.output_text.logprobs"
+_SWITCHES = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 _MOST_ECHOED = 64 << 10  #: bytes of a label as JSON; OpenAI's metadata have 10,000 characters
 
 _json = msgspec.json.Encoder()
@@ -102,6 +103,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     reasoning: Reasoning | None = None
     store: bool | None = None
     background: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     metadata: Echoed = None
     stream_options: Label = None
@@ -115,7 +117,6 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     access_programs: Label = None
     background_options: Label = None
     image: Label = None
-    truncation: Annotated[Any, AllowedValues((None, "disabled"))] = None
     conversation: Annotated[Any, AllowedValues((None,))] = None
     prompt: Annotated[Any, AllowedValues((None,))] = None
     moderation: Annotated[Any, AllowedValues((None,))] = None
@@ -154,8 +155,9 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
                 logprobs=self._asked_logprobs(),
             ),
             grammar=form.grammar() if form is not None else None,
-            template_kwargs=self._template_kwargs(),
+            template_kwargs=self._switches().template_variables(),
             clip_max_tokens=True,
+            drop_turns=self.truncation == "auto",
             stream=bool(self.stream or self.background),
             prefix_scope=context.prefix_scope,
             **tool_fields(functions, choice, parallel=self.parallel_tool_calls),
@@ -167,10 +169,14 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             return None
         return self.top_logprobs or 0
 
-    def _template_kwargs(self) -> dict[str, Any]:
+    def unknown_switches(self, known: Collection[str] | None) -> list[str]:
+        """Return the fields that a template which knows these switches does not know."""
+        return [_SWITCHES[name] for name in self._switches().unknown_switches(known)]
+
+    def _switches(self) -> Switches:
         effort = self.reasoning.effort if self.reasoning is not None else None
         verbosity = self.text.verbosity if self.text is not None else None
-        return Switches(reasoning_effort=effort, verbosity=verbosity).template_variables()
+        return Switches(reasoning_effort=effort, verbosity=verbosity)
 
     def echo(self, job: Job) -> Shown:
         """Describe a response that has not begun: who asked for what."""
@@ -206,7 +212,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             "tools": tools,
             "top_logprobs": self.top_logprobs or 0,
             "top_p": sampling.top_p,
-            "truncation": "disabled",
+            "truncation": self.truncation or "disabled",
             "usage": None,
             "user": self.user,
         }

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import Job, Output, new_task_id
+from bitinglip.scheduling.job import FileOutput, Job, new_task_id
 from bitinglip.wire.body import named_language
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
@@ -39,7 +39,7 @@ def speech_job(
     language: str | None,
     seed: int | None,
     timeout: float | None = None,
-    output: Output = "b64",
+    output: FileOutput = "b64",
     **job_fields: Any,
 ) -> Job:
     """Make the job; ``param`` is what the surface calls the text. Raises InvalidRequest."""

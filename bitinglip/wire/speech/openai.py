@@ -34,7 +34,7 @@ class CustomVoice(OpenAIBody):
 
 
 class SpeechRequest(OpenAIRequest):
-    """The body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not.
+    """Holds the body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not.
 
     ``instructions`` of how to speak are hints that no model here takes: they are left out of
     account, and said to be.

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
+from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce, whole
 from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
 from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
@@ -28,12 +28,12 @@ def parts(value: Any) -> Any:
 
 
 def at_most(value: Any) -> Any:
-    """Return a number of tokens as the largest of this API, if it is a whole one beyond it.
+    """Return a whole number as an integer, and one beyond the most of this API as that.
 
     No model's context is as long, so that both are cut, or refused, alike.
     """
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return MAX_TOKENS if whole and value > MAX_TOKENS else value
+    number = whole(value)
+    return MAX_TOKENS if isinstance(number, int) and number > MAX_TOKENS else number
 
 
 def _limit(value: Any) -> Any:
@@ -50,7 +50,7 @@ def _listed(value: Any) -> Any:
 
 #: -1 is no limit, as null is
 MaxTokens = Annotated[
-    Annotated[int, Field(ge=1, le=MAX_TOKENS), Whole] | None,
+    Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
     BeforeValidator(_limit, json_schema_input_type=int | None),
 ]
 Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
@@ -80,7 +80,7 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """A turn of a conversation; our own answers may be sent back as they are."""
+    """Holds a turn of a conversation; our own answers may be sent back as they are."""
 
     role: Role
     content: Annotated[
@@ -123,7 +123,7 @@ def chat_message(
 
     Only assistants call tools and reason, and only tools answer calls: others' are left out.
     """
-    text = "".join(part.text for part in content)
+    text = "".join([part.text for part in content])
     if role == "assistant" and (tool_calls or reasoning):
         calls = tuple(each.to_job() for each in tool_calls or ())
         return protocol.ChatMessage(role, text, name, tool_calls=calls, reasoning=reasoning)
@@ -145,7 +145,8 @@ class ApiDefaults:
 
 
 class SamplingFields(Body):
-    """Sampling parameters; ``null`` means no value: the model's default applies, then the API's."""
+    """Holds sampling parameters; ``null`` means no value: the model's default applies, then the
+    API's."""
 
     max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -169,7 +170,7 @@ class SamplingFields(Body):
 
     @property
     def max_tokens_field(self) -> str:
-        """The name by which the request has set it."""
+        """Return the name by which the request has set it."""
         return "max_tokens"
 
     def sampling(
@@ -205,14 +206,16 @@ class SamplingFields(Body):
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
             top_k=own.top_k if self.top_k is None else max(0, self.top_k) or None,
-            min_p=coalesce(self.min_p, None, 0.0),
-            typical_p=coalesce(self.typical_p, None, 1.0),
+            min_p=self.min_p or 0.0,
+            typical_p=self.typical_p or 1.0,  # 0 is refused, here and below
             min_tokens=self.min_tokens or 0,
             stop_token_ids=tuple(self.stop_token_ids or ()),
-            repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
-            presence_penalty=coalesce(self.presence_penalty, None, 0.0),
-            frequency_penalty=coalesce(self.frequency_penalty, None, 0.0),
-            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(token): bias for token, bias in self.logit_bias.items()}
+            if self.logit_bias
+            else {},
             logprobs=logprobs,
             seed=None if self.seed is None else self.seed % _SEEDS,
             stop=tuple(stop or ()),

@@ -31,7 +31,8 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """The form of an answer as OpenAI's API writes it; other servers take ``schema`` beside it."""
+    """Holds the form of an answer as OpenAI's API writes it; other servers take ``schema`` beside
+    it."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -62,7 +63,7 @@ class OpenAIResponseFormat(ResponseFormat, OpenAIBody):
 
 
 class StructuredOutputs(OpenAIBody):
-    """The forms of a text as vLLM writes them: one of them."""
+    """Holds the forms of a text as vLLM writes them: one of them."""
 
     json_: Annotated[Schema | str | None, Field(alias="json")] = None
     regex: Source | None = None
@@ -75,7 +76,7 @@ class StructuredOutputs(OpenAIBody):
 
 
 class NativeForms(Body):
-    """The forms that the native API takes, besides ``response_format``: one of them."""
+    """Holds the forms that the native API takes, besides ``response_format``: one of them."""
 
     response_format: ResponseFormat | None = None
     regex: Source | None = None
@@ -91,7 +92,7 @@ class NativeForms(Body):
 
 
 class OpenAIForms(Body):
-    """The forms that OpenAI's surface takes: its own, and those of vLLM's clients."""
+    """Holds the forms that OpenAI's surface takes: its own, and those of vLLM's clients."""
 
     response_format: OpenAIResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -2,7 +2,7 @@
 
 from bitinglip.errors import ContextLengthExceeded
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import prompts_of
+from bitinglip.work.text import prompts_of
 from model_store.manifest import Manifest
 from workers.context_length import context_length_error
 from workers.protocol import TextJob
@@ -16,7 +16,7 @@ def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
     work = job.work
     known = [tokens for tokens in (max_context, manifest.max_context) if tokens]
     longest = manifest.longest_token
-    if not isinstance(work, TextJob) or not known or not longest:
+    if not isinstance(work, TextJob) or work.drop_turns or not known or not longest:
         return
     context = min(known)
     if work.messages is None:

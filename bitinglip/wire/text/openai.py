@@ -64,7 +64,7 @@ def _turn_parts(value: Any, info: ValidationInfo) -> Any:
 
 
 class OpenAIMessage(OpenAIBody):
-    """A turn of a conversation; assistants' turns may be without content."""
+    """Holds a turn of a conversation; assistants' turns may be without content."""
 
     role: Role
     content: Annotated[
@@ -101,7 +101,7 @@ class OpenAIMessage(OpenAIBody):
 
 
 class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
-    """The fields that chat and completions share."""
+    """Holds the fields that chat and completions share."""
 
     model: ModelName
     stop: Annotated[Stops, OneOrMore] = None
@@ -149,7 +149,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
         """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
-        messages = tuple(message.to_job() for message in self.messages)
+        messages = tuple([message.to_job() for message in self.messages])
         work = protocol.TextJob(
             id=new_task_id(),
             messages=messages,

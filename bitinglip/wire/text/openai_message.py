@@ -1,4 +1,4 @@
-"""OpenAI's messages and deltas: content, reasoning, calls of tools and log-probabilities.
+"""Shows OpenAI's messages and deltas: content, reasoning, calls of tools and log-probabilities.
 
 Reasoning is ``reasoning_content``, the field that clients of other servers read. Every delta of a
 call says its id, type and name: strict clients lose a call whose later deltas leave them out.

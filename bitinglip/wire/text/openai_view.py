@@ -60,7 +60,7 @@ class _TextView(OpenAIView):
             {
                 **self._frame,
                 "object": self.kind,
-                "choices": [self.body_choice(*each) for each in enumerate(done.choices)],
+                "choices": [self.body_choice(i, choice) for i, choice in enumerate(done.choices)],
                 "usage": _usage(done),
             }
         )

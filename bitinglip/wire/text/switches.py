@@ -35,7 +35,7 @@ TemplateVariables = Annotated[dict[str, Any], Field(max_length=64), AfterValidat
 
 
 class Switches(Body):
-    """The fields that become variables of a chat template."""
+    """Holds the fields that become variables of a chat template."""
 
     enable_thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
@@ -58,7 +58,7 @@ class Switches(Body):
     def unknown_switches(self, known: Collection[str] | None) -> list[str]:
         """Return the fields that are set and that a template which knows these does not know.
 
-        ``known`` is None where nobody has looked: then all are given to it.
+        ``known`` is None where that was not looked up: then all are given to it.
         """
         if known is None:
             return []

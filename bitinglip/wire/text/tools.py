@@ -1,4 +1,4 @@
-"""Tools that a request brings, which of them the model may call, and calls of earlier turns."""
+"""Converts the tools that a request brings, which of them the model may call, and earlier calls."""
 
 import json
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ class Function(Body):
 
 
 class ToolEntry(Body):
-    """A function that the model may call."""
+    """Describes a function that the model may call."""
 
     type: Literal["function"] = "function"
     function: Function
@@ -63,7 +63,7 @@ class CalledFunction(Body):
 
 
 class CallEntry(Body):
-    """A call that an assistant's turn holds."""
+    """Holds a call of an assistant's turn."""
 
     id: CallId = ""
     type: Literal["function"] = "function"
@@ -76,7 +76,7 @@ class CallEntry(Body):
 
 
 class OpenAIFunction(Function, OpenAIBody):
-    """A function as OpenAI's clients send it, with fields of vendors beside it."""
+    """Describes a function as OpenAI's clients send it, with fields of vendors beside it."""
 
 
 class OpenAIToolEntry(ToolEntry, OpenAIBody):
@@ -84,7 +84,7 @@ class OpenAIToolEntry(ToolEntry, OpenAIBody):
 
 
 class OpenAICalledFunction(CalledFunction, OpenAIBody):
-    """A call's function as OpenAI's clients send it back."""
+    """Describes a call's function as OpenAI's clients send it back."""
 
 
 class OpenAICallEntry(CallEntry, OpenAIBody):
@@ -131,7 +131,7 @@ def is_sendable(value: Any) -> bool:
 
 
 class AnyTool(Protocol):
-    """A tool as one of the surfaces takes it."""
+    """Describes a tool as one of the surfaces takes it."""
 
     def to_job(self) -> protocol.Tool: ...
 
@@ -143,6 +143,8 @@ def tool_fields(
 
     Without tools there is nothing to choose, and what says so is accepted.
     """
+    if not tools and choice is None:
+        return {}
     listed = tuple(each.to_job() for each in tools or ())
     names = {each.name for each in listed}
     if len(names) < len(listed):

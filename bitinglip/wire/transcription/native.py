@@ -12,7 +12,7 @@ from bitinglip.wire.transcription.job import Language, Prompt, Temperature, tran
 
 
 class TranscriptionFields(Body):
-    """The fields of a form with a ``file``."""
+    """Holds the fields of a form with a ``file``."""
 
     model: ModelName
     language: Language | None = None
@@ -41,6 +41,6 @@ class TranscriptionFields(Body):
 
 
 class TranscriptionRequest(TranscriptionFields):
-    """The same fields as JSON, with the file in base64."""
+    """Holds the same fields as JSON, with the file in base64."""
 
     audio: str

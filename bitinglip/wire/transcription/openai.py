@@ -14,7 +14,7 @@ _TIMED = ("srt", "vtt", "verbose_json")
 
 
 class _Fields(OpenAIRequest):
-    """The fields that both routes share."""
+    """Holds the fields that both routes share."""
 
     model: ModelName
     prompt: Prompt | None = None
@@ -23,7 +23,7 @@ class _Fields(OpenAIRequest):
 
 
 class TranscriptionRequest(_Fields):
-    """The fields of ``POST /v1/audio/transcriptions``, without its file."""
+    """Holds the fields of ``POST /v1/audio/transcriptions``, without its file."""
 
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
@@ -63,7 +63,7 @@ class TranscriptionRequest(_Fields):
 
 
 class TranslationRequest(_Fields):
-    """The fields of ``POST /v1/audio/translations``, which translates into English."""
+    """Holds the fields of ``POST /v1/audio/translations``, which translates into English."""
 
     timestamp_granularities: Annotated[Any, AllowedValues((None,))] = None
     stream: Annotated[Any, AllowedValues((None, False))] = None

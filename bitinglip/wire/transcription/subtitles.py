@@ -14,7 +14,7 @@ _SHORTEST = 1  #: millisecond, of a cue; players never show one without any
 
 @dataclass(frozen=True, slots=True)
 class _Cue:
-    """A cue of subtitles; ``start`` and ``end`` are in milliseconds."""
+    """Holds a cue of subtitles; ``start`` and ``end`` are in milliseconds."""
 
     start: int
     end: int

@@ -102,7 +102,7 @@ def test_address_that_is_denied_is_refused_before_anything_else_and_audited(
     assert allowed.status_code == 200
 
 
-def test_headers_of_proxies_that_are_not_trusted_are_ignored(served: Served) -> None:
+def test_proxy_that_is_not_trusted_has_its_headers_ignored(served: Served) -> None:
     told = {**ELSEWHERE, "x-forwarded-host": "evil.example", "x-forwarded-prefix": "nonsense"}
     assert httpx.get(served.url + "/livez", headers=told).status_code == 200
 
@@ -161,7 +161,7 @@ def test_public_url_is_the_setting_or_what_the_request_says(
         ("security.ip_deny", "[nobody]"),
     ],
 )
-def test_setting_that_is_unsafe_or_nonsense_is_refused_by_its_name(
+def test_setting_that_is_unsafe_or_invalid_is_refused_by_its_name(
     tmp_path: Path, setting: str, wrong: str
 ) -> None:
     with pytest.raises(SettingsError, match=setting):

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.api.test_text import raw_request
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
+from tests.support.raw_http import raw_request
 from tests.support.wait import eventually
 
 
@@ -43,7 +43,7 @@ def test_models_are_listed_on_both_surfaces(admin: httpx.Client) -> None:
         "text",
         "text-generation",
     )
-    assert shown.keys() - model.keys() == {"needs_by_dtype"}
+    assert shown.keys() - model.keys() == {"needs_by_dtype", "adapters"}
     painter = admin.get("/api/v1/models/painter").json()["needs_by_dtype"]
     assert painter["float32"] > painter["bfloat16"] == painter["float16"] > 0
     fit = admin.get("/api/v1/models/painter/fit").json()

@@ -104,7 +104,7 @@ def test_method_confusion_opens_nothing(served: Served) -> None:
         b"Bearer",
     ],
 )
-def test_credential_that_is_none_costs_nothing(served: Served, credential: bytes) -> None:
+def test_credential_that_is_malformed_needs_no_sql(served: Served, credential: bytes) -> None:
     headers = {b"authorization": b"Bearer " + credential}
     with httpx.Client(base_url=served.url, timeout=60) as client, statements() as seen:
         began = time.monotonic()

@@ -85,7 +85,7 @@ def test_audit_names_the_token_that_was_used(served: Served, admin: httpx.Client
     assert row["actor"] == issued["actor"]
 
 
-def test_audit_of_a_failure_tells_its_code_and_a_bad_request_is_no_news(
+def test_audit_of_a_failure_has_its_code_and_a_bad_request_is_not_audited(
     served: Served, admin: httpx.Client
 ) -> None:
     key = admin.post(KEYS, json={"name": "gone"}).json()["id"]

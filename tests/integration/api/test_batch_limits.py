@@ -10,6 +10,8 @@ import pytest
 from tests.support.api_server import Served, serve
 from tests.support.batch_client import begin, chat_line, ended, results
 
+pytestmark = pytest.mark.usefixtures("away_from_midnight")
+
 #: One request at once, and one that waits; the keys of tier free have two requests a second.
 RATES = {"free": {"requests_per_minute": 120, "burst": 1}, "pro": {"guard": {"input": "block"}}}
 

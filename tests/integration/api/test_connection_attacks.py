@@ -60,7 +60,7 @@ FRAMINGS = ("length", "tiny chunks", "chunks with extensions")
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_body_that_nobody_wants_is_read_up_to_a_bound(hurried: Served, framing: str) -> None:
+def test_body_of_a_refused_request_is_read_up_to_a_bound(hurried: Served, framing: str) -> None:
     # What has arrived when the response begins is read; the rest of more chunks than one turn of
     # the loop takes counts as not arrived (see ``test_early_responses``).
     few = len(TINY) * (turns.CHUNKS // 2) if framing == "tiny chunks" else 9000
@@ -123,7 +123,7 @@ def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
     assert 0 < most <= 2 * of_turn + len(body)
 
 
-def test_clients_without_a_key_that_read_slowly_make_room(small: Served) -> None:
+def test_connections_without_a_key_that_read_slowly_are_closed_first(small: Served) -> None:
     keyed = {**PROMPT, "prompt": "!stall", "stream": True}
     before = small.connections.refused["no_caller"]
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def slow_reader(served: Served, requests: bytes) -> Iterator[socket.socket]:
         yield sock
 
 
-def test_answer_without_a_key_is_given_up_sooner(tmp_path: Path) -> None:
+def test_send_timeout_without_a_key_is_shorter(tmp_path: Path) -> None:
     """One with a key is not: it has 8 seconds."""
     with serve(tmp_path, times=Times(send=8, tick=0.05)) as served:
         headers = served.headers("inference:text")

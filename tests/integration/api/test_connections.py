@@ -193,7 +193,7 @@ def test_invalid_http_is_refused_in_the_contracts_words(served: Served) -> None:
 # ---- what takes too long -----------------------------------------------------------------------
 
 
-def test_idle_connection_is_closed_without_a_word(hurried: Served) -> None:
+def test_idle_connection_is_closed_without_a_response(hurried: Served) -> None:
     with connected(hurried) as sock:
         assert everything(sock) == b""
 
@@ -233,7 +233,7 @@ def test_body_that_comes_in_keeps_its_connection(hurried: Served) -> None:
     assert asyncio.run(send()).startswith(b"HTTP/1.1 200")
 
 
-def test_body_that_nobody_wants_is_not_read_for_ever(served: Served) -> None:
+def test_body_of_a_refused_request_is_not_read_without_end(served: Served) -> None:
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n"
     with connected(served) as sock:
         sock.sendall(head % NATIVE.encode())
@@ -241,7 +241,7 @@ def test_body_that_nobody_wants_is_not_read_for_ever(served: Served) -> None:
         assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 401") == 1
 
 
-def test_answer_that_nobody_reads_is_given_up(wordy: Served) -> None:
+def test_send_timeout_ends_a_response_that_is_not_read(wordy: Served) -> None:
     body = json.dumps(PROMPT).encode()
     with connected(wordy) as sock:
         sock.sendall(post(wordy, len(body)) + body)
@@ -249,7 +249,7 @@ def test_answer_that_nobody_reads_is_given_up(wordy: Served) -> None:
         eventually(lambda: wordy.connections.open == 0)
 
 
-def test_answer_that_is_read_slowly_arrives_whole(wordy: Served) -> None:
+def test_send_timeout_spares_a_response_that_is_read_slowly(wordy: Served) -> None:
     before = dict(wordy.connections.refused)
     headers = wordy.headers("inference:text")
     with (
@@ -268,7 +268,7 @@ def test_answer_that_is_read_slowly_arrives_whole(wordy: Served) -> None:
 # ---- too many ----------------------------------------------------------------------------------
 
 
-def test_idle_connections_make_room_for_new_ones(small: Served) -> None:
+def test_idle_connections_are_closed_for_new_ones(small: Served) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(connected(small)) for _ in range(5 * CAP)]
         new = stack.enter_context(connected(small))
@@ -282,7 +282,7 @@ def test_idle_connections_make_room_for_new_ones(small: Served) -> None:
     eventually(lambda: small.connections.open == 0)
 
 
-def test_livez_answers_when_all_connections_are_at_work(small: Served) -> None:
+def test_liveness_is_answered_when_all_connections_are_busy(small: Served) -> None:
     with ExitStack() as stack:
         for _ in range(CAP):
             busy = stack.enter_context(connected(small))
@@ -315,7 +315,7 @@ def test_concurrency_of_one_key_is_bounded(small: Served) -> None:
         eventually(lambda: client.post(NATIVE, json=PROMPT).status_code == 200)
 
 
-def test_concurrency_of_one_key_counts_those_who_watch_by_tickets(small: Served) -> None:
+def test_concurrency_of_one_key_counts_watchers_with_tickets(small: Served) -> None:
     with (
         ExitStack() as stack,
         httpx.Client(

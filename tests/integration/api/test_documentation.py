@@ -36,7 +36,7 @@ def test_docs_page_loads_only_files_of_this_server(served: Served) -> None:
             assert found.headers["content-type"].startswith(kind)
 
 
-def test_docs_script_asks_this_server_for_the_schema_and_nobody_to_validate_it(
+def test_docs_script_fetches_the_schema_from_this_server_without_a_validator(
     served: Served,
 ) -> None:
     script = httpx.get(served.url + "/docs/start.js").text

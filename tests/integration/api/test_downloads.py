@@ -288,6 +288,30 @@ def test_download_needs_the_scope_and_the_model_of_its_key(served: Served) -> No
         assert client.delete(f"{DOWNLOADS}/dl_0", headers=writer).status_code == 404
 
 
+def test_download_shows_to_keys_of_its_model_for_as_long_as_they_are_good(
+    served: Served, hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    others = ask(admin, "not-theirs")
+    fields = {"name": "narrow", "scopes": ["cluster:write"], "models": ["their-*"]}
+    key = admin.post("/api/v1/keys", json=fields).json()
+    headers = {"authorization": f"Bearer {key['key']}"}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60) as narrow:
+        refused = narrow.post(DOWNLOAD, json={**WORDS, "name": "not-theirs-either"})
+        assert refusal(refused) == (403, "MODEL_NOT_ALLOWED")
+        assert refusal(narrow.get(f"{DOWNLOADS}/{others['id']}")) == (404, "NOT_FOUND")
+        theirs = ask(narrow, "their-model")
+        page = narrow.get(DOWNLOADS).json()
+        assert ([each["id"] for each in page["data"]], page["total"]) == ([theirs["id"]], 1)
+        with narrow.stream("GET", f"{DOWNLOADS}/{theirs['id']}/events") as answer:
+            told = iter_events(answer.iter_lines())
+            next(told)
+            admin.delete(f"/api/v1/keys/{key['id']}").raise_for_status()
+            let_go(hub)
+            assert "completed" not in {name for name, _ in told}
+    assert events(admin, theirs)[-1][0] == "completed"  # it is the server's by now
+
+
 def puller_of(download: dict[str, Any]) -> int:
     """Return the process that pulls for a download; its arguments and environment hold nothing."""
     title = f"bitinglip download {download['id']}"

@@ -151,7 +151,9 @@ def test_early_response_lingers_no_longer_than_its_time(hurried: Served) -> None
     eventually(lambda: hurried.connections.open == 0)
 
 
-def test_early_response_that_lingers_makes_room(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_early_response_that_lingers_is_closed_for_new_connections(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """Connections that are refused already keep nobody out."""
     root = tmp_path_factory.mktemp("few")
     with serve(root, server={"max_connections": 4}) as served:
@@ -191,9 +193,7 @@ def test_early_response_is_not_needed_for_chunks_that_are_taken(served: Served) 
 
 
 @pytest.mark.parametrize(("version", "told"), [(b"1.1", True), (b"1.0", False)])
-def test_client_that_waits_is_told_to_continue_if_it_knows_how(
-    served: Served, version: bytes, told: bool
-) -> None:
+def test_expect_continue_is_answered(served: Served, version: bytes, told: bool) -> None:
     """A client of HTTP/1.0 would take that for the response."""
     body = json.dumps({**PROMPT, "model": "nobody"}).encode()
     key = b"X-Api-Key: %b" % served.keys["inference:text"].encode()
@@ -209,7 +209,7 @@ def test_client_that_waits_is_told_to_continue_if_it_knows_how(
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 10), (50, 500), (400, 4000)])
-def test_client_that_is_refused_while_it_sends_chunks_goes_on(
+def test_early_response_is_read_by_a_client_that_still_sends_chunks(
     served: Served, count: int, size: int
 ) -> None:
     """Whatever it had sent by then; it uses its connection again where it may."""

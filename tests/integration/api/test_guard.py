@@ -63,7 +63,7 @@ def _chat(prompt: str, **fields: Any) -> dict[str, Any]:
 # ---- prompts -------------------------------------------------------------------------------------
 
 
-def test_prompt_reaches_the_model_as_the_mode_says(served: Served, mode: str) -> None:
+def test_guard_acts_on_a_prompt_by_its_mode(served: Served, mode: str) -> None:
     with _client(served, mode) as client:
         served.workers.jobs.clear()
         answer = client.post(NATIVE, json=_native(TEXT))
@@ -81,7 +81,7 @@ def test_prompt_reaches_the_model_as_the_mode_says(served: Served, mode: str) ->
     served.wait_idle()
 
 
-def test_every_message_and_part_of_a_chat_is_checked(served: Served) -> None:
+def test_guard_checks_every_message_and_part_of_a_chat(served: Served) -> None:
     parts = [{"type": "text", "text": MAIL[:7]}, {"type": "text", "text": MAIL[7:]}]
     messages = [
         {"role": "system", "content": f"You are {MAIL}"},
@@ -116,7 +116,7 @@ def test_prompt_of_a_task_is_stored_redacted(served: Served) -> None:
     ("path", "param"),
     [("/v1/audio/speech", "input"), ("/api/v1/inference/text-to-speech", "text")],
 )
-def test_text_to_say_is_refused_by_the_name_that_the_surface_has(
+def test_guard_names_the_text_of_speech_as_the_surface_does(
     served: Served, path: str, param: str
 ) -> None:
     work = protocol.SpeechJob(id="j", text=TEXT, seed=1, folder="f")
@@ -143,7 +143,7 @@ def test_long_prompt_is_redacted_across_slices(served: Served) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_body_is_shown_as_the_mode_says(served: Served, mode: str, size: int) -> None:
+def test_guard_acts_on_a_body_by_its_mode(served: Served, mode: str, size: int) -> None:
     with _client(served, mode) as client:
         native = client.post(NATIVE, json=_native(say(TEXT, size)))
         chat = client.post(CHAT, json=_chat(say(TEXT, size)))
@@ -214,7 +214,7 @@ def test_blocked_stream_shows_what_came_before_and_ends_with_the_error(served: S
     served.wait_idle()
 
 
-def test_log_probabilities_tell_nothing_of_what_is_redacted(served: Served) -> None:
+def test_logprobs_hold_nothing_of_redacted_text(served: Served) -> None:
     with _client(served, "redact") as client:
         plain = client.post(NATIVE, json=_native(say("nothing here"), logprobs=0)).json()
         body = client.post(NATIVE, json=_native(say(TEXT), logprobs=0)).json()
@@ -263,7 +263,7 @@ def test_redacted_answer_is_never_cached_and_another_is(tmp_path: Path) -> None:
 # ---- what is told of it --------------------------------------------------------------------------
 
 
-def test_detections_are_counted_by_class_and_text_is_told_nowhere(
+def test_guard_counts_detections_by_class_and_logs_no_text(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     guard = {"input": "report", "output": "redact"}
@@ -284,7 +284,7 @@ def test_detections_are_counted_by_class_and_text_is_told_nowhere(
 
 
 @pytest.mark.parametrize("on_error", ["close", "open"])
-def test_failing_guard_closes_or_opens_and_is_seen(
+def test_guard_that_fails_refuses_or_passes_and_is_in_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
     guard = {"input": "redact", "output": "redact", "on_error": on_error}
@@ -323,7 +323,7 @@ def test_failing_guard_closes_or_opens_and_is_seen(
     assert well["checks"]["guard"]["ok"]
 
 
-def test_fault_in_making_a_guard_leaves_nothing_held(
+def test_guard_that_cannot_be_made_leaves_nothing_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_given: object) -> None:

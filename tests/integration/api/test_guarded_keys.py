@@ -90,6 +90,6 @@ def test_key_makes_no_other_that_is_guarded_less(
 
 
 @pytest.mark.parametrize("mode", ["off", "", "REDACT", 1])
-def test_guard_that_is_none_is_refused(admin: httpx.Client, mode: object) -> None:
+def test_guard_that_is_invalid_is_refused(admin: httpx.Client, mode: object) -> None:
     refused = admin.post(KEYS, json={"name": "n", "guard": mode})
     assert error_of(refused, 400, "INVALID_REQUEST")["param"] == "guard"

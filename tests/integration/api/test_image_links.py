@@ -1,5 +1,6 @@
 """Links to images: a browser opens them without a key, for as long as their owner may."""
 
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.support.api_server import Served, serve
 from tests.support.http_client import error_of
 from tests.support.metered_server import new_client
+from tests.support.websocket_client import heard, open_watch
 from workers import protocol
 
 PIXELS = b"the bytes of a picture"
@@ -18,13 +20,17 @@ ASKED: dict[str, Any] = {"model": "painter", "prompt": "fox", "size": "64x64"}
 GENERATIONS = "/v1/images/generations"
 
 
+LARGE = b"the bytes of a large picture" * 100_000  #: more than clients of WebSockets take
+
+
 async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     assert isinstance(job, protocol.ImageJob)
+    pixels = LARGE if job.prompt == "large" else PIXELS
     for index, _ in enumerate(job.seeds):
         name = protocol.image_file_name(job.id, index, job.format)
-        (Path(job.folder) / name).write_bytes(PIXELS)
+        (Path(job.folder) / name).write_bytes(pixels)
     made = [
-        protocol.ImageFile(width=64, height=64, seed=seed, format=job.format, bytes=len(PIXELS))
+        protocol.ImageFile(width=64, height=64, seed=seed, format=job.format, bytes=len(pixels))
         for seed in job.seeds
     ]
     yield protocol.ImageDone(id=job.id, images=tuple(made), steps=job.steps, scheduler="x")
@@ -129,3 +135,21 @@ def test_link_of_a_key_for_some_addresses_opens_from_these_only(admin: httpx.Cli
     assert httpx.get(address).status_code == 200
     admin.patch(f"/api/v1/keys/{key_id}", json={"ip_ranges": ["10.0.0.0/8"]})
     error_of(httpx.get(address), 403, "IP_NOT_ALLOWED")
+
+
+@pytest.mark.parametrize("prompt", ["fox", "large"])
+def test_link_stands_for_a_large_image_in_a_message_of_a_websocket(
+    painting: Served, admin: httpx.Client, prompt: str
+) -> None:
+    asked = {"model": "painter", "prompt": prompt, "width": 64, "height": 64, "async": True}
+    task_id = admin.post("/api/v1/inference/image-generation", json=asked).json()["task_id"]
+    for _ in ("early", "late"):
+        with open_watch(painting.url, task_id, **painting.headers("admin")) as socket:
+            [*_, (name, data)], code = heard(socket)
+        assert (name, code) == ("completed", 1000)
+        [image] = data["result"]["images"]
+        assert ("url" in image, "b64" in image) == (prompt == "large", prompt != "large")
+        if prompt == "large":
+            assert admin.get(image["url"]).content == LARGE
+    [whole] = admin.get(f"/api/v1/tasks/{task_id}").json()["result"]["images"]
+    assert b64decode(whole["b64"]) == (LARGE if prompt == "large" else PIXELS)

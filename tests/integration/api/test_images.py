@@ -356,7 +356,7 @@ def test_form_that_is_broken_is_refused(
     assert image_server.services.uploads.bytes == 0
 
 
-def test_form_that_arrives_is_in_the_books_of_the_home_and_holds_no_descriptor(
+def test_form_that_arrives_is_counted_and_holds_no_descriptor(
     image_server: Served,
 ) -> None:
     uploads, folder = image_server.services.uploads, image_server.home.uploads

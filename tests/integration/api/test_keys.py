@@ -169,7 +169,7 @@ def test_address_outside_the_ranges_is_refused_on_websockets_and_their_tickets(
 # ---- changed -------------------------------------------------------------------------------------
 
 
-def test_change_is_met_by_the_next_request_and_kept(served: Served, admin: httpx.Client) -> None:
+def test_key_change_holds_at_once_and_is_stored(served: Served, admin: httpx.Client) -> None:
     record = make(admin, tier="pro", expires="1h")
     changed = admin.patch(
         f"{KEYS}/{record['id']}",
@@ -219,7 +219,7 @@ _TWICE = "quotas.daily.tokens"
         ({"ip_ranges": ["10.0.0.1/8"]}, "INVALID_REQUEST", "ip_ranges[0]"),
     ],
 )
-def test_change_that_is_not_valid_is_refused_by_name(
+def test_key_change_that_is_not_valid_is_refused_by_name(
     admin: httpx.Client, body: dict[str, Any], code: str, param: str
 ) -> None:
     record = make(admin)
@@ -231,7 +231,7 @@ def test_change_that_is_not_valid_is_refused_by_name(
             assert error_of(refused, 400, code)["param"] == param
 
 
-def test_change_and_rotation_of_a_revoked_or_unknown_key_are_refused(admin: httpx.Client) -> None:
+def test_key_that_is_revoked_or_unknown_is_neither_changed_nor_rotated(admin: httpx.Client) -> None:
     record = make(admin)
     admin.delete(f"{KEYS}/{record['id']}")
     error_of(admin.patch(f"{KEYS}/{record['id']}", json={"name": "m"}), 409, "CONFLICT")
@@ -356,7 +356,7 @@ def test_rotation_twice_ends_the_first_secret(served: Served, admin: httpx.Clien
             assert client.post(NATIVE, json=PROMPT).status_code == 200
 
 
-def test_rotations_at_once_leave_one_secret_and_its_former(
+def test_rotation_in_parallel_leaves_one_secret_and_its_predecessor(
     served: Served, admin: httpx.Client
 ) -> None:
     record = make(admin)
@@ -379,7 +379,7 @@ def test_rotations_at_once_leave_one_secret_and_its_former(
 
 
 @pytest.mark.parametrize("grace", ["soon", "91d", "-1h", "", "99999999w"])
-def test_rotation_with_a_grace_that_is_none_is_refused(admin: httpx.Client, grace: str) -> None:
+def test_rotation_with_an_invalid_grace_is_refused(admin: httpx.Client, grace: str) -> None:
     record = make(admin)
     refused = admin.post(f"{KEYS}/{record['id']}/rotate", json={"grace": grace})
     assert error_of(refused, 400, "INVALID_REQUEST")["param"] == "grace"

@@ -56,17 +56,17 @@ def refusals(served: Served) -> int:
 def test_retry_of_the_official_client_waits_as_long_as_it_is_told(served: Served) -> None:
     before = refusals(served)
     with official(served, "free") as client:
-        began = time.monotonic()
-        for stream in (False, True, False):
+        began, sent, told = time.monotonic(), 0, before
+        while told < before + 2 and sent < 30:  # three, unless the machine stands still
             answer: Any = client.chat.completions.create(
-                model="demo", messages=MESSAGES, stream=stream
+                model="demo", messages=MESSAGES, stream=sent % 2 == 1
             )
-            if stream:
+            if sent % 2:
                 assert len(list(answer)) > 2
-        # Two of the three came too early, or one on a slow machine: each was told once when to come
-        # again, and then passed.
-        assert before < refusals(served) <= before + 2
-        assert time.monotonic() - began > 0.8
+            sent, last, told = sent + 1, told, refusals(served)
+            # One that came too early was told once when to come again, and then passed.
+            assert told - last <= (1 if sent > 1 else 0)
+        assert time.monotonic() - began > 0.5 * (sent - 1) * 0.8
 
 
 def test_retry_is_left_out_where_it_would_take_too_long(served: Served) -> None:
@@ -79,7 +79,7 @@ def test_retry_is_left_out_where_it_would_take_too_long(served: Served) -> None:
     assert refusals(served) == before + 1
 
 
-def test_wrong_keys_in_a_flood_are_told_their_limit(served: Served) -> None:
+def test_failed_logins_are_told_their_limit(served: Served) -> None:
     answers = [
         httpx.get(f"{served.url}/api/v1/models", headers={"x-api-key": "wrong", **ORIGIN})
         for _ in range(4)
@@ -93,7 +93,9 @@ def test_wrong_keys_in_a_flood_are_told_their_limit(served: Served) -> None:
     assert refused.headers["ratelimit"] == f'"failed-logins";r=0;t={seconds}'
     assert refused.headers["x-ratelimit-limit-requests"] == "3"
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
-    assert refused.headers["x-ratelimit-reset-requests"] in ("1m0s", "59s")
+    # All three come back in a minute, the first of them in twenty seconds.
+    resets = refused.headers["x-ratelimit-reset-requests"]
+    assert resets == ("1m0s" if seconds == 20 else f"{seconds + 40}s")
     assert 0 < int(refused.headers["retry-after-ms"]) <= 20_000
     check_exposed(refused)
 

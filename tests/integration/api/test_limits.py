@@ -297,7 +297,7 @@ def test_concurrency_is_free_after_a_thousand_aborts_and_crashes(
 # ---- wrong credentials -------------------------------------------------------------------------
 
 
-def test_wrong_keys_in_a_flood_are_limited_by_address_and_valid_ones_pass(
+def test_failed_logins_are_limited_by_address_and_valid_keys_pass(
     limited: Served, client: httpx.Client
 ) -> None:
     def ask(headers: dict[str, str]) -> httpx.Response:

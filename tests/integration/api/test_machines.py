@@ -139,7 +139,7 @@ def test_liveness_without_a_card_that_was_there_is_a_setting(
             assert "fell off the bus" in livez().json()["detail"]
 
 
-def test_liveness_of_a_server_whose_cards_were_never_of_use_is_no_matter_of_them(
+def test_liveness_does_not_depend_on_cards_that_were_never_usable(
     tmp_path: Path,
 ) -> None:
     devices = machines.old_driver().devices(tmp_path / "root")

@@ -149,14 +149,24 @@ def test_wrong_key_on_v1_has_openai_s_code(client: httpx.Client) -> None:
         ("/v1/chat/completion", "/v1/chat/completions"),
     ],
 )
-def test_path_that_is_not_there_says_which_is(
-    client: httpx.Client, path: str, instead: str
-) -> None:
+def test_unknown_path_names_the_right_one(client: httpx.Client, path: str, instead: str) -> None:
     response = client.post(path, json=MESSAGES)
     assert response.status_code == 404
     error = response.json()["error"]
     assert error["details"] == {"try": instead}
     assert f"try {instead}." in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [("/v1/moderations", "Moderation"), ("/v1/fine_tuning/jobs", "Fine-tuning")],
+)
+def test_path_of_openai_s_that_is_not_served_says_so(
+    client: httpx.Client, path: str, what: str
+) -> None:
+    response = client.post(path, json={})
+    assert response.status_code == 404
+    assert f"{what}: not served here." in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/health", "/v1/models", "/api/v1/models"])
@@ -191,7 +201,7 @@ def test_audio_lists_need_a_key_unless_the_settings_open_them(
 
 
 @pytest.mark.parametrize("path", [CHAT, NATIVE])
-def test_session_s_name_is_bounded(client: httpx.Client, path: str) -> None:
+def test_session_name_is_bounded(client: httpx.Client, path: str) -> None:
     body = MESSAGES if path == CHAT else PROMPT
     kept = client.post(path, json=body, headers={"x-session-id": "one"})
     assert kept.status_code == 200, kept.text

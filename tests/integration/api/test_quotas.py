@@ -27,6 +27,8 @@ from tests.support.metered_server import (
 )
 from tests.support.wait import eventually
 
+pytestmark = pytest.mark.usefixtures("away_from_midnight")
+
 
 @pytest.fixture(scope="module")
 def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -74,7 +76,7 @@ def test_quota_of_tokens_is_overrun_by_one_request_at_most(
         assert quota(client, "daily.tokens")["reserved"] == 0
 
 
-def test_quota_refuses_alike_at_every_door(metered: Served, admin: httpx.Client) -> None:
+def test_quota_is_refused_alike_on_every_surface(metered: Served, admin: httpx.Client) -> None:
     before = refusals(metered, "daily.tokens")
     with new_client(admin, quotas={"daily": {"tokens": 3}}) as client:
         assert client.post(NATIVE, json=PROMPT).status_code == 200
@@ -168,7 +170,7 @@ def test_quota_of_a_key_narrows_its_tier_and_outlives_a_rotation(admin: httpx.Cl
         assert client.post(NATIVE, json=PROMPT).status_code == 200
 
 
-def test_quota_of_the_operator_is_none(admin: httpx.Client) -> None:
+def test_quota_does_not_bound_the_operator(admin: httpx.Client) -> None:
     assert admin.get(LIMITS).json()["quotas"] == []
 
 
@@ -214,7 +216,7 @@ def test_quota_costs_a_request_a_few_microseconds(metered: Served, admin: httpx.
 # ---- rates in tokens ---------------------------------------------------------------------------
 
 
-def test_rate_in_tokens_is_reserved_settled_and_told_at_every_door(
+def test_rate_in_tokens_is_reserved_settled_and_told_on_every_surface(
     metered: Served, admin: httpx.Client
 ) -> None:
     with new_client(admin, tier="enterprise") as client:

@@ -94,7 +94,7 @@ def test_response_is_answered_and_kept(client: openai.OpenAI, speaker: Served) -
     assert item.type == "message"
 
 
-def test_response_goes_on_with_the_one_before_without_its_instructions(
+def test_response_continues_the_previous_one_without_its_instructions(
     client: openai.OpenAI, speaker: Served
 ) -> None:
     first = client.responses.create(model="demo", input="one", instructions="Be kind.")
@@ -258,7 +258,7 @@ def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
         client.responses.input_items.list(made.id, limit=0)
 
 
-def test_codex_s_first_request_is_streamed(speaker: Served) -> None:
+def test_codex_first_request_is_streamed(speaker: Served) -> None:
     headers = {**speaker.headers("inference:text"), "originator": "codex_exec"}
     response = httpx.post(f"{speaker.url}/v1/responses", json=CODEX, headers=headers)
     assert response.status_code == 200, response.text
@@ -274,14 +274,19 @@ def test_effort_and_verbosity_are_given_to_the_template(
     client: openai.OpenAI, speaker: Served
 ) -> None:
     client.responses.create(
-        model="demo", input="a", reasoning={"effort": "medium"}, text={"verbosity": "low"}
+        model="demo",
+        input="a",
+        reasoning={"effort": "medium"},
+        text={"verbosity": "low"},
+        truncation="auto",
     )
     work: Any = speaker.workers.jobs[-1]
     assert work.template_kwargs["reasoning_effort"] == "medium"
+    assert work.drop_turns
     assert work.template_kwargs["verbosity"] == "low"
 
 
-def test_ai_sdk_s_request_is_answered(speaker: Served) -> None:
+def test_ai_sdk_request_is_answered(speaker: Served) -> None:
     body = {
         "model": "demo",
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}],

@@ -15,9 +15,9 @@ from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.audit.chain import SEALING
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
-from tests.integration.api.test_text import raw_request
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
+from tests.support.raw_http import raw_request
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 

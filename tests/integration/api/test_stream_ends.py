@@ -67,9 +67,7 @@ def test_stream_ends_in_exactly_one_way(
 
 
 @pytest.mark.parametrize("path", [NATIVE, CHAT])
-def test_stream_that_waits_for_another_request_s_job_ends_in_exactly_one_way(
-    client: httpx.Client, path: str
-) -> None:
+def test_stream_of_a_follower_ends_in_exactly_one_way(client: httpx.Client, path: str) -> None:
     asked = body_of(path, "!wait again")
     with client.stream("POST", path, json=asked) as first, ThreadPoolExecutor(1) as pool:
         follower = pool.submit(client.post, path, json=asked)

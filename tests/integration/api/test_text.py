@@ -1,6 +1,5 @@
 """Text over real sockets: answers, streams, errors, and clients that disconnect."""
 
-import json
 import re
 import socket
 from contextlib import ExitStack
@@ -14,11 +13,12 @@ import pytest
 from bitinglip.api import stream_writer
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
+from tests.support.raw_http import raw_request
 from tests.support.sse import STREAM_END, events_of
 from tests.support.wait import eventually
 
 
-def test_native_answer(client: httpx.Client) -> None:
+def test_native_answer_has_text_usage_and_timings(client: httpx.Client) -> None:
     response = client.post(NATIVE, json=PROMPT)
     assert response.status_code == 200
     body = response.json()
@@ -30,7 +30,7 @@ def test_native_answer(client: httpx.Client) -> None:
     assert 0 <= float(response.headers["x-bitinglip-overhead-ms"]) < 20_000
 
 
-def test_native_stream(client: httpx.Client) -> None:
+def test_native_stream_has_its_events_in_order(client: httpx.Client) -> None:
     response = client.post(NATIVE, json={**PROMPT, "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     seen = events_of(response.text)
@@ -54,7 +54,7 @@ def test_chat_answers_whole_and_as_a_stream(client: httpx.Client) -> None:
     assert events_of(stream.text)[-1] == STREAM_END
 
 
-def test_completion_answers(client: httpx.Client) -> None:
+def test_completion_is_answered(client: httpx.Client) -> None:
     body = client.post("/v1/completions", json=PROMPT).json()
     assert body["choices"][0]["text"] == "one two"
 
@@ -129,13 +129,6 @@ def test_cancel_follows_when_the_client_disconnects(
     eventually(lambda: len(served.workers.cancelled) == before + 1)
 
 
-def raw_request(served: Served, path: str, body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    key = f"X-API-Key: {served.keys['inference:text']}\r\nContent-Length: {len(data)}\r\n\r\n"
-    return (head + key).encode() + data
-
-
 def silence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let streams comment on a silence that tests can wait for."""
     server = served.services.settings.server
@@ -143,7 +136,7 @@ def silence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", [NATIVE, CHAT])
-def test_stream_comments_on_its_silence(
+def test_stream_keeps_alive_by_comments(
     served: Served, client: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silence(served, monkeypatch)

@@ -36,14 +36,14 @@ def test_unicode_of_a_prompt_reaches_the_worker_and_the_database_unchanged(
 @pytest.mark.parametrize(
     "name", ["d\u0435mo", "\uff44emo", "demo\0", "demo\u202e", "demo\r\nX-Evil: 1", "DEMO", "demo "]
 )
-def test_unicode_name_that_looks_like_a_model_is_none(client: httpx.Client, name: str) -> None:
+def test_unicode_name_that_looks_like_a_model_is_unknown(client: httpx.Client, name: str) -> None:
     for path in (NATIVE, "/v1/completions"):
         answer = client.post(path, json={"model": name, "prompt": "hi"})
         assert answer.status_code in (400, 404), answer.text
         assert "x-evil" not in answer.headers
 
 
-def test_json_with_surrogates_or_numbers_that_are_none_is_refused(client: httpx.Client) -> None:
+def test_json_with_surrogates_or_non_finite_numbers_is_refused(client: httpx.Client) -> None:
     for member in (
         '"prompt": "\\ud800"',
         '"prompt": "\\udc00\\ud800"',

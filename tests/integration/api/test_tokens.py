@@ -79,7 +79,7 @@ def test_token_needs_no_body_and_has_all_scopes_of_its_key(client: httpx.Client)
         ({"sub": "x"}, 400, "UNSUPPORTED_PARAMETER", "sub"),
     ],
 )
-def test_token_that_cannot_be_had_is_refused_by_name(
+def test_token_request_that_is_invalid_is_refused_by_name(
     client: httpx.Client, body: dict[str, Any], status: int, code: str, param: str
 ) -> None:
     assert error_of(client.post(TOKEN, json=body), status, code)["param"] == param
@@ -98,7 +98,7 @@ def test_token_makes_neither_tokens_nor_keys(
         assert root.delete(f"{KEYS}/{key}").status_code == 204
 
 
-def test_token_that_is_none_is_refused(served: Served, client: httpx.Client) -> None:
+def test_token_that_is_invalid_is_refused(served: Served, client: httpx.Client) -> None:
     good = make(client)["access_token"]
     for wrong in (good[:-3], good + "x", good[5:], "a.b.c", ".", "eyJhbGciOiJub25lIn0.e30."):
         answer = httpx.post(served.url + NATIVE, headers={"authorization": f"Bearer {wrong}"})
@@ -140,7 +140,7 @@ def test_token_revokes_itself(client: httpx.Client, bearer: httpx.Client) -> Non
     client.delete(f"/api/v1/tasks/{ticket_for}")
 
 
-def test_revocation_of_what_is_no_token_is_refused(client: httpx.Client) -> None:
+def test_revocation_of_an_invalid_token_is_refused(client: httpx.Client) -> None:
     for body in (None, {"token": "a.b.c"}, {"token": ""}):
         refused = client.post(REVOKE, json=body)
         assert error_of(refused, 400, "INVALID_REQUEST")["param"] == "token"

@@ -133,7 +133,7 @@ def test_tool_turns_may_be_sent_back_as_the_client_dumps_them(client: openai.Ope
         assert "tool:sunny" in (again.choices[0].message.content or "")
 
 
-def test_switches_that_the_template_does_not_know_are_named(sayer: Served) -> None:
+def test_template_switches_that_are_unknown_are_named(sayer: Served) -> None:
     headers = sayer.headers("inference:text")
     body = {"model": "demo", "messages": [{"role": "user", "content": "0"}], "odd": 1}
     with httpx.Client(base_url=sayer.url, headers=headers, timeout=60) as http:

@@ -61,7 +61,7 @@ def post(served: Served, *headers: bytes, **fields: object) -> bytes:
 
 
 @pytest.mark.parametrize("name", SILENT)
-def test_handshake_that_is_none_is_refused_and_ends(hurried: Served, name: str) -> None:
+def test_handshake_that_is_invalid_is_refused_and_ends(hurried: Served, name: str) -> None:
     """Held without an answer and without a time limit, such connections filled the server."""
     with connected(hurried) as sock:
         sock.sendall(SILENT[name])
@@ -69,7 +69,7 @@ def test_handshake_that_is_none_is_refused_and_ends(hurried: Served, name: str) 
     eventually(lambda: hurried.connections.open == 0)
 
 
-def test_handshakes_that_are_none_keep_nobody_out(tmp_path: Path) -> None:
+def test_handshakes_that_are_invalid_are_closed_for_new_connections(tmp_path: Path) -> None:
     limits = {"max_connections": CAP}
     with serve(tmp_path, server=limits, times=Times(linger=60)) as served, ExitStack() as stack:
         for _ in range(CAP):
@@ -97,7 +97,7 @@ def test_handshake_behind_a_response_is_refused(served: Served) -> None:
     assert served.websockets() == []
 
 
-def test_wish_for_an_unknown_protocol_is_ignored(served: Served) -> None:
+def test_upgrade_to_an_unknown_protocol_is_ignored(served: Served) -> None:
     """Also where more requests came in the same bytes, and where they came later."""
     for request in (LIVEZ[:-2] + H2C + b"\r\n", post(served, H2C)):
         with connected(served) as sock:
@@ -110,9 +110,7 @@ def test_wish_for_an_unknown_protocol_is_ignored(served: Served) -> None:
 
 @pytest.mark.parametrize("upgrade", [H2C, b"Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_body_behind_such_a_wish_is_no_request(
-    served: Served, upgrade: bytes, chunked: bool
-) -> None:
+def test_upgrade_with_a_body_is_one_request(served: Served, upgrade: bytes, chunked: bool) -> None:
     """Behind a proxy, somebody else would get the answer to it."""
     hidden = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     framing, body = b"Content-Length: %d\r\n" % len(hidden), hidden
@@ -170,7 +168,7 @@ def test_tunnel_is_refused(served: Served, target: bytes) -> None:
         refused(everything(sock), 400)
 
 
-def test_handshake_that_takes_its_time_has_little(hurried: Served) -> None:
+def test_handshake_timeout_is_short(hurried: Served) -> None:
     """Nobody may hold a connection with a part of a handshake."""
     with socket.create_connection(("127.0.0.1", hurried.port), timeout=60) as sock:
         sock.sendall(WATCH)

@@ -25,6 +25,8 @@ from tests.support.metered_server import (
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 
+pytestmark = pytest.mark.usefixtures("away_from_midnight")
+
 
 @pytest.fixture(scope="module")
 def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -45,7 +47,7 @@ def client(admin: httpx.Client) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_usage_sums_are_what_clients_saw_by_every_door(
+def test_usage_sums_are_what_clients_saw_on_every_surface(
     metered: Served, client: httpx.Client
 ) -> None:
     seen: Counter[str] = Counter()
@@ -115,7 +117,7 @@ def test_usage_of_a_cancelled_task_is_what_was_made_for_it(
     assert (shown["prompt_tokens"], shown["completion_tokens"]) == (1, 2)
 
 
-def test_usage_of_what_the_server_failed_is_none(
+def test_usage_of_a_server_error_is_zero(
     client: httpx.Client, metered: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crashed = {**PROMPT, "prompt": "!crash"}

@@ -34,7 +34,9 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_check_goes_on_after_parts_that_fail_hang_or_run_out_of_memory(tmp_path: Path) -> None:
+def test_gpu_check_continues_after_parts_that_fail_hang_or_run_out_of_memory(
+    tmp_path: Path,
+) -> None:
     code, outcomes, table = run(
         tmp_path,
         part("good", "succeed"),
@@ -63,7 +65,7 @@ def test_check_goes_on_after_parts_that_fail_hang_or_run_out_of_memory(tmp_path:
     assert_server_is_gone(outcomes["stuck"])
 
 
-def test_check_leaves_no_process_of_a_part_that_was_killed(tmp_path: Path) -> None:
+def test_gpu_check_leaves_no_process_of_a_part_that_was_killed(tmp_path: Path) -> None:
     _, outcomes, _ = run(tmp_path, part("killed", "die"))
     assert_server_is_gone(outcomes["killed"])
 
@@ -75,7 +77,7 @@ def assert_server_is_gone(outcome: dict[str, Any]) -> None:
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_check_results_are_there_after_each_part_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_gpu_check_writes_results_after_each_part_and_names_the_rest(tmp_path: Path) -> None:
     """A cut-off keeps what was done, and says what was not."""
     parts = (part("good", "succeed"), part("slow", "hang"), part("late", "relate"))
     code, outcomes, table = run(tmp_path, *parts, minutes=0.12)
@@ -86,7 +88,7 @@ def test_check_results_are_there_after_each_part_and_the_rest_is_named(tmp_path:
 
 
 @pytest.mark.timeout(660)
-def test_rehearsal_passes_in_every_part(tmp_path: Path) -> None:
+def test_gpu_check_rehearsal_passes_in_every_part(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny"]
     command += ["--preload", "--minutes", "10", "--out", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=640)

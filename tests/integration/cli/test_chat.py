@@ -96,7 +96,7 @@ def test_prompt_of_several_lines_is_pasted_or_fenced(stub: Stub) -> None:
     assert asked == ["def f():\n    return 1\n\nwhat is it?", "one\ntwo"]
 
 
-def test_chat_turn_that_failed_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> None:
+def test_chat_turn_that_failed_is_dropped_and_the_session_continues(stub: Stub) -> None:
     stub.failure = {"code": "CONTEXT_LENGTH_EXCEEDED", "message": "Too long."}
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for(">>> ")

@@ -3,5 +3,5 @@
 from scripts.machines_text import PAGE, machines_text
 
 
-def test_page_on_machines_is_current() -> None:
+def test_machines_page_is_current() -> None:
     assert PAGE.read_text() == machines_text(), "run: python -m scripts.machines_text"

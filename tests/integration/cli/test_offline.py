@@ -35,7 +35,7 @@ def locked(stocked: Home) -> Iterator[Home]:
         yield stocked
 
 
-def test_offline_looks_make_nothing(home: Path) -> None:
+def test_offline_commands_that_read_make_nothing(home: Path) -> None:
     for arguments in (["models", "list"], ["keys", "list"], ["models", "show", "x"]):
         assert run(home, *arguments).stderr
     assert run(home, "models", "list", "--json").stdout == "[]\n"

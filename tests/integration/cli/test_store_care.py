@@ -103,3 +103,12 @@ def test_gc_keeps_pinned_models_and_says_first_what_it_does(home: Path, hub: Fak
     done = models(home, hub, "gc", "--max-bytes", "0", "--yes", "--json")
     assert "mine" in {each["name"] for each in json.loads(done.out)}
     assert ModelStore(Home(home).models).names() == [REPO]
+
+
+@pytest.mark.parametrize(
+    "words", [("verify",), ("verify", "--all", "m"), ("gc", "--yes", "--dry-run")]
+)
+def test_care_that_contradicts_itself_is_wrong_usage(
+    home: Path, hub: FakeHub, words: tuple[str, ...]
+) -> None:
+    assert models(home, hub, *words).code == 2

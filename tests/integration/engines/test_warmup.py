@@ -69,7 +69,7 @@ def test_warmup_of_text_computes_a_full_step_and_all_rows_and_changes_no_answer(
     ("tokens", "seconds", "step"),
     [(2048, 0.05, 2048), (2048, 0.3, 1024), (2048, 0.5, 512), (2048, 9.0, 256), (500, 0.05, 1024)],
 )
-def test_warmup_finds_the_step_that_holds_up_nobody_for_long(
+def test_warmup_finds_the_step_size_that_keeps_latency_low(
     tokens: int, seconds: float, step: int
 ) -> None:
     assert paced(2048, tokens, seconds) == step

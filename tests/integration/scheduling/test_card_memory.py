@@ -152,7 +152,7 @@ def test_load_planned_again_where_memory_is_taken_before_it_begins(
     run(tmp_path, test)
 
 
-def test_floor_is_not_raised_where_another_program_took_the_memory(tmp_path: Path) -> None:
+def test_footprint_is_not_raised_where_another_program_took_the_memory(tmp_path: Path) -> None:
     async def test(rig: Rig, memory: Memory) -> None:
         before = floor(rig, "b")
         path = fails(rig, "b", 1)
@@ -167,7 +167,7 @@ def test_floor_is_not_raised_where_another_program_took_the_memory(tmp_path: Pat
     run(tmp_path, test)
 
 
-def test_floor_is_raised_where_nobody_else_took_the_memory(tmp_path: Path) -> None:
+def test_footprint_is_raised_where_no_other_program_took_the_memory(tmp_path: Path) -> None:
     async def test(rig: Rig, _memory: Memory) -> None:
         before = floor(rig, "b")
         fails(rig, "b", 1)

@@ -16,7 +16,7 @@ GB = 1_000_000_000
 WHY = "The card fell off the bus: restart the machine."
 
 
-def test_device_in_doubt_takes_no_load_and_its_resident_model_goes_on(tmp_path: Path) -> None:
+def test_device_in_doubt_takes_no_load_and_keeps_its_loaded_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job(model="a")) == "a b c"
         first = next(each.device for each in rig.operations.reservations())

@@ -198,11 +198,14 @@ def test_drain_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> Non
 def test_unload_of_a_busy_model_is_refused(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
-        running = asyncio.create_task(answer(rig, job(max_tokens=20)))
-        await asyncio.sleep(0.05)
+        one = job(max_tokens=1000)
+        running = asyncio.create_task(answer(rig, one))
+        await until(lambda: rig.dispatcher.running("demo-echo"))
         with pytest.raises(errors.ModelInUse):
             await rig.operations.unload("demo-echo")
-        await running
+        assert rig.dispatcher.cancel(one.id)
+        with pytest.raises(errors.TaskCancelled):
+            await running
         await idle(rig)
         await rig.operations.unload("demo-echo")
         assert rig.operations.workers() == []

@@ -15,7 +15,7 @@ def settings(max_restarts: int, **fake: Any) -> dict[str, Any]:
     return {"workers": workers, "models": {ECHO: {"fake": {"faults": True, **fake}}}}
 
 
-def test_given_up_model_whose_workers_died_comes_back_by_itself(tmp_path: Path) -> None:
+def test_given_up_model_is_loaded_again_after_its_rest(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         rig.kill()

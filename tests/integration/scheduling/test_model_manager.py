@@ -166,12 +166,11 @@ def test_replicas_share_work_and_replace_each_other(tmp_path: Path) -> None:
 
 def test_drain_of_a_worker_lets_it_end_what_it_runs(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        running = asyncio.create_task(answer(rig, job(max_tokens=10)))
+        running = asyncio.create_task(answer(rig, job(max_tokens=30)))  # for a second
         await until(lambda: rig.dispatcher.running(ECHO))
-        await until(lambda: rig.operations.status(ECHO) == "ready")
         rig.operations.drain_worker(f"{ECHO}/0")
         assert rig.operations.workers()[0].state == "draining"
-        assert (await running).split() == ["a", "b", "c"] * 3 + ["a"]
+        assert (await running).split() == ["a", "b", "c"] * 10
         await until(lambda: rig.operations.workers() == [])
         assert rig.operations.status(ECHO) == "available"
 
@@ -315,3 +314,23 @@ def test_load_from_slow_storage_reads_the_files_in_sequence_first(tmp_path: Path
             await rig.operations.unload(ECHO)
 
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
+
+
+def test_model_that_was_replaced_while_unloaded_is_the_new_one(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        before = rig.manager.model_state(ECHO).manifest
+        store = rig.store.replacing(ECHO)
+
+        def replace(description: str) -> None:
+            with store.draft() as folder:
+                config = (rig.store.path(ECHO) / "config.json").read_bytes()
+                (folder / "files/config.json").write_bytes(config)
+                store.finish(folder, ECHO, source="demo", description=description)
+
+        await asyncio.to_thread(replace, "newer")
+        assert rig.manager.model_state(ECHO).manifest == before  # what its workers have loaded
+        rig.manager.model_state(ECHO).replicas.clear()
+        assert rig.manager.model_state(ECHO).manifest.description == "newer"
+
+    with_settings(tmp_path, test, settings({ECHO: {}}))

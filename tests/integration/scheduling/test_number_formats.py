@@ -25,7 +25,7 @@ def run(path: Path, test: Callable[[Rig], Awaitable[None]], **settings: object) 
     with_settings(path, test, {"models": models}, devices=Devices(Cards.find(None, nvml)))
 
 
-def test_no_numbers_in_float16_are_cured_by_a_load_in_float32_that_is_remembered(
+def test_nan_in_float16_is_followed_by_a_load_in_float32_that_is_remembered(
     tmp_path: Path,
 ) -> None:
     async def test(rig: Rig) -> None:
@@ -44,7 +44,7 @@ def test_no_numbers_in_float16_are_cured_by_a_load_in_float32_that_is_remembered
     run(tmp_path, test)
 
 
-def test_no_numbers_in_a_format_that_a_setting_names_fail_the_load_and_say_what_to_set(
+def test_nan_in_a_format_of_the_settings_fails_the_load_and_says_what_to_set(
     tmp_path: Path,
 ) -> None:
     async def test(rig: Rig) -> None:

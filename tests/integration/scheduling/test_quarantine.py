@@ -62,11 +62,11 @@ def test_quarantine_ends_when_the_model_is_loaded_again(tmp_path: Path) -> None:
 def test_quarantine_spares_the_bystanders_of_a_poison_request(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
-        innocents = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(6)]
+        bystanders = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(6)]
         with pytest.raises(errors.WorkerCrashed) as refused:
             await answer(rig, job("!crash"))
         assert refused.value.details == {"quarantined": True}
-        assert await asyncio.gather(*innocents) == [" ".join([f"n{n}"] * 5) for n in range(6)]
+        assert await asyncio.gather(*bystanders) == [" ".join([f"n{n}"] * 5) for n in range(6)]
         # Twice in company, then once alone: that is how it was found out.
         assert rig.manager.models[ECHO].restarts == 3
 

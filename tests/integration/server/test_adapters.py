@@ -62,6 +62,7 @@ def test_adapter_of_a_text_model_is_used_by_its_name(
     shown = import_model(client, lora, TUNED)
     assert (shown["kind"], shown["type"], shown["base"]) == ("adapter", "text", "demo-text")
     base = client.get("/api/v1/models/demo-text").json()
+    assert base["adapters"] == [TUNED]
     assert shown["max_context"] == base["max_context"]
     assert shown["capabilities"] == base["capabilities"]
     assert shown["parameters"] > base["parameters"]

@@ -40,7 +40,7 @@ def test_stop_sequence_that_was_met_is_named(client: anthropic.Anthropic) -> Non
         assert stream.get_final_message().stop_sequence == "c"
 
 
-def test_prefilled_message_goes_on_in_the_model_itself(client: anthropic.Anthropic) -> None:
+def test_prefilled_message_is_continued_by_the_model(client: anthropic.Anthropic) -> None:
     begun = [*TURNS, {"role": "assistant", "content": "well"}]
     plain = client.messages.count_tokens(model="demo-text", messages=TURNS).input_tokens
     prefilled = client.messages.count_tokens(model="demo-text", messages=begun).input_tokens

@@ -68,7 +68,7 @@ def test_completions_of_prompts_echo_them_with_their_scores(server: Server) -> N
     assert nothing.json()["usage"]["completion_tokens"] == 0
 
 
-def test_native_choices_are_told_apart_in_streams_and_answers(server: Server) -> None:
+def test_native_choices_have_their_index_in_streams_and_answers(server: Server) -> None:
     body = {"model": "demo-echo", "prompt": "a b", "max_tokens": 2, "n": 2, "stream": True}
     events = events_of(post(server, NATIVE, **body).text)
     tokens = [data for name, data in events if name == "token"]

@@ -262,7 +262,7 @@ def check_picture(asked: dict[str, Any], made: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_client_s_request_is_answered_as_it_should(client: httpx.Client, case: Case) -> None:
+def test_client_request_is_answered_as_expected(client: httpx.Client, case: Case) -> None:
     headers = {"content-type": "application/json", **case.headers}
     response = client.post(case.path, content=json.dumps(case.asked), headers=headers)
     assert response.status_code == case.status, response.text
@@ -287,7 +287,7 @@ def test_client_s_request_is_answered_as_it_should(client: httpx.Client, case: C
         assert most == -1 or answer["usage"]["completion_tokens"] <= most
 
 
-def test_client_s_stream_has_usage_only_if_asked(client: httpx.Client) -> None:
+def test_client_stream_has_usage_only_if_asked(client: httpx.Client) -> None:
     asked = {**BASE[CHAT], "temperature": 0, "stream": True}
     plain = events_of(client.post(CHAT, json=asked).text)
     assert all("usage" not in data for _, data in plain[:-1])
@@ -311,9 +311,7 @@ def test_client_s_stream_has_usage_only_if_asked(client: httpx.Client) -> None:
     ],
     ids=["characters of several tokens", "stop over tokens", "stop at once"],
 )
-def test_client_s_stream_says_what_its_answer_does(
-    client: httpx.Client, more: dict[str, Any]
-) -> None:
+def test_client_stream_equals_its_answer(client: httpx.Client, more: dict[str, Any]) -> None:
     asked = {**BASE[CHAT], "temperature": 0, **more}
     whole = client.post(CHAT, json=asked).json()["choices"][0]["message"]["content"]
     streamed = joined(events_of(client.post(CHAT, json={**asked, "stream": True}).text))
@@ -321,7 +319,7 @@ def test_client_s_stream_says_what_its_answer_does(
     assert not any(stop in streamed for stop in more.get("stop", []))
 
 
-def test_client_s_embedding_in_base64_equals_its_numbers(client: httpx.Client) -> None:
+def test_client_embedding_in_base64_equals_its_numbers(client: httpx.Client) -> None:
     asked = BASE[EMBEDDINGS]
     [numbers] = client.post(EMBEDDINGS, json=asked).json()["data"]
     [packed] = client.post(EMBEDDINGS, json={**asked, "encoding_format": "base64"}).json()["data"]
@@ -330,13 +328,13 @@ def test_client_s_embedding_in_base64_equals_its_numbers(client: httpx.Client) -
     assert list(values) == pytest.approx(numbers["embedding"])
 
 
-def test_client_s_negative_seed_gives_the_same_image_again(client: httpx.Client) -> None:
+def test_client_negative_seed_gives_the_same_image_again(client: httpx.Client) -> None:
     asked = {**BASE[IMAGES], "seed": -1}
     first, again = (client.post(IMAGES, json=asked).json()["data"] for _ in range(2))
     assert first == again
 
 
-def test_client_s_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:
+def test_client_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:
     response = client.get(CHAT)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
@@ -351,7 +349,7 @@ def test_open_web_ui_finds_models_that_speak_and_their_voices(client: httpx.Clie
     assert all(each["id"] and each["name"] for each in voices)
 
 
-def test_client_s_stream_of_two_choices_begins_and_ends_each_once(client: httpx.Client) -> None:
+def test_client_stream_of_two_choices_begins_and_ends_each_once(client: httpx.Client) -> None:
     asked = {**BASE[CHAT], "n": 2, "stream": True}
     chunks = [data for _, data in events_of(client.post(CHAT, json=asked).text)][:-1]
     choices = [chunk["choices"][0] for chunk in chunks]
@@ -369,7 +367,7 @@ def test_client_s_stream_of_two_choices_begins_and_ends_each_once(client: httpx.
     ],
     ids=["chat", "completions", "echo", "scores only"],
 )
-def test_client_s_logprobs_are_numbers_that_json_has(
+def test_client_logprobs_are_finite_numbers(
     client: httpx.Client, path: str, more: dict[str, Any]
 ) -> None:
     response = client.post(path, json={**BASE[path], **more})
@@ -381,7 +379,7 @@ def test_client_s_logprobs_are_numbers_that_json_has(
         assert all(-9999 <= each <= 0 for each in others)
 
 
-def test_client_s_stream_of_a_completion_is_of_one_shape(client: httpx.Client) -> None:
+def test_client_stream_of_a_completion_is_of_one_shape(client: httpx.Client) -> None:
     events = events_of(client.post(COMPLETIONS, json={**BASE[COMPLETIONS], "stream": True}).text)
     chunks = [data for _, data in events][:-1]
     assert events[-1] == ("message", "[DONE]")

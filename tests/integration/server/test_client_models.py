@@ -49,7 +49,7 @@ def test_template_that_takes_no_system_refuses_in_its_own_words(client: httpx.Cl
     assert answered.status_code == 200, answered.text
 
 
-def test_base_model_s_chat_is_sent_to_completions(client: httpx.Client) -> None:
+def test_base_model_chat_is_sent_to_completions(client: httpx.Client) -> None:
     refused = client.post(CHAT, json={"model": "base", "messages": [USER], "max_tokens": 8})
     assert refused.status_code == 400, refused.text
     message = refused.json()["error"]["message"]

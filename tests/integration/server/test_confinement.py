@@ -90,7 +90,7 @@ def test_work_folders_are_those_of_the_workers_that_run(tmp_path: Path, confined
     children = descendants(first.process.pid)
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
-    psutil.wait_procs(children, 10)
+    psutil.wait_procs(children, 60)
     assert left <= work(first)
     with running_server(home, *SETS) as second:
         eventually(lambda: not left & work(second))

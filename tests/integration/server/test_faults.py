@@ -178,7 +178,7 @@ def test_answers_larger_than_a_frame_arrive_together(faulty: Server) -> None:
     assert faulty.worker("late")["restarts"] == 0
 
 
-def test_retry_after_many_kills_under_load_loses_nothing_that_had_not_streamed(
+def test_retry_after_many_kills_under_load_answers_all_that_had_not_streamed(
     faulty: Server,
 ) -> None:
     async def storm() -> list[int]:

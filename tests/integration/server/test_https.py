@@ -87,7 +87,7 @@ def test_admin_key_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
         shell.wait_for_end(30)
 
 
-def test_tls_handshakes_that_never_end_keep_nobody_out(tmp_path: Path) -> None:
+def test_tls_handshakes_that_never_end_take_no_place(tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path)
     home = tmp_path / "home"
     server = start_server(home, (*https(cert, key), "--set", "server.max_connections=8"))

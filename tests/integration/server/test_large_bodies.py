@@ -42,7 +42,7 @@ def _post(server: Server, body: bytes) -> httpx.Response:
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-def test_large_body_holds_nobody_up(server: Server, body: bytes) -> None:
+def test_large_body_delays_no_other_request(server: Server, body: bytes) -> None:
     assert len(body) < 10 * MB
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss

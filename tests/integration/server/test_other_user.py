@@ -17,7 +17,7 @@ AS_UNKNOWN = (
 
 @NEEDS_ROOT
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_user_without_an_entry_and_with_the_root_folder_for_a_home_serves() -> None:
+def test_user_without_a_passwd_entry_can_serve() -> None:
     with open_folder() as folder:
         folder.chmod(0o777)
         log = folder / "home.log"

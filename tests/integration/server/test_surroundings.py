@@ -289,7 +289,7 @@ def test_start_with_a_damaged_database_is_refused_in_one_line(tmp_path: Path, na
 # ---- /proc, streams, signals -------------------------------------------------------------------
 
 
-def test_proc_that_cannot_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
+def test_proc_that_cannot_be_read_is_logged_and_stops_nothing(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("hiding /proc needs root")
     with (

@@ -24,6 +24,8 @@ from tests.support.task_client import ECHO, begin
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 
+pytestmark = pytest.mark.usefixtures("away_from_midnight")
+
 USAGE, LIMITS = "/api/v1/usage", "/api/v1/limits"
 HOURLY = 10_000
 #: seconds before a kill of which charges may be lost; a second, and what a busy machine adds

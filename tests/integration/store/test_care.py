@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from model_store.cleanup import Removal
-from model_store.disk import lock
 from model_store.errors import BadFiles, UnknownModel
 from model_store.export import export
+from model_store.locks import lock
 from model_store.manifest import Manifest
 from model_store.repair import repair
 from model_store.store import ModelStore
@@ -54,7 +54,7 @@ def test_gc_says_what_it_will_remove_and_then_removes_it(shared: ModelStore) -> 
         os.utime(folder, (1, 1))
     sha256 = "ab" * 32
     write(shared.partial / "download", "bytes")
-    shared.blobs.take(shared.partial / "download", sha256)
+    shared.blobs.take(shared.partial / "download", sha256, "cd" * 20)
     expected = {
         ("draft", "draft-1"), ("draft", "removed-1"), ("partial", "pull-org--name"),
     }  # fmt: skip
@@ -72,6 +72,7 @@ def test_gc_says_what_it_will_remove_and_then_removes_it(shared: ModelStore) -> 
     assert shared.gc(do=True, partials_kept=0) == found
     assert shared.gc(partials_kept=0) == []
     assert not list(shared.partial.iterdir())
+    assert not [path for path in shared.blobs.folder.glob("git/*/*") if path.is_symlink()]
     assert shared.names() == ["one", "two"]
     assert shared.verify("one") == []
 
@@ -194,6 +195,23 @@ def test_repair_of_a_file_that_two_models_share_repairs_both(
     for name in ("one", "two"):
         assert shared.verify(name) == []
     assert shared.gc(partials_kept=0) == []
+
+
+def test_repair_fetches_only_the_damaged_file_of_a_model_that_is_linked_from_outside(
+    store: ModelStore, source: Path
+) -> None:
+    store.import_folder(source, "one")
+    as_from_the_hub(store, "one")
+    (store.path("one") / "config.json").unlink()
+    missing: list[str] = []
+
+    def fetch(into: ModelStore, manifest: Manifest, paths: Sequence[str]) -> Manifest:
+        missing.extend(each.path for each in manifest.files if not into.blobs.find(each.sha256))
+        assert len(paths) == 3
+        return manifest
+
+    repair(store, "one", fetch)
+    assert missing == ["config.json"]
 
 
 def test_repair_says_what_it_cannot_have(shared: ModelStore) -> None:

@@ -4,14 +4,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from model_store.errors import BadFiles
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, fake_hub
-from tests.support.lora_files import write_text_lora
-from tests.support.model_folders import llama, write
+from tests.support.lora_files import write_image_lora, write_text_lora
+from tests.support.model_folders import llama, pipeline, write
 from tests.support.pulls import pulled, refused
+
+UNET, LORA = "unet/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,18 @@ def test_pull_of_another_adapter_is_refused_before_its_weights_come(
     finally:
         hub.files["adapter_config.json"] = kept
     assert not [path for path, _ in hub.requests if "adapter_model" in path]
+
+
+@pytest.mark.parametrize("hint", ["name", "tag"])
+def test_pull_of_a_single_file_that_is_called_a_lora(
+    store: ModelStore, tmp_path: Path, hint: str
+) -> None:
+    painter = pipeline(tmp_path / "painter")
+    save_file({"a.to_q.weight": np.zeros((4, 4), np.float32)}, painter / UNET)
+    folder = write_image_lora(painter, tmp_path / "lora", named="painter")
+    if hint == "tag":
+        (folder / LORA).rename(folder / "style.safetensors")
+        write(folder / "README.md", "---\nbase_model: painter\ntags: [art, lora]\n---\n")
+    with fake_hub(folder) as hub:
+        made = pulled(store, hub)
+    assert (made.kind, made.engine, made.base) == ("adapter", "image", "painter")

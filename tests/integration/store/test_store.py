@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from model_store.demo import DEMO_MODELS, make_demo_models
-from model_store.disk import lock
 from model_store.errors import BadFiles, BadName, ChangedFiles, NameTaken, UnknownModel
 from model_store.hashes import sha256_of
+from model_store.locks import lock
 from model_store.progress import Counter
 from model_store.store import ModelStore
 from tests.support.model_folders import write

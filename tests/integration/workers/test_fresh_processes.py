@@ -17,7 +17,7 @@ def test_probe_of_cards_that_are_not_there_fails_in_words() -> None:
     assert late == {"0": "a new process did not compute on it within 0.01 s"}
 
 
-def test_torch_answers_from_a_process_of_its_own() -> None:
+def test_torch_report_comes_from_a_process_of_its_own() -> None:
     report = ask_torch(cards=True)
     assert report is not None
     assert list(report.architectures) == asked.architectures()

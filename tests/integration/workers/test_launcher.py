@@ -1,6 +1,7 @@
 """How worker processes are started: what they take from the gateway, and what they leave to it."""
 
 import asyncio
+import gc
 import os
 import resource
 import subprocess
@@ -125,12 +126,13 @@ def test_load_without_descriptors_fails_and_the_next_one_works(spare: int, tmp_p
     folders = WorkFolders(tmp_path / "work")
 
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        gc.collect()  # what is left of other tests is not closed in between
         before = len(os.listdir("/proc/self/fd"))
         with descriptors(spare), pytest.raises(StartFailed, match="Too many open files"):
             await pool.start("echo/0", fake())
         assert pool.workers == []
         await asyncio.to_thread(eventually, lambda: not list(tmp_path.glob("work/*")))
-        await asyncio.to_thread(eventually, lambda: len(os.listdir("/proc/self/fd")) == before)
+        await asyncio.to_thread(eventually, lambda: len(os.listdir("/proc/self/fd")) <= before)
         await pool.start("echo/0", fake())
 
     with_pool(test, SpawnLauncher(folders=folders))
@@ -208,12 +210,13 @@ def test_worker_that_is_idle_sleeps() -> None:
             switches = sum(int(line[1]) for line in lines if line[0].startswith("voluntary"))
             return times.user + times.system, switches
 
-        await asyncio.sleep(0.5)  # what is left of the load
-        seconds, switches = look()
-        await asyncio.sleep(2)
-        seconds, switches = look()[0] - seconds, look()[1] - switches
-        # Two heartbeats; one that polls would have thousands of them.
-        assert seconds < 0.2
-        assert switches < 100
+        async with asyncio.timeout(60):
+            while True:  # the first second or two may have something left of the load
+                before = look()
+                await asyncio.sleep(1)
+                seconds, switches = (now - then for now, then in zip(look(), before, strict=True))
+                # A heartbeat or two; one that polls would have thousands of switches, each second.
+                if seconds < 0.1 and switches < 50:
+                    return
 
     with_pool(test)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import evil_workers
+from tests.support import hostile_workers
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import eventually, until
@@ -182,10 +182,10 @@ def test_load_that_reads_its_files_is_not_ended() -> None:
         worker = await pool.start("echo/0", fake())
         assert worker.state == "ready"
 
-    with_pool(test, entry=evil_workers.entry(evil_workers.reads_slowly), load_timeout=1)
+    with_pool(test, entry=hostile_workers.entry(hostile_workers.reads_slowly), load_timeout=1)
 
 
-def test_load_of_nothing_fails_with_a_reason() -> None:
+def test_load_without_an_engine_fails_with_a_reason() -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         spec = Load(model="none", engine="no-such-engine", path="/nowhere")
         with pytest.raises(StartFailed) as failure:

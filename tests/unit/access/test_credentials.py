@@ -27,7 +27,7 @@ def test_key_format_stays() -> None:
     assert credentials.parse(KEY) == "0123456789Ab"
 
 
-def test_keys_are_all_different() -> None:
+def test_key_is_unique() -> None:
     assert len({credentials.make().text[22:] for _ in range(1000)}) == 1000
 
 
@@ -65,7 +65,7 @@ def test_digest_depends_on_pepper_and_on_the_whole_key() -> None:
     assert len(digests) == 3
 
 
-def test_scopes_are_parsed() -> None:
+def test_scope_list_is_parsed() -> None:
     assert frozenset(Scope) - DEFAULT == {Scope.ADMIN, Scope.CLUSTER_WRITE}
     assert parse_scopes(["inference:text", "models:read"]) == {Scope.TEXT, Scope.MODELS_READ}
     for wrong in (["inference:txt"], [], ["admin", ""]):
@@ -78,12 +78,12 @@ def test_scopes_are_parsed() -> None:
     ("text", "span"),
     [("30d", timedelta(days=30)), ("12h", timedelta(hours=12)), ("2w", timedelta(weeks=2))],
 )
-def test_expiry_as_a_span(text: str, span: timedelta) -> None:
+def test_expiry_may_be_a_span(text: str, span: timedelta) -> None:
     before = datetime.now(UTC)
     assert before + span <= parse_expiry(text) <= datetime.now(UTC) + span
 
 
-def test_expiry_as_a_time() -> None:
+def test_expiry_may_be_a_time() -> None:
     noon = datetime(2130, 1, 31, 12, tzinfo=UTC)
     for text in ("2130-01-31T12:00:00Z", "2130-01-31T12:00:00", "2130-01-31T13:00:00+01:00"):
         assert parse_expiry(text) == noon
@@ -93,7 +93,7 @@ def test_expiry_as_a_time() -> None:
     "text",
     ["", "soon", "0d", "-1d", "30", "٣d", "999999999w", "2001-01-01", "9999-12-31T23:59:59-10:00"],
 )
-def test_expiry_that_is_useless_is_refused(text: str) -> None:
+def test_expiry_that_is_invalid_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_expiry(text)
     assert caught.value.param == "expires"

@@ -82,7 +82,7 @@ def test_scope_admin_implies_every_other(home: Home) -> None:
     using(home, act)
 
 
-def test_key_that_is_none_is_refused(home: Home) -> None:
+def test_key_that_is_invalid_is_refused(home: Home) -> None:
     async def act(ring: KeyRing) -> None:
         record, key = await ring.create(name="a")
         stranger = credentials.make().text

@@ -34,7 +34,7 @@ def test_link_opens_its_file_until_its_time_is_over() -> None:
     assert Links(b"secret", 60, clock).is_ours(FILE, expires, signature)  # after a restart
 
 
-def test_link_that_was_changed_is_not_ours() -> None:
+def test_link_that_was_changed_is_invalid() -> None:
     links = Links(b"secret", 60)
     expires, signature = parts(links)
     assert not links.is_ours("task-2-0.png", expires, signature)
@@ -47,7 +47,7 @@ def test_link_that_was_changed_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize("expires", ["", "-1", "1e9", "\u0661", "9" * 13, "nan"])
-def test_link_with_a_time_that_is_none_does_not_hold(expires: str) -> None:
+def test_link_with_an_invalid_time_is_refused(expires: str) -> None:
     assert not Links(b"secret", 60, Clock()).is_open(expires)
 
 

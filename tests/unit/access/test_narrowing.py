@@ -60,7 +60,7 @@ def test_glob_of_many_stars_is_matched_in_bounded_time() -> None:
 
 
 @pytest.mark.parametrize("glob", ["", "a b", "[ab]", "x" * 129, "\u0430", "a\n", "{a,b}"])
-def test_glob_that_is_none_is_refused(glob: str) -> None:
+def test_glob_that_is_invalid_is_refused(glob: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_models(["demo", glob])
     assert caught.value.param == "models[1]"
@@ -83,7 +83,7 @@ def test_glob_that_is_none_is_refused(glob: str) -> None:
         ("167838211", False),
     ],
 )
-def test_address_in_ranges(address: str, allowed: bool) -> None:
+def test_range_holds_addresses(address: str, allowed: bool) -> None:
     ranges = parse_ranges(["10.0.0.0/8", "2001:db8::/32", "::ffff:192.168.0.1"])
     assert address_allowed(ranges, address) is allowed
 
@@ -91,13 +91,13 @@ def test_address_in_ranges(address: str, allowed: bool) -> None:
 @pytest.mark.parametrize(
     "text", ["10.0.0.1/8", "10.0.0.0/33", "a.example", "", "fe80::1%eth0", "10.0.0.0/8 ", "1"]
 )
-def test_range_that_is_none_is_refused(text: str) -> None:
+def test_range_that_is_invalid_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_ranges([text])
     assert caught.value.param == "ip_ranges[0]"
 
 
-def test_ranges_within_others() -> None:
+def test_range_within_another() -> None:
     held = parse_ranges(["10.0.0.0/8", "2001:db8::/32"])
     for inside in (["10.1.0.0/16"], ["::ffff:10.1.0.0/112"], ["10.0.0.1", "2001:db8::1"]):
         assert ranges_within(parse_ranges(inside), held)
@@ -107,7 +107,7 @@ def test_ranges_within_others() -> None:
     assert not ranges_within(None, held)
 
 
-def test_lists_that_are_too_long_or_empty_are_refused() -> None:
+def test_narrowing_lists_that_are_too_long_or_empty_are_refused() -> None:
     for many in ([], [f"m{number}" for number in range(65)]):
         with pytest.raises(InvalidRequest):
             parse_models(many)

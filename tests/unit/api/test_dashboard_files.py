@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import re
 from pathlib import PurePosixPath
 
@@ -108,3 +109,36 @@ def test_scripts_ask_for_routes_that_there_are() -> None:
 def _shape(path: str) -> str:
     """Return a path whose parameters have no names: ``${...}`` of scripts, ``{...}`` of routes."""
     return re.sub(r"\$?\{[^{}]*\}", "{}", path)
+
+
+def test_imported_names_are_exported() -> None:
+    taken = re.compile(r"import\s*\{([^}]*)\}\s*from\s*[\"']([^\"']+)[\"']")
+    for path, text in SCRIPTS.items():
+        for names, target in taken.findall(text):
+            found = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+            if found in SCRIPTS:
+                for name in filter(None, re.split(r"[\s,]+", names)):
+                    assert name in _exports(SCRIPTS[found]), f"{path} takes {name} from {target}"
+
+
+def _exports(text: str) -> set[str]:
+    made = r"^export (?:default )?(?:async )?(?:function|const|class) (\w+)"
+    listed = re.findall(r"^export \{([^}]*)\}", text, re.MULTILINE)
+    return {*re.findall(made, text, re.MULTILINE), *re.findall(r"\w+", " ".join(listed))}
+
+
+def test_pages_are_modules_with_a_page() -> None:
+    names = re.findall(r"import\(\"\./(pages/\w+\.js)\"\)", SCRIPTS["js/main.js"])
+    assert len(names) == 8
+    for name in names:
+        assert re.search(r"^export default function \w+", SCRIPTS[f"js/{name}"], re.MULTILINE)
+
+
+def test_tokens_and_icons_that_are_used_exist() -> None:
+    defined = set(re.findall(r"^\s*(--[\w-]+):", OWN["css/tokens.css"], re.MULTILINE))
+    icons = set(re.findall(r"^  (\w+): \"", SCRIPTS["js/ui/icons.js"], re.MULTILINE))
+    for path, text in OWN.items():
+        used = set(re.findall(r"var\((--[\w-]+)\)", text))
+        assert used <= defined, (path, used - defined)
+        drawn = set(re.findall(r"\bicon=\"(\w+)\"|Icon} name=\"(\w+)\"", text))
+        assert {one or other for one, other in drawn} <= icons, path

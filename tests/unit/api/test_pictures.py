@@ -104,7 +104,7 @@ def test_picture_of_countless_segments_is_refused_after_a_thousand(data: bytes) 
         b"RIFF\0\0\0\0WEBPVP8 " + bytes(14),
     ],
 )
-def test_picture_that_is_none_is_refused(data: bytes) -> None:
+def test_picture_that_is_invalid_is_refused(data: bytes) -> None:
     with pytest.raises(NotAPicture):
         size_of(io.BytesIO(data))
     for cut in range(len(data)):

@@ -65,13 +65,13 @@ def test_proxy_s_client_may_have_a_port_and_be_written_in_any_way() -> None:
 @pytest.mark.parametrize(
     "text", ["", "evil.example", "1.2.3", "fe80::1%eth0", "1.2.3.4:x", "[::1", "1.2.3.4 1.2.3.5"]
 )
-def test_proxy_s_word_that_is_no_address_is_refused(text: str) -> None:
+def test_proxy_header_without_an_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         client(text)
     assert refused.value.param == "X-Forwarded-For"
 
 
-def test_forwarded_is_read_like_its_elder() -> None:
+def test_proxy_header_forwarded_is_read_like_x_forwarded_for() -> None:
     for text in (
         "for=198.51.100.7",
         'for="198.51.100.7:80";proto=https;by=10.0.0.1',

@@ -184,7 +184,7 @@ def test_audit_chain_whose_ends_were_changed_is_not_valid_and_stays_so(
         assert (found.valid, found.first_bad) == (False, first_bad)
 
 
-def test_audit_chain_goes_on_after_a_forged_row_and_tells_it(path: Path) -> None:
+def test_audit_chain_continues_after_a_forged_row_and_reports_it(path: Path) -> None:
     change(path, f"INSERT INTO audit_log SELECT 7, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2")
     with using(path) as (run, audit):
         run(audit.record(Entry(Action.SERVER_START)))

@@ -145,7 +145,7 @@ def test_audit_log_keeps_what_the_database_refuses_and_writes_it_later(path: Pat
         assert run(audit.verify()).valid
 
 
-def test_audit_log_s_newest_entry_of_some_actions(path: Path) -> None:
+def test_audit_log_finds_the_newest_entry_of_some_actions(path: Path) -> None:
     with using(path) as (run, audit):
         assert run(audit.last(Action.SERVER_START)) is None
         for action in (Action.SERVER_START, Action.SERVER_STOP, Action.BACKUP):

@@ -24,7 +24,7 @@ class Keys:
         self.often.tick()
 
 
-def test_tokens_of_a_key_beyond_its_budget_are_counted_by_the_hour() -> None:
+def test_audit_budget_counts_further_tokens_of_a_key_by_the_hour() -> None:
     keys = Keys()
     assert keys.act(times=BURST + 300) == BURST
     assert keys.act(action=Action.TOKEN_REVOKE, times=7) == 0  # one budget for all it may do
@@ -41,7 +41,7 @@ def test_tokens_of_a_key_beyond_its_budget_are_counted_by_the_hour() -> None:
     assert len(keys.entries) == 2
 
 
-def test_tokens_of_a_key_fill_the_log_in_years_only() -> None:
+def test_audit_budget_of_a_key_takes_years_to_fill_the_log() -> None:
     keys, taken = Keys(), 0
     for _ in range(DAY // 60):
         taken += keys.act(times=300)  # more than its budget gives back
@@ -49,7 +49,7 @@ def test_tokens_of_a_key_fill_the_log_in_years_only() -> None:
     assert taken + len(keys.entries) <= BURST + DAY // SECONDS_EACH + 25
 
 
-def test_keys_are_forgotten_once_they_have_their_budget_again() -> None:
+def test_audit_budget_forgets_keys_that_have_it_whole_again() -> None:
     keys = Keys()
     for number in range(1000):
         keys.act(str(number))
@@ -58,7 +58,7 @@ def test_keys_are_forgotten_once_they_have_their_budget_again() -> None:
     assert len(keys.often) == 0
 
 
-def test_entries_that_take_a_scope_are_always_taken() -> None:
+def test_audit_budget_always_takes_entries_about_scopes() -> None:
     keys = Keys()
     for action in Action:
         if action not in OFTEN:

@@ -60,7 +60,7 @@ def told(root: Path, *changes: str, environ: dict[str, str] | None = None) -> li
     ]
 
 
-def test_service_that_is_well_is_told_with_its_user_and_home(machine: Path) -> None:
+def test_service_that_works_is_shown_with_its_user_and_home(machine: Path) -> None:
     (line,) = told(machine)
     assert line.startswith("bitinglip.service (active) runs as bitinglip, home /var/lib/bitinglip")
 
@@ -101,9 +101,7 @@ def test_service_that_lacks_what_a_shell_has_is_told_which_line_is_wrong(
         ["OOMPolicy="],
     ],
 )
-def test_service_that_hides_nothing_that_it_needs_is_well(
-    changes: list[str], machine: Path
-) -> None:
+def test_service_that_hides_nothing_that_it_needs_works(changes: list[str], machine: Path) -> None:
     (line,) = told(machine, *changes)
     assert "bitinglip.service (active)" in line
 
@@ -143,7 +141,7 @@ def test_service_has_not_the_variables_of_the_shell(machine: Path) -> None:
     assert "(active)" in told(machine, "EnvironmentFiles=/etc/x", environ=here)[0]
 
 
-def test_service_that_we_ship_is_well(machine: Path) -> None:
+def test_service_that_we_ship_works(machine: Path) -> None:
     lines = (ROOT / "deploy/bitinglip.service").read_text().splitlines()
     shipped = [line for line in lines if "=" in line and line[0] not in "#["]
     text = "\n".join(shipped).replace("%S", "/var/lib").replace("TimeoutStopSec", "TimeoutStopUSec")

@@ -16,6 +16,9 @@ def test_storage_that_is_slow_is_a_finding(tmp_path: Path) -> None:
     [found] = storage(Path("/models"), tmp_path)
     assert found.level == "warning"
     assert found.detail.startswith("/models is on a network file system (nfs4): ")
+    table.write_text("27 1 0:50 / / rw - exfat /dev/x rw")
+    [found] = storage(Path("/models"), tmp_path)
+    assert "without hard links (exfat)" in found.detail
     table.write_text("27 1 0:50 / / rw - ext4 /dev/x rw")
     assert list(storage(Path("/models"), tmp_path)) == []
 

@@ -92,7 +92,7 @@ def test_top_works_with_an_older_server() -> None:
     assert any(line.startswith("a ") for line in shown(old))
 
 
-def test_names_are_only_text() -> None:
+def test_table_escapes_names() -> None:
     lines = shown(status(models=[model("[bold]x[/bold]\x1b[31m")]))
     assert any("[bold]x[/bold][31m" in line for line in lines)
     assert not any("\x1b[31m" in line for line in lines)

@@ -31,7 +31,7 @@ def test_checks_that_come_together_are_one_and_leave_a_reader_free(tmp_path: Pat
     asyncio.run(run())
 
 
-def test_check_that_nobody_waits_for_any_more_is_over_and_another_one_tells(tmp_path: Path) -> None:
+def test_check_without_waiters_ends_and_another_one_answers(tmp_path: Path) -> None:
     path = tmp_path / "bitinglip.db"
 
     async def run() -> None:

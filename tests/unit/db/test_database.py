@@ -104,7 +104,7 @@ def refused(path: Path, *words: str) -> None:
         assert word in message
 
 
-def test_pragmas_and_the_file_mode(path: Path) -> None:
+def test_database_has_its_pragmas_and_file_mode(path: Path) -> None:
     wanted = {
         "journal_mode": "wal",
         "synchronous": 2,

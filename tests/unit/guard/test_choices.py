@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from bitinglip.errors import InvalidRequest, PersonalDataDetected
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes
@@ -32,7 +32,7 @@ def guard(mode: Mode = "redact", *, stream: bool = True) -> TextOutput:
     watch = Watch(CollectorRegistry(), Health(), GuardSettings())
     modes, kinds = Modes(output=mode), frozenset[PersonalData]({"card", "email"})
     work = msgspec.structs.replace(WORK, stream=stream)
-    return TextOutput(work, lambda: Checked(kinds, modes, WordList(()), watch))
+    return TextOutput(work, lambda: TextCheck(kinds, modes, WordList(()), watch))
 
 
 def call(arguments: str, name: str = "send") -> protocol.ToolCallDelta:

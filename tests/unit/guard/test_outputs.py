@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from bitinglip.errors import ContentFiltered, PersonalDataDetected
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.modes import Modes
-from bitinglip.guard.outputs import Output, output_of
+from bitinglip.guard.outputs import OutputGuard, output_of
 from bitinglip.guard.scanner import redact
 from bitinglip.guard.watch import Watch
 from bitinglip.guard.words import WordList
@@ -30,10 +30,10 @@ SHOWN = [" My card is [CARD]", ", and", " my address [EMAIL]", " Bye."]
 
 def _guard(
     work: protocol.Job, mode: Mode = "redact", *, on_error: Literal["close", "open"] = "close"
-) -> Output:
+) -> OutputGuard:
     watch = Watch(CollectorRegistry(), Health(), Guard(on_error=on_error))
     modes, kinds = Modes(output=mode), frozenset[PersonalData]({"card", "email"})
-    guard = output_of(work, modes, lambda: Checked(kinds, modes, WordList(()), watch), watch)
+    guard = output_of(work, modes, lambda: TextCheck(kinds, modes, WordList(()), watch), watch)
     assert guard is not None
     return guard
 
@@ -117,7 +117,7 @@ def test_blocked_transcript_ends_before_its_match_is_shown() -> None:
 def test_listed_words_are_held_back_beside_a_report() -> None:
     watch = Watch(CollectorRegistry(), Health(), Guard())
     modes, listed = Modes(output="report", words_output="block"), WordList(["a bad thing"])
-    checked = Checked(frozenset({"email"}), modes, listed, watch)
+    checked = TextCheck(frozenset({"email"}), modes, listed, watch)
     shown = [piece.text for piece in checked.feed("to john@example.com, a b")]
     shown += [piece.text for piece in checked.feed("ad th")]
     assert "".join(shown) == "to john@example.com, "
@@ -202,7 +202,7 @@ def _text_done(text: str) -> protocol.TextDone:
 
 
 @pytest.mark.parametrize("kind", ["text", "transcript"])
-def test_altered_is_what_passed_unchecked_because_the_guard_failed(
+def test_guard_failure_marks_what_passed_unchecked_as_altered(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the guard works again, a cache that had kept it would show it all the same."""

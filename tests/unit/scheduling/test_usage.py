@@ -97,6 +97,20 @@ def test_usage_of_text_is_estimated_at_a_token_a_byte(text: str) -> None:
     assert most > len(text.encode("utf-8", "surrogatepass"))
 
 
+def test_usage_of_messages_is_estimated_with_all_that_templates_may_write() -> None:
+    call = protocol.ToolCall(id="c", name="n" * 40, arguments="a" * 50)
+    whole = protocol.ChatMessage(
+        "assistant", "c" * 30, "x" * 10, tool_calls=(call,), reasoning="r" * 20
+    )
+
+    def most(message: protocol.ChatMessage) -> int:
+        sampling = protocol.Sampling(max_tokens=1)
+        work = protocol.TextJob(id="x", messages=(message,), sampling=sampling)
+        return most_used(envelope(work), context=None, gpu_us=0)[1]
+
+    assert most(whole) - most(protocol.ChatMessage("user", "")) == 30 + 10 + 20 + 40 + 50 + 16
+
+
 def test_usage_of_what_is_done_is_what_was_made() -> None:
     text = protocol.TextDone(
         id="x",

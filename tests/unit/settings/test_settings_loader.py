@@ -95,7 +95,7 @@ def test_confine_off_may_be_written_plainly_though_yaml_reads_it_as_false() -> N
     assert "workers.confine should be" in "\n".join(problems("workers: {confine: on}"))
 
 
-def test_settings_in_a_list() -> None:
+def test_settings_in_a_list_are_checked() -> None:
     text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
     for got in (
         load(text),
@@ -218,7 +218,7 @@ def test_retention_may_be_a_span() -> None:
 @pytest.mark.parametrize(
     "value", ["\udcff", "\x00", "\x1b[2J", "[" * 5000, "*x", "!!binary é", "'"]
 )
-def test_values_of_any_kind_do_not_break_the_reader(value: str) -> None:
+def test_config_file_with_any_values_does_not_break_the_reader(value: str) -> None:
     for told in (
         problems(env={"BITINGLIP_SERVER__PORT": value}),
         problems(sets=(f"server.port={value}",)),

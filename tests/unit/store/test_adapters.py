@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from model_store.adapters import missing_base
 from model_store.errors import BadFiles, BaseOfAdapters, ChangedFiles
@@ -199,3 +201,29 @@ def test_adapter_that_is_malformed_is_refused(
         store.import_folder(folder, "tuned")
     assert str(tmp_path) not in caught.value.message
     assert store.names() == ["org/base"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "engine"),
+    [
+        ("unet.a.to_q.lora_A.weight", "image"),
+        ("unet.a.to_q.lora.up.weight", "image"),
+        ("lora_unet_a_to_q.lora_down.weight", "image"),
+        ("lora_te1_a.lora_up.weight", "image"),
+        ("transformer.a.lora_B.weight", "image"),
+        ("diffusion_model.a.lora_A.weight", "image"),
+        ("base_model.model.a.lora_A.weight", None),
+        ("model.diffusion_model.input_blocks.0.weight", None),
+        ("exploration_upper.weight", None),
+    ],
+)
+def test_adapter_in_a_single_file_is_known_by_the_names_of_its_tensors(
+    tmp_path: Path, tensor: str, engine: str | None
+) -> None:
+    save_file({tensor: np.ones((2, 2), np.float32)}, tmp_path / "style.safetensors")
+    if engine is None:
+        with pytest.raises(BadFiles, match=r"config\.json"):
+            inspect(tmp_path)
+        return
+    found = inspect(tmp_path)
+    assert (found.kind, found.engine, found.base) == ("adapter", engine, None)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,11 +119,21 @@ def test_blob_of_a_store_without_blobs_is_its_model_s_file(tmp_path: Path) -> No
     assert blob.samefile(file)
 
 
+def test_blob_of_a_store_without_blobs_is_made_once_by_many_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path / "model/file")
+    stores = [holding(tmp_path, file) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda blobs: blobs.find(SHA256), stores))
+    assert set(found) == {stores[0].path(SHA256)}
+    assert file.stat().st_nlink == 2
+
+
 def test_blob_is_not_made_of_a_file_that_has_changed(tmp_path: Path) -> None:
     file = written(tmp_path / "model/file")
     assert holding(tmp_path, file, mtime_ns=5).find(SHA256) is None
     assert holding(tmp_path, file, mtime_ns=0).find(SHA256) is None  # its time is not known
     damaged = holding(tmp_path, written(file, b"WEIGHTS"))
+    assert damaged.find(SHA256) is None  # of the same size and, by chance, time
     os.link(file, tmp_path / "outside")
     assert damaged.copied(SHA256) is None  # it is hashed while it is copied
     assert list(damaged.path(SHA256).parent.iterdir()) == []

@@ -338,3 +338,33 @@ def test_inspection_is_repeated_by_a_check_where_an_older_version_took_the_model
     write_manifest(place, msgspec.structs.replace(made, **older))
     assert differences(store, ["old"]) == {"old": []}
     assert read_manifest(place) == made
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "languages"),
+    [
+        ("WhisperForConditionalGeneration", {}, ()),
+        (
+            "WhisperForConditionalGeneration",
+            {"generation_config.json": {"lang_to_id": {"<|en|>": 1, "<|de|>": 2}}},
+            ("de", "en"),
+        ),
+        (
+            "WhisperForConditionalGeneration",
+            {"generation_config.json": {"is_multilingual": False}},
+            ("en",),
+        ),
+        (
+            "BarkModel",
+            {"speaker_embeddings_path.json": {"v2/en_speaker_1": {}, "de_speaker_0": {}, "x": {}}},
+            ("de", "en"),
+        ),
+    ],
+)
+def test_inspection_tells_the_languages_of_sound_models(
+    tmp_path: Path, architecture: str, files: dict[str, object], languages: tuple[str, ...]
+) -> None:
+    edited(architectures=[architecture])(tmp_path)
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    assert inspect(tmp_path).languages == languages

@@ -12,12 +12,12 @@ from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.tasks import responses
-from bitinglip.tasks.responses import Responses, Shown
+from bitinglip.tasks.responses import JsonObject, Responses
 
-ITEM: Shown = {"id": "msg_0", "type": "message"}
+ITEM: JsonObject = {"id": "msg_0", "type": "message"}
 
 
-def _describe(response: Mapping[str, Any], _event_log: EventLog) -> Shown:
+def _describe(response: Mapping[str, Any], _event_log: EventLog) -> JsonObject:
     return {**response, "status": "completed"}
 
 
@@ -43,7 +43,7 @@ def _using(
     asyncio.run(run())
 
 
-def _response(number: int, status: str = "completed", **more: Any) -> Shown:
+def _response(number: int, status: str = "completed", **more: Any) -> JsonObject:
     made = {"id": f"resp_{number}", "model": "m", "status": status, "output": [], **more}
     return {"created_at": 1_700_000_000, **made}
 
@@ -54,7 +54,7 @@ async def _chain(kept: Responses, length: int, key_id: str = "k") -> None:
         await kept.add(key_id, [ITEM], _response(number), previous_id=previous)
 
 
-def test_turns_of_a_conversation_come_in_their_order(tmp_path: Path) -> None:
+def test_conversation_has_its_turns_in_order(tmp_path: Path) -> None:
     async def act(kept: Responses) -> None:
         await _chain(kept, 4)
         turns = await kept.turns("resp_3", "k")

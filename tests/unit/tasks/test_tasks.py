@@ -65,6 +65,7 @@ FULL = Job(
         special_tokens=False,
         count_only=True,
         clip_max_tokens=True,
+        prefix_scope="k",
         stream=False,
     ),
     model="m",

@@ -193,7 +193,14 @@ def test_thinking_and_effort_are_given_to_the_template() -> None:
     assert not off.shows_thinking
 
 
-def test_prefilled_answer_goes_on_with_the_last_message() -> None:
+def test_effort_that_a_template_does_not_know_is_named_as_it_was_sent() -> None:
+    body = _parsed(thinking={"type": "disabled"}, output_config={"effort": "low"})
+    assert body.unknown_switches([]) == ["output_config.effort"]
+    assert body.unknown_switches(["reasoning_effort"]) == []
+    assert body.unknown_switches(None) == []
+
+
+def test_prefilled_answer_continues_the_last_message() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is"}]
     work = _parsed(messages=turns).text_job(protocol.Sampling(max_tokens=1))
     assert work.continue_final
@@ -348,5 +355,5 @@ def test_user_turns_without_number_are_joined_once() -> None:
     body = _parsed(messages=[{"role": "user", "content": text}] * 4096)
     begin = time.process_time()
     [turn] = chat_messages(body.system, body.messages)
-    assert time.process_time() - begin < 0.3
+    assert time.process_time() - begin < 3  # a tenth of a second, or far more than a minute
     assert turn.content == "\n\n".join([text] * 4096)

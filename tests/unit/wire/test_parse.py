@@ -40,12 +40,12 @@ NATIVE = {"model": "m", "prompt": "p"}
         b'{"a":' * 65 + b"1" + b"}" * 65,
     ],
 )
-def test_bad_json_is_a_400(raw: bytes) -> None:
+def test_json_that_is_malformed_is_a_400(raw: bytes) -> None:
     with pytest.raises(errors.InvalidRequest):
         parse(TextGenerationRequest, raw)
 
 
-def test_depth_of_json_has_a_bound() -> None:
+def test_json_depth_has_a_bound() -> None:
     check_shape(b"[" * 64 + b"]" * 64)
     check_shape(b'{"a":[' * 32 + b"]}" * 32)
     check_shape(b"[[],{}]" * 1000)
@@ -61,7 +61,7 @@ def _padded(elements: int) -> bytes:
     return b'{"x":"' + b'\\"[,{' * 200_000 + b'","y":[' + b"1," * (elements - 3) + b"1]}"
 
 
-def test_number_of_elements_has_a_bound() -> None:
+def test_json_elements_have_a_bound() -> None:
     check_shape(_padded(MAX_ELEMENTS))
     check_shape(b"[" + b"1," * (MAX_ELEMENTS - 1) + b"1]")
     many = b"the body has more than 100000 elements"
@@ -78,7 +78,7 @@ def test_number_of_elements_has_a_bound() -> None:
 
 @pytest.mark.parametrize("size", [0, 300_000])
 @given(text=st.text(st.sampled_from('"\\[]{},:a')))
-def test_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None:
+def test_json_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None:
     """What stands in strings does not count; the long bodies are read in another way."""
     deep = "[" * MAX_DEPTH + json.dumps(text + "a" * size) + "]" * MAX_DEPTH
     check_shape(deep.encode())
@@ -97,12 +97,12 @@ def test_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None
         b"\\" * 6_000_000 + b"[" * 65,
     ],
 )
-def test_shape_of_hostile_text_is_found_in_linear_time(raw: bytes) -> None:
+def test_json_shape_of_hostile_text_is_found_in_linear_time(raw: bytes) -> None:
     with contextlib.suppress(errors.InvalidRequest):
         check_shape(raw)
 
 
-def test_number_of_members_has_a_bound() -> None:
+def test_json_members_have_a_bound() -> None:
     """A member may be wrong, and the library makes all errors before it tells of any."""
 
     def body(count: int) -> bytes:

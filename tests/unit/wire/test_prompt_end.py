@@ -48,7 +48,7 @@ def test_prompt_end_is_a_new_turn_unless_the_request_says_otherwise(model: Any) 
     ],
     ids=["user", "calls", "both"],
 )
-def test_prompt_end_that_cannot_be_is_refused(
+def test_prompt_end_that_contradicts_itself_is_refused(
     model: Any, last: dict[str, Any], more: dict[str, Any], param: str
 ) -> None:
     asked = {"continue_final_message": True, **more}

@@ -80,7 +80,7 @@ def test_max_tokens_beyond_every_context_is_the_largest(model: Any, body: dict[s
         assert message_of(read(model, body, max_tokens=large)).sampling.max_tokens == 1_000_000
 
 
-def test_stop_sequences() -> None:
+def test_stop_sequences_have_bounds() -> None:
     read(TextGenerationRequest, NATIVE, stop_sequences=["x" * 256] * 16)
     assert refused(TextGenerationRequest, NATIVE, stop_sequences=["x"] * 17).param == (
         "stop_sequences"
@@ -93,7 +93,7 @@ def test_stop_sequences() -> None:
 
 
 @pytest.mark.parametrize(("model", "body"), SURFACES[1:])
-def test_openai_stop(model: Any, body: dict[str, Any]) -> None:
+def test_stop_of_openai_is_a_text_or_a_list(model: Any, body: dict[str, Any]) -> None:
     assert message_of(read(model, body, stop="end")).sampling.stop == ("end",)
     assert message_of(read(model, body, stop=["a"] * 16)).sampling.stop == ("a",) * 16
     assert refused(model, body, stop=["a"] * 17).param == "stop"
@@ -111,7 +111,7 @@ def test_top_k_that_is_off_is_off_whatever_the_model_s_default(
     assert message_of(read(model, body, top_k=None), own).sampling.top_k == 5
 
 
-def test_logprobs() -> None:
+def test_logprobs_are_on_or_a_number() -> None:
     for good in (0, 20):
         message = message_of(read(TextGenerationRequest, NATIVE, logprobs=good))
         assert message.sampling.logprobs == good
@@ -195,7 +195,7 @@ def test_param_is_a_path(body: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
-def test_input_is_exactly_one() -> None:
+def test_input_is_either_a_prompt_or_messages() -> None:
     assert refused(TextGenerationRequest, {"model": "m"}).param == "prompt"
     assert refused(TextGenerationRequest, NATIVE, messages=CHAT["messages"]).param == "messages"
     assert refused(TextGenerationRequest, {"prompt": "x"}).param == "model"
@@ -224,7 +224,7 @@ def test_our_own_answers_can_be_sent_back() -> None:
     read(ChatCompletionRequest, {"model": "m", "messages": [turn]})
 
 
-def test_values_are_never_echoed() -> None:
+def test_errors_never_echo_values() -> None:
     for more in ({"max_tokens": "hunter2"}, {"prompt": {"hunter2": 1}}, {"stream": "hunter2"}):
         assert "hunter2" not in refused(TextGenerationRequest, NATIVE, **more).message
 
@@ -239,7 +239,7 @@ def test_errors_of_a_body_are_not_all_made() -> None:
     assert parts.param == "messages[0].content[0]"
 
 
-def test_param_path() -> None:
+def test_param_of_an_error_is_the_path_of_its_field() -> None:
     assert param_path(("messages", 0, "content", 1, "text")) == "messages[0].content[1].text"
     assert param_path(()) is None
     assert len(param_path(("x" * 500,)) or "") == 128
@@ -340,7 +340,7 @@ def test_seed_that_is_negative_is_taken_modulo_two_to_the_64() -> None:
     assert message_of(read(ChatCompletionRequest, CHAT, seed=-1)).sampling.seed == 2**64 - 1
 
 
-def test_max_completion_tokens() -> None:
+def test_max_completion_tokens_replaces_max_tokens() -> None:
     message = message_of(read(ChatCompletionRequest, CHAT, max_completion_tokens=4))
     assert (message.sampling.max_tokens, message.clip_max_tokens) == (4, True)
     both = {"max_completion_tokens": 4, "max_tokens": 5}

@@ -120,7 +120,6 @@ def test_references_to_an_item_come_once() -> None:
         ({"tools": [{"type": "code_interpreter", "container": {}}]}, "tools[0]"),
         ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0]"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
-        ({"truncation": "auto"}, "truncation"),
         ({"conversation": "c"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
@@ -145,6 +144,7 @@ def test_response_refuses_by_name_what_would_change_the_answer(
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"reasoning": {"effort": "most"}}, "reasoning.effort"),
+        ({"truncation": "last"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],
     ids=str,
@@ -155,7 +155,7 @@ def test_response_names_the_field_at_fault(fields: dict[str, Any], param: str) -
     assert refused.value.param == param
 
 
-def test_search_tools_are_left_out_aloud() -> None:
+def test_search_tools_are_left_out_with_a_warning() -> None:
     body = _parsed(tools=[FUNCTION, {"type": "web_search", "external_web_access": False}], x=1)
     assert body.ignored() == ["x", "tools.web_search"]
     assert [each.name for each in chosen(body.tool_choice, body.tools or [])[0]] == ["f"]
@@ -279,7 +279,7 @@ def test_stream_of_a_response_has_each_event_in_its_order() -> None:
     assert items == told[-1][1]["response"]["output"]
 
 
-def test_stream_of_a_response_goes_on_after_the_number_that_was_seen() -> None:
+def test_stream_of_a_response_continues_after_the_number_that_was_seen() -> None:
     whole, rest = _streamed(_whole_stream()), _streamed(_whole_stream(), after=7)
     assert rest == whole[8:]
 
@@ -367,3 +367,10 @@ def test_names_with_their_namespaces_are_short_enough_for_a_message() -> None:
     for fields in ({"input": [{**call, "namespace": long}]}, {"tools": tools}):
         with pytest.raises(InvalidRequest, match="256"):
             _parsed(**fields)
+
+
+def test_switches_that_a_template_does_not_know_are_named_as_they_were_sent() -> None:
+    asked = _parsed(reasoning={"effort": "low"}, text={"verbosity": "low"})
+    assert asked.unknown_switches([]) == ["reasoning.effort", "text.verbosity"]
+    assert asked.unknown_switches(["enable_thinking"]) == ["text.verbosity"]
+    assert asked.unknown_switches(None) == _parsed().unknown_switches([]) == []

@@ -30,7 +30,7 @@ def test_session_is_the_header_s_or_that_of_the_surface() -> None:
 
 
 @pytest.mark.parametrize("label", [{"a": 1}, 7, "", "x" * 300, None])
-def test_session_that_is_none_is_a_label_as_others_are(label: Any) -> None:
+def test_session_that_is_invalid_is_a_label(label: Any) -> None:
     assert session(ChatCompletionRequest, prompt_cache_key=label) is None
     assert session(MessagesRequest, metadata=label) is None
     assert session(MessagesRequest, metadata={"user_id": label}) is None

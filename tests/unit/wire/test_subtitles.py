@@ -22,7 +22,7 @@ def segment(start: float, end: float, text: str) -> Segment:
     )
 
 
-def test_both_forms_of_a_transcription() -> None:
+def test_subtitles_are_written_as_srt_and_vtt() -> None:
     segments = [segment(0.0, 2.5, " Hello there."), segment(3661.0405, 3662.9996, " And bye.")]
     assert srt(segments) == (
         "1\n00:00:00,000 --> 00:00:02,500\nHello there.\n\n"
@@ -40,12 +40,12 @@ def test_subtitles_of_silence_are_an_empty_file_of_their_kind() -> None:
     assert vtt([segment(0, 1, "  ")]) == "WEBVTT\n\n"
 
 
-def test_times_are_rounded_and_carried() -> None:
+def test_subtitle_times_are_rounded_and_carried() -> None:
     assert "00:00:59,999 --> 00:01:00,000" in srt([segment(59.9994, 59.9996, "x")])
     assert "100:00:00,000 --> 100:00:01,000" in srt([segment(360_000, 360_001, "x")])
 
 
-def test_cue_ends_where_the_next_begins() -> None:
+def test_subtitle_cue_ends_where_the_next_begins() -> None:
     lines = srt([segment(0, 9, "a"), segment(4, 6, "b"), segment(6, 6, "c")]).splitlines()
     assert [line for line in lines if "-->" in line] == [
         "00:00:00,000 --> 00:00:04,000",
@@ -54,7 +54,7 @@ def test_cue_ends_where_the_next_begins() -> None:
     ]
 
 
-def test_text_cannot_end_its_cue_or_be_markup() -> None:
+def test_subtitle_text_cannot_end_its_cue_or_be_markup() -> None:
     said = segment(0, 1, " a\n\nb --> c <i>&amp;")
     assert srt([said]).splitlines()[2:] == ["a b -> c <i>&amp;", ""]
     assert vtt([said]).splitlines()[3:] == ["a b --&gt; c &lt;i&gt;&amp;amp;", ""]
@@ -65,7 +65,7 @@ _segments = st.lists(st.builds(segment, _times, _times, st.text()))
 
 
 @given(_segments)
-def test_cues_are_in_order_and_do_not_overlap(segments: list[Segment]) -> None:
+def test_subtitle_cues_are_in_order_and_do_not_overlap(segments: list[Segment]) -> None:
     written = srt(segments)
     found = re.findall(r"^(\S+) --> (\S+)$", written, re.MULTILINE)
     times = [_milliseconds(each) for pair in found for each in pair]

@@ -44,7 +44,7 @@ def test_tools_reach_the_worker(model: Any, body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("model", "body"), SURFACES)
-def test_tools_that_are_none_are_accepted(model: Any, body: dict[str, Any]) -> None:
+def test_tools_that_are_empty_are_accepted(model: Any, body: dict[str, Any]) -> None:
     nothing: list[dict[str, Any]] = [
         {"tools": []},
         {"tools": None},
@@ -122,14 +122,14 @@ def test_reasoning_and_its_switches_reach_the_worker() -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_none_are_refused_in_fields_of_any_value(number: float) -> None:
+def test_non_finite_numbers_are_refused_in_fields_of_any_value(number: float) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"a": number}}}
     for more in ({"tools": [tool]}, {"chat_template_kwargs": {"a": [number]}}):
         assert "NaN" in refused(ChatCompletionRequest, CHAT, **more).message
     read(ChatCompletionRequest, CHAT, chat_template_kwargs={"a": 'NaN " Infinity'})
 
 
-def test_switches_that_a_template_does_not_know_are_named() -> None:
+def test_template_switches_that_are_unknown_are_named() -> None:
     body = read(ChatCompletionRequest, CHAT, reasoning_effort="low", verbosity="high")
     assert message_of(body).template_kwargs["verbosity"] == "high"
     assert body.unknown_switches(None) == []

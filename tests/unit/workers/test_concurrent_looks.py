@@ -9,7 +9,7 @@ from workers.devices import Devices
 from workers.devices.cards import Cards
 
 
-def test_looks_at_once_are_all_answered_and_make_no_card_doubtful() -> None:
+def test_device_readings_at_once_are_all_answered_and_make_no_card_doubtful() -> None:
     nvml = StandInNvml(StandInCard(uuid="GPU-aa"))
     devices = Devices(Cards.find(None, nvml))
     before = nvml.calls

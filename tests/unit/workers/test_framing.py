@@ -198,7 +198,7 @@ def test_frame_with_lawful_values_is_read(event: dict[str, Any]) -> None:
         + b"\xc0",
     ],
 )
-def test_frame_of_nonsense_is_refused_and_leaves_nothing_held(payload: bytes) -> None:
+def test_frame_that_is_invalid_is_refused_and_leaves_nothing_held(payload: bytes) -> None:
     reader = FrameReader()
     with pytest.raises(BadFrame):
         reader.feed(struct.pack("!I", len(payload)) + payload + b"\x00" * 100)

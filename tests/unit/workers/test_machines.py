@@ -365,7 +365,7 @@ def test_memory_that_the_driver_keeps_is_neither_free_nor_another_program_s() ->
 
 
 @pytest.mark.parametrize("make", machines.MACHINES.values(), ids=machines.MACHINES)
-def test_machine_has_a_reason_for_each_device_that_is_not_well(
+def test_machine_gives_a_reason_for_each_device_in_doubt(
     make: Callable[[], Machine], tmp_path: Path
 ) -> None:
     devices = make().devices(tmp_path)

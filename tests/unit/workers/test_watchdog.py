@@ -76,7 +76,7 @@ def test_silence_may_last_as_long_as_a_step_of_the_engine() -> None:
     assert looks(worker("ready", step_timeout=1.0)) == 2 + DOG.interval
 
 
-def test_cancelled_job_that_goes_on_ends_its_worker_however_much_it_says() -> None:
+def test_cancelled_job_that_does_not_end_ends_its_worker() -> None:
     one = worker("ready")
     one.cancelled["a"] = one.cancelled["b"] = 0.0
     for number in range(1, 1000):
@@ -105,7 +105,7 @@ def test_load_ends_after_the_load_timeout_without_progress() -> None:
     assert DOG.look(one) == "made no progress with its load for 4 s"
 
 
-def test_load_may_take_for_ever_that_tells_of_progress() -> None:
+def test_load_timeout_spares_a_load_that_tells_of_progress() -> None:
     dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
     for look in range(1800):
         one.progress = look // 20 * 20 / 1800
@@ -115,7 +115,7 @@ def test_load_may_take_for_ever_that_tells_of_progress() -> None:
     assert looks(one, dog) <= 26
 
 
-def test_load_may_take_for_ever_that_reads_its_files() -> None:
+def test_load_timeout_spares_a_load_that_reads_its_files() -> None:
     dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
     process = cast("Process", one.handle)
     for _ in range(1800):
@@ -151,7 +151,7 @@ def test_load_that_reads_next_to_nothing_makes_no_progress() -> None:
     assert (looked, cause) == (25, "made no progress with its load for 25 s")
 
 
-def test_first_job_on_a_card_has_more_patience_and_the_second_has_not() -> None:
+def test_step_timeout_is_longer_for_the_first_job_on_a_card_only() -> None:
     """Kernels are built and loaded, and libraries choose among them."""
     dog = Watchdog(heartbeat_timeout=30, load_timeout=600)
     spec = msgspec.structs.replace(fake(), device="cuda")
@@ -184,7 +184,7 @@ def test_spare_waits_for_its_model_as_long_as_it_has_to(state: str) -> None:
     assert looks(one) == 4 + DOG.interval
 
 
-def test_compiling_and_first_uses_have_more_patience_but_not_for_ever() -> None:
+def test_step_timeout_is_longer_while_compiling_and_still_bounded() -> None:
     dog = Watchdog(heartbeat_timeout=30, load_timeout=100)
     for activity, seconds in (("compile", 1800), ("warmup", 600)):
         one = worker("ready")

@@ -43,7 +43,7 @@ def test_xid_that_a_machine_does_not_tell_is_said_and_stops_nothing(
     devices.close()
 
 
-def test_xid_is_no_matter_to_a_driver_without_sets_of_events(tmp_path: Path) -> None:
+def test_xid_is_not_read_from_a_driver_without_event_sets(tmp_path: Path) -> None:
     machine = machines.two_cards()
     machine.nvml.has_events = False
     devices = machine.devices(tmp_path)

@@ -1,1 +1,1 @@
-"""The embedding engine: transformers' encoders and decoders in sentence-transformers' layout."""
+"""Runs embeddings: transformers' encoders and decoders in sentence-transformers' layout."""

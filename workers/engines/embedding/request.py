@@ -1,4 +1,4 @@
-"""A request for embeddings, its texts as tokens, and the vectors that are there so far."""
+"""Holds a request for embeddings, its texts as tokens, and the vectors that are there so far."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(slots=True, frozen=True, eq=False)
 class TokenizedText:
-    """One text of a request; ``skip`` tokens at its beginning are not pooled."""
+    """Holds one text of a request; ``skip`` tokens at its beginning are not pooled."""
 
     request: "Request"
     index: int

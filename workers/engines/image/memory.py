@@ -1,4 +1,4 @@
-"""Placement of a pipeline's parts, and the fallbacks when the device runs out of memory."""
+"""Places a pipeline's parts, and falls back when the device runs out of memory."""
 
 import platform
 from collections.abc import Iterator

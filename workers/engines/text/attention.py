@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.engines.text.batch import Batch, DecodeGroup, PromptPiece
+from workers.engines.text.batch import Batch, DecodeGroup, PagedRows, PromptPiece
 from workers.engines.text.cache import PagedCache
 
 
@@ -22,8 +22,36 @@ def attend(
     query: [tokens, heads, key_dim] -> [tokens, heads * value_dim]
     """
     parts = [_decode(query, cache, layer, group, scaling, softcap) for group in batch.decodes]
+    if batch.paged is not None:
+        parts.append(_decode_in_place(query, cache, layer, batch.paged, scaling, softcap))
     parts += [_prefill(query, cache, layer, piece, scaling, softcap) for piece in batch.prompts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _decode_in_place(
+    query: Tensor,
+    cache: PagedCache,
+    layer: int,
+    rows: PagedRows,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    from workers.engines.text.kernels.paged_decode import paged_decode
+
+    shape = cache.shapes[layer]
+    return paged_decode(
+        query[: rows.count],
+        cache.pages[layer],
+        rows.table,
+        rows.lengths,
+        longest=rows.longest,
+        block_size=cache.block_size,
+        kv_heads=shape.kv_heads,
+        value_dim=shape.value_dim,
+        window=shape.window,
+        scaling=scaling,
+        softcap=softcap,
+    )
 
 
 def _decode(

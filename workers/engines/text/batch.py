@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.plan import Chunk, Plan
 
@@ -21,6 +22,19 @@ class DecodeGroup:
     end: int
     table: BlockTable
     masks: Masks  #: each [rows, 1, 1, tokens], added to the scores
+
+
+@dataclass(slots=True, frozen=True)
+class PagedRows:
+    """Rows ``0:count`` of the step, one token each, for a kernel that reads the cache in place."""
+
+    count: int
+    table: Tensor  #: [count, blocks] int32, padded with block 0
+    lengths: Tensor  #: [count] int32, tokens with the row's own
+    longest: int  #: of the lengths
+
+    def to(self, device: torch.device) -> "PagedRows":
+        return replace(self, table=self.table.to(device), lengths=self.lengths.to(device))
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +60,7 @@ class Batch:
     #: [rows] tokens whose logits are wanted, first those that are sampled from; None: all of them
     sampled: Tensor | None
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
+    paged: PagedRows | None = None  #: in place of ``decodes``
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
@@ -56,6 +71,7 @@ class Batch:
             self.elsewhere[device] = replace(
                 self,
                 slots=self.slots.to(device),
+                paged=self.paged and self.paged.to(device),
                 decodes=[
                     replace(each, table=each.table.to(device), masks=_moved(each.masks, device))
                     for each in self.decodes
@@ -78,7 +94,10 @@ class BatchBuilder:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        in_place: bool = False,
     ) -> None:
+        """``in_place``: a kernel reads the cache of decode rows where it lies."""
+        self._in_place = in_place
         self._block_size = block_size
         self._windows = tuple(windows)
         self._dtype = dtype
@@ -98,7 +117,8 @@ class BatchBuilder:
             ids=ids,
             positions=positions,
             slots=slots,
-            decodes=self._groups(decodes),
+            decodes=[] if self._in_place else self._groups(decodes),
+            paged=self._paged(decodes) if self._in_place and decodes else None,
             prompts=self._pieces(len(decodes), plan.prefills),
             sampled=self._index(last) if plan.prefills else None,
             order=[chunk for chunk in chunks if chunk.samples],
@@ -116,6 +136,18 @@ class BatchBuilder:
         places = range(chunk.start, chunk.end)
         positions += places
         slots += [blocks[place // size] * size + place % size for place in places]
+
+    def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
+        """Return the rows' blocks and lengths. chunks: the longest first"""
+        rows = [chunk.sequence.blocks for chunk in chunks]
+        longest = max(map(len, rows))
+        table = [[*row, *[NULL_BLOCK] * (longest - len(row))] for row in rows]
+        return PagedRows(
+            len(chunks),
+            torch.tensor(table, dtype=torch.int32, device=self._device),
+            torch.tensor([c.end for c in chunks], dtype=torch.int32, device=self._device),
+            chunks[0].end,
+        )
 
     def _groups(self, chunks: Sequence[Chunk]) -> list[DecodeGroup]:
         groups = []

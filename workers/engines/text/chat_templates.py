@@ -33,13 +33,13 @@ class ChatTemplates:
 
     @property
     def default(self) -> ChatTemplate | None:
-        """The template for requests without tools, if it can be used."""
+        """Return the template for requests without tools, if it can be used."""
         chosen = self.choose()
         return chosen if isinstance(chosen, ChatTemplate) else None
 
     @property
     def literals(self) -> str:
-        """All text that stands in the templates."""
+        """Return all text that stands in the templates."""
         usable = (each for each in self._by_name.values() if isinstance(each, ChatTemplate))
         return "\0".join(each.literals for each in usable)
 

@@ -1,4 +1,4 @@
-"""Keeps what clients say from becoming control tokens, so that nobody writes another's turn.
+"""Keeps what clients say from becoming control tokens, so that no client writes another's turn.
 
 The library's way: control tokens in a client's strings are put between private marks before the
 template sees them; what the template makes of the strings, the marks stay with the tokens, and the
@@ -26,7 +26,7 @@ _LIKE_ESCAPED = re.compile(r"\\(?=U000f000|udb80)")
 #: Control tokens by their looks, for files that do not say so.
 _LOOKS = re.compile("<[|\N{FULLWIDTH VERTICAL LINE}].+[|\N{FULLWIDTH VERTICAL LINE}]>", re.DOTALL)
 #: Who may write the template's own tags, such as <think> in what an assistant has said. Real
-#: control tokens nobody may write.
+#: control tokens that no client may write.
 _TRUSTED = frozenset({"system", "assistant"})
 
 

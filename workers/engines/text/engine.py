@@ -30,7 +30,7 @@ from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
 from workers.engines.text.scheduler import Scheduler
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.warmup import largest_jobs, paced
-from workers.protocol import Event, Load, Ready, TextJob
+from workers.protocol import Event, Load, Ready, TextJob, TextOptions
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class TextEngine:
         device = loaded.device.type
         budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
         plan = CachePlan(budget, self._block_size, rows, context)
-        self._runner, why = open_runner(loaded, plan)
+        self._runner, why = open_runner(loaded, plan, (spec.text or TextOptions()).attention)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        wanted = spec.text.response_template if spec.text else None
+        wanted = (spec.text or TextOptions()).response_template
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
         chat = Conversation(templates, tokenizer, loaded.model_type, wanted)

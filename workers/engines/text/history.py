@@ -22,7 +22,7 @@ _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True, slots=True)
 class HistoryForm:
-    """How a template takes what was said before."""
+    """Tells how a template takes earlier turns."""
 
     knows_calls: bool = True
     knows_answers: bool = True  #: has a turn for what a tool has answered

@@ -3,7 +3,9 @@
 Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
+import contextlib
 import copy
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ from workers.protocol import Load
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
+
+
+_BROKEN = "The tokenizer does not work"
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,7 +63,7 @@ def load(spec: Load) -> LoadedModel:
         device=device,
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
-        max_positions=_max_positions(config),
+        max_positions=max_positions(config),
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
     )
@@ -111,7 +116,8 @@ def _model(
     split = "balanced" if spec.even_split else "sequential"
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
-    if not spread and where is not None and may_fuse(config):
+    # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
+    if not spread and where is not None and spec.adapter is None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -161,8 +167,24 @@ def _tokenizer(folder: Path, config: Any) -> Any:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise load_failed(f"The tokenizer does not work: {reason(error)}") from error
+        raise load_failed(_lacks_package(folder) or f"{_BROKEN}: {reason(error)}") from error
     return tokenizer
+
+
+def _lacks_package(folder: Path) -> str | None:
+    """Name the package that a tokenizer needs which the library must convert first.
+
+    The library itself names tiktoken for every file that it could not read.
+    """
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return None
+    with contextlib.suppress(ModuleNotFoundError):  # of "google", of which others are part, too
+        if importlib.util.find_spec("google.protobuf") is not None:
+            return None
+    return (
+        f"{_BROKEN}: this model has it as tokenizer.model only, which needs the Python package "
+        "protobuf. Install that beside BitingLip, or take a repository with tokenizer.json."
+    )
 
 
 def is_panic(error: BaseException) -> bool:
@@ -190,7 +212,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in ids if isinstance(token, int))
 
 
-def _max_positions(config: Any) -> int:
+def max_positions(config: Any) -> int:
     """Return how many positions the model knows.
 
     Models that are recurrent in all layers know no position, so none is too far.

@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,11 @@ from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.protocol import Grammar, Prompt, TextJob
+from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
 _MOST_ECHOED = 2_000_000  #: characters of prompts in an answer: one frame holds it
+_OF_ANSWER = 8  #: the part of a context that is left for an answer where turns may go
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
 
 
@@ -71,7 +72,7 @@ class Preprocessor:
         self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
         prompts: list[PreparedPrompt] = []
         for given in job.prompts or (job.prompt,):
-            prompts.append(self._prepare_prompt(job, given))
+            prompts.append(self._prepare_shortened(job, given))
             _check_echo(job, prompts)
         seed = job.sampling.seed
         if job.tool_choice != "auto":  # calls have a form of their own
@@ -92,7 +93,32 @@ class Preprocessor:
             compiled.result()
         return compiled
 
-    def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
+    def _prepare_shortened(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
+        """Prepare a prompt without the oldest turns, as few as possible, if these may go.
+
+        An eighth of the context is left for the answer, unless the last turn alone takes it.
+        """
+        if not job.drop_turns or job.messages is None:
+            return self._prepare_prompt(job, given)
+        messages, room = job.messages, min(job.sampling.max_tokens, self._max_context // _OF_ANSWER)
+        begins = _turns(messages)
+        fits: PreparedPrompt | None = None
+        first, last = 0, len(begins) - 1
+        at = 0  # most conversations fit as they are; of the others, half of what is left is tried
+        while first <= last:
+            try:
+                fits = self._prepare_prompt(_from(job, messages, begins[at]), given, room)
+            except Refused as refused:
+                if refused.code != "CONTEXT_LENGTH_EXCEEDED":
+                    raise
+                first = at + 1
+            else:
+                last = at - 1
+            at = (first + last) // 2
+        return fits or self._prepare_prompt(_from(job, messages, begins[-1]), given)
+
+    def _prepare_prompt(self, job: TextJob, given: Prompt | None, room: int = 0) -> PreparedPrompt:
+        """Prepare a prompt after which more than ``room`` tokens can be made. Raises Refused."""
         param = "prompt" if job.messages is None else "messages"
         reading, grammar = None, job.grammar
         if isinstance(given, tuple):
@@ -109,7 +135,7 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading, grammar)
+        return PreparedPrompt(ids, self._fit(job, len(ids), param, room), text, reading, grammar)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:
@@ -163,13 +189,13 @@ class Preprocessor:
             )
         return [bos]
 
-    def _fit(self, job: TextJob, prompt_tokens: int, param: str) -> int:
+    def _fit(self, job: TextJob, prompt_tokens: int, param: str, room: int) -> int:
         """Return how many tokens to make, cut to the context if the client left it open."""
         left = self._max_context - prompt_tokens
         wanted = job.sampling.max_tokens
         if wanted <= left:
             return wanted
-        if job.clip_max_tokens and left > 0:
+        if job.clip_max_tokens and left > room:
             return left
         raise self._too_long(job, prompt_tokens, "max_tokens" if left > 0 else param)
 
@@ -181,6 +207,18 @@ class Preprocessor:
             self._max_context, prompt_tokens, max_tokens=asked, at_least=at_least
         )
         return Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
+
+
+def _turns(messages: Sequence[ChatMessage]) -> list[int]:
+    """Return where a conversation may begin: at its beginning, or as a user's turn does."""
+    later = range(2 if messages[0].role == "system" else 1, len(messages))
+    return [0, *(number for number in later if messages[number].role == "user")]
+
+
+def _from(job: TextJob, messages: tuple[ChatMessage, ...], begin: int) -> TextJob:
+    """Return a job whose conversation begins later, but for what the system says first."""
+    kept = messages[:1] if begin and messages[0].role == "system" else ()
+    return msgspec.structs.replace(job, messages=(*kept, *messages[begin:]))
 
 
 def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:

@@ -23,8 +23,12 @@ class Runner:
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
 
-    def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
+    def __init__(
+        self, loaded: LoadedModel, cache_plan: CachePlan, *, in_place: bool = False
+    ) -> None:
         """Set up the cache and check the model.
+
+        ``in_place``: a kernel reads the cache of single tokens where it lies.
 
         Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
         as it was.
@@ -48,6 +52,7 @@ class Runner:
             {shape.window for shape in shapes},
             dtype=loaded.dtype,
             device=loaded.device,
+            in_place=in_place,
         )
         same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
         self.scrub(used)

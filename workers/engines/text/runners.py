@@ -2,26 +2,33 @@
 
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Unsupported
+from workers.engines.text.kernels import unusable
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.runner import Runner
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.torch_env import load_failed
+from workers.protocol import Attention
 
 _LENGTHS = (12, 7)  #: tokens of two prompts: a state that sequences share would show
 
 
 def open_runner(
-    loaded: LoadedModel, plan: CachePlan
+    loaded: LoadedModel, plan: CachePlan, attention: Attention = "sdpa"
 ) -> tuple[Runner | SequentialRunner, str | None]:
     """Return what computes the model and, if it is each sequence by itself, the reason.
 
-    Raises Refused if neither computes it as its library does.
+    Raises Refused if neither computes it as its library does, or the attention cannot be had.
     """
+    in_place = attention == "triton"
+    if in_place and (lack := unusable(loaded.device, loaded.dtype)):
+        raise load_failed(f"text.attention is triton, but {lack}.")
     try:
-        return Runner(loaded, plan), None
+        return Runner(loaded, plan, in_place=in_place), None
     except Unsupported as error:
         why = error.reason
+    if in_place:
+        raise load_failed(f"text.attention is triton, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
     runner = SequentialRunner(loaded, plan)

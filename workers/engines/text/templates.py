@@ -1,4 +1,4 @@
-"""Chat templates: code from a stranger, rendered in a bounded sandbox within a time limit."""
+"""Renders chat templates, which are untrusted code, in a bounded sandbox within a time limit."""
 
 import ctypes
 import threading
@@ -32,7 +32,8 @@ _PROBE = 100_000  #: characters of a conversation that tries a template
 
 @dataclass(frozen=True, slots=True)
 class PromptEnd:
-    """How a conversation ends in a prompt; usually the header of the model's turn is written."""
+    """Tells how a conversation ends in a prompt; usually the header of the model's
+    turn is written."""
 
     header: bool = True
     goes_on: bool = False  #: after the last message's content, whose turn is not closed

@@ -16,7 +16,7 @@ _QUIET, _LOUD = 0.1, 0.95  #: quantiles of the frames
 
 
 class Activity(IntEnum):
-    """How much a sound is like voices: not at all, hardly, or as far as this can tell."""
+    """Tells how much a sound is like voices: not at all, hardly, or as far as this can tell."""
 
     NOTHING = 0  #: no louder than what 16 bits hold
     STEADY = 1

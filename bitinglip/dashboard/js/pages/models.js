@@ -76,23 +76,24 @@ function Row({ model, state, writes, reload, show }) {
   const status = state?.status ?? model.status;
   const progress = state?.progress ?? model.progress;
   const loaded = status === "ready";
+  const coming = status === "downloading"; // there is nothing to load or to show yet
   return html`<tr>
-    <th scope="row"><button type="button" class="link" onClick=${() => show(model)}>${name}</button>
+    <th scope="row">${coming ? name : html`<button type="button" class="link" onClick=${() => show(model)}>${name}</button>`}
       ${model.description && html`<div class="small quiet clip description">${model.description}</div>`}
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
       ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
       ${state?.pinned ? html` <${Badge} state="pinned" tone="plain" />` : ""}</span></td>
-    <td data-label="Type">${model.type}</td>
-    <td class="number nowrap" data-label="Size">${model.size}</td>
+    <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
+    <td class="number nowrap" data-label="Size">${model.size ?? "–"}</td>
     <td class=${`number ${model.max_context ? "" : "none"}`} data-label="Context">${model.max_context ? number(model.max_context) : "–"}</td>
     <td class=${model.license ? "" : "none"} data-label="Licence">${model.license ?? "–"}</td>
     <td class="tools"><div class="buttons">
-      ${writes && (loaded || status === "loading"
+      ${writes && !coming && (loaded || status === "loading"
         ? html`<${Button} kind="tiny" icon="eject" disabled=${status === "loading"} onClick=${() => unload(name, reload)}>Unload<//>`
-        : html`<${Button} kind="tiny" icon="play" disabled=${status === "downloading"} onClick=${() => load(name, reload)}>Load<//>`)}
-      <${Button} kind="plain tiny" icon="info" label=${`Details of ${name}`} onClick=${() => show(model)} />
-      ${writes && html`<${Button} kind="plain tiny danger" icon="bin" label=${`Remove ${name}`} onClick=${() => remove(model, reload)} />`}
+        : html`<${Button} kind="tiny" icon="play" onClick=${() => load(name, reload)}>Load<//>`)}
+      ${!coming && html`<${Button} kind="plain tiny" icon="info" label=${`Details of ${name}`} onClick=${() => show(model)} />`}
+      ${writes && !coming && html`<${Button} kind="plain tiny danger" icon="bin" label=${`Remove ${name}`} onClick=${() => remove(model, reload)} />`}
     </div></td></tr>`;
 }
 

@@ -23,8 +23,8 @@ const chosen = () => location.hash.slice(2).split("/")[1];
 export default function Playground() {
   const tabs = TABS.filter(({ scope }) => may(scope));
   const [name, setName] = useState(chosen() ?? tabs[0].name);
-  const models = useLoaded((signal) => api.get("v1/models", {}, signal));
-  const own = useLoaded((signal) => (may("models:read") ? api.get("api/v1/models", { limit: 500 }, signal) : Promise.resolve(null)));
+  const listed = may("models:read");
+  const models = useLoaded((signal) => (listed ? api.get("api/v1/models", { limit: 500 }, signal) : Promise.resolve({ data: [] })));
   useEffect(() => {
     const follow = () => chosen() && setName(chosen());
     addEventListener("hashchange", follow);
@@ -35,22 +35,21 @@ export default function Playground() {
     setName(next);
     history.replaceState(null, "", `#/playground/${next}`);
   };
-  const list = own.data?.data ?? null;
   return html`
     <${PageHead} title="Playground" />
     <${Tabs} tabs=${tabs} tab=${tab} select=${select} />
     <div role="tabpanel" id="play-panel" aria-labelledby=${`tab-${tab.name}`}>
-      ${own.error || models.error ? html`<${Card} flush><${Failure} error=${own.error ?? models.error} retry=${own.reload} /><//>`
-        : own.data === null && models.data === null ? html`<${Card} flush><${Loading} rows=${6} /><//>`
-        : html`<${Panel} key=${tab.name} tab=${tab} models=${modelsOf(tab.kind, list, models.data)} />`}
+      ${models.data === null
+        ? html`<${Card} flush>${models.error ? html`<${Failure} error=${models.error} retry=${models.reload} />` : html`<${Loading} rows=${6} />`}<//>`
+        : html`<${Panel} key=${tab.name} tab=${tab} models=${listed ? modelsOf(tab.kind, models.data.data) : UNLISTED} />`}
     </div>`;
 }
 
-/** The models of a kind; where the key may not read kinds, all of them. */
-function modelsOf(kind, list, openai) {
-  if (list === null) return (openai?.data ?? []).map(({ id }) => ({ model_id: id, supported_parameters: {} }));
-  return list.filter((each) => (each.kind ?? each.type) === kind || (kind === "text" && each.engine === "fake"));
-}
+/** Where the key may not read the list, the name is typed. */
+const UNLISTED = [{ model_id: "", typed: true, supported_parameters: {} }];
+
+const modelsOf = (kind, list) =>
+  list.filter((each) => (each.kind ?? each.type) === kind || (kind === "text" && each.engine === "fake"));
 
 function Panel({ tab, models }) {
   if (!models.length) {

@@ -66,9 +66,9 @@ function make(lines, { format, height, most, bars, width }) {
     width,
     height,
     legend: { show: false },
-    padding: [8, 4, 0, 0],
+    padding: [8, 18, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
-    scales: { x: bars ? { range: (_, low, high) => [low - HALF_DAY, high + HALF_DAY] } : {}, y: { range: (_, __, high) => [0, most ?? Math.max(high * 1.15, 1e-6)] } },
+    scales: { x: bars ? { range: (_, low, high) => [low - HALF_DAY, high + HALF_DAY] } : { range: atLeastAMinute }, y: { range: (_, __, high) => [0, most ?? (high > 0 ? high * 1.15 : 1)] } },
     axes: [
       { ...axis, grid: { show: false }, size: 24, space: 70, values: times },
       { ...axis, grid, size: 52, space: 34, values: (_, ticks) => ticks.map(format) },
@@ -90,6 +90,12 @@ function make(lines, { format, height, most, bars, width }) {
       }),
     ],
   };
+}
+
+/** The last minute at least, so that the first seconds do not fill the whole width. */
+function atLeastAMinute(_self, low, high) {
+  const last = high ?? Date.now() / 1000;
+  return [Math.min(low ?? last, last - 60), last];
 }
 
 /** A computed colour with some of it seen through. */
@@ -132,7 +138,7 @@ function tip(lines, format) {
         const head = document.createElement("div");
         head.className = "quiet";
         const days = self.scales.x.max - self.scales.x.min > 2 * 86_400;
-        head.textContent = days ? at.toLocaleDateString() : at.toLocaleTimeString();
+        head.textContent = days ? at.toLocaleDateString() : at.toLocaleTimeString("en", { hour12: false });
         box.replaceChildren(head, ...rows);
         const right = left > self.over.clientWidth / 2;
         box.style.left = right ? "auto" : `${left + 10}px`;

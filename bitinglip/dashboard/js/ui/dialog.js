@@ -48,7 +48,7 @@ export function Confirmation() {
   };
   const ready = !asked.type || typed === asked.type;
   return html`<${Dialog} title=${asked.title} onClose=${() => answer(false)}
-    foot=${html`<${Button} data-first=${!asked.type} onClick=${() => answer(false)}>Cancel<//>
+    foot=${html`<${Button} data-first=${asked.type ? undefined : true} onClick=${() => answer(false)}>Cancel<//>
       <${Button} kind=${`first ${asked.danger ? "danger" : ""}`} disabled=${!ready}
         onClick=${() => answer(true)}>${asked.action}<//>`}>
     <p>${asked.text}</p>

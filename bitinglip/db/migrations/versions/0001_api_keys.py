@@ -1,4 +1,4 @@
-"""API keys."""
+"""Add the table of API keys."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Files that tasks made."""
+"""Add the table of files that tasks made."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The bytes of tasks, which their bounds are counted in."""
+"""Add the bytes of tasks, which their bounds are counted in."""
 
 import sqlalchemy as sa
 from alembic import op

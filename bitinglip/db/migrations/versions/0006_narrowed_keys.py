@@ -1,4 +1,4 @@
-"""Keys narrowed to models and addresses, their rotation, and tokens that were revoked."""
+"""Narrow keys to models and addresses; add their rotation, and the tokens that were revoked."""
 
 import sqlalchemy as sa
 from alembic import op

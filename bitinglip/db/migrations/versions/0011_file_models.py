@@ -1,4 +1,4 @@
-"""The models of files, so that a key that may not use one cannot fetch what it made."""
+"""Add the models of files, so that a key that may not use one cannot fetch what it made."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The least that is done about personal data for a key."""
+"""Add the least that is done about personal data for a key."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Responses that are kept, so that they can be asked for and gone on with."""
+"""Add responses that are kept, so that later requests can ask for them and continue them."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Files that clients keep, and batches of requests that are read from them."""
+"""Add files that clients keep, and batches of requests that are read from them."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -72,7 +72,7 @@ def test_rerank_of_a_classifier_with_more_labels_is_refused(tmp_path: Path) -> N
         EmbeddingHarness(folder)
 
 
-def test_rerank_activation_of_torch_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_rerank_activation_that_torch_lacks_is_refused(tmp_path: Path) -> None:
     folder = embedding.make_reranker(tmp_path / "model", own={"activation_fn": "torch.hub.load"})
     with pytest.raises(Refused, match="activation load"):
         EmbeddingHarness(folder)

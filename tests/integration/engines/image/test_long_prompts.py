@@ -58,7 +58,7 @@ def test_long_prompt_is_the_library_s_of_its_chunks(chunking: ImageHarness) -> N
     assert np.array_equal(chunking.pixels(job), expected(chunking, job, ["", "", ""]))
 
 
-def test_long_prompt_is_seen_to_its_last_word(chunking: ImageHarness) -> None:
+def test_long_prompt_counts_to_its_last_word(chunking: ImageHarness) -> None:
     jobs = [chunking.job(LONG), chunking.job(f"{LONG}x"), chunking.job(" ".join(WORDS[:3]))]
     chunking.run(*jobs)
     first, other, start = (chunking.pixels(job) for job in jobs)
@@ -81,7 +81,9 @@ def test_long_prompt_changes_no_neighbour(chunking: ImageHarness) -> None:
     assert np.array_equal(chunking.pixels(jobs[1]), expected(chunking, jobs[1], ["", "", ""]))
 
 
-def test_chunks_are_cut_between_words_and_hold_all_of_them(chunking: ImageHarness) -> None:
+def test_long_prompt_chunks_are_cut_between_words_and_hold_all_of_them(
+    chunking: ImageHarness,
+) -> None:
     tokenizers, longest = chunking.engine._pipelines.tokenizers, 77
     assert [each.strip() for each in chunks_of(LONG, tokenizers, longest)] == CHUNKS
     assert chunks_of("a cat", tokenizers, longest) == ["a cat"]

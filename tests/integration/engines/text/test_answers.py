@@ -80,7 +80,7 @@ def answer(engine: TextEngine, job: TextJob) -> tuple[TextDone, list[TextDelta]]
     return done(events)[job.id], [each for each in events if isinstance(each, TextDelta)]
 
 
-def test_answer_is_told_apart_in_a_stream_and_as_a_whole(engine: TextEngine) -> None:
+def test_answer_is_parsed_alike_in_a_stream_and_as_a_whole(engine: TextEngine) -> None:
     final, deltas = answer(engine, ask())
     [choice] = final.choices
     [call] = choice.tool_calls
@@ -116,7 +116,7 @@ def test_answer_without_tools_is_content_with_its_reasoning_apart(engine: TextEn
     assert choice.finish_reason == "stop"
 
 
-def test_answers_to_prompts_are_text_that_nobody_reads(engine: TextEngine) -> None:
+def test_answers_to_prompts_are_not_parsed(engine: TextEngine) -> None:
     final, _ = answer(engine, ask(messages=None, tools=(), prompt="x<think>"))
     assert final.text.startswith("Hm.</think>")
 

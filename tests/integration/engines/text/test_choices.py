@@ -76,7 +76,7 @@ def test_choices_share_the_blocks_of_their_prompt(engine: TextEngine) -> None:
     assert set(texts(end)) == {run(engine, one)["a"].text}
 
 
-def test_prompts_are_answered_as_each_alone(engine: TextEngine) -> None:
+def test_prompts_of_one_job_are_answered_as_each_alone(engine: TextEngine) -> None:
     settings: dict[str, Any] = {"temperature": 0.9, "seed": 3, "max_tokens": 9}
     alone = [run(engine, job("a", prompt, **settings))["a"] for prompt in PROMPTS]
     ids = [tuple(engine.prepare(job("a", prompt)).prompts[0].ids) for prompt in PROMPTS]

@@ -1,8 +1,9 @@
-"""Text models as people publish them: odd, and good all the same; or refused with the field's name.
+"""Text models as people publish them: the store tells of odd files what the engine makes of them,
+and both refuse what no library reads, by the name of its field."""
 
-What the store tells of a folder and what the engine makes of it are the same.
-"""
-
+import importlib
+import inspect as inspect_module
+import io
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
 
 from bitinglip.scheduling.placement.estimate import own_dtype
 from model_store.errors import BadFiles
@@ -21,6 +23,8 @@ from model_store.manifest import Manifest
 from tests.support.models.text import VOCAB, make_tiny_model
 from tests.support.text_harness import distance_from_library, job, load, run
 from workers.engines.base import Refused
+from workers.engines.library_config import library_config
+from workers.engines.text.loading import max_positions
 from workers.protocol import TextDone
 
 WEIGHTS = "model.safetensors"
@@ -241,13 +245,7 @@ SCALINGS: dict[str, tuple[dict[str, Any], int]] = {
         256,
     ),
     "yarn beyond what the config says": (
-        {
-            "rope_scaling": {
-                "type": "yarn",
-                "factor": 8.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
+        {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
         512,
     ),
     "longrope": (
@@ -271,9 +269,19 @@ def test_context_of_the_store_is_that_of_the_load(
 ) -> None:
     fields, expected = SCALINGS[case]
     folder = with_config(models["llama"], tmp_path / "m", **fields)
-    engine, ready = load(folder)
+    loaded = max_positions(library_config(folder))
+    assert (loaded, inspect(folder).max_context) == (expected, expected)
+
+
+def test_context_that_a_scaling_stretches_is_computed(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    fields, expected = SCALINGS["yarn"]
+    engine, ready = load(with_config(models["llama"], tmp_path / "m", **fields))
+    assert ready.max_context == expected
+    end = run(engine, job("a", prompt="word " * 150, max_tokens=200))["a"]
     engine.close()
-    assert (ready.max_context, inspect(folder).max_context) == (expected, expected)
+    assert end.prompt_tokens + end.completion_tokens > 256
 
 
 @pytest.mark.parametrize(
@@ -321,6 +329,30 @@ def test_padded_vocabulary_gives_text_and_logprobs_for_every_id(
     assert any(one.id >= VOCAB - 16 for one in told)
     assert all(one.logprob is not None and math.isfinite(one.logprob) for one in told)
     assert all(one.token == "" for one in told if one.id >= VOCAB - 16)
+
+
+def test_vocabulary_of_sentencepiece_works_or_names_the_package_that_it_lacks(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(models["llama"], tmp_path / "m", "tokenizer.json", "tokenizer_config.json")
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter((inspect_module.__doc__ or "").splitlines()),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(trained.getvalue())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    try:
+        importlib.import_module("google.protobuf")
+    except ModuleNotFoundError:
+        assert "needs the Python package protobuf" in refusal(folder)
+    else:
+        assert answer(folder).completion_tokens == 8
 
 
 # ---- settings of the generation ----------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.image import memory
 
 CARD = torch.device("cuda")
 
@@ -36,6 +35,8 @@ class Pipe:
 def test_offload_of_groups_streams_from_pinned_memory_but_under_wsl(
     low_ram: bool, kernel: str, streams: bool, pins_late: bool
 ) -> None:
+    from workers.engines.image import memory  # diffusers: seconds, for the process that runs this
+
     pipe = Pipe()
     memory._offload_groups(pipe, CARD, low_ram=low_ram, kernel=kernel)
     assert (pipe.told["use_stream"], pipe.told["low_cpu_mem_usage"]) == (streams, pins_late)
@@ -44,6 +45,8 @@ def test_offload_of_groups_streams_from_pinned_memory_but_under_wsl(
 
 
 def test_offload_that_cannot_pin_memory_names_the_setting_that_needs_none() -> None:
+    from workers.engines.image import memory
+
     pipe = Pipe(RuntimeError("CUDA error: out of memory"))
     with pytest.raises(Refused) as refused:
         memory._offload_groups(pipe, CARD, low_ram=False)

@@ -60,7 +60,7 @@ def test_template_in_chat_template_json_is_found(tmp_path: Path, found: object) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"chat_template": 3}', '{"other": ""}'])
-def test_template_json_that_is_none_leaves_the_model_without(tmp_path: Path, text: str) -> None:
+def test_template_json_that_is_invalid_leaves_the_model_without(tmp_path: Path, text: str) -> None:
     (saved(tmp_path) / "chat_template.json").write_text(text)
     assert read(tmp_path) is None
 

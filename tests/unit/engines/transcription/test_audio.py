@@ -165,7 +165,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_audio_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+def test_audio_that_is_invalid_is_refused(tmp_path: Path, kind: str) -> None:
     data, message = BROKEN[kind]
     (tmp_path / "upload").write_bytes(data)
     write(tmp_path / "other.wav", SOUND)

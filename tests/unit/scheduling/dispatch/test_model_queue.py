@@ -185,7 +185,7 @@ def test_sessions_of_one_key_push_out_no_other_key_s() -> None:
     assert ours.sessions.replica(("busy", str(last - MOST_OF_KEY - 1)), [one]) is None
 
 
-class LaneMachine(RuleBasedStateMachine):
+class ModelQueueMachine(RuleBasedStateMachine):
     """Random lives of flights: each is in exactly one place, and the replicas' books add up."""
 
     def __init__(self) -> None:
@@ -253,5 +253,5 @@ class LaneMachine(RuleBasedStateMachine):
         )
 
 
-TestLaneMachine = LaneMachine.TestCase
-TestLaneMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestModelQueueMachine = ModelQueueMachine.TestCase
+TestModelQueueMachine.settings = settings(max_examples=60, stateful_step_count=40)

@@ -225,7 +225,7 @@ def test_load_eta_after_a_restart_of_the_server_is_what_was_learned() -> None:
     assert machine.load_eta(model_state, 40.0) == 240.0
 
 
-def test_memory_of_a_device_that_does_not_answer_is_nobody_s() -> None:
+def test_memory_of_a_device_that_does_not_answer_is_not_counted() -> None:
     """Its last figure is out of date, and must not be shown as another program's."""
     ours = facts()
     ours.update({"fake0": DeviceUsage(60, {})}, [], {})

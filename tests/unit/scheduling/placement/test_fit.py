@@ -5,12 +5,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import Footprint, LoadConfig, estimate
+from bitinglip.scheduling.placement.estimate import (
+    Footprint,
+    LoadConfig,
+    bytes_by_dtype,
+    estimate,
+    own_dtype,
+)
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
@@ -246,8 +253,28 @@ def test_fit_evicts_the_idle_model_that_the_planner_evicts() -> None:
         (LoadConfig("fake", fake_bytes=5), 5, 0),
     ],
 )
-def test_estimates(load_config: LoadConfig, weights: int, cache: int) -> None:
+def test_estimate_follows_the_load_config(
+    load_config: LoadConfig, weights: int, cache: int
+) -> None:
     footprint = estimate(LLAMA, load_config)
     assert (footprint.weights, footprint.cache) == (weights, cache)
     if load_config.fake_bytes is not None:
         assert footprint.total == 5
+
+
+@pytest.mark.parametrize(
+    ("named", "weights"), [(None, 72 * GB), ("float32", 72 * GB), ("bfloat16", 52 * GB)]
+)
+def test_estimates_follow_the_format_that_a_config_names(named: str | None, weights: int) -> None:
+    manifest = msgspec.structs.replace(LLAMA, config_dtype=named)
+    assert estimate(manifest, LoadConfig("cpu")).weights == weights
+    assert own_dtype(manifest) == (named or "float32")
+    assert own_dtype(msgspec.structs.replace(manifest, kind="image")) == "float32"
+
+
+def test_estimates_by_number_format_are_those_of_the_settings() -> None:
+    found = bytes_by_dtype(LLAMA, LoadConfig("cuda"))
+    expected = {name: estimate(LLAMA, replace(CUDA, dtype=name)).total for name in found}
+    assert found == expected
+    assert found["float32"] > found["bfloat16"] == found["float16"]
+    assert bytes_by_dtype(LLAMA, LoadConfig("fake", fake_bytes=5)) == {}

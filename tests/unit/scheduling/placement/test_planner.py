@@ -51,7 +51,7 @@ def test_card_that_drives_a_screen_comes_after_one_that_does_not() -> None:
     assert planned(rooms, full, wanted()).loads == [Load("new", 0, {"0": 10})]  # there is room
 
 
-def test_replicas_keep_apart() -> None:
+def test_replicas_are_placed_on_different_devices() -> None:
     demands = [wanted(), replace(wanted(), index=1, urgent=False)]
     found = planned([card("0"), card("1")], [], *demands)
     assert [load.devices for load in found.loads] == [{"0": 10}, {"1": 10}]
@@ -162,7 +162,7 @@ def test_eviction_for_another_program_follows_a_lasting_shortage() -> None:
     assert evicted(planned([replace(taken, short_since=NOW - 3)], [held("a", 10)])) == ["a/0"]
 
 
-def test_keep_alive() -> None:
+def test_keep_alive_unloads_unused_models() -> None:
     brief = held("brief", used_at=NOW - 10, keep_alive=10.0)
     later = held("later", used_at=NOW - 10, keep_alive=15.0)
     found = planned([card()], [brief, later])
@@ -170,7 +170,7 @@ def test_keep_alive() -> None:
     assert found.replan_at == NOW + 5
 
 
-def test_split_over_devices() -> None:
+def test_split_takes_several_devices() -> None:
     rooms = [card("0"), card("1"), card("2", 12)]
     found = planned(rooms, [], wanted(size=40, spread=3))
     assert found.loads == [Load("new", 0, {"0": 20, "1": 20})]
@@ -334,7 +334,7 @@ def test_ram_of_loads_leaves_less_to_models_on_the_processor() -> None:
     assert ledger.ram_free == 1
 
 
-def test_ram_is_no_matter_where_the_processor_is_not_known() -> None:
+def test_ram_is_not_planned_where_the_processor_is_not_known() -> None:
     assert planned([card(memory=80)], [], wanted(size=20, ram=500)).loads
 
 

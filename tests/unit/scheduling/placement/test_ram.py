@@ -54,6 +54,12 @@ def text(*shards: int) -> Manifest:
         (text(5 * GB, 5 * GB), CARD, RamNeed(PROCESS + 2_048_000_000)),
         (text(20 * GB), CARD, RamNeed(PROCESS + 2_048_000_000)),
         (text(20 * GB), LoadConfig("cpu"), RamNeed()),
+        # An adapter's own files tell nothing of its base's.
+        (
+            msgspec.structs.replace(text(1000), adapter_of="base", weight_bytes=GB),
+            CARD,
+            RamNeed(PROCESS + GB),
+        ),
         (text(20 * GB), LoadConfig("cuda", fake_bytes=7), RamNeed()),
         (IMAGE, LoadConfig("fake"), RamNeed()),
         (IMAGE, CARD, RamNeed(PROCESS + 2_048_000_000)),
@@ -65,7 +71,9 @@ def text(*shards: int) -> Manifest:
         (IMAGE, replace(CARD, offload="group_low_ram"), RamNeed(PROCESS + 20 * GB, 20 * GB)),
     ],
 )
-def test_ram_need(manifest: Manifest, load_config: LoadConfig, expected: RamNeed) -> None:
+def test_ram_need_is_that_of_the_load(
+    manifest: Manifest, load_config: LoadConfig, expected: RamNeed
+) -> None:
     assert ram_need(manifest, load_config) == expected
 
 

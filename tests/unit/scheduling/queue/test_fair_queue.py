@@ -98,7 +98,7 @@ def test_priority_of_a_low_level_is_not_starved_by_a_higher_one() -> None:
     assert 20 <= second <= 21  # two levels, 10 s each
 
 
-def test_ageing_of_one_keys_requests_does_not_pass_another_key() -> None:
+def test_ageing_of_the_requests_of_a_key_does_not_pass_another_key() -> None:
     waiting = queue(ageing=1.0)
     for number in range(100):
         waiting.push(f"h{number}", FairShare("heavy"), 1.0, 0.0)

@@ -75,7 +75,7 @@ class GrammarCompiler:
         return new
 
     def warm_up(self) -> None:
-        """Make the vocabulary now, while nobody waits for the interpreter."""
+        """Make the vocabulary now, while no request waits for the interpreter."""
         with self._lock:
             made = self._submit(self._known_vocabulary)
         made.result()

@@ -1,4 +1,4 @@
-"""All that the text engine has of grammars: it compiles them, masks rows and checks texts."""
+"""Compiles grammars, masks rows by them, and checks finished texts."""
 
 from collections.abc import Collection
 from concurrent.futures import Future

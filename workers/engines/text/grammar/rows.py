@@ -1,4 +1,4 @@
-"""The rows of a step that are held to grammars, as the engine asks for them."""
+"""Holds the rows of a step to grammars, as the engine asks."""
 
 import time
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Checks a finished text against its schema once more, by another library than the one that led it.
 
-What a stranger's schema may ask for is bounded: a regular expression of Python's cannot be stopped
+What a client's schema may ask for is bounded: a regular expression of Python's cannot be stopped
 and holds the interpreter, so those are left to the grammar, which keeps to them in linear time; all
 else ends with its time.
 """

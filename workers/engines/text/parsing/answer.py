@@ -23,7 +23,7 @@ _MOST_ID = 256  #: characters of a call's id; the protocol takes no more
 
 
 class Piece(NamedTuple):
-    """What of an answer may be shown now."""
+    """Holds the part of an answer that may be shown now."""
 
     text: str = ""
     reasoning: str = ""

@@ -1,4 +1,4 @@
-"""How each family writes a call, for requests in which the model has to call a tool."""
+"""Tells how each family writes a call, for requests in which the model has to call a tool."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArgumentForm:
-    """What surrounds each argument of a call; ``{key}`` stands for the argument's name."""
+    """Holds the text around each argument of a call; ``{key}`` stands for the argument's name."""
 
     before: str
     after: str
@@ -18,7 +18,8 @@ class ArgumentForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallForm:
-    """What surrounds calls and the arguments of each; ``{name}`` stands for the tool's name."""
+    """Holds the text around calls and around their arguments; ``{name}`` stands for the tool's
+    name."""
 
     head: str
     tail: str = ""

@@ -1,4 +1,4 @@
-"""Calls of tools as models write them: values of many shapes become a name and JSON text."""
+"""Reads calls of tools as models write them: values of many shapes become a name and JSON text."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,7 +11,8 @@ Schemas = Mapping[str, Mapping[str, Any]]
 
 
 class Call(NamedTuple):
-    """A call that a model has written; ``id`` is the model's own, for formats that have one."""
+    """Holds a call that a model has written; ``id`` is the model's own, for formats
+    that have one."""
 
     name: str
     arguments: str  #: JSON text of an object

@@ -1,4 +1,4 @@
-"""The table of formats: how families of models write reasoning and calls.
+"""Lists the formats: how families of models write reasoning and calls.
 
 Each row is a template of the library's own kind with literal markers only: those are found in
 linear time. The names of rows are what ``models.<name>.text.response_template`` takes.
@@ -14,7 +14,8 @@ from workers.engines.text.parsing.calls import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A format of responses: its markers, and the reader of what is between those of calls."""
+    """Describes a format of responses: its markers, and the reader of what is between those of
+    calls."""
 
     name: str
     reasoning: tuple[tuple[str, ...], tuple[str, ...]] | None = None  #: openings, closings

@@ -25,7 +25,8 @@ _LONGEST_PREFIX = 65_536  #: characters of a prompt in which a pattern looks for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseFormat:
-    """The format of a model's answers; ``family`` is None if its files bring a template."""
+    """Describes the format of a model's answers; ``family`` is None if its files bring a
+    template."""
 
     source: dict[str, Any]  #: with all fields
     family: Family | None
@@ -148,7 +149,7 @@ def _own(tokenizer: Any) -> ResponseFormat | None:
     try:
         load_response_template(template)
         kept = _special_in(tokenizer, template)
-    except Exception as error:  # noqa: BLE001  files of strangers
+    except Exception as error:  # noqa: BLE001  untrusted files
         log.warning("the model's response template is not valid: %s", type(error).__name__)
         return None
     fields = template["fields"]

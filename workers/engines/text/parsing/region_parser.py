@@ -1,4 +1,4 @@
-"""The library's parser of responses, hardened: it tells malformed regions and never raises.
+"""Hardens the library's parser of responses: it tells malformed regions and never raises.
 
 The library's own raises for a malformed call, keeps all text it was fed, and lets a pattern of a
 model's template run for as long as it likes.
@@ -24,7 +24,7 @@ _PATTERN_SECONDS = 0.05
 
 @dataclass(slots=True, frozen=True)
 class RegionEvent:
-    """A region of a response has begun, has more text, or has ended."""
+    """Tells that a region of a response has begun, has more text, or has ended."""
 
     kind: Literal["open", "text", "close", "malformed"]
     field: str
@@ -142,7 +142,7 @@ class RegionParser(ResponseParser):  # type: ignore[misc]  # the library is not 
 
 
 class _Bounded:
-    """A pattern of a model's own template that may not search for long."""
+    """Bounds the search of a pattern of a model's own template."""
 
     def __init__(self, pattern: Any) -> None:
         self._pattern = pattern

@@ -1,5 +1,5 @@
 /** Downloads that wait or run, and the last ones that failed. */
-import { cancelDownload, downloads, isOpen, loadDownloads, startDownload } from "../../downloads.js";
+import { cancelDownload, downloads, isOpen, isPutAway, loadDownloads, startDownload } from "../../downloads.js";
 import { bytes, relative, seconds } from "../../format.js";
 import { html } from "../../html.js";
 import { useEvery } from "../../load.js";
@@ -14,7 +14,7 @@ export function Downloads() {
   useEvery(() => all.some(isOpen) && loadDownloads().catch(() => undefined), 5000);
   const done = new Set(all.filter((each) => each.state === "completed").map((each) => each.model));
   const shown = all.filter((each) => isOpen(each) || (["failed", "cancelled"].includes(each.state)
-    && !done.has(each.model) && Date.now() - Date.parse(each.finished_at ?? each.created_at) < SHOWN));
+    && !done.has(each.model) && !isPutAway(each) && Date.now() - Date.parse(each.finished_at ?? each.created_at) < SHOWN));
   if (!shown.length) return null;
   return html`<${Card} title="Downloads" flush><ul class="downloads">
     ${shown.map((each) => html`<${Row} key=${each.id} download=${each} />`)}</ul><//>`;

@@ -10,6 +10,11 @@ const ALLOWED = {
   ALLOWED_URI_REGEXP: /^https?:/i,
 };
 
+const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
+
+/** Tags that a model writes are shown as text: a reader wants to see them. */
+marked.use({ renderer: { html: ({ text }) => text.replaceAll(/[&<>"]/g, (each) => ESCAPES[each]) } });
+
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   if (node.tagName !== "A") return;
   node.setAttribute("target", "_blank");

@@ -4,6 +4,10 @@ import { Code, Field, Segments } from "../../ui/parts.js";
 
 /** @param {{models: {model_id: string}[], value: string, onChange: (name: string) => void}} props */
 export function ModelChoice({ models, value, onChange }) {
+  if (models[0].typed) {
+    return html`<${Field} id="play-model" label="Model" hint="Your key may use models, and not list them.">
+      <input id="play-model" class="input" required spellcheck="false" value=${value} onInput=${(event) => onChange(event.target.value)} /><//>`;
+  }
   return html`<${Field} id="play-model" label="Model">
     <select id="play-model" class="select" value=${value} onChange=${(event) => onChange(event.target.value)}>
       ${models.map(({ model_id: name }) => html`<option key=${name} value=${name}>${name}</option>`)}</select><//>`;

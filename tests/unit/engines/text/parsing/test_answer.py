@@ -134,7 +134,7 @@ def test_answer_with_a_malformed_call_is_told_as_content(family: str, text: str)
     assert before.text == f"Look: {text}"
 
 
-def test_answer_goes_on_after_a_malformed_call() -> None:
+def test_answer_continues_after_a_malformed_call() -> None:
     good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     told = Told(parser("hermes"), [*f"a <tool_call>oops</tool_call> b {good}"])
     assert told.text == "a <tool_call>oops</tool_call> b"
@@ -243,7 +243,7 @@ def test_answer_of_a_model_with_a_broken_template_is_recognised() -> None:
         assert found.family is FAMILIES["hermes"]
 
 
-def test_begun_is_what_the_prompt_has_written_of_the_answer() -> None:
+def test_answer_begins_with_what_the_prompt_has_written_of_it() -> None:
     hermes = form("hermes")
     assert hermes.begun("<|im_start|>assistant\nno<|im_start|>assistant\n<think>\n") == "<think>\n"
     assert hermes.begun("of a template without a known anchor: <think>\n") == "<think>"

@@ -144,7 +144,7 @@ def test_call_grammar_that_cannot_be_written_says_so() -> None:
         grammar(FAMILIES["think"], ())
 
 
-def test_json_follows_reasoning() -> None:
+def test_call_grammar_lets_json_follow_reasoning() -> None:
     schema = {"properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     asked = Grammar(kind="json_schema", source=json.dumps({"type": "object", **schema}))
     held = after_reasoning(asked, FAMILIES["hermes"], {}, begun=True)

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from tests.support import evil_workers
+from tests.support import hostile_workers
 from tests.support.awake import AwakeClock
-from tests.support.evil_workers import Entry, entry
+from tests.support.hostile_workers import Entry, entry
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import until
@@ -61,7 +61,7 @@ async def gone(process: psutil.Process | None) -> None:
 
 @pytest.mark.parametrize("pidfd", [True, False])
 @pytest.mark.parametrize(
-    "evil", [evil_workers.closes_all_once_ready, evil_workers.forks_and_exits_once_ready]
+    "evil", [hostile_workers.closes_all_once_ready, hostile_workers.forks_and_exits_once_ready]
 )
 def test_worker_that_hides_its_end_is_lost_and_stops_nothing(
     evil: Entry, pidfd: bool, monkeypatch: pytest.MonkeyPatch
@@ -77,7 +77,7 @@ def test_worker_that_hides_its_end_is_lost_and_stops_nothing(
         assert len(seen.lost) == 1
         assert pool.workers == []
         assert not psutil.pid_exists(worker.pid)
-        if evil is evil_workers.forks_and_exits_once_ready:
+        if evil is hostile_workers.forks_and_exits_once_ready:
             assert seen.lost == ["exited with code 0"]
             await gone(await left_behind(worker))
 
@@ -86,7 +86,7 @@ def test_worker_that_hides_its_end_is_lost_and_stops_nothing(
 
 @pytest.mark.parametrize(
     "evil",
-    [evil_workers.closes_all_while_it_starts, evil_workers.forks_and_exits_while_it_starts],
+    [hostile_workers.closes_all_while_it_starts, hostile_workers.forks_and_exits_while_it_starts],
 )
 def test_load_fails_when_its_worker_hides_its_end(evil: Entry) -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
@@ -96,7 +96,7 @@ def test_load_fails_when_its_worker_hides_its_end(evil: Entry) -> None:
         assert pool.workers == []
         assert seen.lost == []
         (worker,) = pool.ended
-        if evil is evil_workers.forks_and_exits_while_it_starts:
+        if evil is hostile_workers.forks_and_exits_while_it_starts:
             await gone(await left_behind(worker))
 
     with_pool(test, entry=entry(evil), load_timeout=60)
@@ -105,16 +105,19 @@ def test_load_fails_when_its_worker_hides_its_end(evil: Entry) -> None:
 @pytest.mark.parametrize(
     ("evil", "cause"),
     [
-        (evil_workers.nests_deeply, "wrote a malformed frame"),
-        (evil_workers.holds_more_than_can_be_counted, "wrote a malformed frame"),
-        (evil_workers.says_again_that_it_is_imported, "wrote a malformed frame (Imported while"),
-        (evil_workers.says_again_that_it_is_ready, "wrote a malformed frame (Ready while ready)"),
-        (evil_workers.sends_one_frame_that_does_not_end, "wrote a malformed frame"),
-        (evil_workers.trickles, "silent for 1 s"),
-        (evil_workers.leaves_a_child_that_floods, "exited with code 0"),
+        (hostile_workers.nests_deeply, "wrote a malformed frame"),
+        (hostile_workers.holds_more_than_can_be_counted, "wrote a malformed frame"),
+        (hostile_workers.says_again_that_it_is_imported, "wrote a malformed frame (Imported while"),
+        (
+            hostile_workers.says_again_that_it_is_ready,
+            "wrote a malformed frame (Ready while ready)",
+        ),
+        (hostile_workers.sends_one_frame_that_does_not_end, "wrote a malformed frame"),
+        (hostile_workers.trickles, "silent for 1 s"),
+        (hostile_workers.leaves_a_child_that_floods, "exited with code 0"),
     ],
 )
-def test_worker_that_writes_nonsense_is_ended(evil: Entry, cause: str) -> None:
+def test_worker_that_writes_invalid_frames_is_ended(evil: Entry, cause: str) -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         async with responsive():
             worker = await pool.start("evil/0", fake())
@@ -128,7 +131,7 @@ def test_worker_that_writes_nonsense_is_ended(evil: Entry, cause: str) -> None:
     with_pool(test, entry=entry(evil), heartbeat_timeout=1 if "silent" in cause else 30)
 
 
-@pytest.mark.parametrize("evil", [evil_workers.floods, evil_workers.floods_its_output])
+@pytest.mark.parametrize("evil", [hostile_workers.floods, hostile_workers.floods_its_output])
 def test_worker_that_floods_takes_neither_the_loop_nor_memory(evil: Entry) -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         process = psutil.Process()
@@ -151,4 +154,4 @@ def test_worker_that_takes_no_jobs_is_ended() -> None:
                 worker.send(JOB)
                 await asyncio.sleep(0.02)
 
-    with_pool(test, entry=entry(evil_workers.reads_no_jobs))
+    with_pool(test, entry=entry(hostile_workers.reads_no_jobs))

@@ -76,7 +76,7 @@ def stranger(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_door_is_declared_for_every_route(served: Served, ways: list[Way]) -> None:
+def test_route_access_is_declared_for_every_route(served: Served, ways: list[Way]) -> None:
     assert len(ways) > 45
     assert sum(bool(way.headers) for way in ways) == 2  # the WebSocket, by two addresses
     for route in served.app.routes:
@@ -86,7 +86,7 @@ def test_door_is_declared_for_every_route(served: Served, ways: list[Way]) -> No
         assert (declared_limits(route) is None) == public, path
 
 
-def test_door_opens_to_nobody_without_a_good_key(
+def test_route_access_needs_a_valid_key(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     good = served.keys["admin"]
@@ -107,7 +107,7 @@ def test_door_opens_to_nobody_without_a_good_key(
         error_of(way.ask(stranger, served.headers(EXPIRED)), 401, "EXPIRED_API_KEY")
 
 
-def test_door_takes_one_credential_and_none_from_the_address(
+def test_route_access_takes_one_credential_and_none_from_the_url(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     key = served.keys["admin"]
@@ -118,7 +118,7 @@ def test_door_takes_one_credential_and_none_from_the_address(
         error_of(way.ask(stranger, {}, f"?x={key}"), 400, "INVALID_REQUEST")
 
 
-def test_door_asks_for_the_scope_of_every_route(
+def test_route_access_needs_the_scope_of_every_route(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     for way in ways:
@@ -130,7 +130,7 @@ def test_door_asks_for_the_scope_of_every_route(
                 error_of(answer, 403, "INSUFFICIENT_SCOPE")
 
 
-def test_door_stays_shut_for_a_key_that_is_for_other_addresses(
+def test_route_access_is_refused_from_other_addresses(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     asked = {"name": "n", "scopes": ["admin"], "ip_ranges": ["192.0.2.0/24"]}
@@ -140,7 +140,7 @@ def test_door_stays_shut_for_a_key_that_is_for_other_addresses(
         error_of(way.ask(stranger, key), 403, "IP_NOT_ALLOWED")
 
 
-def test_door_shuts_at_once_for_a_key_that_is_revoked(
+def test_route_access_ends_at_once_when_a_key_is_revoked(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     admin = served.headers("admin")
@@ -153,7 +153,7 @@ def test_door_shuts_at_once_for_a_key_that_is_revoked(
         error_of(way.ask(stranger, key), 401, "INVALID_API_KEY")
 
 
-def test_door_knows_the_models_of_a_narrowed_key(
+def test_route_access_is_narrowed_to_the_models_of_a_key(
     served: Served, stranger: httpx.Client, ways: list[Way]
 ) -> None:
     """Bodies that name a model, and addresses that do."""
@@ -192,7 +192,9 @@ def test_door_knows_the_models_of_a_narrowed_key(
         error_of(stranger.post(path, data=form, files=files, headers=key), 403, "MODEL_NOT_ALLOWED")
 
 
-def test_door_is_the_same_for_every_first_request(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_route_access_is_the_same_for_every_first_request(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """A server of its own that nobody has asked anything: no route is open before others."""
     began = datetime.now(UTC)
     with serve(tmp_path_factory.mktemp("fresh")) as served:

@@ -6,8 +6,8 @@ import psutil
 import pytest
 
 from bitinglip import errors
-from tests.support import evil_workers
-from tests.support.evil_workers import entry
+from tests.support import hostile_workers
+from tests.support.hostile_workers import entry
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig, with_settings
 from tests.support.wait import until
 from workers.protocol import Cancelled
@@ -19,17 +19,17 @@ def test_worker_that_answers_as_another_kind_is_ended(tmp_path: Path) -> None:
             await answer(rig, job())
         assert not any(rig.dispatcher.books().values())
 
-    with_rig(tmp_path, test, entry=entry(evil_workers.answers_as_another_kind))
+    with_rig(tmp_path, test, entry=entry(hostile_workers.answers_as_another_kind))
 
 
-def test_worker_that_answers_for_ever_fills_no_memory(tmp_path: Path) -> None:
+def test_worker_that_answers_without_end_fills_no_memory(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         before = psutil.Process().memory_info().rss
         with pytest.raises(errors.WorkerCrashed, match="more events for one job"):
             await answer(rig, job(stream=True))
         assert psutil.Process().memory_info().rss - before < 400_000_000
 
-    with_rig(tmp_path, test, entry=entry(evil_workers.floods_a_job))
+    with_rig(tmp_path, test, entry=entry(hostile_workers.floods_a_job))
 
 
 def test_worker_that_ends_no_cancelled_job_is_ended_itself(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_worker_that_ends_no_cancelled_job_is_ended_itself(tmp_path: Path) -> No
         await until(lambda: rig.operations.workers()[0].restarts == 1)
 
     values = {"workers": {"heartbeat_timeout": 1}, "models": {ECHO: {}}}
-    with_settings(tmp_path, test, values, entry=entry(evil_workers.ends_no_job))
+    with_settings(tmp_path, test, values, entry=entry(hostile_workers.ends_no_job))
 
 
 def test_worker_that_forks_and_exits_gives_its_memory_back(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_worker_that_forks_and_exits_gives_its_memory_back(tmp_path: Path) -> No
         await rig.operations.unload(ECHO)
         assert rig.operations.reservations() == []
 
-    with_rig(tmp_path, test, entry=entry(evil_workers.forks_and_exits_once_ready))
+    with_rig(tmp_path, test, entry=entry(hostile_workers.forks_and_exits_once_ready))
 
 
 def test_release_of_a_job_does_not_depend_on_its_figures(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""Tells the traits of text: chats, completions and counts of tokens."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from sys import getsizeof
+from typing import Any
+
+import msgspec
+
+from bitinglip.access.usage.amounts import NOTHING, Amounts
+from bitinglip.work.sizes import CHARACTERS_PER_TOKEN, MESSAGE_TOKENS, utf8_bytes
+from bitinglip.work.text_inputs import text_with, texts_of_text
+from bitinglip.work.traits import Most, Traits, replace
+from workers import protocol
+
+_AFFINITY_CHARACTERS = 1024
+_TOKEN_BYTES = 36  #: of a token id in a tuple
+_TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
+_TEMPLATE_TOKENS = 128  #: that a chat template may add
+
+_json = msgspec.json.Encoder()
+
+
+class TextTraits(Traits[protocol.TextJob]):
+    """Counts tokens of prompts and of all texts that are made."""
+
+    __slots__ = ()
+    output = (protocol.TextDelta, protocol.TextDone)
+    bytes_per_cost = 1 << 10
+    guarded = "choices"
+
+    def cost(self, _file_bytes: int) -> float:
+        work = self.work
+        return _prompt_tokens(work) + work.sequences * work.sampling.max_tokens
+
+    def cost_done(self, final: protocol.Success | protocol.Cancelled) -> float | None:
+        if isinstance(final, (protocol.TextDone, protocol.Cancelled)):
+            return float(final.prompt_tokens + final.completion_tokens)
+        return None
+
+    def affinity(self) -> str:
+        """Return the beginning: the turns of a conversation share it."""
+        return _beginning(self.work)
+
+    def input_bytes(self) -> int:
+        return _text_bytes(self.work)
+
+    def without_input(self) -> protocol.Job:
+        """Return the message with as many empty prompts: their number tells that of choices."""
+        return replace(
+            self.work,
+            prompt=None,
+            prompts=("",) * len(self.work.prompts),
+            messages=None,
+            tools=(),
+            template_kwargs={},
+            grammar=None,
+        )
+
+    def most_used(self, _file_bytes: int, context: int | None) -> Most:
+        """Return the tokens; a token holds a byte at least. None of a job that counts only."""
+        return Most() if self.work.count_only else Most(_text_tokens(self.work, context))
+
+    def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:
+        if self.work.count_only:
+            return NOTHING
+        prompt, completion = self.tokens(events, last)
+        return Amounts(prompt_tokens=prompt, completion_tokens=completion)
+
+    def tokens(self, events: Sequence[Any], last: protocol.Final | None) -> tuple[int, int]:
+        if isinstance(last, protocol.TextDone) and last.prompt_tokens:
+            return last.prompt_tokens, last.completion_tokens
+        return super().tokens(events, last)
+
+    def handed_over(self, events: Sequence[Any]) -> tuple[int, int]:
+        sampled: dict[int, int] = {}
+        for each in reversed(events):
+            if len(sampled) == self.work.choices:
+                break
+            if isinstance(each, protocol.TextDelta):
+                sampled.setdefault(each.choice, each.index + 1)
+        prompt, _ = super().handed_over(events)
+        return prompt, sum(sampled.values())
+
+    def texts(self) -> dict[str, str]:
+        return texts_of_text(self.work)
+
+    def with_texts(self, texts: Mapping[str, str]) -> protocol.Job:
+        return text_with(self.work, texts)
+
+    def repeatable(self, seeded: bool) -> bool:  # noqa: ARG002  its sampling holds the seed
+        return self.work.sampling.temperature == 0 or self.work.sampling.seed is not None
+
+    def canonical(self, uploads: Mapping[str, str]) -> protocol.Job:  # noqa: ARG002  it has none
+        sampling = self.work.sampling
+        bias = dict(sorted(sampling.logit_bias.items()))
+        sampling = msgspec.structs.replace(sampling, logit_bias=bias)
+        return replace(self.work, id="", stream=False, prefix_scope=None, sampling=sampling)
+
+    @staticmethod
+    def pieces(done: protocol.TextDone) -> Iterator[protocol.JobEvent]:
+        last = max(0, done.completion_tokens // len(done.choices) - 1)
+        for number, choice in enumerate(done.choices):
+            yield from _text_pieces(number, choice, last)
+
+
+def _text_bytes(work: protocol.TextJob) -> int:
+    size = 0
+    for message in work.messages or ():
+        size += sum(map(getsizeof, message.texts()))
+    for prompt in prompts_of(work):
+        size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
+    if work.grammar is not None:
+        size += getsizeof(work.grammar.source)
+    if work.tools:
+        size += tools_bytes(work) * _TREE_BYTES
+    if work.template_kwargs:
+        size += len(_json.encode(work.template_kwargs)) * _TREE_BYTES
+    return size
+
+
+def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
+    """Return the prompts of a job; none of one that has messages."""
+    return work.prompts if work.prompt is None else (work.prompt,)
+
+
+def _prompt_tokens(work: protocol.TextJob) -> float:
+    ids, characters = 0, tools_bytes(work) if work.tools else 0
+    for prompt in prompts_of(work):
+        if isinstance(prompt, str):
+            characters += len(prompt)
+        else:
+            ids += len(prompt)
+    for message in work.messages or ():
+        characters += sum(map(len, message.texts()))
+    return ids + characters / CHARACTERS_PER_TOKEN
+
+
+def tools_bytes(work: protocol.TextJob) -> int:
+    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
+    return len(_json.encode(work.tools))
+
+
+def _beginning(work: protocol.TextJob) -> str:
+    for prompt in prompts_of(work)[:1]:
+        return str(prompt[:_AFFINITY_CHARACTERS])
+    start = "\0".join(message.content for message in (work.messages or ())[:2])
+    return start[:_AFFINITY_CHARACTERS]
+
+
+def _text_tokens(work: protocol.TextJob, context: int | None) -> int:
+    """Return the tokens of all prompts and of all texts that are made, at most."""
+    of_each = work.sequences // max(1, len(work.prompts))  #: texts of a prompt
+    made = of_each * work.sampling.max_tokens
+    if context is None:
+        return sum(_prompt_bytes(work)) + work.sequences * work.sampling.max_tokens
+    # A prompt counts once, and with each of its texts it is within the context.
+    return sum(min(size + made, of_each * context) for size in _prompt_bytes(work))
+
+
+def _prompt_bytes(work: protocol.TextJob) -> list[int]:
+    """Return more tokens than each prompt has, with its template."""
+    if work.messages is None:
+        return [
+            MESSAGE_TOKENS + (utf8_bytes(each) if isinstance(each, str) else len(each))
+            for each in prompts_of(work)
+        ]
+    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
+    for message in work.messages:
+        tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
+        for text in message.texts():
+            tokens += utf8_bytes(text)
+    return [tokens]
+
+
+def _text_pieces(
+    number: int, choice: protocol.TextChoice, last: int
+) -> Iterator[protocol.TextDelta]:
+    calls = tuple(
+        protocol.ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
+        for index, call in enumerate(choice.tool_calls)
+    )
+    if choice.text or choice.logprobs or choice.reasoning or calls:
+        yield protocol.TextDelta(
+            id="",
+            text=choice.text,
+            index=last,
+            logprobs=choice.logprobs,
+            choice=number,
+            reasoning=choice.reasoning,
+            tool_calls=calls,
+        )

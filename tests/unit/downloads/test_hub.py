@@ -1,0 +1,43 @@
+"""What a process that pulls is told of the hub."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.downloads.download import Wanted
+from bitinglip.downloads.hub import HubAccess
+from bitinglip.errors import DownloadFailed
+from bitinglip.settings import Settings
+from model_store.errors import TokenRefused
+
+WANTED = Wanted(repo="org/model", name="model", revision="v1")
+
+
+def access(token: str | None = None, models: Any = None, **hub: Any) -> HubAccess:
+    settings = Settings.model_validate({"hub": hub, "models": models or {}})
+    return HubAccess(settings, Path("/home/models"), token)
+
+
+def test_hub_is_not_asked_where_the_settings_say_so() -> None:
+    with pytest.raises(DownloadFailed, match=r"hub\.offline"):
+        access(offline=True).check()
+    access().check()
+
+
+def test_order_holds_what_is_wanted_and_the_servers_own_token(tmp_path: Path) -> None:
+    endpoint = "http://hub.lan"
+    order = access("hf_a", endpoint=endpoint).order(WANTED, 5000)
+    assert (order.repo, order.name, order.revision) == ("org/model", "model", "v1")
+    assert (order.token, order.bytes_per_second, order.endpoint) == ("hf_a", 5000, endpoint)
+    (tmp_path / "token").write_text("hf_b\n")
+    file = str(tmp_path / "token")
+    assert access("hf_a", token_file=file).order(WANTED, None).token == "hf_b"
+    with pytest.raises(TokenRefused):
+        access(token_file=str(tmp_path / "none")).order(WANTED, None)
+
+
+def test_order_allows_pickles_where_the_settings_do() -> None:
+    assert not access().order(WANTED, None).allow_pickles
+    allowed = access(models={"model": {"allow_pickles": True}})
+    assert allowed.order(WANTED, None).allow_pickles

@@ -1,0 +1,27 @@
+"""Kernels of our own, in Triton; imported only where a model's settings ask for them."""
+
+import importlib.util
+import os
+
+import torch
+
+_LEAST_CAPABILITY = (8, 0)
+_LEAST_CAPABILITY_OF_HALVES = (7, 5)
+
+
+def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the kernels cannot run on a device, or None.
+
+    Triton's interpreter runs them on a CPU, if TRITON_INTERPRET is set before its first import.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return "the model does not run on a CUDA device"
+    least = _LEAST_CAPABILITY_OF_HALVES if dtype == torch.float16 else _LEAST_CAPABILITY
+    capability = torch.cuda.get_device_capability(device)
+    if capability < least:
+        return f"the card's compute capability {'.'.join(map(str, capability))} is too low"
+    return None
