@@ -32,13 +32,7 @@ from model_store.imports import import_folder
 from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
-from model_store.manifest import (
-    FILES,
-    FileEntry,
-    Manifest,
-    read_manifest,
-    write_manifest,
-)
+from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name, pull_folder
 from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
