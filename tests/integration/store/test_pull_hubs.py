@@ -2,7 +2,6 @@
 
 import errno
 import io
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,32 +252,6 @@ def test_token_follows_no_redirect_of_a_file_or_of_a_listing(
 
 
 @pytest.mark.usefixtures("quick")
-def test_hub_whose_listing_has_no_end_is_left(
-    store: ModelStore, hub: FakeHub, mirror: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("model_store.memory._MORE_BYTES", 200 << 20)
-    hub.endless = "/api/"
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    assert "has no end" in refused(store, hub, DownloadError)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
-    assert pulled(store, hub, mirrors=(mirror.url,)).name == REPO
-
-
-def test_redirect_whose_body_has_no_end_is_followed(store: ModelStore, hub: FakeHub) -> None:
-    hub.endless = f"/{REPO}/"
-    assert pulled(store, hub).name == REPO
-
-
-@pytest.mark.parametrize("name", ["https://x/\x1b[2J", "../x", "x" * 1_000_000])
-def test_hub_that_gives_a_repository_no_name_is_left(
-    store: ModelStore, hub: FakeHub, name: str
-) -> None:
-    hub.told_name = name
-    message = refused(store, hub, DownloadError)
-    assert message.isprintable()
-    assert len(message) < 300
-
-
 def test_mirror_is_asked_where_the_hub_cannot_be_reached(store: ModelStore, hub: FakeHub) -> None:
     plans: list[Plan] = []
     pulled(
