@@ -31,10 +31,12 @@ class HubAccess:
                 "imported from a folder."
             )
 
-    def order(self, wanted: Wanted, share: int | None) -> Order:
+    def order(
+        self, wanted: Wanted, share: int | None, bases: tuple[str, ...] | None = None
+    ) -> Order:
         """Return the order for a download; reads the token's file. Raises TokenRefused.
 
-        ``share`` is its bandwidth, in bytes per second.
+        ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``.
         """
         return Order(
             root=str(self._models),
@@ -44,6 +46,7 @@ class HubAccess:
             revision=wanted.revision,
             include=wanted.include,
             allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
+            bases=bases,
             confine=self._settings.workers.confine,
             endpoint=self._settings.hub.endpoint,
             mirrors=tuple(self._settings.hub.mirrors),
