@@ -1,6 +1,7 @@
 """Cleans up the store beside a server that uses it: one way for operators and for the budget."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -8,7 +9,12 @@ import structlog
 from bitinglip.api.services import Services
 from model_store.cleanup import Removal, carry_out
 
+Predicate = Callable[[str], bool]  #: of a model's name
 log = structlog.get_logger(__name__)
+
+
+def _all(_name: str) -> bool:
+    return True
 
 
 def in_use(services: Services) -> set[str]:
@@ -19,30 +25,40 @@ def in_use(services: Services) -> set[str]:
     return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
-async def plan_cleanup(services: Services, max_bytes: int | None) -> list[Removal]:
+async def plan_cleanup(
+    services: Services, max_bytes: int | None, may_go: Predicate = _all
+) -> list[Removal]:
     """Say what ``clean_up`` would remove. Raises StoreUnavailable."""
-    held = in_use(services).__contains__
-    return await asyncio.to_thread(partial(services.store.gc, max_bytes=max_bytes, in_use=held))
+    look = partial(services.store.gc, max_bytes=max_bytes, in_use=_kept(services, may_go))
+    return await asyncio.to_thread(look)
 
 
-async def clean_up(services: Services, max_bytes: int | None) -> list[Removal]:
+async def clean_up(
+    services: Services, max_bytes: int | None, may_go: Predicate = _all
+) -> list[Removal]:
     """Remove left-over files and, over ``max_bytes``, the least recently used models.
 
-    Returns what went; a model that has come into use meanwhile stays. Raises StoreUnavailable.
+    ``may_go`` says which models are considered. Returns what went; a model that has come into use
+    meanwhile stays. Raises StoreUnavailable.
     """
-    found = await plan_cleanup(services, max_bytes)
+    found = await plan_cleanup(services, max_bytes, may_go)
     files = [each for each in found if each.kind != "model"]
     gone = await asyncio.to_thread(carry_out, services.store, files)
     for each in found:
-        if each.kind == "model" and await _remove(services, each):
+        if each.kind == "model" and await _remove(services, each, may_go):
             gone.append(each)
     return gone
 
 
-async def _remove(services: Services, removal: Removal) -> bool:
-    held = in_use(services).__contains__  # by now
-    if not await asyncio.to_thread(carry_out, services.store, [removal], held):
+async def _remove(services: Services, removal: Removal, may_go: Predicate) -> bool:
+    kept = _kept(services, may_go)  # by now
+    if not await asyncio.to_thread(carry_out, services.store, [removal], kept):
         return False
     services.cache.clear(removal.name.__eq__)
     log.info("a model was removed", model=removal.name, bytes=removal.bytes, reason=removal.why)
     return True
+
+
+def _kept(services: Services, may_go: Predicate) -> Predicate:
+    used = in_use(services)
+    return lambda name: name in used or not may_go(name)

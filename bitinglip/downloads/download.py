@@ -31,6 +31,7 @@ class Requester(msgspec.Struct, frozen=True):
 
     key_id: str
     name: str = ""
+    models: tuple[str, ...] | None = None  #: globs of those that it is for; None: all
 
 
 class File(msgspec.Struct):

@@ -91,6 +91,23 @@ def test_update_is_refused_for_a_model_in_use_or_from_elsewhere(admin: httpx.Cli
     assert "did not come from the hub" in imported.json()["error"]["message"]
 
 
+def test_clean_up_by_a_key_for_some_models_takes_and_tells_of_no_others(
+    served: Served, admin: httpx.Client
+) -> None:
+    before = served.services.store.names()
+    (served.services.store.partial / "removed-theirs").mkdir()
+    for globs, planned in ((["paint*"], ["painter"]), (["none-*"], [])):
+        fields = {"name": "narrow", "scopes": ["cluster:write"], "models": globs}
+        key = admin.post("/api/v1/keys", json=fields).json()["key"]
+        with httpx.Client(base_url=served.url, headers={"x-api-key": key}, timeout=60) as narrow:
+            plan = narrow.post("/api/v1/models/gc", json={"max_bytes": 0}).json()
+            assert [each["name"] for each in plan["data"]] == planned
+            if not planned:
+                everything = {"max_bytes": 0, "dry_run": False}
+                assert narrow.post("/api/v1/models/gc", json=everything).json()["data"] == []
+    assert served.services.store.names() == before
+
+
 def test_clean_up_takes_what_nobody_uses_but_no_pinned_model(
     served: Served, admin: httpx.Client
 ) -> None:

@@ -8,6 +8,7 @@ token. Everything around it is the same: sampling, grammars, streams, cancelling
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +47,8 @@ class SequentialRunner:
         self._vocab = loaded.vocab_size
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
         self._cache_name = ""
+        #: it makes no more logits than it is asked for: each is as wide as the vocabulary
+        self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self.blocks, self.rows = self._plan(plan)
 
     @torch.inference_mode()
@@ -89,14 +92,20 @@ class SequentialRunner:
     def _score(self, chunk: Chunk) -> Tensor:
         """Compute the logits at a prompt's tokens. -> [scored, vocab]"""
         ids = torch.tensor([chunk.sequence.tokens[: chunk.end]], device=self._device)
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
-        return logits[chunk.start : chunk.start + chunk.scored]
+        count = chunk.end - chunk.start
+        output = self._model(input_ids=ids, use_cache=False, **self._last(count))
+        logits: Tensor = output.logits[0, -count:]
+        return logits[: chunk.scored].clone()  # a part of one tensor would keep all of it
+
+    def _last(self, count: int) -> dict[str, int]:
+        """Return the argument by which only so many of the last logits are made."""
+        return {"logits_to_keep": count} if self._keeps else {}
 
     def _forward(self, tokens: list[int], cache: Any) -> tuple[Any, Tensor]:
         """Compute tokens after those of a cache. -> the cache with them, logits [vocab]"""
         ids = torch.tensor([tokens], device=self._device)
         given = {} if cache is None else {self._cache_name: cache}
-        output = self._model(input_ids=ids, use_cache=True, **given)
+        output = self._model(input_ids=ids, use_cache=True, **given, **self._last(1))
         if not self._cache_name:
             found = [name for name in _CACHES if getattr(output, name, None) is not None]
             if not found:

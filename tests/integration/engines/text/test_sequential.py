@@ -82,6 +82,26 @@ def test_sequential_logprobs_are_the_library_s(lfm2: Path) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("family", ["lfm2", "mamba2"])
+def test_sequential_prompt_makes_the_logits_that_are_read_and_no_others(
+    family: str, tmp_path: Path
+) -> None:
+    """Those of a long prompt would be its length times the vocabulary: more than most models."""
+    engine, _ = load(make_sequential_model(family, tmp_path / family), step_tokens=64)
+    heights: list[int] = []
+    engine._loaded.model.register_forward_hook(
+        lambda _module, _given, output: heights.append(output.logits.shape[1])
+    )
+    one = job("a", "long " * 30, logprobs=1, max_tokens=2)
+    plain = run(engine, one)["a"]
+    assert set(heights) == {1}
+    heights.clear()
+    echoed = run(engine, msgspec.structs.replace(one, echo=True))["a"].choices[0]
+    assert max(heights) <= 64
+    assert len(echoed.logprobs) == plain.prompt_tokens + plain.completion_tokens
+    engine.close()
+
+
 def test_sequential_choices_and_prefixes_are_each_computed_alone(lfm2: Path) -> None:
     engine, _ = load(lfm2)
     one = msgspec.structs.replace(job("a", PROMPTS[0], temperature=1.0, seed=5), prefix_scope="k")
