@@ -36,8 +36,10 @@ class HubAccess:
     ) -> Order:
         """Return the order for a download; reads the token's file.
 
-        ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``. Raises TokenRefused,
-        or DownloadFailed as ``check`` does: a download may be older than the settings.
+        ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``.
+
+        Raises TokenRefused, or DownloadFailed as ``check`` does: a download may be older than the
+        settings.
         """
         self.check()
         return Order(
