@@ -25,6 +25,7 @@ def in_use(services: Services) -> set[str]:
     return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
+<<<<<<< HEAD
 async def plan_cleanup(
     services: Services, max_bytes: int | None, may_go: Predicate = _all
 ) -> list[Removal]:
@@ -42,6 +43,33 @@ async def clean_up(
     meanwhile stays. Raises StoreUnavailable.
     """
     found = await plan_cleanup(services, max_bytes, may_go)
+=======
+def _any(_name: str) -> bool:
+    return True
+
+
+async def plan_cleanup(
+    services: Services, max_bytes: int | None, may_remove: Callable[[str], bool] = _any
+) -> list[Removal]:
+    """Say what ``clean_up`` would remove. Raises StoreUnavailable."""
+    used = in_use(services)
+
+    def held(name: str) -> bool:
+        return name in used or not may_remove(name)
+
+    return await asyncio.to_thread(partial(services.store.gc, max_bytes=max_bytes, in_use=held))
+
+
+async def clean_up(
+    services: Services, max_bytes: int | None, may_remove: Callable[[str], bool] = _any
+) -> list[Removal]:
+    """Remove left-over files and, over ``max_bytes``, the least recently used models.
+
+    ``may_remove`` tells of which models. Returns what went; a model that has come into use
+    meanwhile stays. Raises StoreUnavailable.
+    """
+    found = await plan_cleanup(services, max_bytes, may_remove)
+>>>>>>> main
     files = [each for each in found if each.kind != "model"]
     gone = await asyncio.to_thread(carry_out, services.store, files)
     for each in found:
