@@ -9,12 +9,7 @@ import structlog
 from bitinglip.api.services import Services
 from model_store.cleanup import Removal, carry_out
 
-Predicate = Callable[[str], bool]  #: of a model's name
 log = structlog.get_logger(__name__)
-
-
-def _all(_name: str) -> bool:
-    return True
 
 
 def in_use(services: Services) -> set[str]:
@@ -25,25 +20,6 @@ def in_use(services: Services) -> set[str]:
     return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
-<<<<<<< HEAD
-async def plan_cleanup(
-    services: Services, max_bytes: int | None, may_go: Predicate = _all
-) -> list[Removal]:
-    """Say what ``clean_up`` would remove. Raises StoreUnavailable."""
-    look = partial(services.store.gc, max_bytes=max_bytes, in_use=_kept(services, may_go))
-    return await asyncio.to_thread(look)
-
-
-async def clean_up(
-    services: Services, max_bytes: int | None, may_go: Predicate = _all
-) -> list[Removal]:
-    """Remove left-over files and, over ``max_bytes``, the least recently used models.
-
-    ``may_go`` says which models are considered. Returns what went; a model that has come into use
-    meanwhile stays. Raises StoreUnavailable.
-    """
-    found = await plan_cleanup(services, max_bytes, may_go)
-=======
 def _any(_name: str) -> bool:
     return True
 
@@ -69,24 +45,18 @@ async def clean_up(
     meanwhile stays. Raises StoreUnavailable.
     """
     found = await plan_cleanup(services, max_bytes, may_remove)
->>>>>>> main
     files = [each for each in found if each.kind != "model"]
     gone = await asyncio.to_thread(carry_out, services.store, files)
     for each in found:
-        if each.kind == "model" and await _remove(services, each, may_go):
+        if each.kind == "model" and await _remove(services, each):
             gone.append(each)
     return gone
 
 
-async def _remove(services: Services, removal: Removal, may_go: Predicate) -> bool:
-    kept = _kept(services, may_go)  # by now
-    if not await asyncio.to_thread(carry_out, services.store, [removal], kept):
+async def _remove(services: Services, removal: Removal) -> bool:
+    held = in_use(services).__contains__  # by now
+    if not await asyncio.to_thread(carry_out, services.store, [removal], held):
         return False
     services.cache.clear(removal.name.__eq__)
     log.info("a model was removed", model=removal.name, bytes=removal.bytes, reason=removal.why)
     return True
-
-
-def _kept(services: Services, may_go: Predicate) -> Predicate:
-    used = in_use(services)
-    return lambda name: name in used or not may_go(name)

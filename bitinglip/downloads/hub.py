@@ -36,14 +36,9 @@ class HubAccess:
     ) -> Order:
         """Return the order for a download; reads the token's file.
 
-<<<<<<< HEAD
-        ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``. Raises
-        TokenRefused, or DownloadFailed as ``check`` does: a download may be older than the
-=======
         ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``.
 
         Raises TokenRefused, or DownloadFailed as ``check`` does: a download may be older than the
->>>>>>> main
         settings.
         """
         self.check()
