@@ -12,7 +12,7 @@ from bitinglip.downloads.download import Download, Fault, State
 from bitinglip.downloads.hub import HubAccess
 from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
-from model_store.pull_messages import Message, Planned, Progressed, Pulled, Refused, Waits
+from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)

@@ -245,7 +245,7 @@ def _by_server(server: "Client", name: str, what: str, body: dict[str, Any]) -> 
 
 def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
     from cli.commands.pull import hub_options
-    from model_store.hub import changes
+    from model_store.hub.pull import changes
 
     offline.manifest(place.home, name)
     with waiting(f"asking the hub for {name}"):
@@ -266,7 +266,7 @@ def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
 
 def _update(place: CliContext, name: str, revision: str | None) -> dict[str, list[str]]:
     from cli.commands.pull import hub_options, transfer
-    from model_store.hub import update as update_model
+    from model_store.hub.pull import update as update_model
 
     offline.manifest(place.home, name)
     store = offline.store(place.home, confine=place.settings().workers.confine)
@@ -307,7 +307,7 @@ def _fetch(
 ) -> "Manifest":
     """Pull what replaces a model, with bars."""
     from cli.commands.pull import hub_options, transfer
-    from model_store.hub import pull
+    from model_store.hub.pull import pull
     from model_store.manifest import HUB
 
     with transfer(old.name) as progress:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from bitinglip.downloads.process import PullProcess
-from model_store.pull_messages import (
+from model_store.hub.messages import (
     MOST_FILES,
     Message,
     Order,
@@ -16,7 +16,7 @@ from model_store.pull_messages import (
     decode,
     told,
 )
-from model_store.puller import Teller
+from model_store.hub.puller import Teller
 from model_store.store import ModelStore
 from tests.support.hub import REPO
 from tests.support.large_models import SIZE, WEIGHTS, large_hub

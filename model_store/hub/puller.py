@@ -1,8 +1,8 @@
 """A process of its own that pulls one repository into the store for the server, and ends.
 
-    python -m model_store.puller
+    python -m model_store.hub.puller
 
-Its order comes on stdin, and its messages go to stdout (see pull_messages). To end it is to
+Its order comes on stdin, and its messages go to stdout (see messages). To end it is to
 cancel the pull, which a later one goes on with. It ends with its parent: when stdin ends, it
 ends itself and all that it has started.
 """
@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from model_store.errors import NameTaken, PullRunning, StoreError
-from model_store.manifest import HUB, Manifest
-from model_store.options import Rate
-from model_store.pull_messages import (
+from model_store.hub.messages import (
     MOST_FILES,
     Message,
     Order,
@@ -37,9 +35,11 @@ from model_store.pull_messages import (
     encode,
     told,
 )
+from model_store.hub.options import Rate
+from model_store.manifest import HUB, Manifest
 
 if TYPE_CHECKING:
-    from model_store.plan import Plan
+    from model_store.hub.plan import Plan
     from model_store.store import ModelStore
 
 T = TypeVar("T")
@@ -154,8 +154,8 @@ def main() -> int:
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
-    from model_store.hub import pull, update
-    from model_store.options import HubOptions
+    from model_store.hub.options import HubOptions
+    from model_store.hub.pull import pull, update
     from model_store.repair import repair
     from model_store.store import ModelStore
 
