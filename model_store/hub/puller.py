@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from model_store.store import ModelStore
 
 T = TypeVar("T")
+#: fetches a model into a store: the revision, and patterns of the files
+Fetch = Callable[["ModelStore", str | None, Sequence[str]], Manifest]
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
 #: and goes round a mirror, so it stays off.
 _HUB = {
@@ -156,7 +158,6 @@ def main() -> int:
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     from model_store.hub.options import HubOptions
     from model_store.hub.pull import pull, update
-    from model_store.repair import repair
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine, bases=order.bases)
@@ -182,10 +183,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         )
 
     if order.task == "repair":
-        # What is read is no part of the download, whose progress is told.
-        found = repair(store, order.name, lambda into, old, paths: fetch(into, old.revision, paths))
-        repaired = {"repaired": [each.path for each in found]} if found else {}
-        return _pulled(store.get(order.name), repaired)
+        return _repair(store, order.name, fetch, teller)
     if order.task == "update":
         change = _alone(
             lambda: update(
@@ -201,6 +199,18 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         )
         return _pulled(store.get(order.name), change.files)
     return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
+
+
+def _repair(store: "ModelStore", name: str, fetch: Fetch, teller: Teller) -> Pulled:
+    from model_store.repair import repair
+
+    def fetch_alone(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
+        return _alone(lambda: fetch(into, old.revision, paths), teller)
+
+    # What is read is no part of the download, whose progress is told.
+    found = repair(store, name, fetch_alone)
+    repaired = {"repaired": [each.path for each in found]} if found else {}
+    return _pulled(store.get(name), repaired)
 
 
 def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> Pulled:
