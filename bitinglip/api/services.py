@@ -77,6 +77,8 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    #: what looks after the store just now: models whose files are read, and "" for a clean-up
+    caring: set[str] = field(default_factory=set)
     #: of the cluster, encoded, by what their watchers may see
     snapshots: Shared[dict[tuple[bool, tuple[str, ...] | None], bytes]] = field(
         default_factory=Shared

@@ -39,8 +39,6 @@ from model_store.verification import differences
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 
-_busy: set[tuple[int, str]] = set()  #: models whose files are read now, by their store
-
 
 @router.post("/gc", openapi_extra=json_body(CleanUpRequest, required=False))
 @requires_scope(Scope.CLUSTER_WRITE)
@@ -55,7 +53,7 @@ async def clean_up(request: Request) -> Response:
     most = body.max_bytes
     if most is None:
         most = services.settings.store.max_bytes
-    with _alone(services.store, ""):
+    with _alone(services, ""):
         act = plan_cleanup if body.dry_run else remove_unneeded
         found = await act(services, most, caller.may_use)
     if caller.models is not None:  # names of files tell of others' models
@@ -99,7 +97,7 @@ async def verify_model(request: Request, model_id: str) -> Response:
     manifest = find_model(request, model_id)
     if body.repair:
         return await _ask(request, manifest, "repair", manifest.revision, body.priority)
-    with _alone(services.store, manifest.name):
+    with _alone(services, manifest.name):
         found = await asyncio.to_thread(differences, services.store, [manifest.name])
     told = verdict_info(manifest.name, found[manifest.name], caller_of(request).may_use)
     note_change(request, target=manifest.name, after={"whole": told["whole"]})
@@ -143,19 +141,18 @@ async def _ask(
 
 
 @contextmanager
-def _alone(store: ModelStore, name: str) -> Iterator[None]:
+def _alone(services: Services, name: str) -> Iterator[None]:
     """Hold off a second work of the same kind, which would read all files once more.
 
     Raises Conflict.
     """
-    held = (id(store), name)
-    if held in _busy:
+    if name in services.caring:
         raise Conflict("This is being done already; wait for its answer.")
-    _busy.add(held)
+    services.caring.add(name)
     try:
         yield
     finally:
-        _busy.discard(held)
+        services.caring.discard(name)
 
 
 def care_of(store: ModelStore, name: str) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """What looks after the store over HTTP: verify, repair, update, clean up, pin."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from bitinglip.api.admin import store_care
 from model_store.store import ModelStore
+from model_store.verification import Difference
 from tests.support.api_server import Served, serve
 from tests.support.hub import REPO, FakeHub
 from tests.support.large_models import WEIGHTS, large_hub, renew
@@ -66,6 +70,28 @@ def test_verify_tells_what_differs_and_repairs_it_from_the_hub(
     assert repaired["changes"] == {"repaired": [WEIGHTS]}
     assert admin.post(f"{MODEL}/verify").json()["whole"]
     assert (served.services.store.path(REPO) / WEIGHTS).read_bytes() == data
+
+
+def test_verify_of_a_model_is_refused_while_another_reads_its_files(
+    admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, read = threading.Event(), threading.Event(), store_care.differences
+
+    def read_late(store: ModelStore, names: list[str]) -> dict[str, list[Difference]]:
+        begun.set()
+        assert go_on.wait(60)
+        return read(store, names)
+
+    monkeypatch.setattr(store_care, "differences", read_late)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(admin.post, f"{MODEL}/verify")
+        assert begun.wait(60)
+        try:
+            assert refusal(admin.post(f"{MODEL}/verify")) == (409, "CONFLICT")
+        finally:
+            go_on.set()
+        assert first.result().json()["whole"]
+    assert admin.post(f"{MODEL}/verify").json()["whole"]
 
 
 def test_update_says_what_has_changed(hub: FakeHub, admin: httpx.Client) -> None:
