@@ -47,7 +47,7 @@ class SequentialRunner:
         self._vocab = loaded.vocab_size
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
         self._cache_name = ""
-        #: whether it makes just as many logits as it is asked for: each is as wide as the vocabulary
+        #: whether it makes as many logits as it is asked for: each is as wide as the vocabulary
         self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self.blocks, self.rows = self._plan(plan)
 
