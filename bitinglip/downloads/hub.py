@@ -34,10 +34,14 @@ class HubAccess:
     def order(
         self, wanted: Wanted, share: int | None, bases: tuple[str, ...] | None = None
     ) -> Order:
-        """Return the order for a download; reads the token's file. Raises TokenRefused.
+        """Return the order for a download; reads the token's file.
 
         ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``.
+
+        Raises TokenRefused, or DownloadFailed as ``check`` does: a download may be older than the
+        settings.
         """
+        self.check()
         return Order(
             root=str(self._models),
             task=wanted.task,

@@ -52,7 +52,10 @@ class Live:
     async def pull(
         self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics
     ) -> tuple[State, Fault | None]:
-        """Run the process to its end; return how that was. Raises OSError or TokenRefused."""
+        """Run the process to its end; return how that was.
+
+        Raises OSError, TokenRefused or DownloadFailed.
+        """
         if self.cancelled:
             return "cancelled", None
         share = self._share

@@ -17,6 +17,8 @@ from bitinglip.api.body import json_response, read_body, read_optional_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import describe, find_model
 from bitinglip.api.services import Services, services_of
+from bitinglip.api.store_cleanup import clean_up as remove_unneeded
+from bitinglip.api.store_cleanup import plan_cleanup
 from bitinglip.audit.entry import Action, changed
 from bitinglip.downloads.download import Priority, Wanted
 from bitinglip.errors import Conflict, InvalidRequest, ModelInUse
@@ -54,19 +56,12 @@ async def clean_up(request: Request) -> Response:
     most = body.max_bytes
     if most is None:
         most = services.settings.store.max_bytes
-    used = in_use(services)
     with _alone(services.store, ""):
-        found = await asyncio.to_thread(
-            services.store.gc,
-            do=not body.dry_run,
-            max_bytes=most,
-            in_use=lambda name: name in used or not caller.may_use(name),
-        )
+        act = plan_cleanup if body.dry_run else remove_unneeded
+        found = await act(services, most, caller.may_use)
     if caller.models is not None:  # names of files tell of others' models
         found = [each for each in found if each.kind == "model"]
     gone = [each.name for each in found if each.kind == "model" and not body.dry_run]
-    for name in gone:
-        services.cache.clear(name.__eq__)
     freed = sum(each.bytes for each in found)
     after = {"dry_run": body.dry_run, "max_bytes": most, "bytes": freed, "models": gone}
     note_change(request, target="store", after=after)
@@ -146,14 +141,6 @@ async def _ask(
     )
     download = await services.downloads.ask(wanted, requester_of(request), priority)
     return accepted(request, download)
-
-
-def in_use(services: Services) -> set[str]:
-    """Return the models that no clean-up removes: in use, or needed by the settings."""
-    operations, settings = services.operations, services.settings
-    wanted = {name for name, own in settings.models.items() if own.pin or own.preload}
-    wanted |= {own.speech.vocoder for own in settings.models.values() if own.speech.vocoder}
-    return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
 @contextmanager

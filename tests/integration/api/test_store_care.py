@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_store.store import ModelStore
 from tests.support.api_server import Served, serve
 from tests.support.hub import REPO, FakeHub
 from tests.support.large_models import WEIGHTS, large_hub, renew
@@ -126,3 +127,25 @@ def test_clean_up_takes_what_nobody_uses_but_no_pinned_model(
     assert rows[1]["last_used_at"]
     unpinned = admin.patch("/api/v1/models/demo", json={"pinned": False}).json()
     assert (unpinned["pinned"], unpinned["notes"]) == (False, "ours")
+
+
+def test_clean_up_leaves_a_model_that_comes_into_use_while_others_are_removed(
+    served: Served, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        wanted = {"model_name": REPO, "name": name}
+        assert ended(admin, admin.post("/api/v1/models/download", json=wanted))[0] == "completed"
+    remove = ModelStore.remove
+
+    def load_another(store: ModelStore, name: str, **how: bool) -> bool:
+        if name == "first":
+            admin.post("/api/v1/models/second/load").raise_for_status()
+        return remove(store, name, **how)
+
+    monkeypatch.setattr(ModelStore, "remove", load_another)
+    with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as other:
+        done = other.post("/api/v1/models/gc", json={"max_bytes": 0, "dry_run": False}).json()
+    gone = {each["name"] for each in done["data"] if each["kind"] == "model"}
+    assert "first" in gone
+    assert "second" not in gone
+    assert "second" in served.services.store.names()

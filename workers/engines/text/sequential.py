@@ -47,7 +47,7 @@ class SequentialRunner:
         self._vocab = loaded.vocab_size
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
         self._cache_name = ""
-        #: whether it makes as many logits as it is asked for: each is as wide as the vocabulary
+        #: it makes only the logits that it is asked for: each row is as wide as the vocabulary
         self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self.blocks, self.rows = self._plan(plan)
 
@@ -78,12 +78,14 @@ class SequentialRunner:
     def _advance(self, chunk: Chunk) -> Tensor:
         """Compute the tokens of a sequence that are not in its state. -> [vocab]"""
         tokens = chunk.sequence.tokens[: chunk.end]
-        state = self._states.setdefault(chunk.sequence, _State())
+        state = self._states.get(chunk.sequence) or _State()
         if state.length < len(tokens) - 1:
-            state.cache, state.length = None, 0
+            state = _State()
         if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
-            state.cache, logits = self._forward(tokens[state.length :], state.cache)
-            state.length, state.logits = len(tokens), logits
+            # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
+            self._states.pop(chunk.sequence, None)
+            cache, logits = self._forward(tokens[state.length :], state.cache)
+            state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
         return state.logits
 
