@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from model_store.blobs import Blobs
+from model_store.errors import PullRunning
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, fake_hub
 from tests.support.model_folders import llama, llama_tensors
@@ -108,3 +110,26 @@ def test_pull_goes_on_where_a_removal_takes_what_it_has_found(
         assert store.names() == ["second"]
         assert store.verify("second") == []
         store.remove("second")
+
+
+def test_pull_begins_where_the_end_of_another_removes_its_folder(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def make_late(path: Path, *more: Any) -> None:
+        try:
+            make(path, *more)
+        except FileExistsError:
+            os.rmdir(path)
+            raise
+
+    with store.pulling(REPO) as folder:
+        pass
+    monkeypatch.setattr(os, "mkdir", make_late)
+    with store.pulling(REPO) as again:
+        assert again == folder
+        assert again.is_dir()
+        monkeypatch.undo()
+        with pytest.raises(PullRunning), store.pulling(REPO):
+            pass
