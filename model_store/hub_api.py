@@ -122,6 +122,8 @@ def _list(
     if not _COMMIT.fullmatch(sha):
         raise _NoHub(f"{_host(hub.endpoint)} tells no commit of {repo}.")
     siblings = list(info.siblings or ())
+    if not all(isinstance(sibling.rfilename, str) for sibling in siblings):
+        raise _NoHub(f"{_host(hub.endpoint)} lists files of {repo} without a name.")
     check_files([sibling.rfilename for sibling in siblings])
     name, notes = _name(repo, info.id)
     files = {each.rfilename: _wanted(each, name, sha, addresses) for each in siblings}
