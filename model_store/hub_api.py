@@ -99,7 +99,7 @@ def _list_or_without_token(
             found = _list(repo, revision, replace(hub, token=None), addresses, connections)
         except DownloadError:
             raise error from None
-        told = "The hub refuses the token, which may have expired; pulled without it."
+        told = "The hub refuses the token, which may have expired; it is asked without one."
         return replace(found, notes=(told, *found.notes))
 
 
@@ -223,6 +223,8 @@ def _refused(
 
 def _not_found(repo: str, hub: HubOptions, more: str = "") -> NotFoundOnHub:
     hint = "your token may not see it" if hub.token else TOKEN_HINT
+    if "/" not in repo:
+        more = f" Most names are of the form owner/model.{more}"
     return NotFoundOnHub(
         f"The hub has no public repository {repo}; if it is private, {hint}.{more}"
     )

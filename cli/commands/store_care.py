@@ -53,7 +53,8 @@ def update(
 @app.command()
 def verify(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A model's name, as in `models list`.")
+        str | None,
+        typer.Argument(metavar="NAME", help="A model's name, as in `models list`; or give --all."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Verify all models of the store.")] = False,
     repair: Annotated[
@@ -94,8 +95,10 @@ def gc(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Remove what nothing needs: left-over files, old downloads, and, where the store may only hold
-    so many bytes, the models that were not used for longest."""
+    """Remove left-over files, old downloads and, beyond the store's limit, the least used models.
+
+    Models that are pinned or in use stay. Without store.max_bytes or --max-bytes all models stay.
+    """
     if yes and dry_run:
         raise typer.BadParameter("--yes removes, --dry-run does not; give one")
     place = CliContext.of(home, config)
@@ -158,7 +161,10 @@ def unpin(name: NameArgument, home: HomeOption = None, config: ConfigOption = No
 @app.command()
 def note(
     name: NameArgument,
-    text: Annotated[str, typer.Argument(help="What to remember; an empty text removes the note.")],
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT", help="What to remember; an empty text removes the note."),
+    ],
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -270,7 +276,7 @@ def _update(place: CliContext, name: str, revision: str | None) -> dict[str, lis
 
     offline.manifest(place.home, name)
     store = offline.store(place.home, confine=place.settings().workers.confine)
-    with transfer(name) as progress:
+    with transfer(name, f"asking the hub for {name}") as progress:
         change = update_model(
             store,
             name,
@@ -310,7 +316,7 @@ def _fetch(
     from model_store.hub import pull
     from model_store.repair import HUB
 
-    with transfer(old.name) as progress:
+    with transfer(old.name, f"asking the hub for {old.name}") as progress:
         return pull(
             store,
             old.source.removeprefix(HUB),
