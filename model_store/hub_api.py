@@ -39,8 +39,9 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SECONDS = 10  #: for one answer
 TOKEN_HINT = (
-    "set HF_TOKEN, or hub.token_file in the settings, or give one with --token-stdin (make it on "
-    "the hub: Settings, Access Tokens, read access is enough)"
+    "set HF_TOKEN where the server runs, or hub.token_file in the settings, or give a token to "
+    "'bitinglip models pull --token-stdin' (make it on the hub: Settings, Access Tokens, read "
+    "access is enough)"
 )
 
 
