@@ -310,7 +310,7 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
     why = model.get("sequential")
     return {
         "size": size(model["bytes"]),
-        "parameters": amount(model["parameters"]),
+        "parameters": model["parameters"] and amount(model["parameters"]),
         "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
         "sequential": why and f"requests at once take turns: {why}",
