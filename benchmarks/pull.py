@@ -6,7 +6,7 @@
 Both read what the page cache has, write to the same disk, hash with SHA-256 and sync; they take
 turns. The copy is one loop in one process; the pull goes through HTTP to another process, and ends
 with a model in a store. With --gateway, a running server is asked for its health all the while:
-its latency beside a pull, and without one.
+its latency beside a pull, which then yields to it as a server's own pulls do, and without one.
 
 Bound: the pull has at least 70 % of the copy's speed. Exit code 1 if not.
 """
@@ -34,8 +34,10 @@ from benchmarks.machine import describe, load_average
 
 _BOUND = 0.7
 _CHUNK = 1 << 20
+_NICE = 5  #: of the processes that pull for a server
 _PULL = (
-    "import sys; from pathlib import Path; from time import perf_counter\n"
+    "import os, sys; from pathlib import Path; from time import perf_counter\n"
+    "os.nice(int(sys.argv[4]))\n"
     "from model_store.hub import HubOptions, pull; from model_store.store import ModelStore\n"
     "begun = perf_counter()\n"
     "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))\n"
@@ -80,9 +82,9 @@ def copy(source: Path, target: Path) -> float:
     return perf_counter() - begun
 
 
-def pull(root: Path, url: str) -> float:
+def pull(root: Path, url: str, nice: int) -> float:
     """Pull in a process of its own; return the seconds without its start."""
-    command = [sys.executable, "-c", _PULL, str(root), REPO, url]
+    command = [sys.executable, "-c", _PULL, str(root), REPO, url, str(nice)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
@@ -144,7 +146,7 @@ def measure(options: argparse.Namespace, folder: Path) -> float:
             shutil.rmtree(folder / "copy")
             if probe:
                 probe.state = "beside a pull"
-            seconds["pull"].append(pull(folder / "store", url))
+            seconds["pull"].append(pull(folder / "store", url, _NICE if probe else 0))
             if probe:
                 probe.state = "alone"
             shutil.rmtree(folder / "store")

@@ -41,6 +41,7 @@ class Client:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise Failure("the API key holds characters that no key has; check BITINGLIP_API_KEY")
         self.url = url
+        self.is_here = is_here
         self._has_key = key is not None
         self._http = httpx.Client(
             base_url="http://localhost" if socket else url,

@@ -11,6 +11,7 @@ import typer
 from cli.commands import (
     audit,
     backup,
+    bench,
     chat,
     config,
     doctor,
@@ -68,5 +69,6 @@ app.add_typer(workers.app, name="workers")
 app.add_typer(audit.app, name="audit")
 app.add_typer(config.app, name="config")
 app.command("usage")(usage.usage)
+app.command("bench")(bench.bench)
 app.command("backup")(backup.backup)
 app.command("doctor")(doctor.doctor)

@@ -4,11 +4,11 @@ An adapter's own manifest holds what its files tell. As others see it, it is its
 name: kind, context and capabilities are the base's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from model_store.errors import BaseOfAdapters
+from model_store.errors import BadFiles, BaseOfAdapters
 from model_store.manifest import ADAPTER, Manifest
 
 _COMPONENT = "lora"  #: among those of a pipeline
@@ -44,6 +44,23 @@ def check_removable(name: str, manifests: Mapping[str, Manifest]) -> None:
         raise BaseOfAdapters(
             f"{name} is the base of {'an adapter' if len(found) == 1 else 'adapters'} in the store:"
             f" {', '.join(found[:8])}. Remove {'it' if len(found) == 1 else 'them'} first."
+        )
+
+
+def check_base(
+    new: Manifest, manifests: Mapping[str, Manifest], allowed: Collection[str] | None
+) -> None:
+    """Raise BadFiles for an adapter whose base is none of those allowed; None allows all.
+
+    Who may use an adapter may use its base by it.
+    """
+    if allowed is None or new.kind != ADAPTER:
+        return
+    base = base_of(new, manifests)
+    if base is None or base.name not in allowed:
+        raise BadFiles(
+            f"{new.name} is an adapter for {new.base or 'a model that it does not name'}, and the "
+            "API key is for no such model."
         )
 
 

@@ -293,6 +293,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise DownloadError(
                 f"The hub redirects from {before.scheme} to {after.scheme}, which is not followed."
             )
+        fp.close()  # or its body, which may have no end, would be read
         made = super().redirect_request(req, fp, code, msg, headers, newurl)
         if made is not None and _place(newurl) != _place(req.full_url):
             made.remove_header("Authorization")

@@ -48,6 +48,25 @@ class Tensor(msgspec.Struct, frozen=True):
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file. Raises BadFiles when the header lies."""
+    raw, data_bytes = _read(path)
+    tensors = _decode(path, raw)
+    _check(path, tensors, data_bytes)
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file tells beside its tensors. Raises BadFiles."""
+    raw, _ = _read(path)
+    try:
+        entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        metadata = bytes(entries.get("__metadata__", b"{}"))
+        return msgspec.json.decode(metadata, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _lies(path, "its header does not read") from error
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Return the header and how many bytes follow it."""
     if not path.is_file():
         raise BadFiles(f"{path.name} is missing, or not a plain file.")
     size = path.stat().st_size
@@ -56,10 +75,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else size
         if length > min(MOST_HEADER_BYTES, size - _LENGTH.size):
             raise _lies(path, "its header is longer than the file, or than any header may be")
-        raw = file.read(length)
-    tensors = _decode(path, raw)
-    _check(path, tensors, size - _LENGTH.size - length)
-    return tensors
+        return file.read(length), size - _LENGTH.size - length
 
 
 def _decode(path: Path, raw: bytes) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from model_store.errors import (
     StoreError,
     TokenRefused,
 )
+from model_store.memory import bounded_memory
 from model_store.names import check_files, check_repo
 from model_store.options import HubOptions
 from model_store.partials import Wanted
@@ -108,7 +109,7 @@ def _list(
     repo: str, revision: str | None, hub: HubOptions, addresses: list[str], connections: Connections
 ) -> Listing:
     api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
-    with _hub_errors(repo, revision, hub, lambda: _other_kind(api, repo)):
+    with _hub_errors(repo, revision, hub, lambda: _other_kind(api, repo)), bounded_memory():
         info = _patiently(
             lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_SECONDS),
             connections,
@@ -132,7 +133,10 @@ def _name(asked: str, told: Any) -> tuple[str, tuple[str, ...]]:
     """Return the repository's name and whether it is another than was asked for."""
     if not isinstance(told, str) or told == asked:
         return asked, ()
-    check_repo(told)
+    try:
+        check_repo(told)
+    except BadName:
+        raise _NoHub(f"The hub gives {asked} a name that is none: {told[:80]!a}.") from None
     return told, (f"{asked} is {told} on the hub now.",)
 
 
@@ -184,6 +188,8 @@ def _hub_errors(
         yield
     except StoreError:
         raise
+    except MemoryError:
+        raise _NoHub(f"What {_host(hub.endpoint)} tells of {repo} has no end.") from None
     except OfflineModeIsEnabled as error:
         raise DownloadError("HF_HUB_OFFLINE is set, so nothing is asked of the hub.") from error
     except HFValidationError as error:

@@ -26,6 +26,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     include: tuple[str, ...] = ()
     allow_pickles: bool = False
+    bases: tuple[str, ...] | None = None  #: the models that an adapter may be for; None: all
     confine: str = "auto"
     endpoint: str | None = None
     mirrors: tuple[str, ...] = ()

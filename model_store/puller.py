@@ -159,7 +159,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     from model_store.repair import repair
     from model_store.store import ModelStore
 
-    store = ModelStore(Path(order.root), confine=order.confine)
+    store = ModelStore(Path(order.root), confine=order.confine, bases=order.bases)
     hub = HubOptions(
         order.endpoint,
         order.token,

@@ -11,12 +11,12 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model_store.adapters import check_removable
+from model_store.adapters import check_base, check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
@@ -32,13 +32,7 @@ from model_store.imports import import_folder
 from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
-from model_store.manifest import (
-    FILES,
-    FileEntry,
-    Manifest,
-    read_manifest,
-    write_manifest,
-)
+from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name, pull_folder
 from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
@@ -54,15 +48,22 @@ class ModelStore:
     """Holds the models; safe for several processes, since every change is one rename.
 
     ``confine`` is the setting ``workers.confine``, for the process that reads pickles;
-    ``partials_kept`` the seconds for which a download that broke off can be resumed.
+    ``partials_kept`` the seconds for which a download that broke off can be resumed; ``bases``
+    the models that adapters which come in may be for, None: all.
     """
 
     def __init__(
-        self, root: Path, *, confine: str = "auto", partials_kept: float = PARTIALS_KEPT
+        self,
+        root: Path,
+        *,
+        confine: str = "auto",
+        partials_kept: float = PARTIALS_KEPT,
+        bases: Collection[str] | None = None,
     ) -> None:
         self.root = Path(root)
         self.confine = confine
         self.partials_kept = partials_kept
+        self._bases = bases
         self._replaced: str | None = None
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         recover(self.root, self.root / PARTIAL)
@@ -153,6 +154,7 @@ class ModelStore:
             created_at=datetime.now(UTC),
             **vars(found),
         )
+        check_base(manifest, self.listing.all(), self._bases)
         sync_folders(files)
         write_manifest(folder, manifest)
         sync(folder)

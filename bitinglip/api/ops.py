@@ -17,6 +17,7 @@ from bitinglip.api.auth import authorize_limited, caller_of, declare_scope, from
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_in, services_of
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.scheduling.queue.priority import tier_of
 from bitinglip.wire.admin.cluster import device_health
 from bitinglip.wire.errors import timestamp
 
@@ -59,7 +60,7 @@ async def health(request: Request) -> Response:
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
-        "guard": _found(True, "works"),
+        "guard": _found(True, _guard(services)),
         "devices": _devices(services),
     }
     answers = checks["database"]["ok"]
@@ -90,6 +91,14 @@ async def metrics(request: Request) -> Response:
 
 
 router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ, LimitClass.LIGHT))
+
+
+def _guard(services: Services) -> str:
+    """Tell whether the settings ask for the guard; one key may do so, too."""
+    tiers = services.settings.limits.tiers
+    names = type(tiers).model_fields
+    on = any(services.guard.modes(name, tier_of(tiers, name)) for name in names)
+    return "works" if on else "off, but for keys that ask for it"
 
 
 def _overall(checks: dict[str, dict[str, Any]]) -> str:

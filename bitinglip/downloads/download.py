@@ -31,6 +31,7 @@ class Requester(msgspec.Struct, frozen=True):
 
     key_id: str
     name: str = ""
+    models: tuple[str, ...] | None = None  #: globs of those that it is for; None: all
 
 
 class File(msgspec.Struct):
@@ -86,8 +87,12 @@ class Download(msgspec.Struct, kw_only=True):
     def queue(self, requester: Requester, priority: Priority) -> None:
         """Let it wait for its turn, for the first time or again."""
         self.requester, self.priority = requester, priority
-        self.state, self.queued_at = "queued", time.time()
-        self.started_at = self.finished_at = self.error = None
+        self.queued_at, self.finished_at, self.error = time.time(), None, None
+        self.wait()
+
+    def wait(self) -> None:
+        """Let it wait in the place that it has, also if it ran before a stop of the server."""
+        self.state, self.started_at, self.waits = "queued", None, False
 
     def start(self) -> None:
         self.state, self.started_at = "running", datetime.now(UTC)

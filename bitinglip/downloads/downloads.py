@@ -77,7 +77,8 @@ class Downloads:
         self._on_arrival = on_arrival
         self._open: dict[str, Live] = {}
         self._unsaved: dict[str, Download] = {}  #: ended ones that the database did not take
-        self._asking = asyncio.Lock()
+        #: held from a look at what is open to the write that follows, lest an end come in between
+        self._deciding = asyncio.Lock()
         self._working = False
         metrics.watch(self.states)
 
@@ -96,6 +97,7 @@ class Downloads:
         rows = DownloadRows(db, retention=settings.hub.download_retention)
         downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival)
         for each in await rows.open():
+            each.wait()
             downloads._open[each.id] = Live(each)
         return downloads
 
@@ -108,7 +110,7 @@ class Downloads:
         or DatabaseUnavailable.
         """
         self._hub.check()
-        async with self._asking:
+        async with self._deciding:
             if (found := self._same_name(wanted)) is not None:
                 return await self._join(found, wanted, priority)
             self._check_room(requester.key_id)
@@ -308,7 +310,15 @@ class Downloads:
     async def _end(self, live: Live, state: State, error: Fault | None = None) -> None:
         """End a download: written, then told. Where it cannot be written it is told all the same,
         and written later; a crash before that has it run again."""
-        download = live.download
+        async with self._deciding:
+            await self._write_end(live.download, state, error)
+        if state == "completed":
+            self._on_arrival(live.download.wanted.name)
+        self._metrics.ended(state)
+        self._enter(live.download)
+        live.tell()
+
+    async def _write_end(self, download: Download, state: State, error: Fault | None) -> None:
         ended, moment = msgspec.structs.replace(download), datetime.now(UTC)
         ended.end(state, error, moment)
         try:
@@ -318,11 +328,6 @@ class Downloads:
             self._unsaved[download.id] = download
         download.end(state, error, moment)
         del self._open[download.id]
-        if state == "completed":
-            self._on_arrival(download.wanted.name)
-        self._metrics.ended(state)
-        self._enter(download)
-        live.tell()
 
     def _enter(self, download: Download) -> None:
         """Enter the end in the audit log, under the key that asked."""

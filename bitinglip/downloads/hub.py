@@ -31,11 +31,17 @@ class HubAccess:
                 "imported from a folder."
             )
 
-    def order(self, wanted: Wanted, share: int | None) -> Order:
-        """Return the order for a download; reads the token's file. Raises TokenRefused.
+    def order(
+        self, wanted: Wanted, share: int | None, bases: tuple[str, ...] | None = None
+    ) -> Order:
+        """Return the order for a download; reads the token's file.
 
-        ``share`` is its bandwidth, in bytes per second.
+        ``share`` is its bandwidth, in bytes per second; ``bases`` see ``Order``.
+
+        Raises TokenRefused, or DownloadFailed as ``check`` does: a download may be older than the
+        settings.
         """
+        self.check()
         return Order(
             root=str(self._models),
             task=wanted.task,
@@ -44,6 +50,7 @@ class HubAccess:
             revision=wanted.revision,
             include=wanted.include,
             allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
+            bases=bases,
             confine=self._settings.workers.confine,
             endpoint=self._settings.hub.endpoint,
             mirrors=tuple(self._settings.hub.mirrors),

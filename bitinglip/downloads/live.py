@@ -7,6 +7,7 @@ from contextlib import aclosing
 import msgspec
 import structlog
 
+from bitinglip.access.narrowing import model_allowed
 from bitinglip.downloads.download import Download, Fault, State
 from bitinglip.downloads.hub import HubAccess
 from bitinglip.downloads.process import PullProcess
@@ -51,11 +52,14 @@ class Live:
     async def pull(
         self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics
     ) -> tuple[State, Fault | None]:
-        """Run the process to its end; return how that was. Raises OSError or TokenRefused."""
+        """Run the process to its end; return how that was.
+
+        Raises OSError, TokenRefused or DownloadFailed.
+        """
         if self.cancelled:
             return "cancelled", None
         share = self._share
-        order = await asyncio.to_thread(hub.order, self.download.wanted, share)
+        order = await asyncio.to_thread(hub.order, self.download.wanted, share, self._bases(store))
         process = self._process = await PullProcess.start(order, self.download.id)
         if self._share is not None and self._share != share:
             process.limit(self._share)
@@ -80,6 +84,13 @@ class Live:
             return "failed", Fault(last.code, last.message)
         log.warning("a download's process died", code=code, said=process.last_lines)
         return "failed", Fault("DOWNLOAD_FAILED", _DIED.format(code=code))
+
+    def _bases(self, store: ModelStore) -> tuple[str, ...] | None:
+        """Return the models that an adapter may be for: it opens its base to the key."""
+        globs = self.download.requester.models
+        if globs is None:
+            return None
+        return tuple(name for name in store.names() if model_allowed(globs, name))
 
     def _note(self, message: Message, metrics: DownloadMetrics) -> None:
         download = self.download

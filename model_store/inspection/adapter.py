@@ -1,13 +1,14 @@
 """Inspects adapters: LoRAs as peft saves them, and single files of LoRA weights for pipelines."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from model_store.errors import BadFiles
-from model_store.headers import Tensor, read_header
+from model_store.headers import Tensor, read_header, read_metadata
 from model_store.inspection.card import base_model
-from model_store.inspection.facts import Inspection, check_numbers, number
+from model_store.inspection.facts import Inspection, check_numbers
 from model_store.inspection.files import open_files
 from model_store.inspection.weights import with_weights
 from model_store.kinds import read_json
@@ -26,6 +27,8 @@ _PAIR = re.compile(r"[._]lora_(?:A|B|a|b|up|down)\b|\.lora\.(?:up|down)\b|_lora\
 _PIPELINE = ("unet.", "transformer.", "text_encoder", "lora_unet_", "lora_te", "diffusion_model.")
 _TASKS = (None, "CAUSAL_LM")
 _LONGEST_NAME = 200
+_TOLD = "lora_adapter_metadata"  #: in the metadata of a file of weights: the adapters' configs
+_DEFAULT_RANK = 8  #: the library's
 #: settings by which the library would import a module of any name, or change the layers' number
 _REFUSED = ("megatron_config", "layer_replication")
 
@@ -51,10 +54,50 @@ def check_config(config: dict[str, Any]) -> None:
         raise BadFiles(f"It is an adapter of the type '{str(kind)[:40]}'; only LoRA is run.")
     if task not in _TASKS:
         raise BadFiles(f"It is an adapter for the task '{str(task)[:40]}'; text is run.")
+    _check_settings(config, ADAPTER_CONFIG)
+
+
+def _check_settings(config: dict[str, Any], file: str) -> None:
     for name in _REFUSED:
         if config.get(name):
-            raise BadFiles(f"{ADAPTER_CONFIG}: {name} is not supported.")
-    check_numbers(config, ADAPTER_CONFIG)
+            raise BadFiles(f"{file}: {name} is not supported.")
+    check_numbers(config, file)
+
+
+def _check_ranks(config: dict[str, Any], tensors: dict[str, Tensor], file: str) -> None:
+    """Raise BadFiles for a rank that no tensor has: the library makes matrices of it at once.
+
+    Where a pattern gives layers ranks of their own, the rank of the others may be of none.
+    """
+    widest = max((size for each in tensors.values() for size in each.shape), default=0)
+    largest = max((min(each.shape, default=0) for each in tensors.values()), default=0)
+    pattern = config.get("rank_pattern") or {}
+    own = [*pattern.values()] if isinstance(pattern, dict) else [pattern]
+    told = [(config.get("r"), widest if own else largest), *((each, widest) for each in own)]
+    for rank, most in told:
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= most:
+            raise BadFiles(f"{file} claims another rank than its weights have.")
+
+
+def _told_configs(path: Path) -> list[dict[str, Any]]:
+    """Return the configs of a pipeline's parts that a file of weights holds, where it does.
+
+    The library takes them for the adapter's own, with any setting.
+    """
+    raw = read_metadata(path).get(_TOLD)
+    if raw is None:
+        return []
+    try:
+        told = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadFiles(f"{path.name}: its {_TOLD} is not valid JSON.") from error
+    if not isinstance(told, dict):
+        raise BadFiles(f"{path.name}: its {_TOLD} holds no JSON object.")
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in told.items():
+        part, _, name = key.rpartition(".")
+        parts.setdefault(part, {})[name] = value
+    return [*parts.values()]
 
 
 def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
@@ -64,10 +107,7 @@ def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
         kept = "as a pickle, which can run code" if pickled else "nowhere"
         raise BadFiles(f"The adapter has its weights {kept}; {ADAPTER_WEIGHTS} is needed.")
     tensors = _header(folder, ADAPTER_WEIGHTS)
-    rank = number(config, "r")
-    largest = max((min(each.shape, default=0) for each in tensors.values()), default=0)
-    if rank is None or (rank > largest and not config.get("rank_pattern")):
-        raise BadFiles(f"{ADAPTER_CONFIG} claims another rank than its weights have.")
+    _check_ranks(config, tensors, ADAPTER_CONFIG)
     named = config.get("base_model_name_or_path")
     return _adapter(folder, "text", tensors, named)
 
@@ -75,6 +115,9 @@ def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
 def _of_file(folder: Path) -> Inspection:
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WEIGHTS))
     tensors = _header(folder, names[0])
+    for part in _told_configs(folder / names[0]):
+        _check_settings(part, names[0])
+        _check_ranks({"r": _DEFAULT_RANK, **part}, tensors, names[0])
     engine = "image" if any(name.startswith(_PIPELINE) for name in tensors) else "text"
     if engine == "text":
         raise BadFiles(f"{names[0]} holds a LoRA for no pipeline, and {ADAPTER_CONFIG} is missing.")

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -63,6 +63,8 @@ class FakeHub:
     far_headers: list[dict[str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
+    told_name: str = REPO  #: of the repository, in its listing
+    endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
     slow: float = 0  #: seconds before each 64 KiB
     released: threading.Event = field(default_factory=threading.Event)  #: ends what stalls
@@ -110,10 +112,26 @@ class _Near(BaseHTTPRequestHandler):
         hub.requests.append((self.path, token))
         if hub.token and token not in ("", f"Bearer {hub.token}"):
             self.answer(401, _BAD_TOKEN)
+        elif hub.endless and self.path.startswith(hub.endless):
+            self.never_end()
         elif self.path.startswith("/api/"):
             self.info(token)
         else:
             self.file()
+
+    def never_end(self) -> None:
+        """Listings begin and go on; files are elsewhere, and the answer that says so goes on."""
+        listing = self.path.startswith("/api/")
+        self.send_response(200 if listing else 302)
+        if not listing:
+            self.send_header("Location", self.hub.far_url + self.path.partition("/resolve")[2])
+        self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        self.close_connection = True
+        piece = b" " * (4 << 20)
+        with suppress(OSError):
+            while True:
+                self.wfile.write(piece)
 
     def file(self) -> None:
         repo, _, rest = self.path[1:].partition("/resolve/")
@@ -154,7 +172,7 @@ class _Near(BaseHTTPRequestHandler):
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             siblings = hub.siblings(sha) if hub.listing is None else hub.listing
-            told = {"id": REPO, "modelId": REPO, "sha": sha, "siblings": siblings}
+            told = {"id": hub.told_name, "modelId": hub.told_name, "sha": sha, "siblings": siblings}
             self.json({**told, "gated": hub.gated, "private": hub.private})
 
     def json(self, value: Any) -> None:

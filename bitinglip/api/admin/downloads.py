@@ -58,7 +58,7 @@ async def download_model(request: Request) -> Response:
 
 def requester_of(request: Request) -> Requester:
     caller = caller_of(request)
-    return Requester(caller.key_id, caller.name)
+    return Requester(caller.key_id, caller.name, caller.models)
 
 
 def accepted(request: Request, download: Download) -> Response:

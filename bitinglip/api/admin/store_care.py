@@ -12,11 +12,13 @@ from starlette.responses import Response
 from bitinglip.access.scopes import Scope
 from bitinglip.api.admin.downloads import accepted, requester_of
 from bitinglip.api.audited import audited, note_change
-from bitinglip.api.auth import requires_scope
+from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response, read_body, read_optional_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import describe, find_model
 from bitinglip.api.services import Services, services_of
+from bitinglip.api.store_cleanup import clean_up as remove_unneeded
+from bitinglip.api.store_cleanup import plan_cleanup
 from bitinglip.audit.entry import Action, changed
 from bitinglip.downloads.download import Priority, Wanted
 from bitinglip.errors import Conflict, InvalidRequest, ModelInUse
@@ -46,22 +48,20 @@ _busy: set[tuple[int, str]] = set()  #: models whose files are read now, by thei
 @audited(Action.STORE_CLEAN)
 async def clean_up(request: Request) -> Response:
     """Say what may be removed of the store, or remove it: left-over files, blobs that no model
-    has, and the models that were not used for longest, if the store holds too much."""
-    services = services_of(request)
+    has, and the models that were not used for longest, if the store holds too much.
+
+    A key for some models removes, and is told of, no others."""
+    services, caller = services_of(request), caller_of(request)
     body = await read_optional_body(request, CleanUpRequest)
     most = body.max_bytes
     if most is None:
         most = services.settings.store.max_bytes
     with _alone(services.store, ""):
-        found = await asyncio.to_thread(
-            services.store.gc,
-            do=not body.dry_run,
-            max_bytes=most,
-            in_use=in_use(services).__contains__,
-        )
+        act = plan_cleanup if body.dry_run else remove_unneeded
+        found = await act(services, most, caller.may_use)
+    if caller.models is not None:  # names of files tell of others' models
+        found = [each for each in found if each.kind == "model"]
     gone = [each.name for each in found if each.kind == "model" and not body.dry_run]
-    for name in gone:
-        services.cache.clear(name.__eq__)
     freed = sum(each.bytes for each in found)
     after = {"dry_run": body.dry_run, "max_bytes": most, "bytes": freed, "models": gone}
     note_change(request, target="store", after=after)
@@ -102,7 +102,7 @@ async def verify_model(request: Request, model_id: str) -> Response:
         return await _ask(request, manifest, "repair", manifest.revision, body.priority)
     with _alone(services.store, manifest.name):
         found = await asyncio.to_thread(differences, services.store, [manifest.name])
-    told = verdict_info(manifest.name, found[manifest.name])
+    told = verdict_info(manifest.name, found[manifest.name], caller_of(request).may_use)
     note_change(request, target=manifest.name, after={"whole": told["whole"]})
     return json_response(told)
 
@@ -141,14 +141,6 @@ async def _ask(
     )
     download = await services.downloads.ask(wanted, requester_of(request), priority)
     return accepted(request, download)
-
-
-def in_use(services: Services) -> set[str]:
-    """Return the models that no clean-up removes: in use, or needed by the settings."""
-    operations, settings = services.operations, services.settings
-    wanted = {name for name, own in settings.models.items() if own.pin or own.preload}
-    wanted |= {own.speech.vocoder for own in settings.models.values() if own.speech.vocoder}
-    return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Requests that look after the store, and what they answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -56,12 +56,19 @@ def care_info(usage: Usage, care: Care) -> dict[str, Any]:
     }
 
 
-def verdict_info(model: str, found: Sequence[Difference]) -> dict[str, Any]:
+def verdict_info(
+    model: str, found: Sequence[Difference], may_see: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Describe what differs in a model's files; ``may_see`` says which models are named."""
     return {
         "model": model,
         "whole": not found,
         "differences": [
-            {"path": each.path, "what": each.what, "shared_with": list(each.shared_with)}
+            {
+                "path": each.path,
+                "what": each.what,
+                "shared_with": [*filter(may_see, each.shared_with)],
+            }
             for each in found
         ],
     }

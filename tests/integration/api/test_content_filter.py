@@ -146,4 +146,5 @@ def test_list_is_read_again_when_its_file_changes(served: Served, client: httpx.
     assert str(path) not in json.dumps(health)
     reload(before)
     assert [code("another"), code("very bad thing")] == [200, 400]
-    assert client.get("/health").json()["checks"]["guard"]["ok"]
+    check = client.get("/health").json()["checks"]["guard"]
+    assert (check["ok"], check["detail"]) == (True, "works")

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,8 @@ from tests.support.api_server import Served, serve
 from tests.support.audit_log import on_disk
 from tests.support.hub import REPO, SHA, FakeHub
 from tests.support.large_models import BLOCK, SIZE, hold, large_hub, let_go, renew
+from tests.support.lora_files import write_text_lora
+from tests.support.model_folders import llama
 from tests.support.sse import SseEvent, events_of, iter_events
 from tests.support.wait import eventually
 
@@ -317,3 +320,25 @@ def puller_of(download: dict[str, Any]) -> int:
             assert not any("hf_of_the_server" in each for each in told)
             return child.pid
     raise AssertionError("no process pulls")
+
+
+def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
+    served: Served, hub: FakeHub, admin: httpx.Client, tmp_path: Path
+) -> None:
+    lora = write_text_lora(llama(tmp_path / "base"), tmp_path / "lora", named="demo")
+    kept, hub.files = hub.files, {each.name: each.read_bytes() for each in lora.iterdir()}
+    ends = {}
+    try:
+        for name, globs in (("of-theirs", ["of-*"]), ("of-ours", ["of-*", "demo"])):
+            fields = {"name": name, "scopes": ["cluster:write"], "models": globs}
+            key = admin.post("/api/v1/keys", json=fields).json()["key"]
+            headers = {"authorization": f"Bearer {key}"}
+            with httpx.Client(base_url=served.url, headers=headers, timeout=60) as narrow:
+                ends[name] = events(narrow, ask(narrow, name))[-1]
+    finally:
+        hub.files = kept
+    name, told = ends["of-theirs"]
+    assert (name, told["error"]["code"]) == ("failed", "INVALID_REQUEST")
+    assert "the API key is for no such model" in told["error"]["message"]
+    assert ends["of-ours"][0] == "completed", ends
+    assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"

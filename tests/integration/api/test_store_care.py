@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_store.store import ModelStore
 from tests.support.api_server import Served, serve
 from tests.support.hub import REPO, FakeHub
 from tests.support.large_models import WEIGHTS, large_hub, renew
@@ -90,6 +91,23 @@ def test_update_is_refused_for_a_model_in_use_or_from_elsewhere(admin: httpx.Cli
     assert "did not come from the hub" in imported.json()["error"]["message"]
 
 
+def test_clean_up_by_a_key_for_some_models_takes_and_tells_of_no_others(
+    served: Served, admin: httpx.Client
+) -> None:
+    before = served.services.store.names()
+    (served.services.store.partial / "removed-theirs").mkdir()
+    for globs, planned in ((["paint*"], ["painter"]), (["none-*"], [])):
+        fields = {"name": "narrow", "scopes": ["cluster:write"], "models": globs}
+        key = admin.post("/api/v1/keys", json=fields).json()["key"]
+        with httpx.Client(base_url=served.url, headers={"x-api-key": key}, timeout=60) as narrow:
+            plan = narrow.post("/api/v1/models/gc", json={"max_bytes": 0}).json()
+            assert [each["name"] for each in plan["data"]] == planned
+            if not planned:
+                everything = {"max_bytes": 0, "dry_run": False}
+                assert narrow.post("/api/v1/models/gc", json=everything).json()["data"] == []
+    assert served.services.store.names() == before
+
+
 def test_clean_up_takes_what_nobody_uses_but_no_pinned_model(
     served: Served, admin: httpx.Client
 ) -> None:
@@ -109,3 +127,25 @@ def test_clean_up_takes_what_nobody_uses_but_no_pinned_model(
     assert rows[1]["last_used_at"]
     unpinned = admin.patch("/api/v1/models/demo", json={"pinned": False}).json()
     assert (unpinned["pinned"], unpinned["notes"]) == (False, "ours")
+
+
+def test_clean_up_leaves_a_model_that_comes_into_use_while_others_are_removed(
+    served: Served, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        wanted = {"model_name": REPO, "name": name}
+        assert ended(admin, admin.post("/api/v1/models/download", json=wanted))[0] == "completed"
+    remove = ModelStore.remove
+
+    def load_another(store: ModelStore, name: str, **how: bool) -> bool:
+        if name == "first":
+            admin.post("/api/v1/models/second/load").raise_for_status()
+        return remove(store, name, **how)
+
+    monkeypatch.setattr(ModelStore, "remove", load_another)
+    with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as other:
+        done = other.post("/api/v1/models/gc", json={"max_bytes": 0, "dry_run": False}).json()
+    gone = {each["name"] for each in done["data"] if each["kind"] == "model"}
+    assert "first" in gone
+    assert "second" not in gone
+    assert "second" in served.services.store.names()

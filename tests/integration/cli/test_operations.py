@@ -46,6 +46,21 @@ def test_fit_refuses_what_cannot_fit_with_the_numbers(card: Server) -> None:
     assert "huge needs 30.0 GB" in refused.stderr
 
 
+def test_bench_measures_a_model_and_refuses_what_it_cannot(card: Server) -> None:
+    asked = ("bench", "small", "--concurrency", "1", "--concurrency", "3", "--max-tokens", "5")
+    done = run(card.home, *asked)
+    assert done.returncode == 0, done.stderr
+    head, *rows = done.stdout.splitlines()
+    assert head.split()[:4] == ["AT-ONCE", "REQUESTS/S", "TOKENS/S", "SPEED"]
+    assert [line.split()[0] for line in rows] == ["1", "3"]
+    found = json.loads(run(card.home, *asked, "--json").stdout)
+    assert [(each["requests"], each["errors"]) for each in found["runs"]] == [(4, {}), (6, {})]
+    assert all(each["tokens_per_second"] > 0 for each in found["runs"])
+    refused = run(card.home, "bench", "nothing")
+    assert refused.returncode == 1
+    assert "not available" in refused.stderr
+
+
 def test_fit_works_without_a_server(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running_server(home):

@@ -292,6 +292,7 @@ def test_health_answers_without_a_key(server: Server) -> None:
         "guard",
     }
     assert all(check["ok"] for check in body["checks"].values())
+    assert body["checks"]["guard"]["detail"].startswith("off")
 
 
 def test_streams_of_two_hundred_clients_at_once(server: Server) -> None:

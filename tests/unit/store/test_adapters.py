@@ -170,6 +170,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "layers that are doubled": (changed(layer_replication=[[0, 2]]), "layer_replication"),
     "a huge rank": (changed(r=10**6), "another rank"),
+    "a huge rank of layers": (changed(rank_pattern={"q_proj": 10**9}), "another rank"),
+    "a huge rank beside a pattern": (changed(r=10**9, rank_pattern={"x": 1}), "another rank"),
+    "ranks that are a list": (changed(rank_pattern=[10**9]), "another rank"),
     "a rank that is text": (changed(r="8"), "another rank"),
     "a rank of NaN": (changed(lora_alpha=float("nan")), "NaN"),
     "code": (changed(auto_map={"a": "b.C"}), "code of its own"),
@@ -227,3 +230,39 @@ def test_adapter_in_a_single_file_is_known_by_the_names_of_its_tensors(
         return
     found = inspect(tmp_path)
     assert (found.kind, found.engine, found.base) == ("adapter", engine, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"unet.r": 10**9}, "another rank"),
+        ({"unet.r": 2, "unet.rank_pattern": {"a": 10**9}}, "another rank"),
+        ({"text_encoder.r": 2, "unet.r": 2, "unet.megatron_config": {"a": 1}}, "megatron_config"),
+        ([], "no JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_adapter_in_a_single_file_is_held_to_the_config_that_it_brings(
+    tmp_path: Path, told: Any, why: str
+) -> None:
+    tensors = {"unet.a.to_q.lora_A.weight": np.ones((2, 4), np.float32)}
+    raw = told if isinstance(told, str) else json.dumps(told)
+    save_file(tensors, tmp_path / "style.safetensors", {"lora_adapter_metadata": raw})
+    with pytest.raises(BadFiles, match=why):
+        inspect(tmp_path)
+    good = json.dumps({"unet.r": 2, "unet.lora_alpha": 4})
+    save_file(tensors, tmp_path / "style.safetensors", {"lora_adapter_metadata": good})
+    assert inspect(tmp_path).engine == "image"
+
+
+def test_adapter_is_taken_for_no_base_but_those_allowed(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    for name, named in (("theirs", "org/base"), ("none", "nowhere")):
+        lora = write_text_lora(base, tmp_path / name, named=named)
+        narrow = ModelStore(store.root, bases=["other"])
+        with pytest.raises(BadFiles, match=f"adapter for {named}, and the API key"):
+            narrow.import_folder(lora, "tuned")
+        assert store.names() == ["org/base"]
+    ours = ModelStore(store.root, bases=["org/base"])
+    assert ours.import_folder(tmp_path / "theirs", "tuned").base == "org/base"

@@ -3,9 +3,7 @@
 Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
-import contextlib
 import copy
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,6 @@ from workers.protocol import Load
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
-
-
-_BROKEN = "The tokenizer does not work"
 
 
 @dataclass(slots=True, frozen=True)
@@ -167,24 +162,8 @@ def _tokenizer(folder: Path, config: Any) -> Any:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise load_failed(_lacks_package(folder) or f"{_BROKEN}: {reason(error)}") from error
+        raise load_failed(f"The tokenizer does not work: {reason(error)}") from error
     return tokenizer
-
-
-def _lacks_package(folder: Path) -> str | None:
-    """Name the package that a tokenizer needs which the library must convert first.
-
-    The library itself names tiktoken for every file that it could not read.
-    """
-    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
-        return None
-    with contextlib.suppress(ModuleNotFoundError):  # of "google", of which others are part, too
-        if importlib.util.find_spec("google.protobuf") is not None:
-            return None
-    return (
-        f"{_BROKEN}: this model has it as tokenizer.model only, which needs the Python package "
-        "protobuf. Install that beside BitingLip, or take a repository with tokenizer.json."
-    )
 
 
 def is_panic(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ token. Everything around it is the same: sampling, grammars, streams, cancelling
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +47,8 @@ class SequentialRunner:
         self._vocab = loaded.vocab_size
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
         self._cache_name = ""
+        #: it makes only the logits that it is asked for: each row is as wide as the vocabulary
+        self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self.blocks, self.rows = self._plan(plan)
 
     @torch.inference_mode()
@@ -75,26 +78,34 @@ class SequentialRunner:
     def _advance(self, chunk: Chunk) -> Tensor:
         """Compute the tokens of a sequence that are not in its state. -> [vocab]"""
         tokens = chunk.sequence.tokens[: chunk.end]
-        state = self._states.setdefault(chunk.sequence, _State())
+        state = self._states.get(chunk.sequence) or _State()
         if state.length < len(tokens) - 1:
-            state.cache, state.length = None, 0
+            state = _State()
         if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
-            state.cache, logits = self._forward(tokens[state.length :], state.cache)
-            state.length, state.logits = len(tokens), logits
+            # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
+            self._states.pop(chunk.sequence, None)
+            cache, logits = self._forward(tokens[state.length :], state.cache)
+            state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
         return state.logits
 
     def _score(self, chunk: Chunk) -> Tensor:
         """Compute the logits at a prompt's tokens. -> [scored, vocab]"""
         ids = torch.tensor([chunk.sequence.tokens[: chunk.end]], device=self._device)
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
-        return logits[chunk.start : chunk.start + chunk.scored]
+        count = chunk.end - chunk.start
+        output = self._model(input_ids=ids, use_cache=False, **self._last(count))
+        logits: Tensor = output.logits[0, -count:]
+        return logits[: chunk.scored].clone()  # a part of one tensor would keep all of it
+
+    def _last(self, count: int) -> dict[str, int]:
+        """Return the argument by which only so many of the last logits are made."""
+        return {"logits_to_keep": count} if self._keeps else {}
 
     def _forward(self, tokens: list[int], cache: Any) -> tuple[Any, Tensor]:
         """Compute tokens after those of a cache. -> the cache with them, logits [vocab]"""
         ids = torch.tensor([tokens], device=self._device)
         given = {} if cache is None else {self._cache_name: cache}
-        output = self._model(input_ids=ids, use_cache=True, **given)
+        output = self._model(input_ids=ids, use_cache=True, **given, **self._last(1))
         if not self._cache_name:
             found = [name for name in _CACHES if getattr(output, name, None) is not None]
             if not found:

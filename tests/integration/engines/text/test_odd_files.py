@@ -1,7 +1,6 @@
 """Text models as people publish them: the store tells of odd files what the engine makes of them,
 and both refuse what no library reads, by the name of its field."""
 
-import importlib
 import inspect as inspect_module
 import io
 import json
@@ -331,9 +330,7 @@ def test_padded_vocabulary_gives_text_and_logprobs_for_every_id(
     assert all(one.token == "" for one in told if one.id >= VOCAB - 16)
 
 
-def test_vocabulary_of_sentencepiece_works_or_names_the_package_that_it_lacks(
-    models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_vocabulary_of_sentencepiece_alone_is_read(models: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(models["llama"], tmp_path / "m", "tokenizer.json", "tokenizer_config.json")
     trained = io.BytesIO()
     SentencePieceTrainer.train(
@@ -347,12 +344,7 @@ def test_vocabulary_of_sentencepiece_works_or_names_the_package_that_it_lacks(
     )
     (folder / "tokenizer.model").write_bytes(trained.getvalue())
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    try:
-        importlib.import_module("google.protobuf")
-    except ModuleNotFoundError:
-        assert "needs the Python package protobuf" in refusal(folder)
-    else:
-        assert answer(folder).completion_tokens == 8
+    assert answer(folder).completion_tokens == 8
 
 
 # ---- settings of the generation ----------------------------------------------------------------

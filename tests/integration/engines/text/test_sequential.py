@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.engine_runs import finals, run_to_end
 from tests.support.models.sequential_text import FAMILIES, make_sequential_model
+from tests.support.models.text import VOCAB
 from tests.support.text_harness import distance_from_library, done, job, load, run
 from workers.engines.base import Refused
 from workers.protocol import Cancelled, Grammar
@@ -83,6 +84,26 @@ def test_sequential_logprobs_are_the_library_s(lfm2: Path) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("family", ["lfm2", "mamba2"])
+def test_sequential_prompt_makes_the_logits_that_are_read_and_no_others(
+    family: str, tmp_path: Path
+) -> None:
+    """Those of a long prompt would be its length times the vocabulary: more than most models."""
+    engine, _ = load(make_sequential_model(family, tmp_path / family), step_tokens=64)
+    heights: list[int] = []
+    engine._loaded.model.register_forward_hook(
+        lambda _module, _given, output: heights.append(output.logits.shape[1])
+    )
+    one = job("a", "long " * 30, logprobs=1, max_tokens=2)
+    plain = run(engine, one)["a"]
+    assert set(heights) == {1}
+    heights.clear()
+    echoed = run(engine, msgspec.structs.replace(one, echo=True))["a"].choices[0]
+    assert max(heights) <= 64
+    assert len(echoed.logprobs) == plain.prompt_tokens + plain.completion_tokens
+    engine.close()
+
+
 def test_sequential_choices_and_prefixes_are_each_computed_alone(lfm2: Path) -> None:
     engine, _ = load(lfm2)
     one = msgspec.structs.replace(job("a", PROMPTS[0], temperature=1.0, seed=5), prefix_scope="k")
@@ -100,6 +121,33 @@ def test_sequential_text_is_the_same_after_it_gave_way_to_others(lfm2: Path) -> 
     expected = {one.id: run(engine, one)[one.id].text for one in jobs}
     assert ready.slots > 2
     assert {name: end.text for name, end in run(engine, *jobs).items()} == expected
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba2"])
+def test_sequential_text_is_the_same_after_a_pass_that_ran_out_of_memory(
+    family: str, tmp_path: Path
+) -> None:
+    """The pass ends behind all layers, which have put its token into the cache by then."""
+    engine, _ = load(make_sequential_model(family, tmp_path / family))
+    jobs = [job(str(n), prompt, max_tokens=12) for n, prompt in enumerate(PROMPTS)]
+    expected = {name: end.text for name, end in run(engine, *jobs).items()}
+    passes = 0
+
+    def fail_once(module: torch.nn.Module, _inputs: object, _output: object) -> None:
+        nonlocal passes
+        passes += isinstance(module, torch.nn.Linear) and module.out_features == VOCAB
+        if passes == 8:
+            passes += 1
+            raise torch.OutOfMemoryError
+
+    hook = torch.nn.modules.module.register_module_forward_hook(fail_once)
+    try:
+        ends = run(engine, *jobs)
+    finally:
+        hook.remove()
+    assert passes > 8
+    assert {name: end.text for name, end in ends.items()} == expected
     engine.close()
 
 

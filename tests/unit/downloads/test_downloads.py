@@ -1,0 +1,118 @@
+"""Downloads that wait, end and are asked for again, with a real database and no hub."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from bitinglip.audit.log import AuditLog
+from bitinglip.db.database import Database
+from bitinglip.downloads.download import Requester, Wanted, new_download
+from bitinglip.downloads.downloads import Downloads
+from bitinglip.downloads.hub import HubAccess
+from bitinglip.downloads.rows import DownloadRows
+from bitinglip.settings import Settings
+from bitinglip.telemetry.download_metrics import DownloadMetrics
+from model_store.store import ModelStore
+
+WANTED = Wanted(repo="org/model", name="model")
+REQUESTER = Requester("k")
+
+
+class Rig:
+    """Opens downloads as the server does, again after each stop."""
+
+    def __init__(self, folder: Path, db: Database) -> None:
+        self.db = db
+        self.rows = DownloadRows(db, retention=60)
+        self._store = ModelStore(folder / "models")
+
+    async def open(self, **hub: object) -> Downloads:
+        settings = Settings.model_validate({"hub": hub})
+        return await Downloads.open(
+            self.db,
+            self._store,
+            HubAccess(settings, self._store.root, None),
+            settings,
+            AuditLog(self.db, b"k" * 32),
+            DownloadMetrics(CollectorRegistry()),
+            lambda _: None,
+        )
+
+
+def using(tmp_path: Path, act: Callable[[Rig], Awaitable[None]]) -> None:
+    async def run() -> None:
+        db = await Database.open(tmp_path / "bitinglip.db")
+        try:
+            async with asyncio.timeout(60):
+                await act(Rig(tmp_path, db))
+        finally:
+            await db.close()
+
+    asyncio.run(run())
+
+
+async def ended(downloads: Downloads, download_id: str) -> tuple[str, str]:
+    """Wait for the end of a download; return its state and the message of its error."""
+    last = [each async for each in downloads.watch(download_id)][-1]
+    return last.state, last.error.message if last.error else ""
+
+
+def test_download_that_waited_asks_no_hub_once_the_settings_keep_the_server_off_it(
+    tmp_path: Path,
+) -> None:
+    async def act(rig: Rig) -> None:
+        before = await rig.open()
+        asked = await before.ask(WANTED, REQUESTER, "normal")
+        await before.close()
+        downloads = await rig.open(offline=True)
+        downloads.resume()
+        state, message = await ended(downloads, asked.id)
+        assert state == "failed"
+        assert "hub.offline" in message
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+def test_download_that_is_asked_for_while_it_ends_is_left_in_no_row_that_nothing_runs(
+    tmp_path: Path,
+) -> None:
+    """The database is busy, so the end and the question wait for it at the same time."""
+
+    async def act(rig: Rig) -> None:
+        before = await rig.open()
+        asked = await before.ask(WANTED, REQUESTER, "low")
+        await before.close()
+        # It fails as soon as it runs.
+        downloads = await rig.open(token_file=str(tmp_path / "none"))
+        async with rig.db.write():
+            downloads.resume()
+            await asyncio.sleep(0.3)  # by then its end waits
+            again = asyncio.create_task(downloads.ask(WANTED, REQUESTER, "high"))
+            await asyncio.sleep(0.3)
+        await again
+        for each in list(downloads.unfinished()):
+            await ended(downloads, each.id)
+        kept = await rig.rows.find(asked.id)
+        assert kept is not None
+        assert kept.ended
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+def test_download_that_ran_before_a_stop_waits_after_it(tmp_path: Path) -> None:
+    async def act(rig: Rig) -> None:
+        download = new_download(WANTED, REQUESTER, "normal")
+        download.start()
+        download.waits = True
+        await rig.rows.save(download)
+        downloads = await rig.open()
+        assert downloads.states() == {"queued": 1, "running": 0}
+        (open_one,) = downloads.unfinished()
+        assert (open_one.started_at, open_one.waits) == (None, False)
+        await downloads.close()
+
+    using(tmp_path, act)
