@@ -273,10 +273,6 @@ class ModelStore:
         found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
         return carry_out(self, found, in_use) if do else found
 
-    def sweep(self) -> None:
-        """Remove what killed processes left, and pulls that nobody has resumed for too long."""
-        carry_out(self, plan(self, partials_kept=self.partials_kept))
-
     def verify(self, name: str, progress: Progress | None = None) -> Names:
         """Return the files that are missing, new, unreadable, or not what the manifest says.
 

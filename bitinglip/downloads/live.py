@@ -13,7 +13,7 @@ from bitinglip.downloads.hub import HubAccess
 from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.disk import store_errors
-from model_store.pull_messages import Message, Planned, Progressed, Pulled, Refused, Waits
+from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)

@@ -40,7 +40,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 def test_resume_after_30_cuts_at_random_offsets_fetches_each_byte_once(
     store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_store.retries.nap", lambda *_: None)
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda *_: None)
     chance = random.Random(19)
     hub.cuts[WEIGHTS] = [chance.randint(1, BIG // 16) for _ in range(30)]
     told = Told()
