@@ -220,7 +220,10 @@ class HomeLock:
         fd = _open_lock(self._home.lock)
         if not _lock_patiently(fd):
             os.close(fd)
-            raise HomeInUse(f"{self._home.root} is in use by {_holder(self._home)}")
+            raise HomeInUse(
+                f"{self._home.root} is in use by {_holder(self._home)}; stop that, or choose "
+                "another home with --home"
+            )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd

@@ -24,11 +24,11 @@ _CHUNK = 4 * 1024 * 1024
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise NoSpace if writing so many bytes would leave less than the minimum free."""
-    free = max(0, shutil.disk_usage(folder).free - FLOOR_BYTES)
-    if needed > free:
+    free = shutil.disk_usage(folder).free
+    if needed > max(0, free - FLOOR_BYTES):
         raise NoSpace(
-            f"This needs {size_text(needed)} more; {size_text(free)} are free. "
-            "Remove a model, or move the home."
+            f"This needs {size_text(needed)} more; {size_text(free)} are free, of which "
+            f"{size_text(FLOOR_BYTES)} stay free. Make room, or move the home to another disk."
         )
 
 

@@ -46,8 +46,8 @@ def check_unchanged(manifest: Manifest, files: Path) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ChangedFiles(
             f"The model's file {changed[0]}{more} changed after it was taken in, or is missing. "
-            f"Check it with 'bitinglip models verify {manifest.name}'; what is whole can be loaded "
-            "after that, what is not must be removed and added again."
+            f"'bitinglip models verify {manifest.name} --repair' reads it, fetches what differs if "
+            "it came from the hub, and lets it be loaded again if it is whole."
         )
 
 

@@ -362,10 +362,13 @@ class ModelStore:
         One process at a time may have it. Raises PullRunning.
         """
         folder = self.partial / pull_folder(repo)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        handle = lock(folder)
-        if handle is None:
-            raise PullRunning(f"{repo} is being pulled already.")
+        while True:  # the one before removes it at its end
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            if (handle := lock(folder)) is not None:
+                break
+            if folder.exists():
+                raise PullRunning(f"{repo} is being pulled already.")
         try:
             yield folder
         finally:

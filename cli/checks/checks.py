@@ -103,7 +103,7 @@ def _disk(place: CliContext) -> Finding:
     detail = f"{size(free)} free at {folder}"
     advice = "make room, or choose another disk with --home"
     if free < _LEAST_DISK:
-        return Finding("disk", "error", detail, advice)
+        return Finding("disk", "error", f"{detail}, less than {size(_LEAST_DISK)}", advice)
     if free < _GOOD_DISK:
         return Finding("disk", "warning", f"{detail}, which few models fit into", advice)
     return Finding("disk", "ok", detail)

@@ -28,7 +28,10 @@ _WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own n
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("chat"))],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=models("chat")),
+    ],
     system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,

@@ -44,7 +44,7 @@ def follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
     try:
         with (
             server.follow(f"{_DOWNLOADS}/{download['id']}/events") as events,
-            transfer(download["model"]) as bars,
+            transfer(download["model"], "waiting for the server") as bars,
         ):
             state, last = _show(events, bars)
     except KeyboardInterrupt:
@@ -66,6 +66,7 @@ def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
     for state, data in events:
         if data.get("bytes_total") and not planned:
             planned = True
+            bars.clear()
             for note in data.get("notes", ()):
                 print_note(note)
             sizes = {file["path"]: file["bytes_total"] for file in data["files"]}

@@ -59,7 +59,7 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
         names, values = way["setting"], way["value"]
         pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
         options = " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in pairs)
-        after = f" once {', '.join(way['evict'])} made room" if way.get("evict") else ""
+        after = f" after unloading {', '.join(way['evict'])}" if way.get("evict") else ""
         yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after})")
 
 

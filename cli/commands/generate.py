@@ -32,9 +32,15 @@ SeedOption = Annotated[
 
 @app.command()
 def text(
-    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("text"))],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=models("text")),
+    ],
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The prompt; without it, or as '-', read from stdin."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the answer into this file.")
@@ -102,10 +108,16 @@ class ImageFormat(StrEnum):
 @app.command()
 def image(
     model: Annotated[
-        str, typer.Argument(help="Name of the model.", autocompletion=models("text-to-image"))
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Name of the model.", autocompletion=models("text-to-image")
+        ),
     ],
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The prompt; without it, or as '-', read from stdin."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -218,12 +230,15 @@ class SoundFormat(StrEnum):
 @app.command()
 def speech(
     model: Annotated[
-        str, typer.Argument(help="Name of the model.", autocompletion=models("text-to-speech"))
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Name of the model.", autocompletion=models("text-to-speech")
+        ),
     ],
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TEXT]", help="Text to speak; without it, or as '-', read from stdin."
+            metavar="TEXT", help="Text to speak; without it, or as '-', read from stdin."
         ),
     ] = None,
     output: Annotated[

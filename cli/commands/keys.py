@@ -138,7 +138,7 @@ def _described(key: dict[str, Any]) -> str:
 def _quota_list(key: dict[str, Any]) -> list[str]:
     """Write a key's quotas as ``--quota`` takes them."""
     quotas: dict[str, dict[str, float]] = key.get("quotas") or {}
-    return [f"{period}.{unit}={n}" for period in quotas for unit, n in quotas[period].items()]
+    return [f"{period}.{unit}={n:.15g}" for period in quotas for unit, n in quotas[period].items()]
 
 
 @app.command("list")

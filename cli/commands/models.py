@@ -17,6 +17,7 @@ from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import (
     ago,
     amount,
+    moment,
     print_note,
     show_json,
     show_list,
@@ -133,7 +134,7 @@ def cancel(
 
 @app.command("import")
 def import_model(
-    path: Annotated[Path, typer.Argument(help="A folder in Hugging Face layout.")],
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A folder in Hugging Face layout.")],
     name: Annotated[str, typer.Option(help="The model's name here.")],
     allow_pickles: PicklesOption = False,
     base: Annotated[
@@ -162,7 +163,10 @@ def import_model(
                 base=base,
                 confine=place.settings().workers.confine,
             )
-    print_note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
+    what = f"adapter of {found['base']}" if found["kind"] == "adapter" else found["type"]
+    print_note(f"Imported {found['model_id']}: {what}, {size(found['bytes'])}.")
+    if found["cause"]:
+        print_note(found["cause"])
 
 
 @app.command("list")
@@ -211,9 +215,8 @@ def show(
         show_json(found)
         return
     shown = {key: value for key, value in found.items() if key not in _NOT_SHOWN}
-    sizes = {"size": size(found["bytes"]), "parameters": amount(found["parameters"])}
     voices = _voices(found.get("voices", ()))
-    show_pairs({"name": found["model_id"], **shown, **sizes, **voices, "may set": _settable(found)})
+    show_pairs({"name": found["model_id"], **shown, **_said(found), **voices})
 
 
 @app.command()
@@ -232,8 +235,10 @@ def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 @app.command()
 def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
-    """Load a model now; returns when it is ready. What keeps it loaded is models.<name>.pin and
-    keep_alive in the configuration."""
+    """Load a model now, and return when it is ready.
+
+    The settings models.<name>.keep_alive and models.<name>.pin say how long it stays loaded.
+    """
     from cli.client import path_of
 
     server = CliContext.of(home, config).need_server()
@@ -298,6 +303,23 @@ def _status(model: dict[str, Any]) -> str:
     return f"{model['status']}{part}{pinned}"
 
 
+def _said(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a model that a person reads in other words than a program."""
+    loads = model.get("load_seconds") or {}
+    needs = model.get("needs_by_dtype") or {}
+    why = model.get("sequential")
+    return {
+        "size": size(model["bytes"]),
+        "parameters": model["parameters"] and amount(model["parameters"]),
+        "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
+        "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
+        "sequential": why and f"requests at once take turns: {why}",
+        "pinned": "yes" if model.get("pinned") else "no",
+        "last_used_at": (used := model.get("last_used_at")) and moment(used),
+        "may set": list(model["supported_parameters"]),
+    }
+
+
 def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Put the voices of one language and gender in a line; leave out what is not known."""
     lines: dict[str, list[str]] = {}
@@ -305,7 +327,3 @@ def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         known = [each for each in (voice["language"], voice["gender"]) if each]
         lines.setdefault(" ".join(["voices", *known]), []).append(voice["id"])
     return lines
-
-
-def _settable(model: dict[str, Any]) -> list[str]:
-    return list(model["supported_parameters"])

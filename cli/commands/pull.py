@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cli import offline
 from cli.errors import Failure
 from cli.show.output import (
+    Waiting,
     clean,
     console,
     duration,
@@ -54,7 +55,12 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
     asked = _resolved(place, asked)
     print_note(f"Pulling {asked.repo} into {place.home.models}")
     try:
-        with transfer(asked.repo) as progress:
+        with transfer(asked.repo, f"asking the hub for {asked.repo}") as progress:
+
+            def show(found: "Plan") -> None:
+                progress.clear()
+                _show_plan(found)
+
             manifest = pull(
                 offline.store(place.home, confine=place.settings().workers.confine),
                 asked.repo,
@@ -64,7 +70,7 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
                 hub=hub,
                 allow_pickles=asked.allow_pickles,
                 progress=progress,
-                planned=_show_plan,
+                planned=show,
             )
     except KeyboardInterrupt:
         print_note("Stopped. The same command goes on from here.")
@@ -114,11 +120,16 @@ def _show_plan(plan: "Plan") -> None:
     for note in plan.notes:
         print_note(note)
     there = plan.total_bytes - plan.missing_bytes
-    kept = f", {size(there)} of it are here" if there else ""
+    kept = f", of which {size(there)} are here" if there else ""
     print_note(
-        f"{plan.kind or 'Files'} at {plan.revision[:12]}: {len(plan.files)} files, "
-        f"{size(plan.total_bytes)}{kept}; {size(plan.free_bytes)} are free"
+        f"Revision {plan.revision[:12]}{f' ({plan.kind})' if plan.kind else ''}: "
+        f"{_files(len(plan.files))}, {size(plan.total_bytes)}{kept}; "
+        f"the disk has room for {size(plan.free_bytes)}"
     )
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
@@ -142,16 +153,21 @@ class Transfer:
     """Shows bars on a terminal, one for all and one for each file that moves; in a log, a line
     for each tenth."""
 
-    def __init__(self, what: str, bars: "Bars | None") -> None:
+    def __init__(self, what: str, bars: "Bars | None", spinner: Waiting) -> None:
         self._what = what
         self._bars = bars
+        self._spinner = spinner
         self._sizes: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._moved = 0  #: of which none was there before
         self._since = time.monotonic()
         self._tenth = 0
-        self._task = bars.add_task(clean(what), total=None) if bars else None
+        self._task: TaskID | None = None
         self._shown: dict[str, TaskID] = {}
+
+    def clear(self) -> None:
+        """Remove the spinner, so that a line can be printed before the bars."""
+        self._spinner.stop()
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Begin the work, or its next part."""
@@ -159,13 +175,22 @@ class Transfer:
         self._moved, self._since = 0, time.monotonic()
         total, there = sum(files.values()), sum(done.values())
         self._tenth = 10 * there // total if total else 0
-        if self._bars and self._task is not None:
-            for task in self._shown.values():
-                self._bars.remove_task(task)
-            self._shown.clear()
-            self._bars.reset(self._task, total=total, completed=there)
+        if self._bars:
+            self._reset(self._bars, total, there)
         else:
-            print_note(f"{self._what}: {len(files)} files, {size(total)}")
+            print_note(f"{self._what}: {_files(len(files))}, {size(total)}")
+
+    def _reset(self, bars: "Bars", total: int, there: int) -> None:
+        """Show one bar for all; the first time, in place of the spinner."""
+        for task in self._shown.values():
+            bars.remove_task(task)
+        self._shown.clear()
+        if self._task is None:
+            self.clear()
+            self._task = bars.add_task(clean(self._what), total=total, completed=there)
+            bars.start()
+        else:
+            bars.reset(self._task, total=total, completed=there)
 
     def advance(self, path: str, bytes_done: int) -> None:
         before = self._done.get(path, 0)
@@ -202,10 +227,21 @@ class Transfer:
 
 
 @contextmanager
-def transfer(what: str) -> Iterator[Transfer]:
-    if not sys.stderr.isatty():
-        yield Transfer(what, None)
-        return
+def transfer(what: str, before: str = "") -> Iterator[Transfer]:
+    """Show a transfer while the block runs: from its plan on, and until then the text ``before``
+    with a spinner."""
+    with waiting(before) as spinner:
+        if not sys.stderr.isatty():
+            yield Transfer(what, None, spinner)
+            return
+        bars = _bars()
+        try:
+            yield Transfer(what, bars, spinner)
+        finally:
+            bars.stop()
+
+
+def _bars() -> "Bars":
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -222,5 +258,4 @@ def transfer(what: str) -> Iterator[Transfer]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(sys.stderr)) as bars:
-        yield Transfer(what, bars)
+    return Progress(*columns, console=console(sys.stderr))

@@ -53,7 +53,8 @@ def update(
 @app.command()
 def verify(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A model's name, as in `models list`.")
+        str | None,
+        typer.Argument(metavar="NAME", help="A model's name, as in `models list`; or give --all."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Verify all models of the store.")] = False,
     repair: Annotated[
@@ -67,17 +68,20 @@ def verify(
         raise typer.BadParameter("give a model's name, or --all")
     place = CliContext.of(home, config)
     # Reading needs no server, and shows how far it is; a repair changes what a server may use.
-    server = place.server() if repair or os.environ.get("BITINGLIP_URL") else None
+    elsewhere = bool(os.environ.get("BITINGLIP_URL"))
+    server = place.server() if repair or elsewhere else None
     names = [name] if name else _names(place, server)
     damaged = {}
     for each in names:
-        if repair:
-            _repair(place, server, each)
-        elif paths := _verify(place, server, each):
+        paths = _verify(place, server if elsewhere else None, each)
+        if paths and not (repair and _repair(place, server, each)):
             damaged[each] = paths
     if damaged:
         told = "; ".join(f"{each} is damaged: {_few(paths)}" for each, paths in damaged.items())
-        raise Failure(f"{told}. --repair fetches what differs of a model that came from the hub")
+        raise Failure(
+            f"{told}. --repair fetches what differs of a model that came from the hub; remove one "
+            "from elsewhere, and add it again"
+        )
 
 
 @app.command()
@@ -94,8 +98,10 @@ def gc(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Remove what nothing needs: left-over files, old downloads, and, where the store may only hold
-    so many bytes, the models that were not used for longest."""
+    """Remove left-over files, old downloads and, beyond the store's limit, the least used models.
+
+    Models that are pinned or in use stay. Without store.max_bytes or --max-bytes all models stay.
+    """
     if yes and dry_run:
         raise typer.BadParameter("--yes removes, --dry-run does not; give one")
     place = CliContext.of(home, config)
@@ -158,7 +164,10 @@ def unpin(name: NameArgument, home: HomeOption = None, config: ConfigOption = No
 @app.command()
 def note(
     name: NameArgument,
-    text: Annotated[str, typer.Argument(help="What to remember; an empty text removes the note.")],
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT", help="What to remember; an empty text removes the note."),
+    ],
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -182,20 +191,31 @@ def _names(place: CliContext, server: "Client | None") -> list[str]:
     return [row["model_id"] for row in rows if row["status"] != "downloading"]
 
 
-def _repair(place: CliContext, server: "Client | None", name: str) -> None:
+def _repair(place: CliContext, server: "Client | None", name: str) -> bool:
+    """Fetch what differs in a model; return False for one that did not come from the hub."""
+    from cli.client import path_of
+    from model_store.manifest import HUB
+
+    if server:
+        source = server.get(path_of("models", name))["source"]
+    else:
+        source = offline.manifest(place.home, name).source
+    if not source.startswith(HUB):
+        return False
     if server:
         changes = _by_server(server, name, "verify", {"repair": True})
     else:
         changes = _repair_here(place, name)
     fetched = ", ".join(changes.get("repaired", ()))
     print_note(f"{name} is whole again: {fetched}." if fetched else f"{name} is whole.")
+    return True
 
 
 def _verify(place: CliContext, server: "Client | None", name: str) -> list[str]:
     """Say what differs in a model; return the paths."""
     found = _differences(place, server, name)
     for each in found:
-        shared = f", as in {', '.join(each['shared_with'])}" if each["shared_with"] else ""
+        shared = f"; also a file of {', '.join(each['shared_with'])}" if each["shared_with"] else ""
         typer.echo(f"{name}: {each['path']}: {_WHAT[each['what']]}{shared}")
     if not found:
         print_note(f"{name} is whole.")
@@ -211,7 +231,7 @@ _WHAT = {
     "new": "does not belong to it",
     "unreadable": "cannot be read",
     "size": "has another length",
-    "content": "holds other bytes",
+    "content": "has other contents than it had",
 }
 
 
@@ -270,7 +290,7 @@ def _update(place: CliContext, name: str, revision: str | None) -> dict[str, lis
 
     offline.manifest(place.home, name)
     store = offline.store(place.home, confine=place.settings().workers.confine)
-    with transfer(name) as progress:
+    with transfer(name, f"asking the hub for {name}") as progress:
         change = update_model(
             store,
             name,
@@ -310,7 +330,7 @@ def _fetch(
     from model_store.hub.pull import pull
     from model_store.manifest import HUB
 
-    with transfer(old.name) as progress:
+    with transfer(old.name, f"asking the hub for {old.name}") as progress:
         return pull(
             store,
             old.source.removeprefix(HUB),

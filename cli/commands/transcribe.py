@@ -28,7 +28,9 @@ class TextFormat(StrEnum):
 
 
 def transcribe(
-    file: Annotated[Path, typer.Argument(help="A sound file of any usual format; '-' is stdin.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sound file of any usual format; '-' is stdin.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(

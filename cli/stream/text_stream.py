@@ -30,7 +30,7 @@ class Answer:
         result = self.response["result"]
         choices = result.get("choices", [result])
         if any(each["finish_reason"] == "length" for each in choices):
-            parts.append("cut off at its longest; --max-tokens allows more")
+            parts.append("cut off at the limit; --max-tokens raises it")
         return ", ".join(parts)
 
 

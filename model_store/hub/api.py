@@ -40,8 +40,9 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _SECONDS = 10  #: for one answer
 TOKEN_HINT = (
-    "set HF_TOKEN, or hub.token_file in the settings, or give one with --token-stdin (make it on "
-    "the hub: Settings, Access Tokens, read access is enough)"
+    "set HF_TOKEN where the server runs, or hub.token_file in the settings, or give a token to "
+    "'bitinglip models pull --token-stdin' (make it on the hub: Settings, Access Tokens, read "
+    "access is enough)"
 )
 
 
@@ -100,7 +101,7 @@ def _list_or_without_token(
             found = _list(repo, revision, replace(hub, token=None), addresses, connections)
         except DownloadError:
             raise error from None
-        told = "The hub refuses the token, which may have expired; pulled without it."
+        told = "The hub refuses the token, which may have expired; it is asked without one."
         return replace(found, notes=(told, *found.notes))
 
 
@@ -122,6 +123,8 @@ def _list(
     if not _COMMIT.fullmatch(sha):
         raise _NoHub(f"{_host(hub.endpoint)} tells no commit of {repo}.")
     siblings = list(info.siblings or ())
+    if not all(isinstance(sibling.rfilename, str) for sibling in siblings):
+        raise _NoHub(f"{_host(hub.endpoint)} lists files of {repo} without a name.")
     check_files([sibling.rfilename for sibling in siblings])
     name, notes = _name(repo, info.id)
     files = {each.rfilename: _wanted(each, name, sha, addresses) for each in siblings}
@@ -229,6 +232,8 @@ def _refused(
 
 def _not_found(repo: str, hub: HubOptions, more: str = "") -> NotFoundOnHub:
     hint = "your token may not see it" if hub.token else TOKEN_HINT
+    if "/" not in repo:
+        more = f" Most names are of the form owner/model.{more}"
     return NotFoundOnHub(
         f"The hub has no public repository {repo}; if it is private, {hint}.{more}"
     )

@@ -242,7 +242,9 @@ def _stored(store: ModelStore, file: Wanted) -> Path | None:
     found = (
         store.blobs.find(file.sha256) if file.sha256 else store.blobs.find_git(file.git_sha1 or "")
     )
-    return found if found and found.stat().st_size == file.size else None
+    with suppress(OSError):  # a clean-up or a removal has taken it
+        return found if found and found.stat().st_size == file.size else None
+    return None
 
 
 class _Work:
@@ -277,7 +279,9 @@ class _Work:
     def read(self, file: Wanted) -> Path:
         """Return a small file, from the store or else from the hub."""
         if found := _stored(self._store, file):
-            return found
+            held = self._folder / f"{file.key}{_HELD}"
+            _hold(found, held)
+            return held if held.exists() else found
         return self._connections.call(lambda: self._fetcher.fetch(file)[0])
 
     def publish(

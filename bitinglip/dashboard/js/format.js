@@ -1,6 +1,6 @@
 /** Numbers, times and sizes as people read them. */
 
-const UNITS = ["B", "KB", "MB", "GB", "TB"];
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 /** A size in powers of a thousand, as the server's own texts have it. @param {number | null | undefined} bytes */
 export function bytes(bytes) {

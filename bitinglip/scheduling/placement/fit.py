@@ -107,7 +107,7 @@ class _Fit:
             return self._answer("loaded", f"{name} is loaded on {loaded.device}.", first, loaded)
         if placement := self._place(*load_configs):
             verdict = "fits_after_eviction" if placement.evict else "fits"
-            after = f" after {', '.join(placement.evict)} made room" if placement.evict else ""
+            after = f" after unloading {', '.join(placement.evict)}" if placement.evict else ""
             kind = self._kind_of(placement)
             return self._answer(
                 verdict,
@@ -259,7 +259,7 @@ def fit_info(
     evict = answer.placement.evict if answer.placement else ()
     message = answer.message
     if answer.placement and not all(map(may_see, evict)):
-        message = f"{answer.model} fits on {answer.placement.device} after others made room."
+        message = f"{answer.model} fits on {answer.placement.device} after unloading others."
     return {
         "model_id": answer.model,
         "fits": answer.fits,

@@ -10,6 +10,7 @@ from bitinglip.scheduling.placement.estimate import own_dtype
 from bitinglip.wire.body import Body
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
+from model_store.adapters import missing_base
 from model_store.manifest import ADAPTER, RERANK, Manifest
 from model_store.sizes import size_text
 from model_store.voices import voices_of
@@ -88,7 +89,7 @@ def model_info(
         "description": manifest.description,
         "size": size_text(manifest.total_bytes),
         "status": status,
-        "cause": cause,
+        "cause": cause or (missing_base(manifest) if manifest.kind == ADAPTER else None),
         "progress": progress,
         "replicas": replicas,
         "load_seconds": {source: round(each, 3) for source, each in (load_times or {}).items()},

@@ -11,6 +11,7 @@ from bitinglip.home import Home, HomeLock
 from model_store.demo import make_demo_models
 from model_store.store import ModelStore
 from tests.support.cli_process import run
+from tests.support.lora_files import write_text_lora
 from tests.support.models.bark import make
 from tests.support.server import running_server
 
@@ -57,6 +58,17 @@ def test_models_are_listed_without_a_server(stocked: Home) -> None:
     assert unknown.stderr == (
         f"Error: there is no model 'nope'; available: {', '.join(sorted(rows))}\n"
     )
+
+
+def test_models_are_shown_in_words(stocked: Home, tmp_path: Path) -> None:
+    shown = run(stocked.root, "models", "show", "demo-text").stdout.splitlines()
+    values = dict(line.split(maxsplit=1) for line in shown if not line.startswith("may set"))
+    assert (values["pinned"], values["size"]) == ("no", "946.0 kB")
+    base = stocked.models / "demo-text" / "files"
+    lora = write_text_lora(base, tmp_path / "lora", named="org/other")
+    told = run(stocked.root, "models", "import", str(lora), "--name", "lora").stderr
+    assert told.splitlines()[0].startswith("Imported lora: adapter of org/other, ")
+    assert "not in the store" in told.splitlines()[1]
 
 
 def test_voices_are_shown_by_language_and_gender(tmp_path: Path) -> None:

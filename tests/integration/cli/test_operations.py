@@ -29,7 +29,7 @@ def test_fit_says_whether_where_and_after_whom(card: Server) -> None:
     done = run(card.home, "models", "fit", "large")
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
-        "large fits on fake0 after small made room.",
+        "large fits on fake0 after unloading small.",
     )
     assert run(card.home, "models", "fit", "small").stdout.startswith("small is loaded on fake0.")
     found = json.loads(run(card.home, "models", "fit", "large", "--json").stdout)

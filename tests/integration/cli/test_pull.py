@@ -139,7 +139,7 @@ def test_pull_of_a_short_name_by_a_mirror_tells_its_plan_and_each_tenth(
     assert lines[0] == f"tiny stands for {REPO}"
     assert "127.0.0.1:9 does not answer as a hub does; asked another." in lines
     assert any(
-        line.startswith(f"text at {SHA[:12]}: {len(hub.files)} files, ") for line in lines
+        line.startswith(f"Revision {SHA[:12]} (text): {len(hub.files)} files, ") for line in lines
     ), lines
     assert any(line.startswith(f"{REPO}: 100 %") for line in lines), lines
     assert lines[-1].startswith("Pulled tiny: text, ")

@@ -11,6 +11,7 @@ from model_store.store import ModelStore
 from tests.support.cli_runner import Ran, command
 from tests.support.hub import REPO, FakeHub
 from tests.support.large_models import WEIGHTS, large_hub, renew
+from tests.support.model_folders import llama
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +56,33 @@ def test_pull_takes_a_token_from_its_input(home: Path, hub: FakeHub) -> None:
     assert "hf_of_mine" not in done.err
 
 
-def test_verify_repairs_what_differs(home: Path, hub: FakeHub) -> None:
+def test_verify_repairs_what_differs_and_reads_what_came_from_elsewhere(
+    home: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    folder = str(llama(tmp_path / "other"))
+    assert models(home, hub, "import", folder, "--name", "aside").code == 0
     path = ModelStore(Home(home).models).path(REPO) / WEIGHTS
     whole = path.read_bytes()
     path.chmod(0o600)
     path.write_bytes(whole[:-1] + b"?")
     told = models(home, hub, "verify", "--all")
     assert told.code == 1
-    assert f"{REPO}: {WEIGHTS}: holds other bytes" in told.out
+    assert f"{REPO}: {WEIGHTS}: has other contents" in told.out
     assert "is damaged" in told.last_line
-    mended = models(home, hub, "verify", REPO, "--repair")
+    mended = models(home, hub, "verify", "--all", "--repair")
     assert mended.code == 0, mended.err
-    assert mended.last_line == f"{REPO} is whole again: {WEIGHTS}."
-    assert (ModelStore(Home(home).models).path(REPO) / WEIGHTS).read_bytes() == whole
+    assert "aside is whole." in mended.err
+    assert f" is whole again: {WEIGHTS}." in mended.err
+    assert mended.last_line.startswith(f"{REPO} is whole")
+    path = ModelStore(Home(home).models).path(REPO) / WEIGHTS
+    assert path.read_bytes() == whole
+    aside = ModelStore(Home(home).models).path("aside") / WEIGHTS
+    aside.chmod(0o600)
+    aside.write_bytes(b"?")
+    told = models(home, hub, "verify", "aside", "--repair")
+    assert (told.code, path.read_bytes()) == (1, whole)
+    assert "remove one from elsewhere" in told.last_line
+    assert models(home, hub, "remove", "aside").code == 0
 
 
 def test_update_says_which_files_have_changed(home: Path, hub: FakeHub) -> None:

@@ -54,6 +54,15 @@ def test_commands_take_home_and_config_and_say_what_they_do(command: str) -> Non
         assert param.help, f"{command} {param.name} has no help"
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_commands_breaks_no_line_and_names_arguments_alike(command: str) -> None:
+    paragraphs = (COMMANDS[command].help or "").split("\n\n")
+    assert not [each for each in paragraphs if "\n" in each.strip()], "shown as it is broken here"
+    for param in COMMANDS[command].params:
+        if param.param_type_name == "argument":
+            assert (param.metavar or "").isupper() or "@" in param.metavar, param.name
+
+
 @pytest.mark.parametrize(
     "command",
     [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status", "usage"],

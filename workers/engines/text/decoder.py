@@ -19,6 +19,7 @@ from workers.engines.text.cache import LayerShape, PagedCache
 _names = itertools.count()
 #: What attention layers pass that changes nothing for a decoder without dropout.
 _HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "is_causal"})
+_NAMES = {"s_aux": "sinks"}  #: what people call an argument of the library
 
 
 class Decoder(Protocol):
@@ -131,7 +132,7 @@ class LibraryDecoder:
     ) -> tuple[Tensor, None]:
         for name, setting in others.items():
             if setting is not None and setting is not False and name not in _HARMLESS:
-                raise Unsupported(f"its attention asks for {name}")
+                raise Unsupported(f"its attention has {_NAMES.get(name, name)}")
         if not getattr(module, "is_causal", True):
             raise Unsupported("it looks at later tokens")
         if self._layer is None:
@@ -160,9 +161,9 @@ class Unsupported(Refused):
 
 def _check_layers(config: Any, found: dict[int, LayerShape]) -> None:
     if sorted(found) != list(range(config.num_hidden_layers)):
-        raise Unsupported(
-            f"{len(found)} of its {config.num_hidden_layers} layers attend as the engine can"
-        )
+        layers = config.num_hidden_layers
+        others = layers - len(found)
+        raise Unsupported(f"{others} of its {layers} layers are not plain attention")
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in ("full_attention", "sliding_attention"):
             raise Unsupported(f"it has layers of the type {kind}")

@@ -119,7 +119,7 @@ function Flow({ past }) {
   const times = past.map((each) => each.at);
   const charts = {
     tokens: {
-      lines: [{ label: "made", token: "--series-0", fill: true }, { label: "read", token: "--series-1" }],
+      lines: [{ label: "generated", token: "--series-0", fill: true }, { label: "prompt", token: "--series-1" }],
       data: [times, past.map((each) => each.made), past.map((each) => each.read)],
       format: number,
     },

@@ -22,7 +22,9 @@ PROMPTS = [
 ]
 
 
-_REASONS = dict.fromkeys(FAMILIES, "layers") | {"gpt_oss": "s_aux"}
+_REASONS = dict.fromkeys(FAMILIES, " of its 4 layers are not plain attention") | {
+    "gpt_oss": "its attention has sinks"
+}
 
 
 def generate(folder: Path, prompt: str, count: int) -> str:

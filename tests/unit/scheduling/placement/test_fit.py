@@ -103,7 +103,7 @@ def test_fit_evicts_only_as_many_as_it_must() -> None:
         "fits_after_eviction",
         Placement(("0",), ("large0",)),
     )
-    assert answer.message == "llama fits on 0 after large0 made room."
+    assert answer.message == "llama fits on 0 after unloading large0."
     assert fit_info(answer)["evict"] == ["large0"]
 
 
@@ -111,7 +111,7 @@ def test_fit_names_only_models_that_a_key_may_see() -> None:
     facts = snapshot(card(10, ("small", 2), ("large", 30), ("other", 30)))
     info = fit_info(fit(LLAMA, [CUDA], facts, need), "small0".__eq__)
     assert (info["verdict"], info["evict"]) == ("fits_after_eviction", [])
-    assert info["message"] == "llama fits on 0 after others made room."
+    assert info["message"] == "llama fits on 0 after unloading others."
     tight = snapshot(card(10, ("large", 15)))
     ways = fit_info(fit(LLAMA, [CUDA], tight, need), "llama".__eq__)["ways_out"]
     assert [way["evict"] for way in ways] == [[] for _ in ways] != []

@@ -71,8 +71,8 @@ function Parameters({ models, model, setModel, chosen }) {
     <${Slider} id="chat-temperature" label="Temperature" min=${0} max=${2} step=${0.05} value=${chosen.temperature} onChange=${set("temperature")} />
     <${Slider} id="chat-top-p" label="Top p" min=${0.05} max=${1} step=${0.05} value=${chosen.top_p} onChange=${set("top_p")} />
     <div class="pair">
-      <${Whole} id="chat-max" label="Most tokens" min=${1} value=${chosen.max_tokens} onChange=${set("max_tokens")} placeholder="no limit" />
-      <${Whole} id="chat-seed" label="Seed" value=${chosen.seed} onChange=${set("seed")} placeholder="by chance" /></div>
+      <${Whole} id="chat-max" label="Max tokens" min=${1} value=${chosen.max_tokens} onChange=${set("max_tokens")} placeholder="no limit" />
+      <${Whole} id="chat-seed" label="Seed" value=${chosen.seed} onChange=${set("seed")} placeholder="random" /></div>
     <details><summary>JSON schema and tools</summary><div class="form details">
       <${Field} id="chat-schema" label="Schema of the answer"><textarea id="chat-schema" class="area mono" rows="4" spellcheck="false" placeholder='{"type": "object"}' value=${chosen.schema} onInput=${typed("schema")}></textarea><//>
       <${Field} id="chat-tools" label="Tools" hint="A list of functions, as OpenAI's API takes them."><textarea id="chat-tools" class="area mono" rows="4" spellcheck="false" placeholder="[]" value=${chosen.tools} onInput=${typed("tools")}></textarea><//>
@@ -162,7 +162,7 @@ function figuresOf({ usage, end, error }, began, first) {
     tokens && `${tokens} tokens`,
     tokens > 1 && took > 0 && `${number((tokens - 1) / took)}/s`,
     `first after ${seconds((first - began) / 1000)}`,
-    end && end !== "stop" && end,
+    end && end !== "stop" && (end === "length" ? "cut off at the limit" : end),
   ].filter(Boolean).join(" · ");
 }
 

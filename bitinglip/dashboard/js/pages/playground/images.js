@@ -59,7 +59,7 @@ export function Images({ models }) {
         <div class="pair"><${Whole} id="image-steps" label="Steps" min=${1} max=${bounds.steps?.maximum} placeholder=${String(bounds.steps?.default ?? "")} value=${asked.steps} onChange=${set("steps")} />
           <${Whole} id="image-n" label="Images" min=${1} max=${8} value=${asked.n} onChange=${set("n")} /></div>
         <${Slider} id="image-guidance" label="Guidance" min=${0} max=${20} step=${0.5} value=${asked.guidance_scale} onChange=${set("guidance_scale")} />
-        <${Whole} id="image-seed" label="Seed" placeholder="by chance" value=${asked.seed} onChange=${set("seed")} />
+        <${Whole} id="image-seed" label="Seed" placeholder="random" value=${asked.seed} onChange=${set("seed")} />
       </div><//>
       <${SameCall} curl=${asCurl(PATH, body)} code=${`${asPython(PATH, body)}\n\nimport base64\n\nfor index, image in enumerate(result["images"]):\n    with open(f"{index}.{image['format']}", "wb") as file:\n        file.write(base64.b64decode(image["b64"]))`} />
     </div>
