@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bitinglip.api.admin import store_care
 from model_store.store import ModelStore
-from model_store.verification import Difference
+from model_store.verification import Difference, differences
 from tests.support.api_server import Served, serve
 from tests.support.hub import REPO, FakeHub
 from tests.support.large_models import WEIGHTS, large_hub, renew
@@ -75,14 +74,14 @@ def test_verify_tells_what_differs_and_repairs_it_from_the_hub(
 def test_verify_of_a_model_is_refused_while_another_reads_its_files(
     admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, read = threading.Event(), threading.Event(), store_care.differences
+    begun, go_on = threading.Event(), threading.Event()
 
     def read_late(store: ModelStore, names: list[str]) -> dict[str, list[Difference]]:
         begun.set()
         assert go_on.wait(60)
-        return read(store, names)
+        return differences(store, names)
 
-    monkeypatch.setattr(store_care, "differences", read_late)
+    monkeypatch.setattr("bitinglip.api.admin.store_care.differences", read_late)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(admin.post, f"{MODEL}/verify")
         assert begun.wait(60)
