@@ -18,7 +18,9 @@ _BAR = 16  #: characters
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="The model to load, as `models list` names it.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model to test, as `models list` names it.")
+    ],
     concurrency: Annotated[
         list[int] | None,
         typer.Option(min=1, max=256, help="Requests at once; may be repeated (else 1, 4 and 16)."),
@@ -35,8 +37,7 @@ def bench(
 ) -> None:
     """Load-test a model of the running server: throughput, and percentiles of its times.
 
-    One request goes first, so that loading the model is in none of the figures. Every text has all
-    its tokens.
+    One request goes first: no figure has the load of the model in it. All texts are of full length.
     """
     from cli.bench.measure import Load
 

@@ -291,7 +291,7 @@ def _row(model: dict[str, Any]) -> tuple[Any, ...]:
         size(model["bytes"]),
         amount(model["parameters"]),
         model["max_context"],
-        ago(model.get("last_used_at")),
+        (used := model.get("last_used_at")) and f"{ago(used)} ago",
         _FITS.get(model.get("fit") or ""),
         _status(model),
     )
