@@ -38,7 +38,7 @@ _NICE = 5  #: of the processes that pull for a server
 _PULL = (
     "import os, sys; from pathlib import Path; from time import perf_counter\n"
     "os.nice(int(sys.argv[4]))\n"
-    "from model_store.hub import HubOptions, pull; from model_store.store import ModelStore\n"
+    "from model_store.hub.pull import HubOptions, pull; from model_store.store import ModelStore\n"
     "begun = perf_counter()\n"
     "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))\n"
     "print(perf_counter() - begun)"

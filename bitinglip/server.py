@@ -133,7 +133,7 @@ class _Runner(HttpServer):
         tls = certificate.context if certificate else None
         super().__init__(app, connections, tls=tls, **options)
 
-    def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+    def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]  # it returns None
         if self._home.machine_went_down(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)):
             log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from model_store.errors import BadFiles, BaseOfAdapters
-from model_store.manifest import ADAPTER, Manifest
+from model_store.manifest import ADAPTER, HUB, Manifest
 
 _COMPONENT = "lora"  #: among those of a pipeline
 
@@ -29,7 +29,7 @@ def base_of(adapter: Manifest, manifests: Mapping[str, Manifest]) -> Manifest | 
     wanted = (adapter.base or "").casefold()
     fitting = [each for each in manifests.values() if each.kind == each.engine == adapter.engine]
     by_name = (each for each in fitting if each.name.casefold() == wanted)
-    by_source = (each for each in fitting if each.source.casefold() == f"hub:{wanted}")
+    by_source = (each for each in fitting if each.source.casefold() == f"{HUB}{wanted}")
     return next(by_name, None) or next(by_source, None)
 
 

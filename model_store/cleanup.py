@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from model_store.blobs import GIT
 from model_store.disk import unavailable
 from model_store.errors import StoreError
-from model_store.locks import lock
+from model_store.locks import LOCK, lock
 from model_store.manifest import FILES
 from model_store.places import ASIDE, PARTIAL, recover
 from model_store.records import care_of, usage_of
@@ -211,6 +211,8 @@ def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
         with suppress(OSError):
             found = path.lstat()
             old = time.time() - found.st_ctime > kept
+            if path.name == LOCK:
+                continue
             if path.name.startswith("."):
                 if time.time() - found.st_mtime > DRAFT_SECONDS:
                     yield Removal("draft", path.name, found.st_size, "left by a crash")

@@ -1,4 +1,4 @@
-"""Wraps the file system for the store: free space, links, durability and locks."""
+"""Wraps the file system for the store: free space, links, durability and errors."""
 
 import errno
 import fcntl

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from model_store.disk import check_room, link_or_copy, may_link, store_errors
 from model_store.errors import BadFiles, BadName
 from model_store.inspection import based, inspect, inspect_texts, model_files
-from model_store.manifest import FILES, Manifest
+from model_store.manifest import FILES, HUB, Manifest
 from model_store.names import check_repo, check_revision
 from model_store.pickles import convert, pickled
 from model_store.progress import Progress
@@ -93,7 +93,7 @@ def source_of(path: Path) -> Source:
         return Source(root, (repository / "blobs",))
     # Newer clients keep one more folder of blobs, for all repositories.
     blobs = (repository / "blobs", repository.parent / "blobs")
-    return Source(root, blobs, f"hub:{repo}", root.name)
+    return Source(root, blobs, f"{HUB}{repo}", root.name)
 
 
 def _snapshot(repository: Path) -> Path:

@@ -25,6 +25,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 #: Raised when a new version tells more of a model's files, or other things.
 FACTS = 1
+HUB = "hub:"  #: begins the source of a model that was pulled; then comes the repository
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
 
@@ -54,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     decoder_width: int = 0  #: image: channels of the decoder at full size
     image_side: int = 0  #: image: pixels of a side that the model was made for; 0 if it is not told
     voices: tuple[str, ...] = ()  #: speech: the presets that the repository names
-    source: str  #: "hub:org/name", "import", "demo"
+    source: str  #: "hub:org/name" (see HUB), "import", "demo"
     revision: str | None = None  #: the commit that was pulled
     files: tuple[FileEntry, ...] = ()
     created_at: datetime

@@ -60,7 +60,7 @@ class PageCache:
         files = list(_weights(folder))
         kept = _Kept(files, sum(size for _, size in files))
         for path, _ in self._admit(name, kept):
-            _close_reader(path)
+            _drop_pages(path)
         whole = sum(_read(path, size, kept) for path, size in files if kept.wanted)
         with self._lock:
             if self._kept.get(name) is kept:
@@ -108,7 +108,7 @@ def give_back(folder: Path) -> None:
     """Give the pages of a model's files back, where cards have the same memory: CUDA counts them as
     used. Blocks a little: call it in a thread."""
     for path, _ in _weights(folder):
-        _close_reader(path)
+        _drop_pages(path)
 
 
 def _storage_bytes() -> int:
@@ -157,7 +157,7 @@ def _ask_ahead(handle: int, offset: int) -> None:
         os.posix_fadvise(handle, offset, _PIECE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
-def _close_reader(path: Path) -> None:
+def _drop_pages(path: Path) -> None:
     """Give a file's pages back. The kernel leaves those that some process has mapped."""
     if sys.platform != "linux":
         return

@@ -4,12 +4,10 @@ import glob
 from collections.abc import Callable, Sequence
 
 from model_store.errors import BadFiles
-from model_store.manifest import Manifest
+from model_store.manifest import HUB, Manifest
 from model_store.progress import Progress
 from model_store.store import ModelStore
 from model_store.verification import Difference, differences, mend, set_aside
-
-HUB = "hub:"
 
 #: fetches a model again into the store that it is given: its manifest, and the paths to take,
 #: as patterns for ``hub.pull``'s ``include``

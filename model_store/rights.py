@@ -14,7 +14,7 @@ _CONTAINER_SIGNS = (".dockerenv", "run/.containerenv")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Return what is refused, and what to do about it."""
+    """Holds what is refused, and what to do about it."""
 
     detail: str
     advice: str

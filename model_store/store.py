@@ -273,10 +273,6 @@ class ModelStore:
         found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
         return carry_out(self, found, in_use) if do else found
 
-    def sweep(self) -> None:
-        """Remove what killed processes left, and pulls that nobody has resumed for too long."""
-        carry_out(self, plan(self, partials_kept=self.partials_kept))
-
     def verify(self, name: str, progress: Progress | None = None) -> Names:
         """Return the files that are missing, new, unreadable, or not what the manifest says.
 
@@ -366,10 +362,13 @@ class ModelStore:
         One process at a time may have it. Raises PullRunning.
         """
         folder = self.partial / pull_folder(repo)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        handle = lock(folder)
-        if handle is None:
-            raise PullRunning(f"{repo} is being pulled already.")
+        while True:  # the one before removes it at its end
+            with suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+            if (handle := lock(folder)) is not None:
+                break
+            if folder.exists():
+                raise PullRunning(f"{repo} is being pulled already.")
         try:
             yield folder
         finally:

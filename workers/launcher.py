@@ -180,7 +180,7 @@ class SpawnLauncher:
             name=self._function,
             descriptors=descriptors,
         )
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # multiprocessing's
         return [sys.executable, *flags, "-u", "-c", program, f"bitinglip worker {name}"]
 
 

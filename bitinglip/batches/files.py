@@ -47,10 +47,6 @@ class ClientFiles:
     def path(self, file_id: str) -> Path:
         return self.folder / file_id
 
-    def size(self, file_id: str) -> int:
-        """Return the bytes of a file now. Raises OSError."""
-        return os.path.getsize(self.path(file_id))
-
     async def keep(
         self, received: ReceivedFile, key_id: str, filename: str, lifetime: int | None
     ) -> ClientFile:
@@ -80,7 +76,7 @@ class ClientFiles:
                 self._check(held.get(key_id, 0), sum(held.values()), row.bytes + _ROW_BYTES)
                 session.add(row)
         except BaseException as error:
-            path.unlink(missing_ok=True)
+            await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
             if isinstance(error, OSError):
                 raise DiskFull() from error
             raise

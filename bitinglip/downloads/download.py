@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from model_store.pull_messages import Planned, Progressed, Task
+from model_store.hub.messages import Planned, Progressed, Task
 
 Priority = Literal["low", "normal", "high"]
 State = Literal["queued", "running", "completed", "failed", "cancelled"]

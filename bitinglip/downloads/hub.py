@@ -8,8 +8,8 @@ from bitinglip.downloads.process import network_environment
 from bitinglip.errors import BitingLipError, DownloadFailed, answer
 from bitinglip.settings import Settings
 from model_store.errors import StoreError
-from model_store.pull_messages import Order
-from model_store.tokens import find_token
+from model_store.hub.messages import Order
+from model_store.hub.tokens import find_token
 
 
 class HubAccess:

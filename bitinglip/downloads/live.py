@@ -12,7 +12,8 @@ from bitinglip.downloads.download import Download, Fault, State
 from bitinglip.downloads.hub import HubAccess
 from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
-from model_store.pull_messages import Message, Planned, Progressed, Pulled, Refused, Waits
+from model_store.disk import store_errors
+from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)
@@ -109,6 +110,9 @@ class Live:
 
 
 def forget_partial(store: ModelStore, repo: str) -> None:
-    """Remove what has come of a repository. Raises PullRunning while another program pulls it."""
-    with store.pulling(repo) as folder:
+    """Remove what has come of a repository.
+
+    Raises PullRunning while another program pulls it, or BadFiles if the disk refuses.
+    """
+    with store_errors("What has come cannot be removed"), store.pulling(repo) as folder:
         shutil.rmtree(folder)

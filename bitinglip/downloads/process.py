@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from bitinglip.telemetry.redaction import mask
-from model_store.pull_messages import LINE_BYTES, Limit, Message, Order, decode, encode
+from model_store.hub.messages import LINE_BYTES, Limit, Message, Order, decode, encode
 from workers.output import Output, last_bytes
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ from contextlib import suppress
 from workers.confinement.limits import not_dumpable
 with suppress(OSError):
     not_dumpable()
-from model_store.puller import main
+from model_store.hub.puller import main
 sys.exit(main())
 """
 #: what the process gets of the server's environment, beside what has one of these beginnings

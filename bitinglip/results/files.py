@@ -126,7 +126,7 @@ class Files:
         )
         async with self._db.read() as session:
             row = (await session.scalars(query)).first()
-        if row is None or not self.path(row).is_file():
+        if row is None or not await asyncio.to_thread(self.path(row).is_file):
             raise FileGone()
         return row
 

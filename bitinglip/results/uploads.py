@@ -98,7 +98,7 @@ class Uploads:
     async def clean(self, is_open: Callable[[str], bool]) -> None:
         """Remove files whose job is unknown, as a crash leaves them. Raises OSError."""
         before = self._retention.oldest().timestamp()
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        await asyncio.to_thread(self.folder.mkdir, mode=0o700, exist_ok=True)
         await asyncio.to_thread(self._remove_lost, before, is_open)
         for job_id in [each for each in self._held if not is_open(each)]:
             if job_id not in self._incoming and not any(self.folder.glob(f"{job_id}-*")):

@@ -85,7 +85,7 @@ def pull(
     """
     from cli.commands.downloads import pull_by_server
     from cli.commands.pull import Asked, plan_pull, pull_model
-    from model_store.tokens import read_token
+    from model_store.hub.tokens import read_token
 
     repo_id, _, revision = repo.partition("@")
     place = CliContext.of(home, config)

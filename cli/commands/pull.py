@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from cli.context import CliContext
-    from model_store.hub import HubOptions, Plan
+    from model_store.hub.pull import HubOptions, Plan
 
 _MOST_BARS = 6  #: of single files
 _LONGEST_NAME = 40
@@ -49,7 +49,7 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
     ``token`` comes before the one of the settings.
     """
     hub = hub_options(place, token)
-    from model_store.hub import pull
+    from model_store.hub.pull import pull
 
     place.home.create()
     asked = _resolved(place, asked)
@@ -81,7 +81,7 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
 def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> None:
     """Say what a pull would fetch. Raises Failure if the disk has no room for it."""
-    from model_store.hub import plan
+    from model_store.hub.pull import plan
 
     place.home.create()
     asked = _resolved(place, asked)
@@ -107,7 +107,7 @@ def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> No
 
 def _resolved(place: "CliContext", asked: Asked) -> Asked:
     """Return what is asked for with a short name replaced, and what the settings allow."""
-    from model_store.aliases import repo_of
+    from model_store.hub.aliases import repo_of
 
     if full := repo_of(asked.repo, place.home.root):
         print_note(f"{asked.repo} stands for {full}")
@@ -134,8 +134,8 @@ def _files(count: int) -> str:
 
 def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
     """Return how the settings say that the hub is spoken to. Raises TokenRefused."""
-    from model_store.hub import HubOptions
-    from model_store.tokens import find_token
+    from model_store.hub.pull import HubOptions
+    from model_store.hub.tokens import find_token
 
     hub = place.settings().hub
     token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)

@@ -194,7 +194,7 @@ def _names(place: CliContext, server: "Client | None") -> list[str]:
 def _repair(place: CliContext, server: "Client | None", name: str) -> bool:
     """Fetch what differs in a model; return False for one that did not come from the hub."""
     from cli.client import path_of
-    from model_store.repair import HUB
+    from model_store.manifest import HUB
 
     if server:
         source = server.get(path_of("models", name))["source"]
@@ -265,7 +265,7 @@ def _by_server(server: "Client", name: str, what: str, body: dict[str, Any]) -> 
 
 def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
     from cli.commands.pull import hub_options
-    from model_store.hub import changes
+    from model_store.hub.pull import changes
 
     offline.manifest(place.home, name)
     with waiting(f"asking the hub for {name}"):
@@ -286,7 +286,7 @@ def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
 
 def _update(place: CliContext, name: str, revision: str | None) -> dict[str, list[str]]:
     from cli.commands.pull import hub_options, transfer
-    from model_store.hub import update as update_model
+    from model_store.hub.pull import update as update_model
 
     offline.manifest(place.home, name)
     store = offline.store(place.home, confine=place.settings().workers.confine)
@@ -327,8 +327,8 @@ def _fetch(
 ) -> "Manifest":
     """Pull what replaces a model, with bars."""
     from cli.commands.pull import hub_options, transfer
-    from model_store.hub import pull
-    from model_store.repair import HUB
+    from model_store.hub.pull import pull
+    from model_store.manifest import HUB
 
     with transfer(old.name, f"asking the hub for {old.name}") as progress:
         return pull(

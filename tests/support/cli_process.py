@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import command_forks
@@ -47,6 +47,10 @@ def run(
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
+class NotShown(AssertionError):
+    """A terminal did not show in time what was waited for."""
+
+
 class Terminal:
     """A command on a pseudo terminal: type into it, wait for what it shows."""
 
@@ -62,11 +66,21 @@ class Terminal:
     def interrupt(self) -> None:
         self.type("\x03")
 
+    def interrupt_until(self, pattern: str) -> None:
+        """Press Ctrl-C until it shows something: Python loses a signal that comes between
+        readline's prompt and its first wait."""
+        for _ in range(6):
+            self.interrupt()
+            with suppress(NotShown):
+                return self.wait_for(pattern, seconds=10)
+        raise AssertionError(f"{pattern!r} did not come:\n{self.shown}")
+
     def wait_for(self, pattern: str, seconds: float = 60) -> None:
         """What it shows after what was waited for before."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern, self.shown[self._seen :])) is None:
-            assert time.monotonic() < deadline, f"{pattern!r} did not come:\n{self.shown}"
+            if time.monotonic() >= deadline:
+                raise NotShown(f"{pattern!r} did not come:\n{self.shown}")
             assert self._read(), f"{pattern!r} did not come before the end:\n{self.shown}"
         self._seen += match.end()
 

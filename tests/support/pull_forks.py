@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_store.hub import HubOptions, pull
+from model_store.hub.pull import HubOptions, pull
 from model_store.store import ModelStore
 from tests.support.hub import REPO
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_store.hub import HubOptions, pull
+from model_store.hub.pull import HubOptions, pull
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub
@@ -15,7 +15,7 @@ TOKEN = "hf_verysecrettoken"
 WEIGHTS = "model.safetensors"
 #: a process that pulls: store, repository, address of the hub
 PULLER = (
-    "import sys; from pathlib import Path; from model_store.hub import *\n"
+    "import sys; from pathlib import Path; from model_store.hub.pull import *\n"
     "from model_store.store import ModelStore\n"
     "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))"
 )

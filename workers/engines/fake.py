@@ -165,7 +165,7 @@ class FakeEngine:
                 request.started = True
                 events.append(Started(id=request.job.id, prompt_tokens=request.prompt_tokens))
                 if request.fault == "!garbage":
-                    return [_GARBAGE]  # type: ignore[list-item]
+                    return [_GARBAGE]  # type: ignore[list-item]  # what no event is
                 if request.fault == "!raise":
                     events.append(self._raise(request))
                     continue
@@ -303,7 +303,7 @@ def _fail_to_load(fault: str, progress: Callable[[float], None]) -> NoReturn:
         case "oom":
             raise Refused("OUT_OF_MEMORY", "The device has not enough memory for this model.")
         case "garbage":
-            progress(_GARBAGE)  # type: ignore[arg-type]
+            progress(_GARBAGE)  # type: ignore[arg-type]  # what no number is
             time.sleep(3600)
     raise Refused("MODEL_LOAD_FAILED", "The fake engine was told not to load.")
 

@@ -26,7 +26,7 @@ from bitinglip.errors import DownloadNotFound, InsufficientScope, InvalidRequest
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.downloads import DownloadRequest, download_info
 from bitinglip.wire.model_lookup import check_model
-from model_store.aliases import repo_of
+from model_store.hub.aliases import repo_of
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 

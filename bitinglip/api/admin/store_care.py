@@ -31,10 +31,9 @@ from bitinglip.wire.admin.store_care import (
     removal_info,
     verdict_info,
 )
-from model_store.manifest import Manifest
+from model_store.hub.messages import Task
+from model_store.manifest import HUB, Manifest
 from model_store.names import check_revision
-from model_store.pull_messages import Task
-from model_store.repair import HUB
 from model_store.store import ModelStore
 from model_store.verification import differences
 

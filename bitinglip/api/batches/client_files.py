@@ -1,6 +1,9 @@
 """Files that clients keep here for batches, and the results of these, on OpenAI's surface."""
 
+import asyncio
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter
@@ -71,10 +74,9 @@ async def get_content(request: Request, file_id: str) -> Response:
     """Send what a file holds; of the results of a batch that goes on, those that there are."""
     row, files = await find_file(request, file_id), services_of(request).batches.files
     try:
-        file = files.path(row.id).open("rb")
+        file, size = await asyncio.to_thread(_opened, files.path(row.id))
     except FileNotFoundError:
         raise FileGone() from None
-    size = files.size(row.id)
     return StreamingResponse(
         _parts(file, size),
         media_type="application/octet-stream",
@@ -98,6 +100,12 @@ async def find_file(request: Request, file_id: str) -> ClientFile:
     row = await services_of(request).batches.files.get(file_id)
     check_owner(caller_of(request), row.key_id, "text", FileGone)
     return row
+
+
+def _opened(path: Path) -> tuple[BinaryIO, int]:
+    """Open a file; return it and its bytes now. Raises OSError."""
+    file = path.open("rb")
+    return file, os.fstat(file.fileno()).st_size
 
 
 def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -1,11 +1,14 @@
 /** Downloads of models, each followed by its own stream of events while it runs. */
-import { api } from "./api.js";
+import { api, part } from "./api.js";
 import { createStore } from "./store.js";
 
 /**
  * @typedef {object} Download
  * @property {string} id
  * @property {string} model
+ * @property {string} repo
+ * @property {string | null} revision
+ * @property {"pull" | "update" | "repair"} task
  * @property {string} state queued, running, completed, failed or cancelled
  * @property {number} bytes_done
  * @property {number | null} bytes_total
@@ -33,7 +36,19 @@ export async function loadDownloads() {
  * @param {{model_name: string, revision?: string, name?: string, priority?: string}} wanted
  */
 export async function startDownload(wanted) {
-  const made = await api.post("api/v1/models/download", wanted);
+  return begun(await api.post("api/v1/models/download", wanted));
+}
+
+/** Ask again for what has failed or was cancelled. @param {Download} download */
+export async function resumeDownload({ repo, model, revision, task }) {
+  const path = `api/v1/models/${part(model)}`;
+  const asked = revision ? { revision } : {};
+  if (task === "update") return begun(await api.post(`${path}/update`, asked));
+  if (task === "repair") return begun(await api.post(`${path}/verify`, { repair: true }));
+  return startDownload({ model_name: repo, name: model, ...asked });
+}
+
+function begun(made) {
   putAway.delete(made.id);
   replace(made);
   follow(made);
@@ -73,7 +88,7 @@ async function follow({ id }) {
   }
 }
 
-const marks = new Map(); // of each download when it was where
+const marks = new Map(); // by id: how far a download was at which second, and its rate
 
 function rateOf(id) {
   return marks.get(id)?.rate;

@@ -33,10 +33,12 @@ export function seconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
-  return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const size = Math.round(seconds);
+  if (size < 60) return `${size} s`;
+  if (size < 3600) return `${Math.floor(size / 60)} min ${size % 60} s`;
+  if (size < 86_400) return `${Math.floor(size / 3600)} h ${Math.floor((size % 3600) / 60)} min`;
+  return `${Math.floor(size / 86_400)} d ${Math.floor((size % 86_400) / 3600)} h`;
 }
 
 /** How long ago or ahead a moment is. @param {string | null} moment in ISO form */

@@ -15,6 +15,7 @@ import { createStore } from "./store.js";
 
 const KEPT = "bitinglip.session";
 const RENEW_BEFORE = 60_000; // milliseconds before a token ends
+const REFUSED = "The server does not know this key, or it has ended.";
 /** @type {string | null} */
 let key = null;
 let timer = 0;
@@ -77,9 +78,11 @@ export function refused() {
   });
 }
 
+/** A server that does not answer is asked again while the token lives. */
 async function renew() {
-  if (key === null || (await exchange(key)) !== null) expire();
-  else plan();
+  const failure = key === null ? REFUSED : await exchange(key);
+  if (failure === null || (failure !== REFUSED && Date.now() < session.get().ends)) plan();
+  else expire();
 }
 
 async function exchange(secret) {
@@ -93,7 +96,7 @@ async function exchange(secret) {
     return "The server cannot be reached.";
   }
   const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) return "The server does not know this key, or it has ended.";
+  if (answer.status === 401) return REFUSED;
   if (!answer.ok) return body.error?.message ?? `The server answered ${answer.status}.`;
   keep({
     state: "in",

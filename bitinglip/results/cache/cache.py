@@ -107,7 +107,6 @@ class ResponseCache:
         self._uploads = uploads
         self._revocation = revocation
         self._metrics = metrics
-        self._clock = clock
         self._flights: dict[bytes, _Flight] = {}
         self._settling: set[asyncio.Task[None]] = set()
         metrics.watch(lambda: (self.entries.bytes, len(self.entries), self.entries.evicted))

@@ -137,9 +137,10 @@ class ModelManager:
         self._unavailable(model_state, errors.ModelLoadFailed("The model was unloaded."))
         await self._end(model_state, "unloaded", *model_state.replicas.values())
         self._listener.clear_quarantine(name)
-        # A request that came meanwhile has it loaded again, by the same books.
-        if not model_state.replicas and not self.busy(name):
-            self.models.pop(name, None)
+        # What came meanwhile, a request or a load, has it loaded again, by the same books.
+        wanted = model_state.replicas or model_state.watchers or self.busy(name)
+        if not wanted and self.models.get(name) is model_state:
+            del self.models[name]
 
     async def stop_replica(self, replica: Replica) -> None:
         """Stop a replica; the last one takes its model along. Raises ModelInUse."""

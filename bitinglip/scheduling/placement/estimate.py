@@ -5,6 +5,7 @@ changes its own, this changes too; their numbers are in workers/engines/defaults
 """
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from model_store.manifest import Manifest
 from workers.engines.defaults import (
@@ -24,9 +25,11 @@ _BYTES = {**DTYPE_BYTES, "float64": 8}
 
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
+#: torch imports Triton where it is installed, as it is beside its CUDA builds.
+_TRITON = 150 * _MB if find_spec("triton") else 0
 #: A process with the libraries imported; on a card what it takes beside its context. Measured on a
 #: CPU: 460 MB resident with a model of 1 MB and a cache of 68 MB.
-_PROCESS = {"cpu": 400 * _MB, "cuda": 76 * _MB}
+_PROCESS = {"cpu": 400 * _MB + _TRITON, "cuda": 76 * _MB}
 #: On a CPU the weights are packed into a layout of their own, tied embeddings twice, and the
 #: files stay mapped until the system wants their pages back (135M bfloat16: 998 MB without cache).
 _PACKED = 1.25

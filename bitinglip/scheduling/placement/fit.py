@@ -196,7 +196,7 @@ class _Fit:
     def _suggestion(
         self, load_config: LoadConfig, settings: dict[str, str | int]
     ) -> Suggestion | None:
-        changed = replace(load_config, **settings)  # type: ignore[arg-type]
+        changed = replace(load_config, **settings)  # type: ignore[arg-type]  # named as its fields
         if placement := self._place(changed):
             return Suggestion(settings, self._need(changed).bytes, placement)
         return None

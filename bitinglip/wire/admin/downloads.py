@@ -9,6 +9,7 @@ from pydantic import Field
 from bitinglip.downloads.download import Download, Priority, Wanted
 from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
+from model_store.manifest import HUB
 from model_store.names import check_name, check_repo, check_revision
 
 RepoOf = Callable[[str], str | None]
@@ -115,7 +116,7 @@ def downloading_model(download: Download) -> dict[str, Any]:
         "device": None,
         "parameters": 0,
         "bytes": download.bytes_total,
-        "source": f"hub:{download.wanted.repo}",
+        "source": f"{HUB}{download.wanted.repo}",
         "revision": download.wanted.revision,
         "download": download.id,
     }

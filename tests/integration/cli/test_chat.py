@@ -1,6 +1,5 @@
 """``bitinglip chat`` on a terminal."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,16 +64,13 @@ def test_interrupt_cancels_the_answer_then_clears_the_line_then_leaves(stub: Stu
         chat.wait_for(">>> ")
         chat.type("half a line")
         chat.wait_for("half a line")
-        chat.interrupt()
-        chat.wait_for("line is cleared")
+        chat.interrupt_until("line is cleared")
         chat.wait_for(">>> ")
         chat.type("whole\n")
         chat.wait_for("done")
         for told in ("Ctrl-C again", "\r\n"):
             chat.wait_for(">>> ")
-            time.sleep(0.3)  # Python loses a signal between readline's prompt and its first wait
-            chat.interrupt()
-            chat.wait_for(told)
+            chat.interrupt_until(told)
         assert chat.wait_for_end() == 0
     assert [body["messages"][-1]["content"] for body in stub.bodies()][1:] == ["again", "whole"]
     kept = stub.bodies()[1]["messages"]

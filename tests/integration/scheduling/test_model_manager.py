@@ -8,6 +8,7 @@ import pytest
 
 from bitinglip import errors
 from bitinglip.scheduling.event_log import Queued
+from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.queue.priority import Priority
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
@@ -332,5 +333,29 @@ def test_model_that_was_replaced_while_unloaded_is_the_new_one(tmp_path: Path) -
         assert rig.manager.model_state(ECHO).manifest == before  # what its workers have loaded
         rig.manager.model_state(ECHO).replicas.clear()
         assert rig.manager.model_state(ECHO).manifest.description == "newer"
+
+    with_settings(tmp_path, test, settings({ECHO: {}}))
+
+
+def test_unload_keeps_a_load_that_was_asked_for_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans are some time apart: the load's comes when the unload has answered."""
+
+    async def test(rig: Rig) -> None:
+        loading: list[asyncio.Task[None]] = []
+        remove = ModelState.remove
+
+        def remove_and_ask(model_state: ModelState, replica: Replica) -> None:
+            remove(model_state, replica)
+            if not loading:
+                rig.manager._plan_timer._last = rig.manager.clock()
+                loading.append(asyncio.create_task(rig.operations.load(ECHO)))
+
+        await rig.operations.load(ECHO)
+        monkeypatch.setattr(ModelState, "remove", remove_and_ask)
+        await rig.operations.unload(ECHO)
+        await asyncio.wait_for(loading[0], 20)
+        assert rig.manager.serving(ECHO)
 
     with_settings(tmp_path, test, settings({ECHO: {}}))

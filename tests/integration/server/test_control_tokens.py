@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from model_store.demo_text import make_text_model
+from model_store.demo.text import make_text_model
 from tests.support.http_client import NATIVE
 from tests.support.server import Server
 

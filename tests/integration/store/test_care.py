@@ -9,7 +9,7 @@ import pytest
 from model_store.cleanup import Removal
 from model_store.errors import BadFiles, UnknownModel
 from model_store.export import export
-from model_store.locks import lock
+from model_store.locks import LOCK, lock
 from model_store.manifest import Manifest
 from model_store.repair import repair
 from model_store.store import ModelStore
@@ -75,6 +75,13 @@ def test_gc_says_what_it_will_remove_and_then_removes_it(shared: ModelStore) -> 
     assert not [path for path in shared.blobs.folder.glob("git/*/*") if path.is_symlink()]
     assert shared.names() == ["one", "two"]
     assert shared.verify("one") == []
+
+
+def test_gc_takes_no_lock_of_a_network_file_system_for_a_draft(shared: ModelStore) -> None:
+    locked = next(shared.blobs.folder.glob("[0-9a-f][0-9a-f]")) / LOCK
+    locked.touch()
+    os.utime(locked, (1, 1))
+    assert shared.gc() == []
 
 
 def test_gc_removes_nothing_that_became_in_use_after_it_was_planned(shared: ModelStore) -> None:

@@ -54,3 +54,11 @@ def test_hub_that_gives_a_repository_no_name_is_left(
     message = refused(store, hub, DownloadError)
     assert message.isprintable()
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("name", [None, 5, ["a"]])
+def test_hub_that_lists_files_without_a_name_is_left(
+    store: ModelStore, hub: FakeHub, name: object
+) -> None:
+    hub.listing = [*hub.siblings(), {"rfilename": name, "size": 1, "blobId": "a" * 40}]
+    assert "without a name" in refused(store, hub, DownloadError)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import BarkModel, VitsModel
 
 from model_store.errors import BadFiles, PullCancelled
-from model_store.hub import HubOptions, pull
+from model_store.hub.pull import HubOptions, pull
 from model_store.pickles import convert, pickled
 from model_store.store import ModelStore
 from tests.support.cli_process import run

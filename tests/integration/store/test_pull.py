@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from model_store.errors import BadFiles, DownloadError, NoSpace, PullCancelled, PullRunning
-from model_store.hub import HubOptions, pull
+from model_store.hub.pull import HubOptions, pull
 from model_store.store import ModelStore
 from tests.support.hub import REPO, SHA, FakeHub, Fault, fake_hub
 from tests.support.model_folders import llama, llama_tensors, pipeline, write
@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> ModelStore:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses take no time; what was waited for."""
     naps: list[float] = []
-    monkeypatch.setattr("model_store.retries.nap", lambda _, seconds: naps.append(seconds))
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda _, seconds: naps.append(seconds))
     return naps
 
 

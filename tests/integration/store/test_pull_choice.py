@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import BadFiles, PullCancelled, StoreError
-from model_store.hub import HubOptions, Plan, plan
+from model_store.hub.pull import HubOptions, Plan, plan
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, Fault, fake_hub
 from tests.support.model_folders import pipeline, sharded

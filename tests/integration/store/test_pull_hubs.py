@@ -12,7 +12,6 @@ import pytest
 from huggingface_hub import close_session
 from safetensors.numpy import save_file
 
-from model_store import connections
 from model_store.errors import (
     BadFiles,
     BadName,
@@ -23,8 +22,9 @@ from model_store.errors import (
     PullCancelled,
     TokenRefused,
 )
-from model_store.hub import HubOptions, changes, plan, update
-from model_store.plan import Plan
+from model_store.hub import connections
+from model_store.hub.plan import Plan
+from model_store.hub.pull import HubOptions, changes, plan, update
 from model_store.store import ModelStore
 from tests.support.hub import REPO, SHA, FakeHub, Fault, fake_hub, serve
 from tests.support.model_folders import llama, llama_tensors
@@ -51,7 +51,7 @@ def mirror(hub: FakeHub) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_store.retries.nap", lambda *_: None)
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda *_: None)
 
 
 def planned(store: ModelStore, hub: FakeHub, repo: str = REPO, **more: Any) -> Plan:

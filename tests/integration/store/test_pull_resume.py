@@ -6,11 +6,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from model_store.blobs import Blobs
+from model_store.errors import PullRunning
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, fake_hub
 from tests.support.model_folders import llama, llama_tensors
@@ -37,7 +40,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 def test_resume_after_30_cuts_at_random_offsets_fetches_each_byte_once(
     store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_store.retries.nap", lambda *_: None)
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda *_: None)
     chance = random.Random(19)
     hub.cuts[WEIGHTS] = [chance.randint(1, BIG // 16) for _ in range(30)]
     told = Told()
@@ -81,3 +84,52 @@ def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
 
 def part_of(store: ModelStore) -> int:
     return sum(size_of(path) for path in store.partial.glob("pull-*/*.part"))
+
+
+def test_pull_goes_on_where_a_removal_takes_what_it_has_found(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes the model whose files are shared, right after each look in turn."""
+    find, looks = Blobs.find, 0
+
+    def find_and_lose(self: Blobs, sha256: str) -> Path | None:
+        nonlocal looks
+        found = find(self, sha256)
+        looks -= 1
+        if looks == 0:
+            ModelStore(store.root).remove("first")
+        return found
+
+    for moment in (1, 2, 4):
+        monkeypatch.setattr(Blobs, "find", find)
+        pulled(store, hub, name="first")
+        monkeypatch.setattr(Blobs, "find", find_and_lose)
+        looks = moment
+        pulled(store, hub, name="second")
+        assert looks <= 0, "there are as many looks"
+        assert store.names() == ["second"]
+        assert store.verify("second") == []
+        store.remove("second")
+
+
+def test_pull_begins_where_the_end_of_another_removes_its_folder(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def make_late(path: Path, *more: Any) -> None:
+        try:
+            make(path, *more)
+        except FileExistsError:
+            os.rmdir(path)
+            raise
+
+    with store.pulling(REPO) as folder:
+        pass
+    monkeypatch.setattr(os, "mkdir", make_late)
+    with store.pulling(REPO) as again:
+        assert again == folder
+        assert again.is_dir()
+        monkeypatch.undo()
+        with pytest.raises(PullRunning), store.pulling(REPO):
+            pass

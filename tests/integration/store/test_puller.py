@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 from bitinglip.downloads.process import PullProcess
-from model_store.pull_messages import (
+from model_store.hub.messages import (
     MOST_FILES,
     Message,
     Order,
@@ -13,10 +16,11 @@ from model_store.pull_messages import (
     Progressed,
     Pulled,
     Refused,
+    Waits,
     decode,
     told,
 )
-from model_store.puller import Teller
+from model_store.hub.puller import Teller
 from model_store.store import ModelStore
 from tests.support.hub import REPO
 from tests.support.large_models import SIZE, WEIGHTS, large_hub
@@ -52,6 +56,37 @@ def test_puller_obeys_another_bandwidth_while_it_pulls(tmp_path: Path) -> None:
     assert first.files[WEIGHTS] > SIZE
     assert isinstance(last, Pulled)
     assert ModelStore(tmp_path / "store").names() == ["m"]
+
+
+def test_puller_waits_for_another_pull_of_what_it_repairs(tmp_path: Path) -> None:
+    """Damaged files are set aside by then: a repair that ended here would leave a part of it."""
+    store = ModelStore(tmp_path / "store")
+
+    async def say(order: Order, at_wait: ExitStack) -> list[Message]:
+        process = await PullProcess.start(order, "dl_1")
+        said: list[Message] = []
+        try:
+            async for message in process.messages():
+                said.append(message)
+                if isinstance(message, Waits):
+                    at_wait.close()
+            return said
+        finally:
+            await process.close()
+
+    with large_hub(tmp_path / "hub") as hub, ExitStack() as other_pull:
+        order = Order(root=str(store.root), repo=REPO, name="m", endpoint=hub.url, token="hf_token")
+        assert isinstance(asyncio.run(say(order, other_pull))[-1], Pulled)
+        weights = store.path("m") / WEIGHTS
+        weights.chmod(0o600)
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        other_pull.enter_context(store.pulling(REPO))
+        repair = msgspec.structs.replace(order, task="repair")
+        said = asyncio.run(say(repair, other_pull))
+    assert isinstance(said[0], Waits)
+    assert isinstance(said[-1], Pulled), said[-1]
+    assert said[-1].changes == {"repaired": [WEIGHTS]}
+    assert store.verify("m") == []
 
 
 def test_puller_says_why_it_refuses(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_sweep_removes_what_a_killed_import_left(store: ModelStore, source: Path
     assert young.exists()
 
 
-def test_sweep_keeps_what_a_pull_can_resume_from_for_two_weeks(store: ModelStore) -> None:
+def test_clean_up_keeps_what_a_pull_can_resume_from_for_two_weeks(store: ModelStore) -> None:
     old, resumed, running = (store.partial / f"pull-{name}" for name in ("old", "resumed", "runs"))
     for folder in (old, resumed):
         folder.mkdir()
@@ -173,7 +173,7 @@ def test_sweep_keeps_what_a_pull_can_resume_from_for_two_weeks(store: ModelStore
     os.utime(resumed / "part")
     with held(running):
         os.utime(running, (1, 1))
-        store.sweep()
+        store.gc(do=True)
         assert {path.name for path in store.partial.iterdir()} == {resumed.name, running.name}
 
 

@@ -42,6 +42,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
     expected |= {"config check", "config show", "audit list", "audit verify"}
     expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
+    expected |= {"bench"}
     assert set(COMMANDS) == expected
 
 

@@ -11,7 +11,7 @@ from bitinglip.downloads.process import network_environment
 from bitinglip.wire.admin.downloads import DownloadRequest, download_info
 from bitinglip.wire.parse import parse
 from model_store.errors import BadName
-from model_store.pull_messages import Planned, Progressed
+from model_store.hub.messages import Planned, Progressed
 
 WANTED = Wanted(repo="org/model", name="model")
 repo_of = {"short": "a/long"}.get

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.aliases import FILE, aliases, repo_of
 from model_store.errors import BadName
+from model_store.hub.aliases import FILE, aliases, repo_of
 
 
 @pytest.mark.parametrize(

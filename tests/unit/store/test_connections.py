@@ -6,8 +6,8 @@ from http.client import HTTPMessage
 
 import pytest
 
-from model_store.connections import _Redirects, _without_credentials
 from model_store.errors import DownloadError
+from model_store.hub.connections import _Redirects, _without_credentials
 
 
 def redirected(source: str, target: str) -> urllib.request.Request:

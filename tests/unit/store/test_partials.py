@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.partials import BLOCK, Part, Wanted
+from model_store.hub.partials import BLOCK, Part, Wanted
 from model_store.progress import Counter
 
 DATA = bytes(range(256)) * 20_000

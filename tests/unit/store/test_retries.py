@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
-from model_store.retries import Patience, asked_pause
+from model_store.hub.retries import Patience, asked_pause
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_retry_waits_until_a_moment() -> None:
 
 def test_retry_gives_up_after_failures_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
-    monkeypatch.setattr("model_store.retries.nap", lambda _, seconds: naps.append(seconds))
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda _, seconds: naps.append(seconds))
     patience = Patience(threading.Event())
     for _ in range(20):
         assert patience.failed()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import TokenRefused
-from model_store.tokens import find_token, read_token
+from model_store.hub.tokens import find_token, read_token
 
 
 def test_token_of_the_settings_comes_first_then_the_environment_then_the_login(

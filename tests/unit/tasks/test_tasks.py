@@ -66,6 +66,7 @@ FULL = Job(
         count_only=True,
         clip_max_tokens=True,
         prefix_scope="k",
+        drop_turns=True,
         stream=False,
     ),
     model="m",

@@ -26,7 +26,7 @@ class Loras:
         #: what the library calls them: names of modules hold no dots
         self._keys = {name: f"lora_{place}" for place, name in enumerate(self._names)}
         self._own = () if own is None else (Lora(own),)
-        self._active: tuple[Lora, ...] = ()
+        self._active: tuple[Lora, ...] | None = ()  #: None: a switch has failed
         for name in self._names:
             _load(pipe, name, self._keys[name], Path(files[name]))
         if files:
@@ -53,6 +53,7 @@ class Loras:
         wanted = (*(each for each in self._own if each.name not in named), *wanted)
         if wanted == self._active:
             return
+        self._active = None  # until the library has switched all of them
         if wanted:
             self._pipe.enable_lora()
             keys = [self._keys[each.name] for each in wanted]

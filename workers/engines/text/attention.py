@@ -36,6 +36,7 @@ def _decode_in_place(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
+    # Here, since Triton is not on every machine and takes a second to import.
     from workers.engines.text.kernels.paged_decode import paged_decode
 
     shape = cache.shapes[layer]

@@ -118,7 +118,7 @@ def _sum(
     if attribute is not None:
         values = map(make_attrgetter(environment, attribute), values)
     for value in values:
-        start = environment.call_binop(None, "+", start, value)  # type: ignore[attr-defined]
+        start = environment.call_binop(None, "+", start, value)  # type: ignore[attr-defined]  # of sandboxes
     return start
 
 

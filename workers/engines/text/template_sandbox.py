@@ -185,7 +185,7 @@ def _may_call(owner: Any, name: str) -> bool:
 def _quiet(namespace: Any) -> Any:
     """Return the library's namespace, which does not print what it holds: that may be itself."""
 
-    class Namespace(namespace):  # type: ignore[misc]
+    class Namespace(namespace):  # type: ignore[misc]  # a class that is found at run time
         def __repr__(self) -> str:
             return "<Namespace>"
 

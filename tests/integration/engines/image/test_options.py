@@ -24,7 +24,7 @@ from workers.engines.image import engine as engine_module
 from workers.engines.image.compiler import missing_for_compile
 from workers.engines.image.engine import ImageEngine
 from workers.engines.image.preview import preview_refusal
-from workers.protocol import DeviceKind, ImageDone, ImageOptions, Load, Lora
+from workers.protocol import DeviceKind, Failed, ImageDone, ImageOptions, Load, Lora
 
 #: what diffusers' schedulers do with numpy, and what peft says of a second adapter
 pytestmark = pytest.mark.filterwarnings(
@@ -86,6 +86,24 @@ def test_loras_change_only_the_images_that_ask_for_them(lora_harness: ImageHarne
     again = lora_harness.job()
     lora_harness.run(again)
     assert np.array_equal(lora_harness.pixels(again), images[0])
+
+
+def test_lora_that_fails_as_it_is_switched_on_is_on_for_no_later_image(
+    lora_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = StableDiffusionPipeline.set_adapters
+
+    def fail_at_the_end(pipe: StableDiffusionPipeline, *given: Any) -> None:
+        switch(pipe, *given)
+        raise RuntimeError("no room for it")
+
+    bold, plain = lora_harness.job(adapters=(Lora("bold", 1.0),)), lora_harness.job()
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusionPipeline, "set_adapters", fail_at_the_end)
+        ends = finals(lora_harness.run(bold))
+    assert isinstance(ends[bold.id], Failed)
+    lora_harness.run(plain)
+    assert np.array_equal(lora_harness.pixels(plain), lora_harness.expected(plain))
 
 
 def test_loras_that_take_turns_a_thousand_times_take_no_more_memory(

@@ -15,6 +15,7 @@ from workers.protocol import TextOptions
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
 )
+pytest.importorskip("triton", reason="needs Triton: pip install '.[kernels]'")
 IN_PLACE = TextOptions(attention="triton")
 PROMPTS = ["Hello world, this prompt is longer than the sliding window.", "one two three"]
 

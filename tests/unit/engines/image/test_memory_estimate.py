@@ -13,7 +13,7 @@ from bitinglip.scheduling.placement.fit import fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity
 from bitinglip.settings import Settings
-from model_store.demo_image import make_image_model
+from model_store.demo.image import make_image_model
 from model_store.headers import read_header
 from model_store.inspection import inspect
 from model_store.manifest import Manifest

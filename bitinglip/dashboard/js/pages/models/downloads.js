@@ -1,5 +1,5 @@
 /** Downloads that wait or run, and the last ones that failed. */
-import { cancelDownload, downloads, isOpen, isPutAway, loadDownloads, startDownload } from "../../downloads.js";
+import { cancelDownload, downloads, isOpen, isPutAway, loadDownloads, resumeDownload } from "../../downloads.js";
 import { bytes, relative, seconds } from "../../format.js";
 import { html } from "../../html.js";
 import { useEvery } from "../../load.js";
@@ -24,7 +24,6 @@ function Row({ download }) {
   const { model, state, bytes_done: done, bytes_total: total, rate, error } = download;
   const part = total ? done / total : 0;
   const left = rate && total ? (total - done) / rate : null;
-  const again = () => startDownload({ model_name: download.repo ?? model, name: model, ...(download.revision ? { revision: download.revision } : {}) });
   const purge = async () => {
     const sure = await confirm({ title: "Throw away a download", text: `What has come of ${model} (${bytes(done)}) is deleted.`, action: "Delete", danger: true });
     if (sure) await cancelDownload(download.id, true);
@@ -45,7 +44,7 @@ function Row({ download }) {
     </div>
     <div class="buttons">${isOpen(download)
       ? html`<${Button} kind="tiny" icon="stop" onClick=${() => cancelDownload(download.id, false)}>Cancel<//>`
-      : html`<${Button} kind="tiny" icon="again" onClick=${again}>Resume<//>
+      : html`<${Button} kind="tiny" icon="again" onClick=${() => resumeDownload(download)}>Resume<//>
         <${Button} kind="plain tiny danger" icon="bin" label=${`Delete what has come of ${model}`} onClick=${purge} />`}</div>
   </li>`;
 }

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engines.text.kernels.paged_decode import paged_decode
-
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
 )
+pytest.importorskip("triton", reason="needs Triton: pip install '.[kernels]'")
 _SIZE = 16  #: tokens of a block
 
 
@@ -49,6 +48,8 @@ class Case:
         rows: slice = slice(None),
         longest: int | None = None,
     ) -> Tensor:
+        from workers.engines.text.kernels.paged_decode import paged_decode
+
         return paged_decode(
             self.query[rows],
             self.pages,

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from model_store.options import Rate
+from model_store.hub.options import Rate
 
 _TRIES = 6  #: without a single new byte
 _LONGEST_PAUSE = 8.0

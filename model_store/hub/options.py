@@ -1,4 +1,4 @@
-"""Says how a hub is spoken to."""
+"""Holds the options of a pull: which hub is asked, with what token, how fast."""
 
 from dataclasses import dataclass, field
 
@@ -21,5 +21,5 @@ class HubOptions:
     token: str | None = field(default=None, repr=False)
     offline: bool = False
     bytes_per_second: int | Rate | None = None  #: of all files of a pull together
-    parallel: int = 4  #: files, or parts of a large one, that are fetched at once
+    parallel: int = 4  #: files that are fetched at the same time
     mirrors: tuple[str, ...] = ()

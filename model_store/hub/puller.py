@@ -1,8 +1,8 @@
 """A process of its own that pulls one repository into the store for the server, and ends.
 
-    python -m model_store.puller
+    python -m model_store.hub.puller
 
-Its order comes on stdin, and its messages go to stdout (see pull_messages). To end it is to
+Its order comes on stdin, and its messages go to stdout (see messages). To end it is to
 cancel the pull, which a later one goes on with. It ends with its parent: when stdin ends, it
 ends itself and all that it has started.
 """
@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from model_store.errors import NameTaken, PullRunning, StoreError
-from model_store.manifest import Manifest
-from model_store.options import Rate
-from model_store.pull_messages import (
+from model_store.hub.messages import (
     MOST_FILES,
     Message,
     Order,
@@ -37,12 +35,16 @@ from model_store.pull_messages import (
     encode,
     told,
 )
+from model_store.hub.options import Rate
+from model_store.manifest import HUB, Manifest
 
 if TYPE_CHECKING:
-    from model_store.plan import Plan
+    from model_store.hub.plan import Plan
     from model_store.store import ModelStore
 
 T = TypeVar("T")
+#: fetches a model into a store: the revision, and patterns of the files
+Fetch = Callable[["ModelStore", str | None, Sequence[str]], Manifest]
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
 #: and goes round a mirror, so it stays off.
 _HUB = {
@@ -154,9 +156,8 @@ def main() -> int:
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
-    from model_store.hub import pull, update
-    from model_store.options import HubOptions
-    from model_store.repair import repair
+    from model_store.hub.options import HubOptions
+    from model_store.hub.pull import pull, update
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine, bases=order.bases)
@@ -182,10 +183,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         )
 
     if order.task == "repair":
-        # What is read is no part of the download, whose progress is told.
-        found = repair(store, order.name, lambda into, old, paths: fetch(into, old.revision, paths))
-        repaired = {"repaired": [each.path for each in found]} if found else {}
-        return _pulled(store.get(order.name), repaired)
+        return _repair(store, order.name, fetch, teller)
     if order.task == "update":
         change = _alone(
             lambda: update(
@@ -201,6 +199,18 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         )
         return _pulled(store.get(order.name), change.files)
     return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
+
+
+def _repair(store: "ModelStore", name: str, fetch: Fetch, teller: Teller) -> Pulled:
+    from model_store.repair import repair
+
+    def fetch_alone(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
+        return _alone(lambda: fetch(into, old.revision, paths), teller)
+
+    # What is read is no part of the download, whose progress is told.
+    found = repair(store, name, fetch_alone)
+    repaired = {"repaired": [each.path for each in found]} if found else {}
+    return _pulled(store.get(name), repaired)
 
 
 def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> Pulled:
@@ -236,7 +246,7 @@ def _pull(
         return _alone(pull, teller)
     except NameTaken:
         found = store.listing.find(order.name)
-        same = found is not None and found.source == f"hub:{order.repo}" and not order.include
+        same = found is not None and found.source == f"{HUB}{order.repo}" and not order.include
         if found is None or not same or order.name in before:
             raise
         return found

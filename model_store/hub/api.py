@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model_store.connections import Connections
 from model_store.errors import (
     BadName,
     DownloadError,
@@ -30,11 +29,12 @@ from model_store.errors import (
     StoreError,
     TokenRefused,
 )
+from model_store.hub.connections import Connections
+from model_store.hub.options import HubOptions
+from model_store.hub.partials import Wanted
+from model_store.hub.retries import Patience, may_pass
 from model_store.memory import bounded_memory
 from model_store.names import check_files, check_repo
-from model_store.options import HubOptions
-from model_store.partials import Wanted
-from model_store.retries import Patience, may_pass
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -123,6 +123,8 @@ def _list(
     if not _COMMIT.fullmatch(sha):
         raise _NoHub(f"{_host(hub.endpoint)} tells no commit of {repo}.")
     siblings = list(info.siblings or ())
+    if not all(isinstance(sibling.rfilename, str) for sibling in siblings):
+        raise _NoHub(f"{_host(hub.endpoint)} lists files of {repo} without a name.")
     check_files([sibling.rfilename for sibling in siblings])
     name, notes = _name(repo, info.id)
     files = {each.rfilename: _wanted(each, name, sha, addresses) for each in siblings}
@@ -183,7 +185,7 @@ def _other_kind(api: HfApi, repo: str) -> str:
 def _hub_errors(
     repo: str, revision: str | None, hub: HubOptions, other_kind: Callable[[], str]
 ) -> Iterator[None]:
-    """Raise the client's four kinds of error as the store's."""
+    """Raise the client's errors as the store's."""
     try:
         yield
     except StoreError:

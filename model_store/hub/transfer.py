@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from model_store.connections import Answer, Broken, Connections
 from model_store.disk import check_room, store_errors
 from model_store.errors import DownloadError, Gated, TokenRefused
-from model_store.partials import Part, Wanted
+from model_store.hub.connections import Answer, Broken, Connections
+from model_store.hub.partials import Part, Wanted
+from model_store.hub.retries import Patience, Throttle, may_pass
 from model_store.progress import Counter
-from model_store.retries import Patience, Throttle, may_pass
 
 PART = ".part"
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)

@@ -8,22 +8,22 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from model_store.choice import Choice, choose
-from model_store.connections import Connections
 from model_store.disk import FLOOR_BYTES, check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName
-from model_store.hub_api import Listing, list_files
+from model_store.hub.api import Listing, list_files
+from model_store.hub.choice import Choice, choose
+from model_store.hub.connections import Connections
+from model_store.hub.options import HubOptions
+from model_store.hub.partials import Wanted, git_sha1
+from model_store.hub.plan import Change, Plan, PlannedFile
+from model_store.hub.retries import Throttle
+from model_store.hub.transfer import PART, Fetcher
 from model_store.inspection import inspect_texts
-from model_store.manifest import ADAPTER, FILES, FileEntry, Manifest
+from model_store.manifest import ADAPTER, FILES, HUB, FileEntry, Manifest
 from model_store.names import check_name, check_repo, check_revision, pull_folder
-from model_store.options import HubOptions
-from model_store.partials import Wanted, git_sha1
 from model_store.pickles import convert
-from model_store.plan import Change, Plan, PlannedFile
 from model_store.progress import Counter, Progress
-from model_store.retries import Throttle
 from model_store.store import ModelStore
-from model_store.transfer import PART, Fetcher
 
 __all__ = ["Change", "HubOptions", "Plan", "changes", "plan", "pull", "update"]
 
@@ -177,10 +177,9 @@ def update(
 
 
 def _source(manifest: Manifest) -> str:
-    kind, _, repo = manifest.source.partition(":")
-    if kind != "hub":
+    if not manifest.source.startswith(HUB):
         raise BadFiles(f"{manifest.name} did not come from the hub, so nothing can update it.")
-    return repo
+    return manifest.source.removeprefix(HUB)
 
 
 def _is_same(file: Wanted, entry: FileEntry, path: Path) -> bool:
@@ -243,7 +242,9 @@ def _stored(store: ModelStore, file: Wanted) -> Path | None:
     found = (
         store.blobs.find(file.sha256) if file.sha256 else store.blobs.find_git(file.git_sha1 or "")
     )
-    return found if found and found.stat().st_size == file.size else None
+    with suppress(OSError):  # a clean-up or a removal has taken it
+        return found if found and found.stat().st_size == file.size else None
+    return None
 
 
 class _Work:
@@ -278,7 +279,9 @@ class _Work:
     def read(self, file: Wanted) -> Path:
         """Return a small file, from the store or else from the hub."""
         if found := _stored(self._store, file):
-            return found
+            held = self._folder / f"{file.key}{_HELD}"
+            _hold(found, held)
+            return held if held.exists() else found
         return self._connections.call(lambda: self._fetcher.fetch(file)[0])
 
     def publish(
@@ -302,7 +305,7 @@ class _Work:
                 return self._store.finish(
                     draft,
                     name,
-                    source=f"hub:{self._listing.repo}",
+                    source=f"{HUB}{self._listing.repo}",
                     revision=self._listing.sha,
                     known=known,
                 )

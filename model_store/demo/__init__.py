@@ -17,25 +17,25 @@ def _make_echo(folder: Path) -> None:
 
 
 def _make_text(folder: Path) -> None:
-    from model_store.demo_text import make_text_model
+    from model_store.demo.text import make_text_model
 
     make_text_model(folder)
 
 
 def _make_embedding(folder: Path) -> None:
-    from model_store.demo_embedding import make_embedding_model
+    from model_store.demo.embedding import make_embedding_model
 
     make_embedding_model(folder)
 
 
 def _make_image(folder: Path) -> None:
-    from model_store.demo_image import make_image_model
+    from model_store.demo.image import make_image_model
 
     make_image_model(folder)
 
 
 def _make_speech(folder: Path) -> None:
-    from model_store.demo_speech import make_speech_model
+    from model_store.demo.speech import make_speech_model
 
     make_speech_model(folder)
 

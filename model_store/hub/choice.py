@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.errors import BadFiles
-from model_store.hub_api import Listing
+from model_store.hub.api import Listing
+from model_store.hub.partials import Wanted
 from model_store.inspection import components, inspect_texts
 from model_store.inspection.adapter import check_config
 from model_store.inspection.card import CARD, is_of_lora
 from model_store.kinds import read_json
 from model_store.manifest import ADAPTER
-from model_store.partials import Wanted
 from model_store.pickles import pickled
 from model_store.selection import (
     ADAPTER_CONFIG,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from model_store.demo_weights import write_json, write_model
+from model_store.demo.weights import write_json, write_model
 
 VOICES = tuple(f"v2/{language}_speaker_{n}" for language in ("de", "en", "fr") for n in range(2))
 _SEED = 20261124
@@ -19,7 +19,7 @@ _SCALES = {
 
 def make_speech_model(folder: Path) -> None:
     """Write config, tokenizer, voices and weights in the layout of Bark's repositories."""
-    write_model(folder, "demo_speech.json", {"model": "model.safetensors"}, _SCALES)
+    write_model(folder, "speech.json", {"model": "model.safetensors"}, _SCALES)
     _write_tokenizer(folder)
     _write_voices(folder)
 

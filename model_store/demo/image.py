@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import pre_tokenizers
 
-from model_store.demo_weights import write_json, write_model
+from model_store.demo.weights import write_json, write_model
 
 _PROMPT_TOKENS = 77
 _WEIGHTS = {
@@ -34,7 +34,7 @@ def make_image_model(folder: Path) -> None:
     """Write a pipeline in diffusers' layout: eight pixels a latent, attention at the lowest size
     only, so that large pictures stay bearable on a CPU."""
     write_json(folder / "model_index.json", _INDEX)
-    write_model(folder, "demo_image.json", _WEIGHTS, _SCALES)
+    write_model(folder, "image.json", _WEIGHTS, _SCALES)
     _write_tokenizer(folder / "tokenizer")
 
 
