@@ -64,7 +64,7 @@ def pull(
     allow_pickles: PicklesOption = False,
     priority: Annotated[
         Priority | None,
-        typer.Option(help="Whose turn it is among the downloads of a running server."),
+        typer.Option(help="Whose turn it is among the downloads of a running server; else normal."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be fetched, and whether it fits.")
