@@ -154,8 +154,16 @@ class Downloads:
         if download_id in self._unsaved:
             await self._save_again(download)  # what is answered is on the disk
         if purge and download.state in RESUMABLE:
+            self._check_needed(download.wanted.repo)
             await asyncio.to_thread(forget_partial, self._store, download.wanted.repo)
         return download
+
+    def _check_needed(self, repo: str) -> None:
+        """Raise Conflict if a download waits that goes on with what has come of a repository."""
+        if any(live.download.wanted.repo == repo for live in self._open.values()):
+            raise Conflict(
+                "Another download of the same repository goes on with what has come; it stays."
+            )
 
     async def watch(self, download_id: str) -> AsyncGenerator[Download]:
         """Yield a download as it is, and again after each change, until it has ended.

@@ -202,6 +202,27 @@ def test_download_that_was_cancelled_goes_on_where_it_stopped_unless_purged(
     assert not any("Range" in each for each in hub.far_headers[asked:])
 
 
+def test_download_is_not_purged_while_another_waits_to_go_on_with_it(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    download = ask(admin, "purged")
+    await_bytes(admin, download)
+    admin.delete(f"{DOWNLOADS}/{download['id']}").raise_for_status()
+    hub.info_stalls = True
+    try:
+        ask(admin, "before", model_name="org/other")
+        waiting = ask(admin, "waiting")
+        assert waiting["state"] == "queued"
+        purge = admin.delete(f"{DOWNLOADS}/{download['id']}", params={"purge": "true"})
+        assert refusal(purge) == (409, "CONFLICT")
+        admin.delete(f"{DOWNLOADS}/{waiting['id']}").raise_for_status()
+        purge = admin.delete(f"{DOWNLOADS}/{download['id']}", params={"purge": "true"})
+        assert purge.status_code == 204
+    finally:
+        hub.info_stalls = False
+
+
 def test_download_whose_process_dies_fails_and_is_taken_up_again(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
