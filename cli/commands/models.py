@@ -64,7 +64,7 @@ def pull(
     allow_pickles: PicklesOption = False,
     priority: Annotated[
         Priority | None,
-        typer.Option(help="Whose turn it is among the downloads of a running server."),
+        typer.Option(help="Whose turn it is among the downloads of a running server; else normal."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be fetched, and whether it fits.")
@@ -163,10 +163,10 @@ def import_model(
                 base=base,
                 confine=place.settings().workers.confine,
             )
-    what = f"adapter of {found['base']}" if found["kind"] == "adapter" else found["type"]
+    what = f"adapter of {found['base']}" if found.get("kind") == "adapter" else found["type"]
     print_note(f"Imported {found['model_id']}: {what}, {size(found['bytes'])}.")
-    if found["cause"]:
-        print_note(found["cause"])
+    if why := found.get("cause"):
+        print_note(why)
 
 
 @app.command("list")

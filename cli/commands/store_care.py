@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PriorityOption = Annotated[
     Priority | None,
-    typer.Option(help="Whose turn it is among the downloads of a running server."),
+    typer.Option(help="Whose turn it is among the downloads of a running server; else normal."),
 ]
 
 
