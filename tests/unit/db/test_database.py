@@ -208,6 +208,7 @@ def test_lock_of_another_program_is_given_up_after_a_while_and_reported(
 ) -> None:
     health, seconds = Health(), 1
     monkeypatch.setitem(database_module._WRITER_PRAGMAS, "busy_timeout", f"{seconds * 1000}")
+    monkeypatch.setattr(database_module, "PATIENCE", seconds)
 
     async def act() -> None:
         database = await Database.open(path, health)
