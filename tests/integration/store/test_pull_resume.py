@@ -58,10 +58,10 @@ def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
     """Each pull goes on where the disk says; what a process held in memory is at most a block."""
     chance = random.Random(19)
     hub.slow = 0.003
-    kills = models = 0
+    kills = models = kept = 0
     with pull_forks(tmp_path / "store", hub.url) as forks:
         while kills < 30 or not models:
-            kept = part_of(store)
+            before, kept = kept, part_of(store)
             hub.ranges.clear()
             child = forks.start()
             if kills < 30:
@@ -71,7 +71,8 @@ def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
             ended = forks.wait()
             kills += ended == -signal.SIGKILL
             began = [start for path, start in hub.ranges if path == WEIGHTS]
-            assert set(began) <= {kept}, "the part on the disk is not fetched again"
+            # The hub may only now hear what the process that was killed before had asked for.
+            assert set(began) <= {before, kept}, "the part on the disk is not fetched again"
             assert len(store.list()) in (0, 1)
             if store.names():  # whole, also when the kill came right after
                 assert (store.path(REPO) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
