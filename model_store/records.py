@@ -27,7 +27,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Care(msgspec.Struct, frozen=True):
-    """What operators say of a model."""
+    """Holds what operators say of a model."""
 
     pinned: bool = False  #: no clean-up removes it
     notes: str = ""

@@ -1,4 +1,4 @@
-"""What the operators' routes answer, for /openapi.json."""
+"""Describes what the operators' routes answer, for /openapi.json."""
 
 from bitinglip.api.answer_schemas import (
     ANY_OBJECT,

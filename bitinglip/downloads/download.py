@@ -16,7 +16,7 @@ RESUMABLE = ("failed", "cancelled")
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for; two that are equal are one download."""
+    """Says what is asked for; two that are equal are one download."""
 
     repo: str
     name: str  #: of the model in the store

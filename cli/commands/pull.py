@@ -34,7 +34,7 @@ _LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class Asked:
-    """What a pull is asked for; ``repo`` may be a short name, which the model has then."""
+    """Says what a pull is asked for; ``repo`` may be a short name, which the model has then."""
 
     repo: str
     revision: str | None

@@ -48,7 +48,7 @@ TOKEN_HINT = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What a hub says of one commit of a repository; nothing of it is trusted."""
+    """Holds what a hub says of one commit of a repository; nothing of it is trusted."""
 
     repo: str  #: as the hub calls it, which may have renamed it
     sha: str

@@ -17,7 +17,7 @@ Task = Literal["pull", "update", "repair"]  #: of a model that is new, of one th
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What to pull, into which store, and how the hub is asked."""
+    """Says what to pull, into which store, and how the hub is asked."""
 
     root: str
     task: Task = "pull"
@@ -47,7 +47,7 @@ class Waits(msgspec.Struct, frozen=True, tag="waits"):
 
 
 class Planned(msgspec.Struct, frozen=True, tag="planned"):
-    """What will come, in bytes by file, and what of it is there already."""
+    """Tells what will come, in bytes by file, and what of it is there already."""
 
     bytes_total: int
     bytes_done: int = 0

@@ -14,7 +14,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pull will fetch, and where it will put it."""
+    """Tells what a pull will fetch, and where it will put it."""
 
     repo: str  #: as the hub calls it now
     revision: str  #: the commit
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Change:
-    """What an update of a model brings."""
+    """Tells what an update of a model brings."""
 
     name: str
     repo: str

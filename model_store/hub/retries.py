@@ -17,7 +17,7 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
 class Answer(Protocol):
-    """What is looked at of an answer, whichever HTTP client it is from."""
+    """Names what is looked at of an answer, whichever HTTP client it is from."""
 
     @property
     def status_code(self) -> int: ...

@@ -1,4 +1,4 @@
-"""What the server is doing: its queues by tier, its last minute, its last errors."""
+"""Shows what the server is doing: its queues by tier, its last minute, its last errors."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice

@@ -130,7 +130,7 @@ def test_dashboard_can_be_turned_off_and_knows_whether_keys_are(tmp_path: Path) 
 
 
 def test_dashboard_page_names_the_modules_that_come_with_it(page: httpx.Response) -> None:
-    """Those of single pages, and the library of the charts, come when they are needed."""
+    """Files of single pages, and the library of the charts, come when they are needed."""
     named = set(re.findall(r'rel="modulepreload" href="dashboard/\w+/([^"]+)"', page.text))
     assert named >= {"js/main.js", "js/session.js", "js/ui/parts.js", "vendor/preact.mjs"}
     assert not any(name.startswith("js/pages/") for name in named)
