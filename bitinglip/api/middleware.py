@@ -6,6 +6,7 @@ costs as much as a check of a key, so what all requests need stands here, in ord
 
 import re
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from urllib.parse import parse_qsl
 
 import structlog
@@ -44,6 +45,8 @@ from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 
 log = structlog.get_logger(__name__)
 
+#: what log lines take for the request's id; as bind_contextvars sets it, which takes its time
+_logged_id: ContextVar[str] = ContextVar(f"{structlog.contextvars.STRUCTLOG_KEY_PREFIX}request_id")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_token"})
 _LONGEST_QUERY = 8192  #: bytes
@@ -92,7 +95,7 @@ class Door:
         fields = dict(scope["headers"])
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
-        structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        _logged_id.set(context.request_id)
         sender = _sender(context, send)
         try:
             if self._proxies.apply(scope):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from bitinglip.api.services import Services
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
-#: an extension of ASGI: the message that begins a response may hold its body under this name
+#: an extension of ASGI: the message that begins a response may hold its body under this name; then
+#: its headers say nothing of the length and of the connection
 WHOLE_BODY = "bitinglip.whole_body"
 _KEY = "bitinglip.context"
 

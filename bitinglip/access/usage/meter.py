@@ -11,6 +11,7 @@ requests at once may exceed a quota by what each of them takes longer.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import add
 from typing import NamedTuple
 
 from bitinglip.access.limits.token_rates import Taken, TokenRates
@@ -159,14 +160,13 @@ class Meter:
         reservation.settled = True
         account = reservation.account
         if reservation.estimate is not NO_UNITS:
-            for unit, amount in enumerate(reservation.estimate):
-                account.reserved[unit] -= amount
+            _subtract(account.reserved, reservation.estimate)
+        units = used.units
         if reservation.taken is not None and self._rates is not None:
-            self._rates.settle(reservation.taken, used.units[TOKENS])
+            self._rates.settle(reservation.taken, units[TOKENS])
         if used == NOTHING:
             return
         self._present()
-        units = used.units
         _add(account.daily, units)
         _add(account.monthly, units)
         expected = self._gpu.get(reservation.model)
@@ -275,9 +275,7 @@ class Meter:
         if (row := self._rows.get(name)) is None:
             self._rows[name] = list(amounts)
             return
-        for index, amount in enumerate(amounts):
-            if amount:
-                row[index] += amount
+        row[:] = map(add, row, amounts)
 
     def _present(self) -> None:
         """Begin a new day where the clock has."""
@@ -303,6 +301,16 @@ def _add(sums: list[int], units: Units) -> None:
         sums[3] += audio_us
     if gpu_us:
         sums[4] += gpu_us
+
+
+def _subtract(sums: list[int], units: Units) -> None:
+    """Take units off sums of them; the opposite of ``_add``."""
+    requests, tokens, pixels, audio_us, gpu_us = units
+    sums[0] -= requests
+    sums[1] -= tokens
+    sums[2] -= pixels
+    sums[3] -= audio_us
+    sums[4] -= gpu_us
 
 
 def _end_of(quota: Quota, day: Day) -> float:

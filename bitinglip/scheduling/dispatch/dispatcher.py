@@ -15,6 +15,7 @@ import structlog
 from bitinglip import errors
 from bitinglip.access.usage.amounts import Units
 from bitinglip.access.usage.meter import Meter
+from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
@@ -33,6 +34,8 @@ from workers import protocol
 log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
+_LATE_SECONDS = 1.0  #: by which long timeouts may be late, at the most
+_LONG_TIMEOUT = 60.0  #: shorter ones have timers of their own
 
 
 class Dispatcher:
@@ -58,6 +61,7 @@ class Dispatcher:
         self.delivery = Delivery(settings, manager, clock, self._meter)
         self.overload = OverloadController()
         self.draining = False
+        self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_LATE_SECONDS)
 
     def open(self, job: Job, *, admitted: bool = False) -> "_OpenJob":
         """Admit a job and hold its event log open around the whole answer.
@@ -67,7 +71,7 @@ class Dispatcher:
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
         done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
-        return _OpenJob(partial(self._admit, job, admitted=admitted), self._expire, self._leave)
+        return _OpenJob(self, job, admitted=admitted)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -227,7 +231,8 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def _admit(self, job: Job, *, admitted: bool) -> InFlightJob:
+    def admit(self, job: Job, *, admitted: bool) -> InFlightJob:
+        """Take a job in; for ``open`` alone."""
         self._check(job)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
@@ -290,7 +295,8 @@ class Dispatcher:
             load_eta=lambda: self.delivery.load_eta(job.model),
         )
 
-    def _leave(self, entry: InFlightJob) -> None:
+    def leave(self, entry: InFlightJob) -> None:
+        """End a job that still runs, and release what it holds; for ``open`` alone."""
         entry.abandoned = True
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
@@ -302,7 +308,8 @@ class Dispatcher:
         except Exception:  # a fault in counting must not replace the answer, which stands
             log.exception("a job could not be counted", task=entry.id)
 
-    def _expire(self, entry: InFlightJob) -> None:
+    def expire(self, entry: InFlightJob) -> None:
+        """Fail a job whose time is over."""
         seconds = entry.event_log.job.timeout
         self.delivery.fail(
             entry, errors.Timeout(f"The request did not finish within {seconds:g} s.")
@@ -339,27 +346,30 @@ class _OpenJob:
     A generator in its place would cost as much as a check of a key.
     """
 
-    __slots__ = ("_admit", "_entry", "_expire", "_leave", "_timer")
+    __slots__ = ("_admitted", "_dispatcher", "_entry", "_job", "_slot", "_timer")
 
-    def __init__(
-        self,
-        admit: Callable[[], InFlightJob],
-        expire: Callable[[InFlightJob], None],
-        leave: Callable[[InFlightJob], None],
-    ) -> None:
-        self._admit = admit
-        self._expire = expire
-        self._leave = leave
+    def __init__(self, dispatcher: Dispatcher, job: Job, *, admitted: bool) -> None:
+        self._dispatcher = dispatcher
+        self._job = job
+        self._admitted = admitted
 
     def __enter__(self) -> EventLog:
-        self._entry = entry = self._admit()
-        seconds = entry.event_log.job.timeout
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
+        dispatcher, seconds = self._dispatcher, self._job.timeout
+        self._entry = entry = dispatcher.admit(self._job, admitted=self._admitted)
+        self._timer: asyncio.TimerHandle | None = None
+        if seconds >= _LONG_TIMEOUT:
+            self._slot = dispatcher.deadlines.add(entry, seconds)
+        else:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(seconds, dispatcher.expire, entry)
         return entry.event_log
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._leave(self._entry)
+        if self._timer is None:
+            self._dispatcher.deadlines.discard(self._entry, self._slot)
+        else:
+            self._timer.cancel()
+        self._dispatcher.leave(self._entry)
 
 
 def _end_of(final: protocol.Final) -> str:

@@ -3,7 +3,7 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.work import traits_of
+from bitinglip.scheduling.job import Job
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -16,10 +16,10 @@ class EventCheck:
 
     __slots__ = ("_choices", "_job", "_left", "_types")
 
-    def __init__(self, job: protocol.Job, cost: float) -> None:
-        self._job = job
-        self._choices = job.choices if isinstance(job, protocol.TextJob) else 0
-        traits = traits_of(job)
+    def __init__(self, job: Job, cost: float) -> None:
+        self._job = work = job.work
+        self._choices = work.choices if isinstance(work, protocol.TextJob) else 0
+        traits = job.traits
         self._types = traits.event_types
         self._left = traits.most_event_bytes(cost)
 

@@ -141,7 +141,7 @@ class ModelQueue:
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
-        entry.events = EventCheck(entry.event_log.job.work, entry.cost)
+        entry.events = EventCheck(entry.event_log.job, entry.cost)
         replica.took(entry.cost)
         return entry, replica
 
