@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from cli.context import CliContext
-    from model_store.hub.pull import HubOptions, Plan
+    from model_store.hub.pull import HubOptions, Plan, PullRequest
 
 _MOST_BARS = 6  #: of single files
 _LONGEST_NAME = 40
@@ -48,9 +48,9 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
     ``token`` comes before the one of the settings.
     """
-    hub = hub_options(place, token)
     from model_store.hub.pull import pull
 
+    hub = hub_options(place, token)
     place.home.create()
     asked = _resolved(place, asked)
     print_note(f"Pulling {asked.repo} into {place.home.models}")
@@ -63,13 +63,8 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
             manifest = pull(
                 offline.store(place.home, confine=place.settings().workers.confine),
-                asked.repo,
-                revision=asked.revision,
-                name=asked.name,
-                include=asked.include,
-                hub=hub,
-                allow_pickles=asked.allow_pickles,
-                progress=progress,
+                _request(asked, hub),
+                progress,
                 planned=show,
             )
     except KeyboardInterrupt:
@@ -86,15 +81,7 @@ def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> No
     place.home.create()
     asked = _resolved(place, asked)
     with waiting(f"asking the hub for {asked.repo}"):
-        found = plan(
-            offline.store(place.home),
-            asked.repo,
-            revision=asked.revision,
-            name=asked.name,
-            include=asked.include,
-            hub=hub_options(place, token),
-            allow_pickles=asked.allow_pickles,
-        )
+        found = plan(offline.store(place.home), _request(asked, hub_options(place, token)))
     rows = [(file.path, size(file.size), size(file.there)) for file in found.files]
     show_table(("FILE", "SIZE", "HERE"), rows, right="SIZE HERE")
     _show_plan(found)
@@ -114,6 +101,19 @@ def _resolved(place: "CliContext", asked: Asked) -> Asked:
         asked = replace(asked, repo=full, name=asked.name or asked.repo)
     allowed = asked.allow_pickles or place.allows_pickles(asked.name or asked.repo)
     return replace(asked, allow_pickles=allowed)
+
+
+def _request(asked: Asked, hub: "HubOptions") -> "PullRequest":
+    from model_store.hub.pull import PullRequest
+
+    return PullRequest(
+        repo=asked.repo,
+        hub=hub,
+        revision=asked.revision,
+        name=asked.name,
+        include=asked.include,
+        allow_pickles=asked.allow_pickles,
+    )
 
 
 def _show_plan(plan: "Plan") -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import BadFiles, PullCancelled, StoreError
-from model_store.hub.pull import HubOptions, Plan, plan
+from model_store.hub.pull import Plan, plan
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, Fault, fake_hub
 from tests.support.model_folders import pipeline, sharded
-from tests.support.pulls import WEIGHTS, pulled, refused
+from tests.support.pulls import WEIGHTS, pulled, refused, request_of
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -35,7 +35,7 @@ def hub(served: FakeHub) -> Iterator[FakeHub]:
 
 
 def looked_at(store: ModelStore, hub: FakeHub) -> Plan:
-    return plan(store, REPO, hub=HubOptions(hub.url))
+    return plan(store, request_of(hub))
 
 
 def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
