@@ -59,7 +59,7 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
             def show(found: "Plan") -> None:
                 progress.clear()
-                _show_plan(found)
+                _show_plan(place, found)
 
             manifest = pull(
                 offline.store(place.home, confine=place.settings().workers.confine),
@@ -84,7 +84,7 @@ def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> No
         found = plan(offline.store(place.home), _request(asked, hub_options(place, token)))
     rows = [(file.path, size(file.size), size(file.there)) for file in found.files]
     show_table(("FILE", "SIZE", "HERE"), rows, right="SIZE HERE")
-    _show_plan(found)
+    _show_plan(place, found)
     if not found.fits:
         raise Failure(
             f"{size(found.missing_bytes)} are to be fetched, and the disk has room for "
@@ -116,7 +116,7 @@ def _request(asked: Asked, hub: "HubOptions") -> "PullRequest":
     )
 
 
-def _show_plan(plan: "Plan") -> None:
+def _show_plan(place: "CliContext", plan: "Plan") -> None:
     for note in plan.notes:
         print_note(note)
     there = plan.total_bytes - plan.missing_bytes
@@ -126,6 +126,12 @@ def _show_plan(plan: "Plan") -> None:
         f"{_files(len(plan.files))}, {size(plan.total_bytes)}{kept}; "
         f"the disk has room for {size(plan.free_bytes)}"
     )
+    if plan.expected is not None:
+        from bitinglip.scheduling.placement.fit_note import fit_note
+        from cli.machine import machine
+
+        with machine(place) as fit:
+            print_note(fit_note(fit(plan.expected)))
 
 
 def _files(count: int) -> str:

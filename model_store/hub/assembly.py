@@ -84,6 +84,13 @@ class Assembly:
             return held if held.exists() else found
         return self._connections.call(lambda: self._fetcher.fetch(file)[0])
 
+    def start(self, file: Wanted, count: int) -> bytes | None:
+        """Return the first bytes of a file, from the store or else from the hub; None: unknown."""
+        if found := _stored(self._store, file):
+            with suppress(OSError), found.open("rb") as opened:
+                return opened.read(count)
+        return self._connections.call(lambda: self._fetcher.start(file, count))
+
     def publish(
         self,
         choice: Choice,

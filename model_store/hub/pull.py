@@ -4,10 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from model_store.disk import FLOOR_BYTES, check_room
+from model_store.hub.ahead import expected_model
 from model_store.hub.api import Listing, list_files
 from model_store.hub.assembly import Assembly, bytes_there
 from model_store.hub.choice import Choice, choose
@@ -43,19 +45,21 @@ def plan(store: ModelStore, request: PullRequest, *, cancelled: Callable[[], boo
 
     Raises what ``pull`` raises before it fetches weights, but not NameTaken or NoSpace.
     """
-    return _look(store, request, cancelled)[0]
+    return _look(store, request, cancelled, ahead=True)[0]
 
 
 def _look(
-    store: ModelStore, request: PullRequest, cancelled: Callable[[], bool]
+    store: ModelStore, request: PullRequest, cancelled: Callable[[], bool], *, ahead: bool
 ) -> tuple[Plan, Choice]:
+    """Return the plan and the choice of files; ``ahead``: with what decides the memory."""
     request.check()
     with Connections(cancelled) as connections, tempfile.TemporaryDirectory() as folder:
         listing = list_files(request.repo, request.revision, request.hub, connections)
         work = Assembly(store, listing, request.hub, connections, Path(folder))
         choice = choose(listing, request.include, work.read, allow_pickles=request.allow_pickles)
         kept = partial(bytes_there, store, store.partial / pull_folder(request.repo))
-        return _plan(store, listing, choice, request.model, kept), choice
+        made = _plan(store, listing, choice, request.model, kept)
+        return (_with_expected(made, listing, choice, work) if ahead else made), choice
 
 
 def pull(
@@ -82,7 +86,7 @@ def pull(
             )
             kept = partial(bytes_there, store, folder)
             made = _plan(store, listing, choice, request.model, kept)
-            planned(made)
+            planned(_with_expected(made, listing, choice, work))
             check_room(folder, made.missing_bytes)
             work.count(made, progress)
             manifest = work.publish(choice, made.name, progress, cancelled)
@@ -99,7 +103,7 @@ def changes(
     Raises UnknownModel and what ``plan`` raises.
     """
     manifest = store.get(request.model)
-    made, choice = _look(store, request, cancelled)
+    made, choice = _look(store, request, cancelled, ahead=False)
     old = {entry.path: entry for entry in manifest.files}
     new = {file.path: file for file in choice.wanted}
     files = store.path(request.model)
@@ -176,3 +180,7 @@ def _plan(
         gated=listing.gated,
         notes=listing.notes,
     )
+
+
+def _with_expected(made: Plan, listing: Listing, choice: Choice, work: Assembly) -> Plan:
+    return replace(made, expected=expected_model(choice, listing, made.name, work.read, work.start))

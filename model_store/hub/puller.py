@@ -71,7 +71,7 @@ class Teller:
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
-        self._notes: tuple[str, ...] = ()
+        self._noted: Plan | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._tell_again_and_again, daemon=True).start()
@@ -81,7 +81,7 @@ class Teller:
             self._write(message)
 
     def note(self, plan: "Plan") -> None:
-        self._notes = plan.notes
+        self._noted = plan
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Tell of the files that are fetched, and of no further work such as converting them."""
@@ -97,7 +97,8 @@ class Teller:
                 bytes_done=self._total_done,
                 files=listed,
                 done={path: self._done[path] for path in listed},
-                notes=self._notes,
+                notes=self._noted.notes if self._noted else (),
+                expected=self._noted.expected if self._noted else None,
             )
         )
 
