@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    MOST_DRAFTS,
     Attention,
     Confinement,
     ConfineMode,
@@ -44,6 +45,7 @@ from workers.protocol.load import (
     Import,
     Load,
     ResponseFormatName,
+    SpeculationKind,
     SpeechOptions,
     TextOptions,
 )
@@ -66,6 +68,7 @@ from workers.protocol.text import (
 )
 
 __all__ = [
+    "MOST_DRAFTS",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -111,6 +114,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "SegmentDelta",
+    "SpeculationKind",
     "SpeechDone",
     "SpeechJob",
     "SpeechOptions",

@@ -83,11 +83,19 @@ ResponseFormatName = Literal[
 Attention = Literal["sdpa", "triton"]
 
 
+#: How tokens are drafted, to be verified several in a step: not, or by what the text said before.
+SpeculationKind = Literal["off", "lookup"]
+
+MOST_DRAFTS = 16  #: tokens of a row in a step
+
+
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Sets the text engine's options for a model (``models.<name>.text.*``)."""
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    speculation: SpeculationKind = "off"
+    draft_tokens: int = 8  #: of a row in a step, at most
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
