@@ -97,7 +97,10 @@ class TextEngine:
         wanted = (spec.text or TextOptions()).response_template
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        chat = Conversation(templates, tokenizer, loaded.model_type, wanted)
+        pictures = loaded.pictures
+        chat = Conversation(
+            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
+        )
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
@@ -106,6 +109,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
+            pictures=pictures,
         )
         return Ready(
             slots=rows,
