@@ -24,7 +24,7 @@ _SINGLE = 2  #: tokens of each that come one by one, at its end
 #: How far our logits may be from the library's, root mean square, in standard deviations of the
 #: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
 #: scale that we do not know of goes beyond.
-_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
 
 Run = Callable[[Plan], tuple[list[Chunk], Tensor]]
 
@@ -50,7 +50,7 @@ class SelfCheck:
         rows = within(self._prompts, blocks, block_size)
         theirs = self._expected[: len(rows)]
         worst, used = compare(run, rows, theirs, BlockAllocator(blocks, block_size))
-        allowed = _TOLERANCE[self._dtype] * torch.cat(list(theirs)).std().item()
+        allowed = TOLERANCE[self._dtype] * torch.cat(list(theirs)).std().item()
         return worst <= allowed, used
 
 
