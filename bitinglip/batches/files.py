@@ -93,8 +93,8 @@ class ClientFiles:
             "bytes": size,
             "created_at": datetime.now(UTC),
         }
-        added = insert(ClientFile).values(values)
         async with self._db.write() as session:
+            added = insert(session, ClientFile).values(values)
             again = added.on_conflict_do_update(index_elements=["id"], set_={"bytes": size})
             await session.execute(again)
 

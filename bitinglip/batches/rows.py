@@ -55,7 +55,7 @@ class BatchRows:
         }
         changed = {name: row[name] for name in ("batch", "bytes", "ended_at")}
         async with self._db.write() as session:
-            added = insert(StoredBatch).values(row)
+            added = insert(session, StoredBatch).values(row)
             again = added.on_conflict_do_update(index_elements=["id"], set_=changed)
             await session.execute(again)
 

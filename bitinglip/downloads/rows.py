@@ -38,7 +38,7 @@ class DownloadRows:
         }
         changed = {name: value for name, value in row.items() if name != "id"}
         async with self._db.write() as session:
-            added = insert(StoredDownload).values(row)
+            added = insert(session, StoredDownload).values(row)
             await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=changed))
 
     async def find(self, download_id: str) -> Download | None:

@@ -105,7 +105,7 @@ class Files:
         ]
         if rows:
             async with self._db.write() as session:
-                await session.execute(insert(StoredFile).values(rows).on_conflict_do_nothing())
+                await session.execute(insert(session, StoredFile).values(rows).on_conflict_do_nothing())
 
     @contextmanager
     def holding(self, files: Mapping[str, bytes]) -> Iterator[None]:

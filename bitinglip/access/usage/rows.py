@@ -103,7 +103,7 @@ class RowChanges:
             for name, row in self.rows.items()
         ]
         for start in range(0, len(values), _ROWS_AT_ONCE):
-            added = insert(Usage)
+            added = insert(session, Usage)
             sums = {each: getattr(Usage, each) + added.excluded[each] for each in Amounts._fields}
             upsert = added.on_conflict_do_update(index_elements=_ROW, set_=sums)
             await session.execute(upsert, values[start : start + _ROWS_AT_ONCE])
