@@ -88,9 +88,9 @@ def verify(select: Select, key: bytes, known: Known | None = None) -> Verdict:
 
     ``known`` must have been read before.
     """
-    found = next(iter(select(_HEAD)), None)
+    head = list(select(_HEAD))
     ((rows,),) = select("SELECT count(*) FROM audit_log")
-    bad, reason = _first_bad(select(_ROWS), found, key, known)
+    bad, reason = _first_bad(select(_ROWS), head[0] if head else None, key, known)
     return Verdict(bad is None, rows, bad, reason)
 
 

@@ -39,9 +39,9 @@ from bitinglip.audit.often import Often
 from bitinglip.audit.query import Filter
 from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert as upsert
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import AuditHead, AuditRow
-from bitinglip.db.upsert import insert as upsert
 from bitinglip.errors import BitingLipError
 
 log = structlog.get_logger(__name__)

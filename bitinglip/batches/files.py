@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import ClientFile
-from bitinglip.db.upsert import insert
 from bitinglip.errors import DiskFull, FileGone, InvalidRequest, PayloadTooLarge
 from bitinglip.results.uploads import ReceivedFile
 

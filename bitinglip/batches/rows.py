@@ -7,10 +7,10 @@ from sqlmodel import col, delete, select
 
 from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
-from bitinglip.db.upsert import insert
 from bitinglip.wire.batches import Batch
 
 _ROW_BYTES = 500  #: of the other columns and the index, roughly

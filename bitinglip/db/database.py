@@ -48,7 +48,8 @@ class Database:
             # Its driver is an extra, and slow to import.
             from bitinglip.db.postgres import Postgres, shown
 
-            name, backend = shown(settings.url), await to_thread(Postgres.prepared, settings)
+            name = shown(settings.url)
+            backend: Backend = await to_thread(Postgres.prepared, settings)
         else:
             await to_thread(prepare, path)
             name, backend = str(path), Sqlite(path)

@@ -94,7 +94,7 @@ class Postgres:
 
     @contextmanager
     def snapshot(self) -> Iterator[Select]:
-        with _one_connection(self._url) as engine:
+        with one_connection(self._url, reads=True) as engine:
             try:
                 with snapshot(engine) as select:
                     yield select
@@ -121,63 +121,89 @@ def shown(url: str) -> str:
     return without_password(url)
 
 
-def migrate(url: URL) -> tuple[str | None, str]:
-    """Bring a database to today's schema; return the one that it had and the one that it has.
+def migrate(url: URL) -> str | None:
+    """Bring a database to today's schema; return the version that it had, None without tables.
 
     Gateways that start together do it once. Raises DatabaseError.
     """
-    name = shown(url.render_as_string(hide_password=True))
+    name = url.render_as_string(hide_password=True)
     try:
-        with _one_connection(url) as engine, engine.begin() as connection:
+        with one_connection(url) as engine, engine.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITERS})"))
             _check_encoding(connection, name)
-            version = schema_version(connection)
-            if version is not None and version not in VERSIONS:
-                raise DatabaseError(
-                    f"{name} was written by another version of BitingLip (schema {version}, this "
-                    f"one knows up to {HEAD}); install that version, or restore a backup"
-                )
+            version = _known_version(connection, name)
             if version != HEAD:
                 # alembic is slow to import and rarely needed.
                 from bitinglip.db.migrations.upgrade import upgrade_connection
 
                 upgrade_connection(connection)
     except exc.SQLAlchemyError as error:
-        why = str(getattr(error, "orig", None) or error)
-        raise DatabaseError(f"{name} cannot be used: {why}") from error
-    return version, HEAD
+        raise _unusable(name, error) from error
+    return version
 
 
-def schema_version(connection: Connection) -> str | None:
+def version_of(url: URL) -> str | None:
+    """Return the schema version of a database; None without our tables. Raises DatabaseError."""
+    name = url.render_as_string(hide_password=True)
+    try:
+        with one_connection(url, reads=True) as engine, engine.connect() as connection:
+            return _known_version(connection, name)
+    except exc.SQLAlchemyError as error:
+        raise _unusable(name, error) from error
+
+
+def check_version(engine: Engine, url: URL) -> None:
+    """Raise DatabaseError for a database that has not today's schema."""
+    name = url.render_as_string(hide_password=True)
+    with engine.connect() as connection:
+        version = _known_version(connection, name)
+    if version is None:
+        raise DatabaseError(f"{name} holds no tables of BitingLip")
+    if version != HEAD:
+        raise DatabaseError(f"{name} has the schema {version}; run: bitinglip db migrate")
+
+
+def _known_version(connection: Connection, name: str) -> str | None:
     """Return the schema version of a database; None of one without our tables."""
     found = connection.execute(text("SELECT to_regclass('alembic_version')")).scalar()
-    return None if found is None else connection.execute(text(_VERSION)).scalar()
+    version = None if found is None else connection.execute(text(_VERSION)).scalar()
+    if version is not None and version not in VERSIONS:
+        raise DatabaseError(
+            f"{name} was written by another version of BitingLip (schema {version}, this one knows "
+            f"up to {HEAD}); install that version, or restore a backup"
+        )
+    return version
 
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Select]:
     """See one state of the database, whose rows come a part at a time."""
-    options: Any = {
-        "isolation_level": "REPEATABLE READ",
-        "postgresql_readonly": True,
-        "stream_results": True,
-        "yield_per": _ROWS_AT_ONCE,
-    }
+    options: Any = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
     with engine.connect().execution_options(**options) as connection:
 
         def select(sql: str) -> Iterator[Sequence[Any]]:
-            yield from connection.exec_driver_sql(sql)
+            with connection.exec_driver_sql(sql) as rows:
+                yield from rows
 
         yield select
 
 
 @contextmanager
-def _one_connection(url: URL) -> Iterator[Engine]:
+def one_connection(url: URL, *, reads: bool = False) -> Iterator[Engine]:
+    """Open an engine for a command or a thread; ``reads``: its transactions see one state."""
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECT)
+    if reads:
+        engine = engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def _unusable(name: str, error: exc.SQLAlchemyError) -> DatabaseError:
+    return DatabaseError(f"{name} cannot be used: {getattr(error, 'orig', None) or error}")
 
 
 def _check_encoding(connection: Connection, name: str) -> None:

@@ -4,10 +4,10 @@ import msgspec
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredDownload
-from bitinglip.db.upsert import insert
 from bitinglip.downloads.download import Download
 
 _ROW_BYTES = 500  #: of the other columns and the indices, roughly

@@ -50,7 +50,7 @@ class PostgresServer:
 
     def control(self, *words: str) -> None:
         command = [str(self.bin / "pg_ctl"), "-D", str(self.folder / "data"), "-s", "-w", *words]
-        subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL, **_USER)
+        subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL, user=_USER)
 
     def start(self) -> None:
         options = " ".join(f"-c {each}" for each in _FAST)
@@ -62,15 +62,15 @@ class PostgresServer:
 
 
 # It refuses to run as root; the package has made a user for it.
-_USER: dict[str, str] = {"user": "postgres"} if os.geteuid() == 0 else {}
+_USER = "postgres" if os.geteuid() == 0 else None
 
 
 @contextmanager
 def running_postgres(bin: Path) -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="pg") as name:
         folder = Path(name)
-        if _USER:
-            shutil.chown(folder, "postgres")
+        if _USER is not None:
+            shutil.chown(folder, _USER)
         command = [str(bin / "initdb"), "-D", str(folder / "data"), "-U", "postgres"]
         options = ["-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         subprocess.run(
@@ -79,7 +79,7 @@ def running_postgres(bin: Path) -> Iterator[PostgresServer]:
             timeout=120,
             stdout=subprocess.DEVNULL,
             cwd=folder,
-            **_USER,
+            user=_USER,
         )
         server = PostgresServer(bin, folder)
         server.start()

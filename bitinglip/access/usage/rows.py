@@ -12,10 +12,10 @@ from sqlmodel import col, delete, func, select
 from bitinglip.access.usage.amounts import Amounts, shown
 from bitinglip.access.usage.meter import Meter, RowId
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.loading import loading
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import Usage
-from bitinglip.db.upsert import insert
 
 CLEAN_SECONDS = 3600.0  #: between two removals of rows that are too old
 _ROWS_AT_ONCE = 500
