@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bitinglip.scheduling.job import Job
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
+#: an extension of ASGI: the message that begins a response may hold its body under this name
+WHOLE_BODY = "bitinglip.whole_body"
 _KEY = "bitinglip.context"
 
 
