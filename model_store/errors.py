@@ -75,6 +75,10 @@ class DownloadError(StoreError):
     code: StoreCode = "DOWNLOAD_FAILED"
 
 
+class HubUnreachable(DownloadError):
+    """The hub does not answer now, or is busy: that may pass."""
+
+
 class NotFoundOnHub(DownloadError):
     """The hub has no such repository or revision, or does not show it to us."""
 

@@ -25,6 +25,7 @@ from model_store.errors import (
     BadName,
     DownloadError,
     Gated,
+    HubUnreachable,
     NotFoundOnHub,
     StoreError,
     TokenRefused,
@@ -60,6 +61,10 @@ class Listing:
 
 class _NoHub(DownloadError):
     """An address gives no answer, or none that a hub gives; another may do."""
+
+
+class _Unreachable(_NoHub, HubUnreachable):
+    """An address gives no answer now."""
 
 
 def list_files(
@@ -204,7 +209,7 @@ def _hub_errors(
             "JSON, or lacks fields."
         ) from error
     except Exception as error:  # the client's transport is its own affair, and its errors with it
-        raise _NoHub(
+        raise _Unreachable(
             f"The hub cannot be reached at {_host(hub.endpoint)} ({type(error).__name__}). Another "
             "address, such as a mirror's: hub.endpoint in the settings, or HF_ENDPOINT; by a "
             "proxy: HTTPS_PROXY."
@@ -250,7 +255,7 @@ def _status_error(error: HfHubHTTPError, repo: str, hub: HubOptions) -> Download
         return _not_found(repo, hub)
     if status == 403:
         return Gated(f"{said} The token may not read {repo}; see {_page(hub, repo)}.")
-    return _NoHub(said)
+    return _Unreachable(said) if may_pass(status) else _NoHub(said)
 
 
 def _page(hub: HubOptions, repo: str) -> str:

@@ -64,6 +64,7 @@ class FakeHub:
     heads: list[str] = field(default_factory=list)  #: files whose first bytes were asked for
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
+    down: bool = False  #: nothing is answered
     told_name: str = REPO  #: of the repository, in its listing
     endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
@@ -108,6 +109,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, token = self.hub, self.headers.get("Authorization", "")
+        if hub.down:
+            self.close_connection = True
+            return
         if self.path.startswith("http://"):  # it is asked as a proxy
             self.path = "/" + self.path.split("/", 3)[3]
         hub.requests.append((self.path, token))
