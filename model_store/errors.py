@@ -85,6 +85,10 @@ class NotFoundOnHub(DownloadError):
     code = "INVALID_MODEL"
 
 
+class NoSuchRepository(NotFoundOnHub):
+    """Nothing of that name is there, or it is private."""
+
+
 class Gated(DownloadError):
     """The repository's owner wants to be asked first."""
 

@@ -79,6 +79,11 @@ class ModelStore:
     def names(self) -> Names:
         return list(self.listing.all())
 
+    @property
+    def names_told(self) -> Names:
+        """Return the models that messages may name: those that adapters which come may be for."""
+        return [name for name in self.names() if self._bases is None or name in self._bases]
+
     def get(self, name: str) -> Manifest:
         """Return the model's manifest. Raises UnknownModel."""
         found = self.listing.find(name)

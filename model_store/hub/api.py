@@ -26,6 +26,7 @@ from model_store.errors import (
     DownloadError,
     Gated,
     HubUnreachable,
+    NoSuchRepository,
     NotFoundOnHub,
     StoreError,
     TokenRefused,
@@ -77,7 +78,7 @@ def list_files(
     if hub.offline:
         raise DownloadError("The settings say hub.offline, so nothing is asked of the hub.")
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    first = (hub.endpoint or constants.ENDPOINT).rstrip("/")
+    first = address_of(hub)
     addresses = [first, *(mirror.rstrip("/") for mirror in hub.mirrors)]
     notes: tuple[str, ...] = ()
     failure: _NoHub | None = None
@@ -93,6 +94,11 @@ def list_files(
             continue
         return replace(found, notes=(*notes, *found.notes))
     raise failure or DownloadError("There is no hub to ask.")
+
+
+def address_of(hub: HubOptions) -> str:
+    """Return the address of the hub itself, or of what the options put in its place."""
+    return (hub.endpoint or constants.ENDPOINT).rstrip("/")
 
 
 def _list_or_without_token(
@@ -235,11 +241,11 @@ def _refused(
     return _status_error(error, repo, hub)
 
 
-def _not_found(repo: str, hub: HubOptions, more: str = "") -> NotFoundOnHub:
+def _not_found(repo: str, hub: HubOptions, more: str = "") -> NoSuchRepository:
     hint = "your token may not see it" if hub.token else TOKEN_HINT
     if "/" not in repo:
         more = f" Most names are of the form owner/model.{more}"
-    return NotFoundOnHub(
+    return NoSuchRepository(
         f"The hub has no public repository {repo}; if it is private, {hint}.{more}"
     )
 

@@ -65,6 +65,7 @@ class FakeHub:
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
     down: bool = False  #: nothing is answered
+    found: Any = ()  #: repositories that its search finds
     told_name: str = REPO  #: of the repository, in its listing
     endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
@@ -159,6 +160,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def info(self, token: str) -> None:
         hub = self.hub
+        if self.path.startswith("/api/models?"):
+            self.json([{"id": name} for name in hub.found])
+            return
         kind, _, asked = self.path[len("/api/") :].partition("?")[0].partition("/")
         repo, _, revision = asked.partition("/revision/")
         sha = {"": hub.sha, "main": hub.sha, **hub.refs}.get(revision, revision)
