@@ -240,6 +240,25 @@ def test_download_whose_process_dies_fails_and_is_taken_up_again(
     assert events(admin, download)[-1][0] == "completed"
 
 
+def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
+    hub: FakeHub, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.down = True
+    try:
+        download = ask(admin, "patient")
+        eventually(lambda: shown(admin, download)["waits_for"])
+        found = shown(admin, download)
+        assert (found["state"], found["error"]) == ("queued", None)
+        assert "cannot be reached" in found["waits_for"]
+        assert found["retry_at"] > found["created_at"]
+        monkeypatch.setattr("bitinglip.downloads.download.FIRST_PAUSE", 0.01)
+        assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
+        eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))
+    finally:
+        hub.down = False
+    assert events(admin, download)[-1][0] == "completed"
+
+
 def test_download_waits_for_another_program_that_pulls_the_same(
     served: Served, admin: httpx.Client
 ) -> None:
