@@ -15,6 +15,7 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
+from model_store.inspection.quantized import linear_layers, method_of, parameters_of
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -54,6 +55,7 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         max_context=longest_context(text),
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),
+        quantization=method_of(config),
         has_chat_template=has_template(folder),
     )
     if kind == "speech":
@@ -70,8 +72,11 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     if kind == "text":
         check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
+        found.linear_parameters, found.linear_rows = linear_layers(text, tensors)
         _add_chat(found, folder)
-    return with_weights(found, tensors)
+    with_weights(found, tensors)
+    found.parameters = parameters_of(config, tensors)
+    return found
 
 
 def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:

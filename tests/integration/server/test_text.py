@@ -318,14 +318,26 @@ def test_model_that_is_loaded_says_what_it_really_runs_as(tmp_path: Path) -> Non
         "models.demo-text.dtype=bfloat16",
         "--set",
         "models.demo-text.max_context=99",
+        "--set",
+        "models.demo-text.quantization=int8",
+        "--set",
+        "models.demo-echo.quantization=int8",
     )
     with running_server(tmp_path / "home", *changed) as server, server.client() as client:
         before = client.get("/api/v1/models/demo-text").json()
         assert (before["dtype"], before["device"], before["max_context"]) == ("float32", None, 2048)
         assert client.post("/api/v1/models/demo-text/load").status_code == 200
         model = client.get("/api/v1/models/demo-text").json()
+        refused = client.post("/api/v1/models/demo-echo/load")
         echo = client.get("/api/v1/models/demo-echo").json()
     assert (model["dtype"], model["device"], model["max_context"]) == ("bfloat16", "cpu", 99)
+    offered = {each["format"]: each for each in before["quantizations"]}
+    assert list(offered) == ["int8", "fp8", "llm_int8", "nf4"]
+    assert offered["int8"]["lacks"] is None
+    assert offered["nf4"]["needs_bytes"] < offered["int8"]["needs_bytes"]
+    assert (before["quantization"], model["quantization"]) == (None, "int8")
+    assert (refused.status_code, echo["quantizations"]) == (502, [])
+    assert "only text models are quantised" in refused.json()["error"]["message"]
     assert "logprobs" in model["supported_parameters"]
     assert "logprobs" not in echo["supported_parameters"]
 
