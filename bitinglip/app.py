@@ -34,8 +34,10 @@ from bitinglip.periodic import start_periodic
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
+from bitinglip.scheduling.placement.fit_note import fit_note
 from bitinglip.settings import Settings
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.download_metrics import DownloadMetrics
@@ -152,7 +154,8 @@ async def _open(
         settings,
         access.audit,
         DownloadMetrics(metrics.registry),
-        lambda name: cache.clear(name.__eq__),
+        partial(_arrived, cache, scheduling.operations),
+        lambda expected: fit_note(scheduling.operations.fit(expected)),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
@@ -160,6 +163,12 @@ async def _open(
     requested = _Requested(admission, batches, downloads, cache, guard)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
+    """Have a model used as it is now: its old answers are forgotten, and it may be preloaded."""
+    cache.clear(name.__eq__)
+    operations.arrived(name)
 
 
 class _Base(NamedTuple):

@@ -97,8 +97,9 @@ class Download(msgspec.Struct, kw_only=True):
     def start(self) -> None:
         self.state, self.started_at = "running", datetime.now(UTC)
 
-    def plan(self, planned: Planned) -> None:
-        self.waits, self.notes = False, planned.notes
+    def plan(self, planned: Planned, notes: tuple[str, ...] = ()) -> None:
+        """Take over what will come; ``notes`` are the server's, beside those of the hub."""
+        self.waits, self.notes = False, (*planned.notes, *notes)
         self.bytes_total, self.bytes_done = planned.bytes_total, planned.bytes_done
         self.files = {
             path: File(size, planned.done.get(path, 0)) for path, size in planned.files.items()

@@ -27,7 +27,7 @@ from bitinglip.downloads.download import (
     new_download,
 )
 from bitinglip.downloads.hub import HubAccess
-from bitinglip.downloads.live import Live, forget_partial
+from bitinglip.downloads.live import FitNote, Live, forget_partial
 from bitinglip.downloads.rows import DownloadRows
 from bitinglip.errors import (
     BitingLipError,
@@ -66,8 +66,10 @@ class Downloads:
         audit: AuditLog,
         metrics: DownloadMetrics,
         on_arrival: Arrived,
+        fit_note: FitNote,
     ) -> None:
-        """``on_arrival`` is told the name of each model that came or changed."""
+        """``on_arrival`` is told the name of each model that came or changed; ``fit_note`` says
+        of one that is planned whether it will fit in memory."""
         self._rows = rows
         self._store = store
         self._hub = hub
@@ -75,6 +77,7 @@ class Downloads:
         self._audit = audit
         self._metrics = metrics
         self._on_arrival = on_arrival
+        self._fit_note = fit_note
         self._open: dict[str, Live] = {}
         self._unsaved: dict[str, Download] = {}  #: ended ones that the database did not take
         #: held from a look at what is open to the write that follows, lest an end come in between
@@ -92,10 +95,11 @@ class Downloads:
         audit: AuditLog,
         metrics: DownloadMetrics,
         on_arrival: Arrived,
+        fit_note: FitNote,
     ) -> Self:
         """Take over the downloads that the last stop left open. Raises DatabaseUnavailable."""
         rows = DownloadRows(db, retention=settings.hub.download_retention)
-        downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival)
+        downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival, fit_note)
         for each in await rows.open():
             each.wait()
             downloads._open[each.id] = Live(each)
@@ -304,7 +308,7 @@ class Downloads:
     async def _run(self, live: Live) -> None:
         """Run a download to its end; one fault of it ends no other."""
         try:
-            state, error = await live.pull(self._hub, self._store, self._metrics)
+            state, error = await live.pull(self._hub, self._store, self._metrics, self._fit_note)
         except OSError as problem:
             state, error = "failed", Fault("DOWNLOAD_FAILED", f"{reason(problem)}; ask again.")
         except (BitingLipError, StoreError) as problem:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from contextlib import aclosing
 
 import msgspec
@@ -14,11 +15,15 @@ from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.disk import store_errors
 from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
+from model_store.manifest import Manifest
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)
 
 _DIED = "The download's process ended without a word (exit code {code}); ask again to go on."
+
+
+FitNote = Callable[[Manifest], str]
 
 
 class Live:
@@ -51,11 +56,12 @@ class Live:
                 self._process.limit(share)
 
     async def pull(
-        self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics
+        self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics, fit_note: FitNote
     ) -> tuple[State, Fault | None]:
         """Run the process to its end; return how that was.
 
-        Raises OSError, TokenRefused or DownloadFailed.
+        ``fit_note`` says of a model that is planned whether it will fit in memory. Raises OSError,
+        TokenRefused or DownloadFailed.
         """
         if self.cancelled:
             return "cancelled", None
@@ -70,7 +76,7 @@ class Live:
                 return "cancelled", None
             async with aclosing(process.messages()) as messages:
                 async for last in messages:
-                    self._note(last, metrics)
+                    self._note(last, metrics, fit_note)
         except msgspec.MsgspecError as error:
             log.warning("a download's process says what is no message", reason=str(error))
         finally:
@@ -93,13 +99,14 @@ class Live:
             return None
         return tuple(name for name in store.names() if model_allowed(globs, name))
 
-    def _note(self, message: Message, metrics: DownloadMetrics) -> None:
+    def _note(self, message: Message, metrics: DownloadMetrics, fit_note: FitNote) -> None:
         download = self.download
         match message:
             case Waits():
                 download.waits = True
             case Planned():
-                download.plan(message)
+                expected = message.expected
+                download.plan(message, () if expected is None else (fit_note(expected),))
             case Progressed():
                 metrics.received(download.progress(message))
             case Pulled():

@@ -113,6 +113,12 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self._drafts = Counter(
+            "bitinglip_draft_tokens_total",
+            "Tokens that speculation drafted, by whether the model took them",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
@@ -203,6 +209,11 @@ class Metrics:
 
     def tokens_cached(self, *, model: str, count: int) -> None:
         self._cached_tokens.labels(self._models.bound(model)).inc(count)
+
+    def tokens_drafted(self, *, model: str, drafted: int, accepted: int) -> None:
+        model = self._models.bound(model)
+        self._drafts.labels(model, "accepted").inc(accepted)
+        self._drafts.labels(model, "rejected").inc(drafted - accepted)
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)

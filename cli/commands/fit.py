@@ -66,19 +66,9 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
 
 def _offline(place: CliContext, name: str) -> dict[str, Any]:
     """Answer for an empty machine: no server runs, so nothing is loaded."""
-    from bitinglip.scheduling.models.facts import ResourceFacts
-    from bitinglip.scheduling.placement.eviction import EvictionRules
     from bitinglip.scheduling.placement.fit import fit_info
-    from bitinglip.scheduling.placement.footprints import Footprints
-    from workers.devices import Devices
+    from cli.machine import machine
 
-    manifest, settings = offline.manifest(place.home, name), place.settings()
-    fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-    own = settings.devices
-    devices = Devices.find(fakes, own.cpu_memory_bytes, own.memory_limit)
-    facts = ResourceFacts(settings, devices, Footprints())
-    try:
-        facts.update(devices.read(), [], {})
-    finally:
-        devices.close()
-    return fit_info(facts.fit(manifest, [], EvictionRules()))
+    manifest = offline.manifest(place.home, name)
+    with machine(place) as fit:
+        return fit_info(fit(manifest))

@@ -57,6 +57,26 @@ class Fetcher:
             "and the hub changes what passes, or the hub's storage is damaged."
         )
 
+    def start(self, wanted: Wanted, count: int) -> bytes | None:
+        """Return the first bytes of a file, up to ``count``, and keep nothing.
+
+        It asks once: None is what does not come at once. Raises PullCancelled.
+        """
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        got = b""
+        try:
+            with self.connections.stream(wanted.urls[0], headers) as answer:
+                for piece in answer.pieces() if answer.is_good else ():
+                    self.connections.check()
+                    got += piece
+                    if len(got) >= count:
+                        break
+        except (Broken, DownloadError):
+            return None
+        return got[:count] if len(got) >= min(count, wanted.size) else None
+
     def _complete(self, part: Part) -> None:
         """Go through the addresses until one has brought the rest."""
         reason = ""

@@ -44,8 +44,18 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         tensors |= {f"{part}/{name}": tensor for name, tensor in weights(folder / part).items()}
     if kind != "embedding":  # those may use one layer many times
         check_layers(config, tensors)
-    inner = config.get("text_config")
-    text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+    if kind == "text":
+        check_widths(_of_text(config), tensors)
+    found = with_weights(describe_config(folder, kind, config), tensors)
+    found.parameters = parameters_of(config, tensors)
+    if kind == "text":
+        found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+    return found
+
+
+def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
+    """Return what the texts of a model tell. Raises BadFiles for a config that cannot be read."""
+    text = _of_text(config)
     model_type = config.get("model_type")
     found = Inspection(
         kind,
@@ -70,13 +80,15 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     if kind == "embedding":
         found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
     if kind == "text":
-        check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
-        found.linear_parameters, found.linear_rows = linear_layers(text, tensors)
         _add_chat(found, folder)
-    with_weights(found, tensors)
-    found.parameters = parameters_of(config, tensors)
     return found
+
+
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a model's text part, which may be inside the whole's."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:

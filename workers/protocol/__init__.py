@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    MOST_DRAFTS,
     Attention,
     Confinement,
     ConfineMode,
@@ -45,6 +46,7 @@ from workers.protocol.load import (
     Load,
     Quantization,
     ResponseFormatName,
+    SpeculationKind,
     SpeechOptions,
     TextOptions,
 )
@@ -67,6 +69,7 @@ from workers.protocol.text import (
 )
 
 __all__ = [
+    "MOST_DRAFTS",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -113,6 +116,7 @@ __all__ = [
     "Sampling",
     "Segment",
     "SegmentDelta",
+    "SpeculationKind",
     "SpeechDone",
     "SpeechJob",
     "SpeechOptions",

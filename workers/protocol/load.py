@@ -83,6 +83,11 @@ ResponseFormatName = Literal[
 Attention = Literal["sdpa", "triton"]
 
 
+#: How tokens are drafted, to be verified several in a step: not, or by what the text said before.
+SpeculationKind = Literal["off", "lookup"]
+
+MOST_DRAFTS = 16  #: tokens of a row in a step
+
 #: Formats that a text model's linear layers are quantised to at load: int8 and fp8 by torchao,
 #: llm_int8 and nf4 by bitsandbytes. See ``workers.engines.quantization``.
 Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]
@@ -93,6 +98,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    speculation: SpeculationKind = "off"
+    draft_tokens: int = 8  #: of a row in a step, at most
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -174,6 +174,8 @@ class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaul
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
     cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed again
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
+    drafted_tokens: Count = 0  #: by speculation
+    accepted_tokens: Count = 0  #: of the drafted tokens, those that were right
 
     @property
     def text(self) -> str:

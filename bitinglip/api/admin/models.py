@@ -75,6 +75,7 @@ async def import_model(request: Request) -> Response:
         services.store.import_folder, folder, body.name, allow_pickles=allowed, base=body.base
     )
     manifest = find_model(request, body.name)
+    services.operations.arrived(manifest.name)
     after = {**_facts(manifest), "allow_pickles": allowed}
     note_change(request, target=manifest.name, after=after)
     return json_response(describe(services, manifest), 201)

@@ -325,12 +325,19 @@ class Dispatcher:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
-        if isinstance(final, protocol.TextDone) and final.cached_tokens:
-            self._metrics.tokens_cached(model=event_log.job.model, count=final.cached_tokens)
+        if isinstance(final, protocol.TextDone):
+            self._count_shortcuts(event_log.job.model, final)
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
+
+    def _count_shortcuts(self, model: str, final: protocol.TextDone) -> None:
+        if final.cached_tokens:
+            self._metrics.tokens_cached(model=model, count=final.cached_tokens)
+        if drafted := final.drafted_tokens:
+            accepted = min(drafted, final.accepted_tokens)
+            self._metrics.tokens_drafted(model=model, drafted=drafted, accepted=accepted)
 
 
 class _OpenJob:

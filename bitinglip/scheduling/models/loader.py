@@ -299,7 +299,10 @@ class ReplicaLoader:
             ),
             speech=self._speech_options(own.speech),
             text=protocol.TextOptions(
-                response_template=own.text.response_template, attention=own.text.attention
+                response_template=own.text.response_template,
+                attention=own.text.attention,
+                speculation=own.text.speculation,
+                draft_tokens=own.text.draft_tokens,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -316,11 +316,15 @@ class Operations:
     def open(self) -> None:
         """Begin to preload models, and start the spare."""
         self.bootstrapped = True
-        self._preload()
+        self._preload(self._store.names())
         self._pool.warm_spare()
 
-    def _preload(self) -> None:
-        for name in self._store.names():
+    def arrived(self, name: str) -> None:
+        """Load a model that has come while the server runs, if its settings preload it."""
+        self._preload([name])
+
+    def _preload(self, names: Iterable[str]) -> None:
+        for name in names:
             if self._settings.model(name).preload and not self.replicas(name):
                 self._manager.preload(name)
 
@@ -362,7 +366,7 @@ class Operations:
             if own.device is None and set(replica.devices) == {"cpu"}:
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
-            self._preload()
+            self._preload(self._store.names())
 
     def _end_workers_of_lost_cards(self) -> None:
         """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""

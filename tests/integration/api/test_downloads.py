@@ -40,7 +40,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
         "max_queued_per_key": 3,
         "token_file": str(root / "token"),
     }
-    with serve(root, hub=settings, server={"stream_comment_interval": 0.2}) as served:
+    first = {"first": {"preload": True}}
+    server = {"stream_comment_interval": 0.2}
+    with serve(root, hub=settings, server=server, models=first) as served:
         yield served
 
 
@@ -106,8 +108,9 @@ def test_download_ends_with_a_model_that_can_be_used_at_once(
     assert counted == sorted(counted)
     assert last["bytes_done"] == last["bytes_total"] > SIZE
     assert (last["revision"], last["error"]) == (SHA, None)
-    loaded = admin.post("/api/v1/models/first/load")
-    assert loaded.json()["status"] == "ready", loaded.text
+    assert [note for note in last["notes"] if note.startswith("Memory: it fits on cpu")]
+    # Its settings preload it, and it has come only now.
+    eventually(lambda: admin.get("/api/v1/models/first").json()["status"] == "ready")
     # A late reader gets the end at once, and only that.
     assert events(admin, download) == [("completed", last)]
     assert shown(admin, download) == last

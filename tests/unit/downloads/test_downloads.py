@@ -38,6 +38,7 @@ class Rig:
             AuditLog(self.db, b"k" * 32),
             DownloadMetrics(CollectorRegistry()),
             lambda _: None,
+            lambda _: "",
         )
 
 
