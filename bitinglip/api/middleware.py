@@ -197,9 +197,7 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
     if services is None:
         return
     route, status, seconds = endpoint(scope), context.status, context.elapsed
-    services.metrics.request_finished(
-        method=method, endpoint=route, status=status, seconds=seconds
-    )
+    services.metrics.request_finished(method=method, endpoint=route, status=status, seconds=seconds)
     caller, job = scope.get("bitinglip.caller"), context.job
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
     made = (None, None) if job is None else (job.model, job.id)
