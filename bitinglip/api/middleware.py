@@ -93,6 +93,7 @@ class Door:
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        _begin_trace(services, scope, context)
         sender = _sender(context, send)
         try:
             if self._proxies.apply(scope):
@@ -130,6 +131,14 @@ class Door:
         return route
 
 
+def _begin_trace(services: Services | None, scope: Scope, context: RequestContext) -> None:
+    if services is None or services.tracer is None:
+        return
+    context.span = span = services.tracer.begin(scope["path"], context.fields)
+    if span is not None:
+        structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+
+
 def _log_failure(scope: Scope, error: Exception) -> None:
     """Log an error that is none of our table."""
     if type(to_error(error)) is InternalError and not isinstance(error, InternalError):
@@ -165,6 +174,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 *context.limit_headers,
                 *(() if context.token_headers is None else context.token_headers()),
                 *SECURITY_HEADERS,
+                *(() if context.span is None else context.span.headers),
                 *context.notices,
                 *context.cors,
             ]
@@ -198,6 +208,13 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
             endpoint=endpoint(scope),
             status=context.status,
             seconds=context.elapsed,
+        )
+    if context.span is not None:
+        context.span.end(
+            method=method,
+            route=endpoint(scope),
+            status=context.status,
+            request_id=context.request_id,
         )
 
 

@@ -1,6 +1,7 @@
 """Gives handlers the parts of the running server."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
@@ -40,6 +41,9 @@ from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
 from model_store.store import ModelStore
 
+if TYPE_CHECKING:
+    from bitinglip.tracing.tracer import Tracer
+
 
 @dataclass(frozen=True)
 class Services:
@@ -77,6 +81,7 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    tracer: "Tracer | None" = None  #: where the settings ask for traces
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     #: of the cluster, encoded, by what their watchers may see

@@ -46,6 +46,7 @@ from bitinglip.settings.sections import (
     Workers,
 )
 from bitinglip.settings.store import Store
+from bitinglip.settings.telemetry import Telemetry
 
 __all__ = [
     "Audit",
@@ -69,6 +70,7 @@ __all__ = [
     "SpeechLimits",
     "SpeechModel",
     "Store",
+    "Telemetry",
     "Tier",
     "Tiers",
     "TranscriptionLimits",
@@ -100,6 +102,7 @@ class Settings(Section):
     hub: Hub = Hub()
     store: Store = Store()
     logging: Logging = Logging()
+    telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",
         description="create demo models: auto (if the store is empty), always or never",
