@@ -37,6 +37,7 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.profile import Profiler
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
 from model_store.store import ModelStore
@@ -81,6 +82,7 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    profiler: Profiler = field(default_factory=Profiler)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
