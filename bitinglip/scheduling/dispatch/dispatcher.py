@@ -20,6 +20,7 @@ from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
+from bitinglip.scheduling.dispatch.open_job import OpenJob
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim, Job
 from bitinglip.scheduling.kinds import cost, input_bytes
@@ -33,9 +34,9 @@ from workers import protocol
 
 log = structlog.get_logger(__name__)
 
+OnTraced = Callable[[EventLog, tuple[float, float] | None], None]
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
 _LATE_SECONDS = 1.0  #: by which long timeouts may be late, at the most
-_LONG_TIMEOUT = 60.0  #: shorter ones have timers of their own
 
 
 class Dispatcher:
@@ -60,10 +61,12 @@ class Dispatcher:
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
         self.overload = OverloadController()
+        #: is told of each traced job that has ended, and when its replica was loaded
+        self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
         self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_LATE_SECONDS)
 
-    def open(self, job: Job, *, admitted: bool = False) -> "_OpenJob":
+    def open(self, job: Job, *, admitted: bool = False) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
@@ -71,7 +74,7 @@ class Dispatcher:
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
         done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
-        return _OpenJob(self, job, admitted=admitted)
+        return OpenJob(self, job, admitted=admitted)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -301,12 +304,24 @@ class Dispatcher:
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
             entry.event_log.put(cancelled(entry.event_log))
+        try:
+            if entry.event_log.job.trace is not None:  # before its input is dropped
+                self.on_traced(entry.event_log, self._load_of(entry.event_log))
+        except Exception:
+            log.exception("a job could not be traced", task=entry.id)
         if entry.replica is None:
             self.delivery.release(entry)
         try:
             self._account(entry)
         except Exception:  # a fault in counting must not replace the answer, which stands
             log.exception("a job could not be counted", task=entry.id)
+
+    def _load_of(self, event_log: EventLog) -> tuple[float, float] | None:
+        """Return when the load of the job's replica began and ended; None if that is gone."""
+        for replica in self._manager.replicas():
+            if replica.id == event_log.worker_id and replica.state == "ready":
+                return replica.began, replica.began + replica.load_seconds
+        return None
 
     def expire(self, entry: InFlightJob) -> None:
         """Fail a job whose time is over."""
@@ -332,44 +347,19 @@ class Dispatcher:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
-        if isinstance(final, protocol.TextDone) and final.cached_tokens:
-            self._metrics.tokens_cached(model=event_log.job.model, count=final.cached_tokens)
+        if isinstance(final, protocol.TextDone):
+            self._count_shortcuts(event_log.job.model, final)
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 
-
-class _OpenJob:
-    """Holds a job from its admission until its caller leaves; see ``Dispatcher.open``.
-
-    A generator in its place would cost as much as a check of a key.
-    """
-
-    __slots__ = ("_admitted", "_dispatcher", "_entry", "_job", "_slot", "_timer")
-
-    def __init__(self, dispatcher: Dispatcher, job: Job, *, admitted: bool) -> None:
-        self._dispatcher = dispatcher
-        self._job = job
-        self._admitted = admitted
-
-    def __enter__(self) -> EventLog:
-        dispatcher, seconds = self._dispatcher, self._job.timeout
-        self._entry = entry = dispatcher.admit(self._job, admitted=self._admitted)
-        self._timer: asyncio.TimerHandle | None = None
-        if seconds >= _LONG_TIMEOUT:
-            self._slot = dispatcher.deadlines.add(entry, seconds)
-        else:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(seconds, dispatcher.expire, entry)
-        return entry.event_log
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is None:
-            self._dispatcher.deadlines.discard(self._entry, self._slot)
-        else:
-            self._timer.cancel()
-        self._dispatcher.leave(self._entry)
+    def _count_shortcuts(self, model: str, final: protocol.TextDone) -> None:
+        if final.cached_tokens:
+            self._metrics.tokens_cached(model=model, count=final.cached_tokens)
+        if drafted := final.drafted_tokens:
+            accepted = min(drafted, final.accepted_tokens)
+            self._metrics.tokens_drafted(model=model, drafted=drafted, accepted=accepted)
 
 
 def _end_of(final: protocol.Final) -> str:
