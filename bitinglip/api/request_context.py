@@ -3,9 +3,9 @@
 import random
 import time
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
@@ -25,15 +25,14 @@ def new_request_id() -> str:
     return f"req-{time.time_ns() // 1_000_000:012x}{random.getrandbits(64):016x}"
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, eq=False):
     """Describes one request; times in seconds."""
 
     request_id: str
     services: "Services | None"  #: None while the server starts
     fields: Mapping[bytes, bytes]  #: the last header of each name
     cors: tuple[tuple[bytes, bytes], ...] = ()  #: headers for the browser
-    began: float = field(default_factory=time.perf_counter)
+    began: float = msgspec.field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge

@@ -27,19 +27,19 @@ class EventCheck:
         """Raise BadFrame for an event that a sound worker does not send."""
         if type(event) not in self._types:
             raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
-        if isinstance(event, protocol.TextDelta) and event.choice >= self._choices:
-            raise BadFrame(f"choice {event.choice} of {self._choices}")
-        if isinstance(event, protocol.TextDelta) and _is_plain(event):
-            self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
+        if isinstance(event, protocol.TextDelta):
+            if event.choice >= self._choices:
+                raise BadFrame(f"choice {event.choice} of {self._choices}")
+            # Quick: it comes for each token.
+            size = len(event.text) if _is_plain(event) else _text_size(event)
         else:
-            self._left -= _EVENT_BYTES + self._size(event)
+            size = 0 if isinstance(event, protocol.Started) else self._size(event)
+        self._left -= _EVENT_BYTES + size
         if self._left < 0:
             raise BadFrame("more events for one job than it can have")
 
     def _size(self, event: protocol.JobEvent) -> int:
         match event:
-            case protocol.TextDelta():
-                return _text_size(event)
             case protocol.TextDone(choices=choices):
                 if len(choices) != self._choices:
                     raise BadFrame(f"{len(choices)} choices for {self._choices}")

@@ -25,7 +25,7 @@ PATH = "/v1/completions"
 
 
 class BrokenStore(MemoryStore):
-    async def take(
+    def take_now(
         self,
         cells: Sequence[Cell],
         now: int,  # noqa: ARG002
