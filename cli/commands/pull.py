@@ -152,6 +152,7 @@ def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
         bytes_per_second=hub.bytes_per_second,
         parallel=hub.parallel,
         mirrors=tuple(hub.mirrors),
+        min_bytes_per_second=hub.min_bytes_per_second,
     )
 
 

@@ -170,6 +170,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         bytes_per_second=rate,
         parallel=order.parallel,
         mirrors=order.mirrors,
+        min_bytes_per_second=order.min_bytes_per_second,
     )
 
     request = PullRequest(

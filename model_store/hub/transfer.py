@@ -11,7 +11,8 @@ from pathlib import Path
 
 from model_store.disk import check_room, store_errors
 from model_store.errors import DownloadError, Gated, HubUnreachable, TokenRefused
-from model_store.hub.connections import Answer, Broken, Connections
+from model_store.hub.certificates import Untrusted
+from model_store.hub.connections import Answer, Broken, Connections, TooSlow
 from model_store.hub.partials import Part, Wanted
 from model_store.hub.retries import Patience, Throttle, may_pass
 from model_store.progress import Counter
@@ -99,7 +100,10 @@ class Fetcher:
         last = url == part.wanted.urls[-1]
         most = part.size
         while part.size < part.wanted.size:
-            answer = self._try(url, part, token, last=last)
+            try:
+                answer = self._try(url, part, token, last=last)
+            except TooSlow:
+                answer, most = None, part.size  # what trickles in is no progress
             if part.size > most:  # than ever: one that begins anew each time makes no progress
                 most = part.size
                 patience.progressed()
@@ -130,6 +134,12 @@ class Fetcher:
                 if not last:
                     raise _Elsewhere(f" (HTTP status {answer.status_code})")
                 raise _refused(part.wanted, answer, token)
+        except TooSlow:
+            raise
+        except Untrusted as error:
+            if last:
+                raise
+            raise _Elsewhere(f" ({error.message})") from error
         except Broken:
             return None  # what came is kept, and the next try goes on from there
 
