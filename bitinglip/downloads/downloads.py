@@ -159,6 +159,14 @@ class Downloads:
             await asyncio.to_thread(forget_partial, self._store, download.wanted.repo)
         return download
 
+    async def forget(self, download_id: str) -> None:
+        """Take a download that has ended off the list. Raises Conflict for one that has not,
+        DiskFull or DatabaseUnavailable."""
+        if download_id in self._open:
+            raise Conflict("The download has not ended; cancel it first.")
+        await self._rows.remove(download_id)
+        self._unsaved.pop(download_id, None)
+
     def _check_needed(self, repo: str) -> None:
         """Raise Conflict if a download waits that goes on with what has come of a repository."""
         if any(live.download.wanted.repo == repo for live in self._open.values()):

@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    MOST_DRAFTS,
     Attention,
     Confinement,
     ConfineMode,
@@ -43,7 +44,9 @@ from workers.protocol.load import (
     ImageOptions,
     Import,
     Load,
+    Quantization,
     ResponseFormatName,
+    SpeculationKind,
     SpeechOptions,
     TextOptions,
 )
@@ -53,6 +56,7 @@ from workers.protocol.text import (
     FinishReason,
     Grammar,
     GrammarKind,
+    Picture,
     Prompt,
     Sampling,
     TextChoice,
@@ -66,6 +70,7 @@ from workers.protocol.text import (
 )
 
 __all__ = [
+    "MOST_DRAFTS",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -104,13 +109,16 @@ __all__ = [
     "LoadProgress",
     "Lora",
     "OfJob",
+    "Picture",
     "Progress",
     "Prompt",
+    "Quantization",
     "Ready",
     "ResponseFormatName",
     "Sampling",
     "Segment",
     "SegmentDelta",
+    "SpeculationKind",
     "SpeechDone",
     "SpeechJob",
     "SpeechOptions",

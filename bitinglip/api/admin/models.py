@@ -130,11 +130,11 @@ async def get_model(request: Request, model_id: str) -> Response:
         if (download := services.downloads.of_model(model_id)) is None:
             raise
         return json_response(downloading_model(download))
-    needs = services.operations.needs_by_dtype(manifest)
+    needs = services.operations.needs(manifest)
     (found,) = await with_care(services, [describe(services, manifest)])
     adapters = adapters_of(manifest.name, services.store.listing.all())
     names = [each.name for each in adapters if caller_of(request).may_use(each.name)]
-    return json_response({**found, "needs_by_dtype": needs, "adapters": names})
+    return json_response({**found, **needs, "adapters": names})
 
 
 @native.delete("/{model_id:path}", status_code=204)

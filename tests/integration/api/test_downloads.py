@@ -385,3 +385,16 @@ def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
     assert "the API key is for no such model" in told["error"]["message"]
     assert ends["of-ours"][0] == "completed", ends
     assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"
+def test_download_is_taken_off_the_list_when_it_is_forgotten(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    download = ask(admin, "forgotten")
+    await_bytes(admin, download)
+    both = {"purge": "true", "forget": "true"}
+    path = f"{DOWNLOADS}/{download['id']}"
+    assert admin.delete(path, params=both).status_code == 204
+    assert refusal(admin.get(path)) == (404, "NOT_FOUND")
+    listed = admin.get(DOWNLOADS, params={"limit": 100}).json()["data"]
+    assert download["id"] not in {each["id"] for each in listed}
+    assert refusal(admin.delete(path, params={"forget": "maybe"})) == (400, "INVALID_REQUEST")
