@@ -130,24 +130,23 @@ class Teller:
 
 def main() -> int:
     lines = _lines(0)
-    try:
-        order = decode_order(next(lines))
-    except StopIteration:
-        return 1
-    _yield_to_the_server()
-    rate = Rate(order.bytes_per_second)
-    threading.Thread(target=_obey, args=(lines, rate), daemon=True).start()
     # What a library prints must not get between the messages.
     teller = Teller(os.dup(1))
     os.dup2(2, 1)
-    teller.start()
-    os.environ.update({**order.environ, **_HUB})
     try:
+        order = decode_order(next(lines))
+        _yield_to_the_server()
+        rate = Rate(order.bytes_per_second)
+        threading.Thread(target=_obey, args=(lines, rate), daemon=True).start()
+        teller.start()
+        os.environ.update({**order.environ, **_HUB})
         done = _work(order, rate, teller)
+    except StopIteration:  # the server is gone before it has said a word
+        return 1
     except StoreError as error:
         teller.say(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
         return 1
-    except Exception as error:  # noqa: BLE001  the server is told, whatever it is
+    except BaseException as error:  # noqa: BLE001  the server is told, whatever it is
         # Without its text, which may hold an address with a signature.
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         sys.stderr.write(f"{type(error).__name__}\n")
@@ -265,8 +264,8 @@ def _obey(lines: Iterator[bytes], rate: Rate) -> None:
 def _yield_to_the_server() -> None:
     """Leave processors to others first, and be ended first where memory is short: what has come
     is kept."""
-    os.nice(_NICE)
     with contextlib.suppress(OSError):
+        os.nice(_NICE)
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
