@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP: resumes it, retries it, and hashes it as it comes.
+"""Downloads one file over HTTP: resumes it, retries it, and hashes what the disk has of it.
 
 The partial file is named by its content's hash, so it survives a crash, a restart and a change of
 revision. The hub's client does neither (it begins anew, and trusts the length).
@@ -52,8 +52,7 @@ class Fetcher:
             with Part(wanted, unfinished, self.counter) as part:
                 for _ in range(2):
                     self._complete(part)
-                    if part.is_right:
-                        part.sync()
+                    if part.verify(self.connections.check):
                         part.path.replace(whole)
                         return whole, part.sha256
                     part.begin_anew()
