@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from model_store.errors import HubUnreachable, NameTaken, PullRunning, StoreError
+from model_store.errors import HubUnreachable, StoreError
 from model_store.hub.messages import (
     MOST_FILES,
     Message,
@@ -37,14 +37,13 @@ from model_store.hub.messages import (
     told,
 )
 from model_store.hub.options import Rate
-from model_store.manifest import HUB, Manifest
+from model_store.manifest import Manifest
 
 if TYPE_CHECKING:
     from model_store.hub.plan import Plan
     from model_store.hub.request import PullRequest
     from model_store.store import ModelStore
 
-T = TypeVar("T")
 #: fetches a model into a store
 Fetch = Callable[["ModelStore", "PullRequest"], Manifest]
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
@@ -58,7 +57,6 @@ _HUB = {
 _TELL_SECONDS = 0.25  #: between two messages of progress
 _NICE = 5
 _OOM_SCORE = "900"
-_WAIT_SECONDS = 0.5  #: between two looks at whether another process's pull has ended
 
 
 class Teller:
@@ -158,6 +156,7 @@ def main() -> int:
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
+    from model_store.hub.joining import alone, pull_or_join
     from model_store.hub.options import HubOptions
     from model_store.hub.pull import PullRequest, pull, update
     from model_store.store import ModelStore
@@ -184,23 +183,25 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     def fetch(into: ModelStore, wanted: PullRequest) -> Manifest:
         return pull(into, wanted, teller, planned=teller.note)
 
+    def waits() -> None:
+        teller.say(Waits())
+
     if order.task == "repair":
-        return _repair(store, request, fetch, teller)
+        return _repair(store, request, lambda *what: alone(lambda: fetch(*what), waits))
     if order.task == "update":
-        change = _alone(lambda: update(store, request, teller, planned=teller.note), teller)
+        change = alone(lambda: update(store, request, teller, planned=teller.note), waits)
         return _pulled(store.get(order.name), change.files)
-    return _pulled(_pull(store, order, lambda: fetch(store, request), teller))
+    return _pulled(pull_or_join(store, request, lambda: fetch(store, request), waits))
 
 
-def _repair(store: "ModelStore", request: "PullRequest", fetch: Fetch, teller: Teller) -> Pulled:
+def _repair(store: "ModelStore", request: "PullRequest", fetch: Fetch) -> Pulled:
     from model_store.repair import repair
 
-    def fetch_alone(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
-        wanted = replace(request, revision=old.revision, include=paths)
-        return _alone(lambda: fetch(into, wanted), teller)
+    def fetch_again(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
+        return fetch(into, replace(request, revision=old.revision, include=paths))
 
     # What is read is no part of the download, whose progress is told.
-    found = repair(store, request.model, fetch_alone)
+    found = repair(store, request.model, fetch_again)
     repaired = {"repaired": [each.path for each in found]} if found else {}
     return _pulled(store.get(request.model), repaired)
 
@@ -214,34 +215,6 @@ def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> 
         manifest.total_bytes,
         {what: paths[:MOST_FILES] for what, paths in (changes or {}).items()},
     )
-
-
-def _alone(pull: Callable[[], T], teller: Teller) -> T:
-    """Pull, after any other process that pulls the same repository."""
-    told = False
-    while True:
-        try:
-            return pull()
-        except PullRunning:
-            if not told:
-                teller.say(Waits())
-            told = True
-            time.sleep(_WAIT_SECONDS)
-
-
-def _pull(
-    store: "ModelStore", order: Order, pull: Callable[[], Manifest], teller: Teller
-) -> Manifest:
-    """Pull a new model, unless another process, which was waited for, has brought just this one."""
-    before = set(store.names())
-    try:
-        return _alone(pull, teller)
-    except NameTaken:
-        found = store.listing.find(order.name)
-        same = found is not None and found.source == f"{HUB}{order.repo}" and not order.include
-        if found is None or not same or order.name in before:
-            raise
-        return found
 
 
 def _lines(fd: int) -> Iterator[bytes]:

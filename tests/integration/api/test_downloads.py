@@ -252,7 +252,7 @@ def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
         assert (found["state"], found["error"]) == ("queued", None)
         assert "cannot be reached" in found["waits_for"]
         assert found["retry_at"] > found["created_at"]
-        monkeypatch.setattr("bitinglip.downloads.download.FIRST_PAUSE", 0.01)
+        monkeypatch.setattr("model_store.hub.retries.FIRST_PAUSE", 0.01)
         assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
         eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))
     finally:
