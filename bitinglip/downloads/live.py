@@ -101,13 +101,15 @@ class Live:
         process = self._process = await PullProcess.start(order, self.download.id)
         if self._share is not None and self._share != share:
             process.limit(self._share)
-        last: Message | None = None
+        last: Pulled | Refused | None = None
         try:
             if self.cancelled:  # while it was started
                 return Outcome("cancelled")
             async with aclosing(process.messages()) as messages:
-                async for last in messages:
-                    self._note(last, metrics, fit_note)
+                async for message in messages:
+                    self._note(message, metrics, fit_note)
+                    if isinstance(message, Pulled | Refused):
+                        last = message
         except msgspec.MsgspecError as error:
             log.warning("a download's process says what is no message", reason=str(error))
         finally:

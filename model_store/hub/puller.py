@@ -65,7 +65,7 @@ class Teller:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
-        self._planned = False
+        self._planned = self._ended = False
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
@@ -77,6 +77,13 @@ class Teller:
     def say(self, message: Message) -> None:
         with self._lock:
             self._write(message)
+
+    def end(self, message: Pulled | Refused) -> None:
+        """Say the last message: nothing comes after it, whatever other threads are told."""
+        with self._lock:
+            self._tell()
+            self._write(message)
+            self._ended = True
 
     def note(self, plan: "Plan") -> None:
         self._noted = plan
@@ -110,9 +117,12 @@ class Teller:
     def tell(self) -> None:
         """Tell how far it is, if there is news."""
         with self._lock:
-            if self._grown:
-                grown, self._grown = self._grown, {}
-                self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._grown and not self._ended:
+            grown, self._grown = self._grown, {}
+            self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
 
     def _tell_again_and_again(self) -> None:
         # By a clock of its own: where no more comes, what has come is told all the same.
@@ -142,16 +152,16 @@ def main() -> int:
     except StopIteration:  # the server is gone before it has said a word
         return 1
     except StoreError as error:
-        teller.say(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
+        teller.end(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
         return 1
     except BaseException as error:  # noqa: BLE001  the server is told, whatever it is
         # Without its text, which may hold an address with a signature.
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         sys.stderr.write(f"{type(error).__name__}\n")
         why = f"The download ended by a fault of the server ({type(error).__name__})."
-        teller.say(Refused("INTERNAL_ERROR", why))
+        teller.end(Refused("INTERNAL_ERROR", why))
         return 1
-    teller.say(done)
+    teller.end(done)
     return 0
 
 

@@ -150,14 +150,22 @@ def test_puller_tells_of_few_files_and_what_is_new() -> None:
     teller.advance("conversion", 5)
     teller.tell()
     teller.tell()
+    teller.advance("b", 11)
+    pulled = Pulled("m", "text", "hub:a/b", None, 20)
+    teller.end(pulled)
+    teller.advance("b", 12)
+    teller.tell()
     os.close(theirs)
     with open(ours, "rb") as pipe:
-        assert [decode(line) for line in pipe] == [
+        *lines, last = pipe
+        assert [decode(line) for line in lines] == [
             Planned(
                 bytes_total=20, bytes_done=10, files={"a": 10, "b": 10}, done={"a": 0, "b": 10}
             ),
             Progressed(bytes_done=20, files={"a": 10}),
+            Progressed(bytes_done=21, files={"b": 11}),
         ]
+    assert decode(last) == pulled, "nothing comes after the last message"
     many = told((f"f{number}", number) for number in range(MOST_FILES + 5))
     assert len(many) == MOST_FILES
     assert "f4" not in many
