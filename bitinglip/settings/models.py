@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
-from workers.protocol import Attention, ResponseFormatName
+from workers.protocol import Attention, Overlap, ResponseFormatName
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -40,6 +40,12 @@ class TextModel(Section):
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
         "has not been measured on a card yet",
+    )
+    overlap: Overlap = Field(
+        "auto",
+        description="queue each step of all answers before the tokens of the one before are known, "
+        "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
+        "steps with answers that are held to a grammar never overlap",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",

@@ -81,6 +81,7 @@ ResponseFormatName = Literal[
 
 #: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
 Attention = Literal["sdpa", "triton"]
+Overlap = Literal["auto", "on", "off"]
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    overlap: Overlap = "auto"
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

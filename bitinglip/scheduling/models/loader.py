@@ -296,7 +296,9 @@ class ReplicaLoader:
             ),
             speech=self._speech_options(own.speech),
             text=protocol.TextOptions(
-                response_template=own.text.response_template, attention=own.text.attention
+                response_template=own.text.response_template,
+                attention=own.text.attention,
+                overlap=own.text.overlap,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

@@ -1,6 +1,6 @@
 """Builds the tensors of one step, which every layer uses."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.plan import Sequence as Text
+from workers.engines.text.sampling_params import upload
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
 Masks = dict[int | None, Tensor | None]
@@ -49,6 +51,14 @@ class PromptPiece:
 
 
 @dataclass(slots=True, frozen=True)
+class Carry:
+    """Holds the tokens that the step before has chosen, which only the device knows yet."""
+
+    tokens: Tensor  #: [rows] int64; negative where there is none
+    rows: Mapping[Text, int]  #: where each sequence's is
+
+
+@dataclass(slots=True, frozen=True)
 class Batch:
     """Holds all tokens of one step, one after the other."""
 
@@ -61,6 +71,8 @@ class Batch:
     sampled: Tensor | None
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
     paged: PagedRows | None = None  #: in place of ``decodes``
+    #: [chunks of ``order``] bool, those that are computed from no token; None: there is none
+    void: Tensor | None = None
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
@@ -103,36 +115,49 @@ class BatchBuilder:
         self._dtype = dtype
         self._device = device
 
-    def build(self, plan: Plan) -> Batch:
+    def build(self, plan: Plan, carry: Carry | None = None) -> Batch:
+        """Return a plan's tensors; ``carry`` has the tokens that sequences are promised."""
         # The longest first, so that rows of similar length are neighbours.
         decodes = sorted(plan.decodes, key=lambda chunk: -chunk.end)
         chunks = decodes + plan.prefills
-        numbers: tuple[list[int], list[int], list[int]] = ([], [], [])
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         for chunk in chunks:
-            self._add_tokens(chunk, *numbers)
-        ids, positions, slots = torch.tensor(numbers, device=self._device).unbind()
+            self._add_tokens(chunk, ids, positions, slots)
         last = [*range(len(decodes)), *_last_rows(len(decodes), plan.prefills)]
         last += _scored_rows(len(decodes), plan.prefills)
+        sent = upload(
+            self._device,
+            ints={
+                "ids": ids,
+                "positions": positions,
+                "slots": slots,
+                "sampled": last if plan.prefills else [],
+                "places": [chunk.start for chunk in decodes],
+                **promised_rows(decodes, carry),
+            },
+        )
+        order = [chunk for chunk in chunks if chunk.samples]
         return Batch(
-            ids=ids,
-            positions=positions,
-            slots=slots,
-            decodes=[] if self._in_place else self._groups(decodes),
+            ids=sent["ids"],
+            positions=sent["positions"],
+            slots=sent["slots"],
+            decodes=[] if self._in_place else self._groups(decodes, sent["places"]),
             paged=self._paged(decodes) if self._in_place and decodes else None,
             prompts=self._pieces(len(decodes), plan.prefills),
-            sampled=self._index(last) if plan.prefills else None,
-            order=[chunk for chunk in chunks if chunk.samples],
+            sampled=sent["sampled"] if plan.prefills else None,
+            order=order,
+            void=None if carry is None else fill_in(sent["ids"], carry, sent, len(order)),
         )
-
-    def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
     def _add_tokens(
         self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
     ) -> None:
         size = self._block_size
         blocks = chunk.sequence.blocks
-        ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        tokens = chunk.sequence.tokens[chunk.start : chunk.end]
+        ids += tokens or [0]  # only the device knows it yet
         places = range(chunk.start, chunk.end)
         positions += places
         slots += [blocks[place // size] * size + place % size for place in places]
@@ -141,15 +166,19 @@ class BatchBuilder:
         """Return the rows' blocks and lengths. chunks: the longest first"""
         rows = [chunk.sequence.blocks for chunk in chunks]
         longest = max(map(len, rows))
-        table = [[*row, *[NULL_BLOCK] * (longest - len(row))] for row in rows]
+        table = [block for row in rows for block in (*row, *[NULL_BLOCK] * (longest - len(row)))]
+        sent = upload(
+            self._device, ints={"table": table, "lengths": [chunk.end for chunk in chunks]}
+        )
         return PagedRows(
             len(chunks),
-            torch.tensor(table, dtype=torch.int32, device=self._device),
-            torch.tensor([c.end for c in chunks], dtype=torch.int32, device=self._device),
+            sent["table"].int().view(len(chunks), longest),
+            sent["lengths"].int(),
             chunks[0].end,
         )
 
-    def _groups(self, chunks: Sequence[Chunk]) -> list[DecodeGroup]:
+    def _groups(self, chunks: Sequence[Chunk], places: Tensor) -> list[DecodeGroup]:
+        """Return rows of similar length together. places: [rows], those of their tokens"""
         groups = []
         start = 0
         while start < len(chunks):
@@ -158,17 +187,17 @@ class BatchBuilder:
             # Padding may cost as much as the rows themselves, not more.
             while end < len(chunks) and 2 * len(chunks[end].sequence.blocks) >= blocks:
                 end += 1
-            groups.append(self._group(start, end, chunks[start:end]))
+            groups.append(self._group(start, end, chunks[start:end], places[start:end]))
             start = end
         return groups
 
-    def _group(self, start: int, end: int, chunks: Sequence[Chunk]) -> DecodeGroup:
+    def _group(self, start: int, end: int, chunks: Sequence[Chunk], places: Tensor) -> DecodeGroup:
         table = BlockTable.of([chunk.sequence.blocks for chunk in chunks], self._device)
         tokens = table.blocks.shape[0] // table.sequences * self._block_size
-        places = torch.tensor([[chunk.start] for chunk in chunks], device=self._device)
         keys = torch.arange(tokens, device=self._device)
         masks: Masks = {
-            window: self._mask(places, keys, window)[:, None, None, :] for window in self._windows
+            window: self._mask(places[:, None], keys, window)[:, None, None, :]
+            for window in self._windows
         }
         return DecodeGroup(start, end, table, masks)
 
@@ -197,6 +226,25 @@ class BatchBuilder:
             hidden |= keys <= places - window
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(hidden, float("-inf"))
+
+
+def promised_rows(decodes: Sequence[Chunk], carry: Carry | None) -> dict[str, list[int]]:
+    """Return the rows whose tokens only the device knows, and where it has them."""
+    if carry is None:
+        return {}
+    rows = [row for row, chunk in enumerate(decodes) if chunk.start >= len(chunk.sequence.tokens)]
+    return {"late": rows, "sources": [carry.rows[decodes[row].sequence] for row in rows]}
+
+
+def fill_in(ids: Tensor, carry: Carry, sent: Mapping[str, Tensor], samples: int) -> Tensor:
+    """Write the tokens that only the device knows into ``ids``; see ``promised_rows``.
+
+    Returns which of the rows that sample, [samples] bool, have none.
+    """
+    tokens = carry.tokens.index_select(0, sent["sources"])
+    ids.index_copy_(0, sent["late"], tokens.clamp(min=0))
+    void = torch.zeros(samples, dtype=torch.bool, device=ids.device)
+    return void.index_copy_(0, sent["late"], tokens < 0)
 
 
 def _moved(masks: Masks, device: torch.device) -> Masks:

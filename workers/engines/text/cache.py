@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.blocks import NULL_BLOCK
+from workers.engines.text.sampling_params import upload
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,7 +45,7 @@ class BlockTable:
             range(blocks[0], blocks[-1] + 1)
         )
         contiguous = slice(blocks[0], blocks[-1] + 1) if together else None
-        return cls(len(rows), torch.tensor(blocks, device=device), contiguous)
+        return cls(len(rows), upload(device, ints={"blocks": blocks})["blocks"], contiguous)
 
 
 class PagedCache:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
-from workers.engines.text.batch import BatchBuilder
+from workers.engines.text.batch import BatchBuilder, Carry
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
@@ -22,6 +22,7 @@ class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
+    overlaps = True  #: a step takes tokens that only the device knows
 
     def __init__(
         self, loaded: LoadedModel, cache_plan: CachePlan, *, in_place: bool = False
@@ -62,9 +63,18 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
         """Compute a plan; returns the chunks that sample, and their logits, [chunks, vocab]."""
-        batch = self._builder.build(plan)
-        logits = self._decoder.forward(batch, self._cache)
-        return batch.order, logits
+        order, logits, _ = self.launch(plan, None)
+        return order, logits
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan, carry: Carry | None) -> tuple[list[Chunk], Tensor, Tensor | None]:
+        """Queue a plan on the device; reads nothing back.
+
+        ``carry`` has the tokens that the step before has promised. Returns what ``run`` does, and
+        which of the chunks are computed from no token.
+        """
+        batch = self._builder.build(plan, carry)
+        return batch.order, self._decoder.forward(batch, self._cache), batch.void
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
