@@ -15,6 +15,7 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
+from model_store.inspection.quantized import linear_layers, method_of, parameters_of
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -22,13 +23,14 @@ from model_store.inspection.weights import (
     weights,
     with_weights,
 )
-from model_store.kinds import architecture_of, is_cross_encoder, read_json
-from model_store.manifest import EMBEDDING, RERANK
+from model_store.kinds import architecture_of, is_cross_encoder, known_names, read_json
+from model_store.manifest import EMBEDDING, RERANK, VISION
 from model_store.selection import numbered_parts
 from model_store.tokenizers import longest_token
 
 _CACHED_STAGES = ("semantic_config", "coarse_acoustics_config")  #: of Bark
 _MOST_SPEAKERS = 10_000
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  #: of pictures
 _VOICE = re.compile(r"(?:v2/)?([a-z]{2})_speaker_")  #: Bark's are named for a language
 _VOICE_INDEX = "speaker_embeddings_path.json"
 
@@ -43,8 +45,18 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         tensors |= {f"{part}/{name}": tensor for name, tensor in weights(folder / part).items()}
     if kind != "embedding":  # those may use one layer many times
         check_layers(config, tensors)
-    inner = config.get("text_config")
-    text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+    if kind == "text":
+        check_widths(_of_text(config), tensors)
+    found = with_weights(describe_config(folder, kind, config), tensors)
+    found.parameters = parameters_of(config, tensors)
+    if kind == "text":
+        found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+    return found
+
+
+def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
+    """Return what the texts of a model tell. Raises BadFiles for a config that cannot be read."""
+    text = _of_text(config)
     model_type = config.get("model_type")
     found = Inspection(
         kind,
@@ -54,6 +66,7 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         max_context=longest_context(text),
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),
+        quantization=method_of(config),
         has_chat_template=has_template(folder),
     )
     if kind == "speech":
@@ -68,10 +81,17 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     if kind == "embedding":
         found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
     if kind == "text":
-        check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
         _add_chat(found, folder)
-    return with_weights(found, tensors)
+        if found.architecture in known_names("seq2seq"):
+            _add_encoder(found, text)
+    return found
+
+
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a model's text part, which may be inside the whole's."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:
@@ -96,6 +116,23 @@ def _add_chat(found: Inspection, folder: Path) -> None:
             found.capabilities += ("tools",)
         if writes_reasoning(folder):
             found.capabilities += ("reasoning",)
+        if found.architecture in known_names("vision") and _has_processor(folder):
+            found.capabilities += (VISION,)
+
+
+def _has_processor(folder: Path) -> bool:
+    """Tell whether a folder says how pictures become numbers."""
+    return any((folder / name).is_file() for name in _PROCESSORS)
+
+
+def _add_encoder(found: Inspection, config: dict[str, Any]) -> None:
+    """Count what a decoder keeps of its own tokens and of those that the encoder has read."""
+    own = _kv_bytes(config)
+    layers = number(config, *DECODER_LAYER_FIELDS)
+    heads, width = number(config, "num_heads"), number(config, "d_kv")
+    if own is None and layers and heads and width:  # T5's
+        own = 2 * layers * heads * width * 2
+    found.kv_bytes_per_token = None if own is None else 2 * own
 
 
 def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:

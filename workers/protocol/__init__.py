@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    MOST_DRAFTS,
     Attention,
     Confinement,
     ConfineMode,
@@ -44,7 +45,9 @@ from workers.protocol.load import (
     Import,
     Load,
     Overlap,
+    Quantization,
     ResponseFormatName,
+    SpeculationKind,
     SpeechOptions,
     TextOptions,
 )
@@ -54,6 +57,7 @@ from workers.protocol.text import (
     FinishReason,
     Grammar,
     GrammarKind,
+    Picture,
     Prompt,
     Sampling,
     TextChoice,
@@ -67,6 +71,7 @@ from workers.protocol.text import (
 )
 
 __all__ = [
+    "MOST_DRAFTS",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -106,13 +111,16 @@ __all__ = [
     "Lora",
     "OfJob",
     "Overlap",
+    "Picture",
     "Progress",
     "Prompt",
+    "Quantization",
     "Ready",
     "ResponseFormatName",
     "Sampling",
     "Segment",
     "SegmentDelta",
+    "SpeculationKind",
     "SpeechDone",
     "SpeechJob",
     "SpeechOptions",

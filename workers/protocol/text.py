@@ -74,6 +74,18 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     param: str = "response_format"  #: the field of the request that asks for it
 
 
+class Picture(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Holds a picture in a message.
+
+    ``source``: the path of its file; before the gateway has written that, the ``data:`` URL.
+    """
+
+    source: str
+    at: int  #: characters of the message's content that stand before it
+    width: int = 0  #: pixels, as its header says
+    height: int = 0
+
+
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
@@ -81,6 +93,16 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  #: of the call that a tool's message answers
     reasoning: str | None = None  #: what an assistant thought before its content
+    pictures: tuple[Picture, ...] = ()  #: in the order of their places
+
+    def parts(self) -> "list[str | Picture]":
+        """Return the content's texts and pictures in their order; no text is empty."""
+        found: list[str | Picture] = []
+        start = 0
+        for picture in self.pictures:
+            found += [self.content[start : picture.at], picture]
+            start = picture.at
+        return [each for each in (*found, self.content[start:]) if each != ""]
 
     def texts(self) -> tuple[str, ...]:
         """Return all that a client wrote in it, which a template may write into the prompt."""
@@ -123,6 +145,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
     prefix_scope: str | None = None
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property
     def choices(self) -> int:
@@ -174,6 +197,8 @@ class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaul
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
     cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed again
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
+    drafted_tokens: Count = 0  #: by speculation
+    accepted_tokens: Count = 0  #: of the drafted tokens, those that were right
 
     @property
     def text(self) -> str:

@@ -18,17 +18,23 @@ Masks = dict[int | None, Tensor | None]
 
 @dataclass(slots=True, frozen=True)
 class DecodeGroup:
-    """Rows ``start:end`` of the step, one token each, of similar length: one attention call."""
+    """Rows of similar length, of equally many tokens each: one attention call.
+
+    They are ``start:end`` of the step's tokens. A row has its last token, and drafts after it.
+    """
 
     start: int
     end: int
     table: BlockTable
-    masks: Masks  #: each [rows, 1, 1, tokens], added to the scores
+    masks: Masks  #: each [rows, 1, tokens of a row, tokens], added to the scores
 
 
 @dataclass(slots=True, frozen=True)
 class PagedRows:
-    """Rows ``0:count`` of the step, one token each, for a kernel that reads the cache in place."""
+    """Tokens ``0:count`` of the step, for a kernel that reads the cache in place.
+
+    A row's drafts are rows of their own to it, longer by one each.
+    """
 
     count: int
     table: Tensor  #: [count, blocks] int32, padded with block 0
@@ -118,15 +124,16 @@ class BatchBuilder:
     def build(self, plan: Plan, carry: Carry | None = None) -> Batch:
         """Return a plan's tensors; ``carry`` has the tokens that sequences are promised."""
         # The longest first, so that rows of similar length are neighbours.
-        decodes = sorted(plan.decodes, key=lambda chunk: -chunk.end)
+        decodes = sorted(plan.decodes, key=lambda chunk: (-len(chunk.drafts), -chunk.end))
+        decoded = len(decodes) + sum(len(chunk.drafts) for chunk in decodes)
         chunks = decodes + plan.prefills
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         for chunk in chunks:
             self._add_tokens(chunk, ids, positions, slots)
-        last = [*range(len(decodes)), *_last_rows(len(decodes), plan.prefills)]
-        last += _scored_rows(len(decodes), plan.prefills)
+        last = [*range(decoded), *_last_rows(decoded, plan.prefills)]
+        last += _scored_rows(decoded, plan.prefills)
         sent = upload(
             self._device,
             ints={
@@ -134,7 +141,6 @@ class BatchBuilder:
                 "positions": positions,
                 "slots": slots,
                 "sampled": last if plan.prefills else [],
-                "places": [chunk.start for chunk in decodes],
                 **promised_rows(decodes, carry),
             },
         )
@@ -143,9 +149,9 @@ class BatchBuilder:
             ids=sent["ids"],
             positions=sent["positions"],
             slots=sent["slots"],
-            decodes=[] if self._in_place else self._groups(decodes, sent["places"]),
+            decodes=[] if self._in_place else self._groups(decodes, sent["positions"][:decoded]),
             paged=self._paged(decodes) if self._in_place and decodes else None,
-            prompts=self._pieces(len(decodes), plan.prefills),
+            prompts=self._pieces(decoded, plan.prefills),
             sampled=sent["sampled"] if plan.prefills else None,
             order=order,
             void=None if carry is None else fill_in(sent["ids"], carry, sent, len(order)),
@@ -156,48 +162,55 @@ class BatchBuilder:
     ) -> None:
         size = self._block_size
         blocks = chunk.sequence.blocks
-        tokens = chunk.sequence.tokens[chunk.start : chunk.end]
-        ids += tokens or [0]  # only the device knows it yet
+        ids += chunk.tokens or [0]  # only the device knows it yet
         places = range(chunk.start, chunk.end)
         positions += places
         slots += [blocks[place // size] * size + place % size for place in places]
 
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
-        """Return the rows' blocks and lengths. chunks: the longest first"""
-        rows = [chunk.sequence.blocks for chunk in chunks]
-        longest = max(map(len, rows))
-        table = [block for row in rows for block in (*row, *[NULL_BLOCK] * (longest - len(row)))]
-        sent = upload(
-            self._device, ints={"table": table, "lengths": [chunk.end for chunk in chunks]}
-        )
+        """Return the rows' blocks and lengths, a row for each token."""
+        longest = max(len(chunk.sequence.blocks) for chunk in chunks)
+        table: list[int] = []
+        lengths: list[int] = []
+        for chunk in chunks:
+            row = chunk.sequence.blocks
+            row = [*row, *[NULL_BLOCK] * (longest - len(row))]
+            table += row * (chunk.end - chunk.start)
+            lengths += range(chunk.start + 1, chunk.end + 1)
+        sent = upload(self._device, ints={"table": table, "lengths": lengths})
         return PagedRows(
-            len(chunks),
-            sent["table"].int().view(len(chunks), longest),
+            len(lengths),
+            sent["table"].int().view(len(lengths), longest),
             sent["lengths"].int(),
-            chunks[0].end,
+            max(lengths),
         )
 
     def _groups(self, chunks: Sequence[Chunk], places: Tensor) -> list[DecodeGroup]:
-        """Return rows of similar length together. places: [rows], those of their tokens"""
+        """Return rows of similar length together. places: of their tokens"""
         groups = []
-        start = 0
-        while start < len(chunks):
-            blocks = len(chunks[start].sequence.blocks)
-            end = start + 1
+        first = start = 0
+        while first < len(chunks):
+            blocks, drafts = len(chunks[first].sequence.blocks), len(chunks[first].drafts)
+            last = first + 1
             # Padding may cost as much as the rows themselves, not more.
-            while end < len(chunks) and 2 * len(chunks[end].sequence.blocks) >= blocks:
-                end += 1
-            groups.append(self._group(start, end, chunks[start:end], places[start:end]))
-            start = end
+            while (
+                last < len(chunks)
+                and 2 * len(chunks[last].sequence.blocks) >= blocks
+                and len(chunks[last].drafts) == drafts
+            ):
+                last += 1
+            end = start + (last - first) * (1 + drafts)
+            groups.append(self._group(start, end, chunks[first:last], places[start:end]))
+            first, start = last, end
         return groups
 
     def _group(self, start: int, end: int, chunks: Sequence[Chunk], places: Tensor) -> DecodeGroup:
         table = BlockTable.of([chunk.sequence.blocks for chunk in chunks], self._device)
         tokens = table.blocks.shape[0] // table.sequences * self._block_size
+        places = places.view(len(chunks), -1, 1)  # [rows, tokens of a row, 1]
         keys = torch.arange(tokens, device=self._device)
         masks: Masks = {
-            window: self._mask(places[:, None], keys, window)[:, None, None, :]
-            for window in self._windows
+            window: self._mask(places, keys, window).unsqueeze(1) for window in self._windows
         }
         return DecodeGroup(start, end, table, masks)
 
@@ -220,7 +233,7 @@ class BatchBuilder:
         return self._mask(places, keys, window)
 
     def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        """Return a mask [rows, tokens], 0 where seen; places: [rows, 1], keys: [tokens]."""
+        """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
         hidden = keys > places
         if window is not None:
             hidden |= keys <= places - window

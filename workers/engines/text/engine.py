@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from workers.engines import defaults, torch_env
 from workers.engines.activity import busy_with
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
+from workers.engines.text import speculation
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.chat_templates import chat_templates
@@ -54,6 +55,7 @@ class TextEngine:
     _grammars: Grammars
     _loaded: LoadedModel
     _pipeline: Pipeline
+    _speculation: speculation.Speculation | None
 
     def __init__(
         self,
@@ -89,14 +91,20 @@ class TextEngine:
         plan = CachePlan(budget, self._block_size, rows, context)
         options = spec.text or TextOptions()
         self._runner, why = open_runner(loaded, plan, options.attention)
+        self._speculation = speculation.of(options, why, device)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        chat = Conversation(templates, tokenizer, loaded.model_type, options.response_template)
+        pictures = loaded.pictures
+        wanted = options.response_template
+        chat = Conversation(
+            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
+        )
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         overlaps = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
+        overlaps = overlaps and self._speculation is None  # drafts follow tokens that are known
         self._set_up(loaded, rows, overlaps=overlaps)
         self._preprocessor = Preprocessor(
             tokenizer,
@@ -104,11 +112,13 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
+            pictures=pictures,
         )
         return Ready(
             slots=rows,
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
+            quantization=loaded.quantization,
             device=spec.device,
             has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
@@ -129,7 +139,7 @@ class TextEngine:
             self._allocator,
             device=loaded.device,
             overlaps=overlaps and self._runner.overlaps,
-            take=self._advance,
+            take=self._take,
             fail=self._fail,
         )
 
@@ -203,6 +213,8 @@ class TextEngine:
             events += self._go_on()
         if len(self._grammars.rows):  # their masks need the tokens
             events += pipeline.land()
+        if self._speculation is not None:
+            self._speculation.draft(self._generations.values())
         plan, landed = pipeline.plan()
         events += landed
         for sequence in plan.started:
@@ -237,8 +249,31 @@ class TextEngine:
         generation = self._generations[sequence]
         return self._settle(request, generation, request.complete(generation))
 
+    def _take(self, verified: speculation.Verified) -> list[Event]:
+        """Take a row's token, and those of its drafts that were right."""
+        sequence, accepted = verified.chunk.sequence, verified.accepted
+        if not verified.chunk.drafts or sequence not in self._generations:
+            return self._advance(verified.chunk, verified.choices[0])
+        if self._speculation is not None:
+            self._speculation.account(self._generations[sequence], verified)
+        if verified.broken:
+            self._scrub([sequence])
+        events: list[Event] = []
+        for choice in verified.choices:
+            events += self._advance(verified.chunk, choice)
+        if sequence in self._generations:
+            self._scheduler.accept(sequence, accepted, again=verified.broken)
+        return events
+
+    def _scrub(self, sequences: Iterable[Sequence]) -> None:
+        """Zero what sequences have in the cache, and let nobody find it."""
+        held = [block for each in sequences for block in each.blocks]
+        self._runner.scrub(self._allocator.forget(held))
+
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
-        generation = self._generations[chunk.sequence]
+        generation = self._generations.get(chunk.sequence)
+        if generation is None:  # its request has ended in this very step
+            return []
         if choice is NONE:
             self._scheduler.postpone(chunk.sequence)
             return []
@@ -246,8 +281,7 @@ class TextEngine:
         if choice.token == UNDECIDED:
             return self._fail(chunk)
         if choice.token < 0:
-            held = [block for each in request.generations for block in each.sequence.blocks]
-            self._runner.scrub(self._allocator.forget(held))
+            self._scrub(each.sequence for each in request.generations)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
         events = request.accept(generation, choice)

@@ -12,16 +12,22 @@ from torch import Tensor
 from workers.engines.text.batch import Carry
 from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.rows import ConstrainedRows
-from workers.engines.text.logprobs import Logprobs, PromptLogprobs
+from workers.engines.text.logprobs import Logprobs
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.runner import Runner
 from workers.engines.text.sample import Choice, Sample
 from workers.engines.text.sampler import Sampler
 from workers.engines.text.sampling_params import upload
+from workers.engines.text.scores import Scores, prompt_scores
 from workers.engines.text.sequential import SequentialRunner
+from workers.engines.text.speculation import sampled_places
 
 #: Stands for the token of a row that none can be chosen for yet.
 NONE = Choice(-3)
+
+
+#: A row of a step's logits: its sequence, and how many drafts are before it.
+Place = tuple[Sequence, int]
 
 
 class Flight:
@@ -31,16 +37,19 @@ class Flight:
         self,
         plan: Plan,
         order: list[Chunk],
-        chosen: list[Chunk],
+        places: list[Place],
+        chosen: list[Place],
         sample: Sample | None,
-        scores: list[tuple[Chunk, PromptLogprobs]],
+        scores: Scores,
     ) -> None:
-        """``order``: the chunks that sample; ``chosen``: those of them that ``sample`` is for."""
+        """``order``: the chunks that sample, ``places``: their rows, ``chosen``: the rows that
+        ``sample`` has tokens for."""
         self.plan = plan
         self.order = order
         self.void: set[Sequence] = set()  #: those whose input here was no token: computed again
         #: blocks that the step writes for texts that have ended: free once it has landed
         self.held: dict[Sequence, list[int]] = {}
+        self._places = places
         self._chosen = chosen
         self._sample = sample
         self._scores = scores
@@ -55,7 +64,7 @@ class Flight:
         """The tokens that it chooses, on the device."""
         if self._sample is None:
             return None
-        rows = {chunk.sequence: row for row, chunk in enumerate(self._chosen)}
+        rows = {sequence: row for row, (sequence, _) in enumerate(self._chosen)}
         return Carry(self._sample.tokens, rows)
 
     @torch.inference_mode()
@@ -66,7 +75,7 @@ class Flight:
 
     @torch.inference_mode()
     def collect(self, *, decide: bool = True) -> tuple[list[Choice], set[Sequence]]:
-        """Wait for the step; return its choices, in their order, and what the host has decided.
+        """Wait for the step; return the choices of its rows, and what the host has decided.
 
         A step after it that is queued already has computed the latter from no token. Without
         ``decide`` they stay undecided.
@@ -74,11 +83,11 @@ class Flight:
         if self._found is not None:
             return self._found
         if self._sample is None:
-            return [NONE] * len(self.order), set()
+            return [NONE] * len(self._places), set()
         choices, late = self._sample.collect(decide=decide)
-        made = dict(zip((chunk.sequence for chunk in self._chosen), choices, strict=True))
-        found = [made.get(chunk.sequence, NONE) for chunk in self.order]
-        self._found = found, {self._chosen[row].sequence for row in late}
+        made = dict(zip(self._chosen, choices, strict=True))
+        found = [made.get(place, NONE) for place in self._places]
+        self._found = found, {self._chosen[row][0] for row in late}
         return self._found
 
     def scores(self) -> list[tuple[Chunk, list[Logprobs]]]:
@@ -106,37 +115,24 @@ class Launcher:
     def launch(self, plan: Plan, carry: Carry | None) -> Flight:
         """Queue a plan; ``carry`` has the tokens that its sequences are promised."""
         order, logits, void = self._runner.launch(plan, carry)
-        scores = self._score(plan, logits[len(order) :])
-        logits = logits[: len(order)]
-        chosen = order
+        places = chosen = list(sampled_places(order))
+        scores = prompt_scores(plan, logits[len(places) :], self._alternatives)
+        logits = logits[: len(places)]
         if late := self._constrained.unready(chunk.sequence for chunk in order):
-            rows = [row for row, chunk in enumerate(order) if chunk.sequence not in late]
-            chosen = [order[row] for row in rows]
+            rows = [row for row, (sequence, _) in enumerate(places) if sequence not in late]
+            chosen = [places[row] for row in rows]
             logits = logits.index_select(0, upload(logits.device, ints={"rows": rows})["rows"])
-        return Flight(plan, order, chosen, self._choose(chosen, logits, void), scores)
+        sample = self._choose(chosen, logits, void) if chosen else None
+        return Flight(plan, order, places, chosen, sample, scores)
 
-    def _choose(self, chunks: list[Chunk], logits: Tensor, void: Tensor | None) -> Sample | None:
-        if not chunks:
-            return None
-        generations = [self.generations[chunk.sequence] for chunk in chunks]
+    def _choose(self, places: list[Place], logits: Tensor, void: Tensor | None) -> Sample:
+        rows = [(self.generations[sequence], drafts) for sequence, drafts in places]
         return self._sampler.queue(
             logits,
-            [each.sampling for each in generations],
-            [each.produced + each.sequence.promised for each in generations],
+            [each.sampling for each, _ in rows],
+            [each.produced + each.sequence.promised + drafts for each, drafts in rows],
             void,
         )
 
-    def _score(self, plan: Plan, logits: Tensor) -> list[tuple[Chunk, PromptLogprobs]]:
-        """Queue the log-probabilities of echoed prompts' tokens. logits: [these tokens, vocab]"""
-        scores = []
-        start = 0
-        for chunk in plan.prefills:
-            if not chunk.scored:
-                continue
-            end = start + chunk.scored
-            told = chunk.sequence.tokens[chunk.start + 1 :][: chunk.scored]
-            tokens = upload(logits.device, ints={"tokens": told})["tokens"]
-            count = self.generations[chunk.sequence].sampling.logprobs or 0
-            scores.append((chunk, PromptLogprobs(logits[start:end], tokens, count)))
-            start = end
-        return scores
+    def _alternatives(self, sequence: Sequence) -> int:
+        return self.generations[sequence].sampling.logprobs or 0

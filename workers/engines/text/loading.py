@@ -17,7 +17,15 @@ from workers.engines.base import reason
 from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
 from workers.engines.text.adapter import merged
+from workers.engines.text.families import Family, auto_class, family_of, reads_pictures
 from workers.engines.text.fused import may_fuse, move
+from workers.engines.text.pictures import PictureReader, open_processor
+from workers.engines.text.quantized import (
+    MEMORY_SHARE,
+    check_quantized,
+    library_setting,
+    quantization_of,
+)
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
 from workers.protocol import Load
@@ -37,6 +45,9 @@ class LoadedModel:
     max_positions: int
     model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
+    family: Family = "causal"
+    pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
+    quantization: str | None = None  #: of its linear layers; None: they are in full precision
 
 
 def load(spec: Load) -> LoadedModel:
@@ -45,22 +56,33 @@ def load(spec: Load) -> LoadedModel:
     config = _config(folder)
     _check_files(folder, config)
     device = torch_env.device(spec)
+    quantization = quantization_of(spec, config, device)
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
+    family = family_of(config)
+    pictures = None
+    if reads_pictures(folder, family):
+        processor = open_processor(folder, config, tokenizer)
+        pictures = PictureReader(processor, dtype=dtype, device=device)
+        pictures.check(tokenizer)
     cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
-    model = _model(folder, config, dtype, device, spec, spread=cards > 1)
+    model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        dtype=dtype,
+        # Some methods compute in one format only, whatever is asked for.
+        dtype=dtype if quantization is None else model.get_input_embeddings().weight.dtype,
         device=device,
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
         max_positions=max_positions(config),
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
+        family=family,
+        pictures=pictures,
+        quantization=quantization,
     )
 
 
@@ -99,7 +121,14 @@ def _check_files(folder: Path, config: Any) -> None:
 
 
 def _model(
-    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, spec: Load, *, spread: bool
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    spec: Load,
+    *,
+    spread: bool,
+    quantization: str | None = None,
 ) -> Any:
     """Load the model to its device, or its layers to all that the process sees, as planned.
 
@@ -112,10 +141,11 @@ def _model(
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
-    if not spread and where is not None and spec.adapter is None and may_fuse(config):
+    full = quantization is None
+    if full and not spread and where is not None and spec.adapter is None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(family_of(config)).from_pretrained(
             folder,
             config=config,
             dtype=read_as,
@@ -125,17 +155,25 @@ def _model(
             variant=variant_of(folder),
             output_loading_info=True,
             device_map=where,
-            max_memory=dict(enumerate(spec.device_weights)) or None,
+            max_memory=_max_memory(spec, quantization) or None,
+            quantization_config=library_setting(quantization, config, dtype),
         )
     torch_env.check_missing(info["missing_keys"])
+    check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
-    else:
+    elif full:
         move(model, device, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _max_memory(spec: Load, quantization: str | None) -> dict[int, int]:
+    """Return the bytes of weights that the library may put on each device."""
+    share = 1 if quantization is None else MEMORY_SHARE
+    return {card: int(size / share) for card, size in enumerate(spec.device_weights)}
 
 
 def check_placement(device_map: Mapping[str, Any]) -> None:
@@ -185,7 +223,8 @@ def _check_vocabulary(tokenizer: Any, model: Any, vocab: int) -> None:
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return all ids that end an answer: those of the configurations and the tokenizer's."""
     ids: set[Any] = set()
-    for source in (model.generation_config, model.config, tokenizer):
+    own = model.config.get_text_config(decoder=True)
+    for source in (model.generation_config, model.config, own, tokenizer):
         found = getattr(source, "eos_token_id", None)
         ids.update(found if isinstance(found, list | tuple) else [found])
     return frozenset(token for token in ids if isinstance(token, int))
@@ -200,6 +239,7 @@ def max_positions(config: Any) -> int:
     context; rows of one batch would then disturb each other, so the context ends there. YaRN's are
     the same for all lengths, and good for the original context times its factor.
     """
+    config = config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
         return _RECURRENT_CONTEXT

@@ -6,7 +6,7 @@ queued: its token is dropped, and its blocks are free when that step has landed.
 given away that a queued step writes to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -19,6 +19,7 @@ from workers.engines.text.runner import Runner
 from workers.engines.text.sample import BROKEN, Choice
 from workers.engines.text.scheduler import MustLand, Scheduler
 from workers.engines.text.sequential import SequentialRunner
+from workers.engines.text.speculation import Verified, by_chunk
 from workers.protocol import Event
 
 
@@ -34,10 +35,10 @@ class Pipeline:
         *,
         device: torch.device,
         overlaps: bool,
-        take: Callable[[Chunk, Choice], list[Event]],
+        take: Callable[[Verified], list[Event]],
         fail: Callable[[Chunk], list[Event]],
     ) -> None:
-        """``take`` is given the token after each chunk that has one, ``fail`` a chunk for which
+        """``take`` is given the tokens after each chunk that has some, ``fail`` a chunk for which
         memory does not suffice."""
         self._launcher = launcher
         self._runner = runner
@@ -147,12 +148,13 @@ class Pipeline:
             if chunk.sequence in self._live:
                 self._live[chunk.sequence].score(chunk.start, found)
         events: list[Event] = []
-        for chunk, choice in zip(flight.order, choices, strict=True):
-            if self._goes_on(chunk, flight):
-                events += self._take(chunk, choice)
+        rows = list(by_chunk(flight.order, choices))
+        for row in rows:
+            if self._goes_on(row.chunk, flight):
+                events += self._take(row)
         for sequence in decided:
             self._compute_again(sequence)
-        self._free_held(flight, choices)
+        self._free_held(flight, rows)
         return events
 
     def _goes_on(self, chunk: Chunk, flight: Flight) -> bool:
@@ -178,11 +180,11 @@ class Pipeline:
             self._flight.void.add(sequence)
             self._scheduler.retract(sequence)
 
-    def _free_held(self, flight: Flight, choices: list[Choice]) -> None:
+    def _free_held(self, flight: Flight, rows: Iterable[Verified]) -> None:
         """Free what a step has written for texts that had ended when it was computed."""
-        for chunk, choice in zip(flight.order, choices, strict=True):
-            blocks = flight.held.get(chunk.sequence)
-            if blocks and choice.token == BROKEN:
+        for row in rows:
+            blocks = flight.held.get(row.chunk.sequence)
+            if blocks and row.choices[0].token == BROKEN:
                 self._runner.scrub(self._allocator.forget(blocks))
         for blocks in flight.held.values():
             self._allocator.release(reversed(blocks))

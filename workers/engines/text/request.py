@@ -45,7 +45,7 @@ class Request:
         if not job.sampling.ignore_eos:
             self._ends |= eos_ids
         self._started = False
-        self._prompt_tokens = sum(len(each.ids) for each in prepared.prompts)
+        self._prompt_tokens = sum(each.tokens for each in prepared.prompts)
         numbers = count()
         self.generations = [
             each for prompt in prepared.prompts for each in self._generations(prompt, numbers)
@@ -77,6 +77,7 @@ class Request:
                     scores=scores,
                     holders=holders,
                     keys=self._keys(),
+                    inputs=prompt.inputs,
                 ),
                 SamplingParams(
                     sampling,
@@ -146,6 +147,8 @@ class Request:
             completion_tokens=self.produced,
             cached_tokens=cached,
             reasoning_tokens=sum(each.reasoning_tokens for each in self.generations),
+            drafted_tokens=sum(each.drafted for each in self.generations),
+            accepted_tokens=sum(each.accepted for each in self.generations),
         )
 
     def _told(self) -> list[Generation]:
