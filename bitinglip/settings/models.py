@@ -8,6 +8,7 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    Graphs,
     Overlap,
     Quantization,
     ResponseFormatName,
@@ -53,6 +54,13 @@ class TextModel(Section):
         description="queue each step of all answers before the tokens of the one before are known, "
         "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
         "steps with answers that are held to a grammar never overlap",
+    )
+    graphs: Graphs = Field(
+        "off",
+        description="compute steps of single tokens as CUDA graphs, which a card is given whole "
+        "and not operation by operation: lazy captures one for each size when it is first needed, "
+        "warmup all of them at load; off; they take a few hundred megabytes of the card, and have "
+        "not been measured on one yet",
     )
     speculation: SpeculationKind = Field(
         "off",

@@ -210,7 +210,8 @@ class BatchBuilder:
         places = places.view(len(chunks), -1, 1)  # [rows, tokens of a row, 1]
         keys = torch.arange(tokens, device=self._device)
         masks: Masks = {
-            window: self._mask(places, keys, window).unsqueeze(1) for window in self._windows
+            window: mask_of(places, keys, window, self._dtype).unsqueeze(1)
+            for window in self._windows
         }
         return DecodeGroup(start, end, table, masks)
 
@@ -230,15 +231,16 @@ class BatchBuilder:
             return None
         places = torch.arange(chunk.start, chunk.end, device=self._device)[:, None]
         keys = torch.arange(chunk.end, device=self._device)
-        return self._mask(places, keys, window)
+        return mask_of(places, keys, window, self._dtype)
 
-    def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
-        hidden = keys > places
-        if window is not None:
-            hidden |= keys <= places - window
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(hidden, float("-inf"))
+
+def mask_of(places: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
+    hidden = keys > places
+    if window is not None:
+        hidden |= keys <= places - window
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))
 
 
 def promised_rows(decodes: Sequence[Chunk], carry: Carry | None) -> dict[str, list[int]]:

@@ -90,7 +90,7 @@ class TextEngine:
         budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
         plan = CachePlan(budget, self._block_size, rows, context)
         options = spec.text or TextOptions()
-        self._runner, why = open_runner(loaded, plan, options.attention)
+        self._runner, why = open_runner(loaded, plan, options.attention, options.graphs)
         self._speculation = speculation.of(options, why, device)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
