@@ -8,6 +8,8 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    Graphs,
+    Overlap,
     Quantization,
     ResponseFormatName,
     SpeculationKind,
@@ -46,6 +48,19 @@ class TextModel(Section):
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
         "has not been measured on a card yet",
+    )
+    overlap: Overlap = Field(
+        "auto",
+        description="queue each step of all answers before the tokens of the one before are known, "
+        "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
+        "steps with answers that are held to a grammar never overlap",
+    )
+    graphs: Graphs = Field(
+        "off",
+        description="compute steps of single tokens as CUDA graphs, which a card is given whole "
+        "and not operation by operation: lazy captures one for each size when it is first needed, "
+        "warmup all of them at load; off; they take a few hundred megabytes of the card, and have "
+        "not been measured on one yet",
     )
     speculation: SpeculationKind = Field(
         "off",

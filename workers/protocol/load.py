@@ -81,6 +81,8 @@ ResponseFormatName = Literal[
 
 #: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
 Attention = Literal["sdpa", "triton"]
+Overlap = Literal["auto", "on", "off"]
+Graphs = Literal["off", "lazy", "warmup"]
 
 
 #: How tokens are drafted, to be verified several in a step: not, or by what the text said before.
@@ -98,6 +100,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    overlap: Overlap = "auto"
+    graphs: Graphs = "off"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
 

@@ -301,6 +301,8 @@ class ReplicaLoader:
             text=protocol.TextOptions(
                 response_template=own.text.response_template,
                 attention=own.text.attention,
+                overlap=own.text.overlap,
+                graphs=own.text.graphs,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
             ),

@@ -1,12 +1,14 @@
 """Keeps the keys and values of all running sequences, in blocks of fixed size on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from workers.engines.text.blocks import NULL_BLOCK
+from workers.engines.text.sampling_params import upload
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,13 +46,14 @@ class BlockTable:
             range(blocks[0], blocks[-1] + 1)
         )
         contiguous = slice(blocks[0], blocks[-1] + 1) if together else None
-        return cls(len(rows), torch.tensor(blocks, device=device), contiguous)
+        return cls(len(rows), upload(device, ints={"blocks": blocks})["blocks"], contiguous)
 
 
 class PagedCache:
     """Holds a tensor of pages per layer, on the layer's device.
 
-    Its shape is [(blocks + 1) * block_size, width], keys beside values.
+    Its shape is [(blocks + 1) * block_size, width], keys beside values; with a spare block, which
+    rows that are not in use write to, one more.
 
     Side by side, one copy writes a token and one gather reads it. Block 0 pads block tables: it
     is never written, so it stays zero, and a masked zero disturbs nothing.
@@ -63,15 +66,19 @@ class PagedCache:
         block_size: int,
         *,
         dtype: torch.dtype,
+        spare: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
         self.block_size = block_size
-        tokens = (blocks + 1) * block_size
+        self.spare_slot = (blocks + 1) * block_size  #: of the spare block, if there is one
+        count = blocks + 1 + spare
+        tokens = count * block_size
         self.pages = [
             torch.zeros(tokens, shape.width, dtype=dtype, device=shape.device) for shape in shapes
         ]
-        self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
+        self._by_block = [page.view(count, -1) for page in self.pages]
         self._workspaces: dict[torch.device, Tensor] = {}
+        self._shares = True  #: reads use the workspaces
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Write rows [tokens, width] to slots [tokens] of the cache."""
@@ -100,6 +107,15 @@ class PagedCache:
         """Free the workspaces' memory; the next read takes what it needs."""
         self._workspaces.clear()
 
+    @contextmanager
+    def own_copies(self) -> Iterator[None]:
+        """Let reads copy to memory of their own, which no other step takes or frees."""
+        self._shares = False
+        try:
+            yield
+        finally:
+            self._shares = True
+
     def _gather(self, pages: Tensor, blocks: Tensor) -> Tensor:
         """Copy blocks to the device's workspace. pages: [all blocks, width] -> [blocks, width]
 
@@ -107,6 +123,8 @@ class PagedCache:
         before the next one writes. It grows by doubling: a copy of its own for each length would
         be a new size every few tokens, which CUDA's allocator keeps, each of them.
         """
+        if not self._shares:
+            return torch.index_select(pages, 0, blocks)
         wanted = len(blocks) * pages.shape[1]
         workspace = self._workspaces.get(pages.device)
         if workspace is None or workspace.numel() < wanted:
