@@ -112,7 +112,7 @@ async def _open(
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
     health, metrics = Health(), Metrics()
-    db = await Database.open(home.database, health)
+    db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)

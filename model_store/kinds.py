@@ -23,6 +23,9 @@ _TABLES = {
     "transcription": ["MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"],
     "embedding": ["MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"],  # cross-encoders
 }
+#: texts by other ways: pictures beside them, or an encoder of the prompt
+_TEXTS_TOO = ("vision", "seq2seq")
+_OF_SOUND = re.compile("audio|asr|speech|voxtral|flamingo|transcribe|seamless")
 #: what no table has: part of a speech model, in a repository of its own
 _VOCODERS = frozenset({"SpeechT5HifiGan"})
 FAKE = "bitinglip-fake"  #: the model_type of a model without weights
@@ -77,6 +80,8 @@ def _kind_of_config(config: dict[str, Any]) -> str:
     for kind in _TABLES:
         if name in known_names(kind):
             return kind
+    if any(name in known_names(table) for table in _TEXTS_TOO):
+        return "text"
     raise BadFiles(
         f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech, "
         "transcription or reranking models of the transformers library, and diffusers pipelines)."
@@ -107,8 +112,8 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def known_names(kind: str) -> frozenset[str]:
-    """The architectures of a kind; for "image" pipelines; for "pipeline modules" of diffusers; for
-    "rope types" of rotary scalings."""
+    """The architectures of a kind, or of texts by other ways; for "image" pipelines; for "pipeline
+    modules" of diffusers; for "rope types" of rotary scalings."""
     return _tables()[kind]
 
 
@@ -130,6 +135,9 @@ def _write_table() -> None:
                 found[kind].update([names] if isinstance(names, str) else names)
     # A name in several tables is what its first table says: Bark speaks, though it also is causal.
     found["text"] -= found["speech"] | found["transcription"]
+    encoded = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    found["seq2seq"] = {name for kind, name in encoded.items() if not _OF_SOUND.search(kind)}
+    found["vision"] = _vision(auto)
     pipelines = importlib.import_module("diffusers.pipelines")
     images = importlib.import_module("diffusers.pipelines.auto_pipeline")
     found["image"] = {cls.__name__ for cls in images.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
@@ -139,6 +147,18 @@ def _write_table() -> None:
     found["rope types"] = {"default", *rotary.ROPE_INIT_FUNCTIONS}
     plain = {kind: sorted(names) for kind, names in found.items()}
     Path(__file__).with_name(_TABLE).write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def _vision(auto: Any) -> set[str]:
+    """Return the models that read pictures with no other library than Pillow."""
+    import importlib
+
+    processors = importlib.import_module("transformers.models.auto.processing_auto")
+    images = importlib.import_module("transformers.models.auto.image_processing_auto")
+    classes = images.IMAGE_PROCESSOR_MAPPING_NAMES
+    able = {kind for kind in processors.PROCESSOR_MAPPING_NAMES if "pil" in classes.get(kind, ())}
+    names = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return {name for kind, name in names.items() if kind in able}
 
 
 if __name__ == "__main__":

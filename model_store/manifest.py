@@ -27,6 +27,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 FACTS = 2
 HUB = "hub:"  #: begins the source of a model that was pulled; then comes the repository
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
+VISION = "vision"  #: what a text model is capable of that reads pictures in messages
 EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
 
 

@@ -5,6 +5,7 @@ costs as much as a check of a key, so what all requests need stands here, in ord
 """
 
 import re
+import time
 from collections.abc import Awaitable, Mapping
 from urllib.parse import parse_qsl
 
@@ -192,13 +193,19 @@ def endpoint(scope: Scope) -> str:
 
 
 def _count(scope: Scope, method: str, context: RequestContext) -> None:
-    if context.services is not None:
-        context.services.metrics.request_finished(
-            method=method,
-            endpoint=endpoint(scope),
-            status=context.status,
-            seconds=context.elapsed,
-        )
+    services = context.services
+    if services is None:
+        return
+    route, status, seconds = endpoint(scope), context.status, context.elapsed
+    services.metrics.request_finished(
+        method=method, endpoint=route, status=status, seconds=seconds
+    )
+    caller, job = scope.get("bitinglip.caller"), context.job
+    ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
+    made = (None, None) if job is None else (job.model, job.id)
+    services.last_requests.add(
+        route, (ended, request_id, method, route, status, seconds, key, *made)
+    )
 
 
 class EdgeChecks:

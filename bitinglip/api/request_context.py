@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
     from bitinglip.api.services import Services
+    from bitinglip.scheduling.job import Job
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
 _KEY = "bitinglip.context"
@@ -37,6 +38,7 @@ class RequestContext:
     #: makes those of the key's rate in tokens, when the response begins
     token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
+    job: "Job | None" = None  #: what it makes a worker do
     spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 

@@ -35,6 +35,7 @@ from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
+from bitinglip.telemetry.last_requests import LastRequests
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
@@ -79,6 +80,7 @@ class Services:
     health: Health = field(default_factory=Health)
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
+    last_requests: LastRequests = field(default_factory=LastRequests)
     #: of the cluster, encoded, by what their watchers may see
     snapshots: Shared[dict[tuple[bool, tuple[str, ...] | None], bytes]] = field(
         default_factory=Shared

@@ -58,6 +58,7 @@ class EventLog:
         self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
         self._submitted_at = datetime.now(UTC)
+        self.load_began: float | None = None
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
@@ -117,6 +118,8 @@ class EventLog:
             self._started = True
         elif not isinstance(event, (Queued, Loading, protocol.Progress)):
             assert_never(event)
+        if isinstance(event, Loading) and self.load_began is None:
+            self.load_began = now
         if isinstance(event, _PLACES) and self._overtakes(event):
             self._events[-1] = event
         else:

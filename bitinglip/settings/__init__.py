@@ -12,6 +12,7 @@ from bitinglip.settings.audit import Audit
 from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
+from bitinglip.settings.database import Database
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -53,6 +54,7 @@ __all__ = [
     "Batches",
     "Cache",
     "Dashboard",
+    "Database",
     "Devices",
     "FakeDevice",
     "Guard",
@@ -99,6 +101,7 @@ class Settings(Section):
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     store: Store = Store()
+    database: Database = Database()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import processors
 
-from model_store.demo.text import ROWS, WORDS, train_tokenizer
+from model_store.demo.words import ROWS, WORDS, train_tokenizer
 from model_store.demo.weights import write_json
 
 _SEED = 20261127

@@ -23,13 +23,14 @@ from model_store.inspection.weights import (
     weights,
     with_weights,
 )
-from model_store.kinds import architecture_of, is_cross_encoder, read_json
-from model_store.manifest import EMBEDDING, RERANK
+from model_store.kinds import architecture_of, is_cross_encoder, known_names, read_json
+from model_store.manifest import EMBEDDING, RERANK, VISION
 from model_store.selection import numbered_parts
 from model_store.tokenizers import longest_token
 
 _CACHED_STAGES = ("semantic_config", "coarse_acoustics_config")  #: of Bark
 _MOST_SPEAKERS = 10_000
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  #: of pictures
 _VOICE = re.compile(r"(?:v2/)?([a-z]{2})_speaker_")  #: Bark's are named for a language
 _VOICE_INDEX = "speaker_embeddings_path.json"
 
@@ -82,6 +83,8 @@ def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspecti
     if kind == "text":
         found.kv_bytes_per_token = _kv_bytes(text)
         _add_chat(found, folder)
+        if found.architecture in known_names("seq2seq"):
+            _add_encoder(found, text)
     return found
 
 
@@ -113,6 +116,23 @@ def _add_chat(found: Inspection, folder: Path) -> None:
             found.capabilities += ("tools",)
         if writes_reasoning(folder):
             found.capabilities += ("reasoning",)
+        if found.architecture in known_names("vision") and _has_processor(folder):
+            found.capabilities += (VISION,)
+
+
+def _has_processor(folder: Path) -> bool:
+    """Tell whether a folder says how pictures become numbers."""
+    return any((folder / name).is_file() for name in _PROCESSORS)
+
+
+def _add_encoder(found: Inspection, config: dict[str, Any]) -> None:
+    """Count what a decoder keeps of its own tokens and of those that the encoder has read."""
+    own = _kv_bytes(config)
+    layers = number(config, *DECODER_LAYER_FIELDS)
+    heads, width = number(config, "num_heads"), number(config, "d_kv")
+    if own is None and layers and heads and width:  # T5's
+        own = 2 * layers * heads * width * 2
+    found.kv_bytes_per_token = None if own is None else 2 * own
 
 
 def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:

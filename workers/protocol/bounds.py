@@ -12,6 +12,7 @@ MOST_GRAMMAR = 1 << 18  #: characters of a grammar's source
 #: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
 MOST_LOGPROBS = 350_000
 MOST_SEQUENCES = 128  #: that one text job makes
+MOST_PICTURE_PIXELS = 1 << 26  #: of a picture in a message; a larger one is never decoded
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes

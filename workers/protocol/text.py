@@ -74,6 +74,18 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     param: str = "response_format"  #: the field of the request that asks for it
 
 
+class Picture(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Holds a picture in a message.
+
+    ``source``: the path of its file; before the gateway has written that, the ``data:`` URL.
+    """
+
+    source: str
+    at: int  #: characters of the message's content that stand before it
+    width: int = 0  #: pixels, as its header says
+    height: int = 0
+
+
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
@@ -81,6 +93,16 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  #: of the call that a tool's message answers
     reasoning: str | None = None  #: what an assistant thought before its content
+    pictures: tuple[Picture, ...] = ()  #: in the order of their places
+
+    def parts(self) -> "list[str | Picture]":
+        """Return the content's texts and pictures in their order; no text is empty."""
+        found: list[str | Picture] = []
+        start = 0
+        for picture in self.pictures:
+            found += [self.content[start : picture.at], picture]
+            start = picture.at
+        return [each for each in (*found, self.content[start:]) if each != ""]
 
     def texts(self) -> tuple[str, ...]:
         """Return all that a client wrote in it, which a template may write into the prompt."""

@@ -298,6 +298,7 @@ class Operations:
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
                 power_w=each.power_w,
+                temperature_c=each.temperature_c,
                 slowed_by=each.slowed_by,
             )
             for each in self.devices()

@@ -57,10 +57,17 @@ class Conversation:
     """Renders messages and tools by the templates of one model."""
 
     def __init__(
-        self, templates: ChatTemplates | None, tokenizer: Any, model_type: str, wanted: str | None
+        self,
+        templates: ChatTemplates | None,
+        tokenizer: Any,
+        model_type: str,
+        wanted: str | None,
+        *,
+        pictures: bool = False,
     ) -> None:
-        """``wanted``: the setting text.response_template."""
+        """``wanted``: the setting text.response_template; ``pictures``: the model reads them."""
         self._templates = templates
+        self._pictures = pictures
         self._added = added_tokens(tokenizer)
         self._control = ControlTokens(tokenizer, templates.literals if templates else "")
         with_tools = templates.choose(tools=True) if templates else None
@@ -95,6 +102,7 @@ class Conversation:
             tools=tools,
             variables=job.template_kwargs,
             end=PromptEnd(header=job.generation_prompt, goes_on=job.continue_final),
+            parts=self._pictures,
             control=self._control,
         )
 

@@ -99,7 +99,11 @@ class TextEngine:
         context = min(context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        chat = Conversation(templates, tokenizer, loaded.model_type, options.response_template)
+        pictures = loaded.pictures
+        wanted = options.response_template
+        chat = Conversation(
+            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
+        )
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
@@ -108,6 +112,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
+            pictures=pictures,
         )
         return Ready(
             slots=rows,

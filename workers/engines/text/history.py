@@ -79,6 +79,31 @@ def template_messages(messages: Sequence[ChatMessage], form: HistoryForm) -> lis
     return [_message(message, form, names) for message in messages]
 
 
+def in_parts(
+    plain: Sequence[dict[str, Any]], messages: Sequence[ChatMessage], *, texts: bool
+) -> list[dict[str, Any]]:
+    """Return messages with contents as lists of parts, as templates take pictures.
+
+    ``plain``: what ``template_messages`` made of them. ``texts``: contents without a picture stay
+    texts, if the template takes those.
+    """
+    return [
+        one if texts and not message.pictures else {**one, "content": _parts(one, message)}
+        for one, message in zip(plain, messages, strict=True)
+    ]
+
+
+def _parts(plain: dict[str, Any], message: ChatMessage) -> list[dict[str, Any]]:
+    if message.pictures and plain["content"] == message.content:
+        return [
+            {"type": "text", "text": each} if isinstance(each, str) else {"type": "image"}
+            for each in message.parts()
+        ]
+    # What the template has no form for, such as a tool's answer, is told as text, after pictures.
+    images = [{"type": "image"} for _ in message.pictures]
+    return [*images, {"type": "text", "text": plain["content"]}] if plain["content"] else images
+
+
 def _message(message: ChatMessage, form: HistoryForm, names: dict[str, str]) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.role == "tool" and not form.knows_answers:

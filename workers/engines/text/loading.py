@@ -17,7 +17,9 @@ from workers.engines.base import reason
 from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
 from workers.engines.text.adapter import merged
+from workers.engines.text.families import Family, auto_class, family_of, reads_pictures
 from workers.engines.text.fused import may_fuse, move
+from workers.engines.text.pictures import PictureReader, open_processor
 from workers.engines.text.quantized import (
     MEMORY_SHARE,
     check_quantized,
@@ -44,6 +46,8 @@ class LoadedModel:
     model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
     quantization: str | None = None  #: of its linear layers; None: they are in full precision
+    family: Family = "causal"
+    pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
 
 
 def load(spec: Load) -> LoadedModel:
@@ -55,6 +59,12 @@ def load(spec: Load) -> LoadedModel:
     quantization = quantization_of(spec, config, device)
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
+    family = family_of(config)
+    pictures = None
+    if reads_pictures(folder, family):
+        processor = open_processor(folder, config, tokenizer)
+        pictures = PictureReader(processor, dtype=dtype, device=device)
+        pictures.check(tokenizer)
     cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
     model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
@@ -71,6 +81,8 @@ def load(spec: Load) -> LoadedModel:
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
         quantization=quantization,
+        family=family,
+        pictures=pictures,
     )
 
 
@@ -133,7 +145,7 @@ def _model(
     if full and not spread and where is not None and spec.adapter is None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(family_of(config)).from_pretrained(
             folder,
             config=config,
             dtype=read_as,
@@ -211,7 +223,8 @@ def _check_vocabulary(tokenizer: Any, model: Any, vocab: int) -> None:
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return all ids that end an answer: those of the configurations and the tokenizer's."""
     ids: set[Any] = set()
-    for source in (model.generation_config, model.config, tokenizer):
+    own = model.config.get_text_config(decoder=True)
+    for source in (model.generation_config, model.config, own, tokenizer):
         found = getattr(source, "eos_token_id", None)
         ids.update(found if isinstance(found, list | tuple) else [found])
     return frozenset(token for token in ids if isinstance(token, int))
@@ -226,6 +239,7 @@ def max_positions(config: Any) -> int:
     context; rows of one batch would then disturb each other, so the context ends there. YaRN's are
     the same for all lengths, and good for the original context times its factor.
     """
+    config = config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
         return _RECURRENT_CONTEXT

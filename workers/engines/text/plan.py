@@ -1,7 +1,8 @@
 """Describes a step: the sequences, the pieces of them that it computes, and the plan. Pure."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from workers.engines.text.prefix_keys import PrefixKeys
 
@@ -24,6 +25,7 @@ class Sequence:
     published: int = 0  #: blocks that are found by their keys
     drafts: list[int] = field(default_factory=list)  #: tokens that may follow, to be verified
     cached: int = 0  #: tokens of the prompt that were there when it began
+    inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
+from workers.engines.text.pictures import PictureReader, Read
 from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -25,11 +26,18 @@ _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred byt
 
 @dataclass(slots=True, frozen=True)
 class PreparedPrompt:
-    ids: list[int]
+    ids: list[int]  #: with which the sequence begins
     max_tokens: int
+    encoded: int = 0  #: tokens of the prompt, if an encoder reads them: the sequence has others
+    inputs: Mapping[str, Any] | None = None  #: what the model reads beside the sequence's tokens
     text: str = ""  #: of the prompt, if it is to be echoed
     reading: Reading | None = None  #: how the answer is read; None: its text is all there is
     grammar: Grammar | None = None  #: what the answer is held to
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of the prompt's tokens."""
+        return self.encoded or len(self.ids)
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,8 +59,10 @@ class Preprocessor:
         max_context: int,
         vocab_size: int,
         grammars: GrammarCompiler,
+        pictures: PictureReader | None = None,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
+        self._pictures = pictures
         self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
@@ -120,14 +130,17 @@ class Preprocessor:
     def _prepare_prompt(self, job: TextJob, given: Prompt | None, room: int = 0) -> PreparedPrompt:
         """Prepare a prompt after which more than ``room`` tokens can be made. Raises Refused."""
         param = "prompt" if job.messages is None else "messages"
-        reading, grammar = None, job.grammar
+        reading, grammar, inputs = None, job.grammar, None
         if isinstance(given, tuple):
             self._check_tokens(given, param)
             ids = list(given) or self._beginning(param)
         elif job.messages is not None:
             rendered = self._chat.render(job, self._most_characters)
             grammar, reading = self._chat.constrained(job, self._chat.reading(job, rendered))
-            ids = self._tokens(job, rendered, param)
+            if any(each.pictures for each in job.messages):
+                ids, inputs = self._with_pictures(job.messages, rendered)
+            else:
+                ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
         if job.count_only:
@@ -135,7 +148,21 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param, room), text, reading, grammar)
+        return PreparedPrompt(
+            ids,
+            self._fit(job, len(ids), param, room),
+            inputs=inputs,
+            text=text,
+            reading=reading,
+            grammar=grammar,
+        )
+
+    def _with_pictures(self, messages: Sequence[ChatMessage], rendered: str) -> Read:
+        """Return a rendered prompt's tokens, those of its pictures included. Raises Refused."""
+        if self._pictures is None:
+            raise Refused("INVALID_REQUEST", "This model reads no pictures.", param="messages")
+        with self._lock:
+            return self._pictures.read(rendered, messages, self._chat.encode)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:

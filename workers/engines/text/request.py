@@ -45,7 +45,7 @@ class Request:
         if not job.sampling.ignore_eos:
             self._ends |= eos_ids
         self._started = False
-        self._prompt_tokens = sum(len(each.ids) for each in prepared.prompts)
+        self._prompt_tokens = sum(each.tokens for each in prepared.prompts)
         numbers = count()
         self.generations = [
             each for prompt in prepared.prompts for each in self._generations(prompt, numbers)
@@ -70,7 +70,14 @@ class Request:
         }
         return [
             Generation(
-                Sequence(job.id, prompt.ids, scores=scores, holders=holders, keys=self._keys()),
+                Sequence(
+                    job.id,
+                    prompt.ids,
+                    scores=scores,
+                    holders=holders,
+                    keys=self._keys(),
+                    inputs=prompt.inputs,
+                ),
                 SamplingParams(
                     sampling,
                     self._seed,

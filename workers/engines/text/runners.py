@@ -2,6 +2,7 @@
 
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Unsupported
+from workers.engines.text.generate_steps import check_steps
 from workers.engines.text.kernels import unusable
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.runner import Runner
@@ -10,6 +11,11 @@ from workers.engines.text.sequential import SequentialRunner
 from workers.engines.torch_env import load_failed
 from workers.protocol import Attention
 
+#: Why a family is computed each sequence by itself, without a look at its layers.
+_WITHOUT_PAGES = {
+    "vision": "it reads pictures",
+    "seq2seq": "an encoder reads the prompt, and a decoder answers",
+}
 _LENGTHS = (12, 7)  #: tokens of two prompts: a state that sequences share would show
 
 
@@ -23,8 +29,10 @@ def open_runner(
     in_place = attention == "triton"
     if in_place and (lack := unusable(loaded.device, loaded.dtype)):
         raise load_failed(f"text.attention is triton, but {lack}.")
+    why = _WITHOUT_PAGES.get(loaded.family, "")
     try:
-        return Runner(loaded, plan, in_place=in_place), None
+        if not why:
+            return Runner(loaded, plan, in_place=in_place), None
     except Unsupported as error:
         why = error.reason
     if in_place:
@@ -32,6 +40,9 @@ def open_runner(
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
     runner = SequentialRunner(loaded, plan)
+    if loaded.family == "seq2seq":
+        check_steps(loaded)
+        return runner, why
     check = SelfCheck(loaded, _LENGTHS)
     same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
     if not same:

@@ -24,7 +24,7 @@ _SINGLE = 2  #: tokens of each that come one by one, at its end
 #: How far our logits may be from the library's, root mean square, in standard deviations of the
 #: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
 #: scale that we do not know of goes beyond.
-_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
 
 #: Methods that keep the activations in full precision, and compute in its number format.
 _EXACT = (None, "int8", "fp8")
@@ -32,14 +32,18 @@ _EXACT = (None, "int8", "fp8")
 Run = Callable[[Plan], tuple[list[Chunk], Tensor]]
 
 
+def tolerance(loaded: LoadedModel) -> float:
+    """Return how far logits may be from the library's, in standard deviations of the latter."""
+    own = TOLERANCE[loaded.dtype]
+    return own if loaded.quantization in _EXACT else max(own, TOLERANCE[torch.float16])
+
+
 class SelfCheck:
     """Holds what a model's library computes of some prompts."""
 
     def __init__(self, loaded: LoadedModel, lengths: Rows[int] | None = None) -> None:
         """``lengths``: tokens of the prompts. Raises Refused if the library gives no numbers."""
-        self._tolerance = _TOLERANCE[loaded.dtype]
-        if loaded.quantization not in _EXACT:
-            self._tolerance = max(self._tolerance, _TOLERANCE[torch.float16])
+        self._tolerance = tolerance(loaded)
         self._prompts = [
             [(17 + 31 * place + 7 * row) % loaded.vocab_size for place in range(length)]
             for row, length in enumerate(

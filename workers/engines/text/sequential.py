@@ -1,11 +1,12 @@
 """Computes plans for models that the paged cache cannot hold, each sequence by itself.
 
-Recurrent and hybrid models keep a state in each layer, beside keys and values or in their place. A
-sequence has the library's own cache here, which takes its prompt as a whole, then token after
-token. Everything around it is the same: sampling, grammars, streams, cancelling.
+Recurrent and hybrid models keep a state in each layer, beside keys and values or in their place;
+others read pictures, or have an encoder for the prompt. A sequence has the library's own cache
+here, which takes its prompt as a whole, then token after token. Everything around it is the same:
+sampling, grammars, streams, cancelling.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from inspect import signature
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from workers.engines.base import Refused
 from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.generate_steps import GenerateSteps
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.torch_env import load_failed
@@ -49,6 +51,8 @@ class SequentialRunner:
         self._cache_name = ""
         #: it makes only the logits that it is asked for: each row is as wide as the vocabulary
         self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
+        self._steps = None if loaded.family == "causal" else GenerateSteps(loaded)
+        self._encodes = loaded.family == "seq2seq"
         self.blocks, self.rows = self._plan(plan)
 
     @torch.inference_mode()
@@ -84,7 +88,7 @@ class SequentialRunner:
         if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
             # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
             self._states.pop(chunk.sequence, None)
-            cache, logits = self._forward(tokens[state.length :], state.cache)
+            cache, logits = self._forward(tokens, state, chunk.sequence.inputs or {})
             state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
         return state.logits
@@ -101,9 +105,16 @@ class SequentialRunner:
         """Return the argument by which only so many of the last logits are made."""
         return {"logits_to_keep": count} if self._keeps else {}
 
-    def _forward(self, tokens: list[int], cache: Any) -> tuple[Any, Tensor]:
-        """Compute tokens after those of a cache. -> the cache with them, logits [vocab]"""
-        ids = torch.tensor([tokens], device=self._device)
+    def _forward(
+        self, tokens: list[int], state: _State, inputs: Mapping[str, Any]
+    ) -> tuple[Any, Tensor]:
+        """Compute tokens after those of a state. -> the cache with all of them, logits [vocab]"""
+        cache = state.cache
+        if self._steps is not None:
+            if cache is None:
+                return self._steps.begin(tokens, inputs)
+            return self._steps.go_on(tokens, cache)
+        ids = torch.tensor([tokens[state.length :]], device=self._device)
         given = {} if cache is None else {self._cache_name: cache}
         output = self._model(input_ids=ids, use_cache=True, **given, **self._last(1))
         if not self._cache_name:
@@ -117,9 +128,12 @@ class SequentialRunner:
     @torch.inference_mode()
     def _plan(self, plan: CachePlan) -> tuple[int, int]:
         """Return the blocks and the rows that the budget allows."""
-        short, long = (_bytes_of(self._forward([0] * length, None)[0]) for length in _PROBES)
-        of_token = max(0, (long - short) // (_PROBES[1] - _PROBES[0]))
-        of_row = max(0, short - _PROBES[0] * of_token)
+        least, most = _PROBES
+        short = self._probe(least)
+        of_token = max(0, (self._probe(most) - short) // (most - least))
+        of_row = max(0, short - least * of_token)
+        if self._encodes:  # what is kept of a prompt is no part of the sequence's tokens
+            of_row += max(0, self._probe(least, most) - short) // (most - least) * plan.context
         useful = -(-plan.max_tokens // plan.block_size)
         rows = plan.rows if not of_row else min(plan.rows, plan.budget_bytes // (2 * of_row))
         left = plan.budget_bytes - rows * of_row
@@ -131,6 +145,13 @@ class SequentialRunner:
                 f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {needed}.",
             )
         return blocks, rows
+
+
+    def _probe(self, length: int, encoded: int = _PROBES[0]) -> int:
+        """Return the bytes that the cache of a sequence takes, after a prompt of an encoder."""
+        inputs = {"input_ids": torch.zeros(1, encoded, dtype=torch.long, device=self._device)}
+        given = inputs if self._encodes else {}
+        return _bytes_of(self._forward([0] * length, _State(), given)[0])
 
 
 def _bytes_of(cache: Any) -> int:

@@ -17,6 +17,7 @@ from workers.engines.text.history import (
     HistoryForm,
     characters,
     found_form,
+    in_parts,
     template_messages,
     template_tools,
 )
@@ -62,6 +63,7 @@ class BrokenTemplate:
         tools: Sequence[Tool] = (),  # noqa: ARG002  it takes what a template takes
         variables: Mapping[str, Any] | None = None,  # noqa: ARG002
         end: PromptEnd = ANSWER,  # noqa: ARG002
+        parts: bool = False,  # noqa: ARG002
         control: ControlTokens | None = None,  # noqa: ARG002
     ) -> str:
         """Raise :class:`Refused` with the reason."""
@@ -96,6 +98,15 @@ class ChatTemplate:
             self.source, lambda messages: self._rendered(messages, _PROBE, {}, ANSWER)
         )
 
+    @cached_property
+    def takes_texts(self) -> bool:
+        """Return whether the content of a message may be a text; else it is a list of parts."""
+        told = [{"role": "user", "content": "probe question"}]
+        try:
+            return "probe question" in self._rendered(told, _PROBE, {}, ANSWER)
+        except Refused:
+            return False
+
     def render(
         self,
         messages: Sequence[ChatMessage],
@@ -104,12 +115,13 @@ class ChatTemplate:
         tools: Sequence[Tool] = (),
         variables: Mapping[str, Any] | None = None,
         end: PromptEnd = ANSWER,
+        parts: bool = False,
         control: ControlTokens | None = None,
     ) -> str:
         """Return the prompt for these messages, up to where the model's answer begins.
 
-        ``variables``: further ones for the template. ``control`` marks what clients have written
-        like control tokens. Raises :class:`Refused` with INVALID_REQUEST when the template refuses
+        ``variables``: further ones for the template. ``parts``: the template is of a model that
+        reads pictures. ``control`` marks what clients have written like control tokens. Raises :class:`Refused` with INVALID_REQUEST when the template refuses
         the messages, and with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
         """
         if characters(messages) > max_characters:
@@ -120,11 +132,13 @@ class ChatTemplate:
         if tools:
             given["tools"] = template_tools(tools)
         told = template_messages(messages, form)
+        if parts:
+            told = in_parts(told, messages, texts=self.takes_texts)
         if control is not None:
             told, given = control.mark_messages(told), control.mark(given)
         if not end.goes_on:
             return with_marks(self._rendered(told, max_characters, given, end))
-        told[-1] = {**told[-1], "content": (told[-1]["content"] or "") + GOES_ON}
+        told[-1] = {**told[-1], "content": _going_on(told[-1]["content"])}
         return _open(with_marks(self._rendered(told, max_characters, given, end)))
 
     def _rendered(
@@ -176,6 +190,13 @@ def _literals(tree: nodes.Template) -> str:
     texts = {node.data for node in tree.find_all(nodes.TemplateData)}
     texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     return "\0".join(sorted(texts))
+
+
+def _going_on(content: Any) -> Any:
+    """Return the content of the last message with a mark where it ends."""
+    if not isinstance(content, list):
+        return (content or "") + GOES_ON
+    return [*content, {"type": "text", "text": GOES_ON}]
 
 
 def _open(rendered: str) -> str:

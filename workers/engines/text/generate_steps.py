@@ -1,0 +1,125 @@
+"""Computes one sequence as the library's ``generate()`` does: by what it calls between its passes.
+
+So masks, positions and what a model reads besides tokens are those of the library, for each model
+in its own way: pictures (Qwen2-VL counts positions along their sides), or a prompt that an encoder
+has read.
+"""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from workers.engines.numbers import no_numbers
+from workers.engines.text.loading import LoadedModel
+from workers.engines.text.self_check import tolerance
+from workers.engines.torch_env import load_failed
+
+#: Inputs that say something of each token; what comes after a prompt is plain text.
+_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")
+
+
+class GenerateSteps:
+    """Calls one model. What a sequence's tokens have left is a dictionary of arguments."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._device = loaded.device
+        self._encodes = loaded.family == "seq2seq"
+        forward = signature(loaded.model.forward).parameters
+        self._counts = "position_ids" in forward and not self._encodes
+        self._settings = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+        self._never = _never_said(loaded)
+
+    def begin(self, tokens: list[int], inputs: Mapping[str, Any]) -> tuple[Any, Tensor]:
+        """Compute a whole sequence. -> what it leaves, the logits after it [vocab]
+
+        ``inputs``: what the model reads beside the tokens; of an encoder, the prompt.
+        """
+        ids = torch.tensor([tokens], device=self._device)
+        if self._encodes:
+            given = self._encoded(inputs["input_ids"])
+        else:
+            given = {"attention_mask": torch.ones_like(ids)}
+            given |= {name: _stretched(name, each, len(tokens)) for name, each in inputs.items()}
+            if self._counts:
+                given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, given)
+        given |= {"use_cache": True, **self._settings}
+        if self._model._supports_default_dynamic_cache():
+            given["past_key_values"] = self._cache()
+        prepared = self._model.prepare_inputs_for_generation(ids, is_first_iteration=True, **given)
+        return self._run(prepared, given)
+
+    def go_on(self, tokens: list[int], given: Any) -> tuple[Any, Tensor]:
+        """Compute the last of a sequence's tokens after the others, which have left ``given``."""
+        ids = torch.tensor([tokens], device=self._device)
+        prepared = self._model.prepare_inputs_for_generation(ids, next_sequence_length=1, **given)
+        return self._run(prepared, given)
+
+    def _run(self, prepared: dict[str, Any], given: dict[str, Any]) -> tuple[Any, Tensor]:
+        output = self._model(**prepared, return_dict=True)
+        given = self._model._update_model_kwargs_for_generation(
+            output, given, is_encoder_decoder=self._encodes
+        )
+        logits = output.logits[0, -1].clone()  # a row of a tensor would keep all of it
+        if self._never is not None:
+            logits[self._never] = -torch.inf
+        return given, logits
+
+    def _encoded(self, ids: Tensor) -> dict[str, Any]:
+        mask = torch.ones_like(ids)
+        encoder = self._model.get_encoder()
+        output = encoder(input_ids=ids, attention_mask=mask, return_dict=True)
+        return {"attention_mask": mask, "encoder_outputs": output}
+
+    def _cache(self) -> Any:
+        config = self._model.config.get_text_config(decoder=True)
+        own = DynamicCache(config=config)
+        return EncoderDecoderCache(own, DynamicCache(config=config)) if self._encodes else own
+
+
+@torch.inference_mode()
+def check_steps(loaded: LoadedModel) -> None:
+    """Compare an encoder-decoder's logits, token after token, with those of one pass.
+
+    Raises Refused where they differ.
+    """
+    steps, vocab = GenerateSteps(loaded), loaded.vocab_size
+    prompt, said = (torch.arange(count) * 31 % vocab for count in (12, 5))
+    inputs = {"input_ids": prompt[None].to(loaded.device)}
+    output = loaded.model(**inputs, decoder_input_ids=said[None].to(loaded.device), use_cache=False)
+    expected = output.logits[0].float()
+    if not bool(expected.isfinite().all()):
+        raise no_numbers(loaded.dtype)
+    given, found = steps.begin(said[:1].tolist(), inputs)
+    worst = 0.0
+    for place in range(len(said)):
+        if place:
+            given, found = steps.go_on(said[: place + 1].tolist(), given)
+        near = (found.float() - expected[place])[found.isfinite()]
+        worst = max(worst, near.square().mean().sqrt().item())
+    if not worst <= tolerance(loaded) * expected.std().item():
+        raise load_failed("The text engine does not compute this model as its library does.")
+
+
+def _stretched(name: str, value: Any, length: int) -> Any:
+    """Return an input of a prompt for a sequence that has gone on: when it is computed again."""
+    if name not in _OF_TOKENS or value.shape[-1] >= length:
+        return value
+    return torch.nn.functional.pad(value, (0, length - value.shape[-1]))
+
+
+def _never_said(loaded: LoadedModel) -> Tensor | None:
+    """Return the tokens that ``generate()`` never lets this encoder-decoder say; None: all may be.
+
+    Those are its padding, and what else its generation config names by single tokens.
+    """
+    if loaded.family != "seq2seq":
+        return None
+    settings = loaded.model.generation_config
+    alone = [each[0] for each in settings.bad_words_ids or () if len(each) == 1]
+    banned = {*alone, *(settings.suppress_tokens or ())}
+    return torch.tensor(sorted(banned), device=loaded.device) if banned else None

@@ -1,0 +1,161 @@
+"""Decodes the pictures of messages, and makes a model's inputs of them by its library's processor.
+
+The processor puts as many tokens in the place of each picture as the model reads of it. It works on
+the text that the chat template has written, where what clients say is marked (``control_tokens``):
+no client writes a picture's place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from PIL import Image, ImageOps
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from workers.engines import torch_env
+from workers.engines.base import Refused, reason
+from workers.engines.torch_env import load_failed
+from workers.protocol import ChatMessage
+from workers.protocol.bounds import MOST_PICTURE_PIXELS
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_TRIED = (56, 42)  #: pixels of the picture that tries a processor at load
+#: What processors give that is no input of ours: the tokens are the sequence's own.
+_OF_TOKENS = frozenset({"input_ids", "attention_mask"})
+
+
+class Read(NamedTuple):
+    """Holds a prompt with the places of its pictures filled, and what the model reads of them."""
+
+    ids: list[int]
+    inputs: Mapping[str, Any]
+
+
+class PictureReader:
+    """Makes inputs of pictures for one model. One thread at a time may read."""
+
+    def __init__(self, processor: Any, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._processor = processor
+        self._dtype = dtype
+        self._device = device
+
+    def check(self, tokenizer: Any) -> None:
+        """Try the processor on a picture. Raises Refused for one that does not work."""
+        token = _placeholder(self._processor)
+        if token is None:
+            raise load_failed("The model's processor of images names no token for a picture.")
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
+
+        with torch_env.library_errors("The model's processor of images does not work"):
+            self._read(f"a{token}b", [Image.new("RGB", _TRIED)], encode)
+
+    def read(
+        self, prompt: str, messages: Sequence[ChatMessage], encode: Callable[[str], list[int]]
+    ) -> Read:
+        """Return the ids and inputs of a rendered prompt. Raises Refused.
+
+        ``encode`` returns the ids of a text with marks.
+        """
+        images = [decoded(each.source) for one in messages for each in one.pictures]
+        try:
+            return self._read(prompt, images, encode)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(
+                "INVALID_REQUEST",
+                f"The model's processor of images refuses these messages: {reason(error)}",
+                param="messages",
+            ) from error
+
+    def _read(self, prompt: str, images: list[Any], encode: Callable[[str], list[int]]) -> Read:
+        own = self._processor.tokenizer
+        self._processor.tokenizer = _Encoder(own, encode)
+        try:
+            found = self._processor(
+                images=images,
+                text=[prompt],
+                return_tensors="pt",
+                add_special_tokens=False,
+                sanitize_control_tokens=True,
+            )
+        finally:
+            self._processor.tokenizer = own
+        ids: list[int] = found["input_ids"][0].tolist()
+        inputs = {name: each for name, each in found.items() if name not in _OF_TOKENS}
+        return Read(ids, {name: self._placed(each) for name, each in inputs.items()})
+
+    def _placed(self, value: Any) -> Any:
+        """Return an input on the model's device, a picture's numbers in the model's format."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(self._device, self._dtype if value.is_floating_point() else None)
+
+
+class _Encoder:
+    """Encodes by our own rules for a processor that takes it for its tokenizer."""
+
+    def __init__(self, tokenizer: Any, encode: Callable[[str], list[int]]) -> None:
+        self._tokenizer = tokenizer
+        self._encode = encode
+
+    def __call__(self, text: list[str], **_settings: Any) -> dict[str, Any]:
+        ids = [self._encode(each) for each in text]
+        return {"input_ids": ids, "attention_mask": [[1] * len(each) for each in ids]}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
+    """Return the library's processor of images, without what reads videos and sounds.
+
+    Its libraries are not needed for pictures. Raises Refused.
+    """
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    with torch_env.library_errors("The model's processor of images does not load"):
+        if name is None:
+            raise load_failed("Its library has no processor of images for this model.")
+        known = getattr(transformers, name)
+        images = transformers.AutoImageProcessor.from_pretrained(
+            folder, config=config, backend="pil", trust_remote_code=False, local_files_only=True
+        )
+        parts = {"image_processor": images, "tokenizer": tokenizer}
+        settings, _ = known.get_processor_dict(folder, local_files_only=True)
+        attributes = [parts.get(part) for part in known.get_attributes()]
+        lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _unchecked})
+        # The library looks at the names of the arguments of this very class.
+        return lenient.from_args_and_dict(attributes, settings)
+
+
+def _unchecked(_self: Any, _name: str, _argument: Any) -> None:
+    """Take what is not there for what is not needed."""
+
+
+def _placeholder(processor: Any) -> str | None:
+    """Return what templates write in the place of a picture."""
+    return getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
+
+
+def decoded(path: str) -> Any:
+    """Decode a file as the library does, its first frame. Raises Refused.
+
+    Its size is checked before it is decoded. What a decoder says is told to nobody.
+    """
+    try:
+        with Image.open(Path(path), formats=_FORMATS) as found:
+            if found.width * found.height > MOST_PICTURE_PIXELS:
+                raise _bad("is too large")
+            found.load()
+            return ImageOps.exif_transpose(found).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _bad("cannot be decoded as PNG, JPEG, WebP or GIF") from error
+
+
+def _bad(what: str) -> Refused:
+    return Refused("INVALID_REQUEST", f"A picture of the messages {what}.", param="messages")
