@@ -8,6 +8,7 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    CacheFormat,
     Quantization,
     ResponseFormatName,
     SpeculationKind,
@@ -55,6 +56,11 @@ class TextModel(Section):
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTS)] = Field(
         8, description="maximum tokens that speculation drafts for an answer in one step"
+    )
+    kv_cache_dtype: CacheFormat = Field(
+        "auto",
+        description="number format of the KV cache: auto is the model's own; fp8 (e4m3) keeps "
+        "twice the tokens of a 16-bit format in the same memory, rounded to 4 significant bits",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",

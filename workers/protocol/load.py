@@ -83,6 +83,9 @@ ResponseFormatName = Literal[
 Attention = Literal["sdpa", "triton"]
 
 
+#: What the paged cache holds: numbers in the model's format, or of 8 bits (float8 e4m3).
+CacheFormat = Literal["auto", "fp8"]
+
 #: How tokens are drafted, to be verified several in a step: not, or by what the text said before.
 SpeculationKind = Literal["off", "lookup"]
 
@@ -98,6 +101,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    kv_cache_dtype: CacheFormat = "auto"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
 

@@ -187,6 +187,7 @@ class ResourceFacts:
             quantization=own.quantization,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
             context_bytes=self._contexts.of(

@@ -301,6 +301,7 @@ class ReplicaLoader:
             text=protocol.TextOptions(
                 response_template=own.text.response_template,
                 attention=own.text.attention,
+                kv_cache_dtype=own.text.kv_cache_dtype,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
             ),

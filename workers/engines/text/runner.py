@@ -48,7 +48,13 @@ class Runner:
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
             self._decoder = FusedDecoder(loaded.model)
-        self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
+        self._cache = PagedCache(
+            shapes,
+            self.blocks,
+            cache_plan.block_size,
+            dtype=loaded.dtype,
+            eight_bits=cache_plan.eight_bits,
+        )
         self._builder = BatchBuilder(
             cache_plan.block_size,
             {shape.window for shape in shapes},
@@ -56,7 +62,12 @@ class Runner:
             device=loaded.device,
             in_place=in_place,
         )
-        same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
+        same, used = check.passes(
+            self.run,
+            blocks=self.blocks,
+            block_size=cache_plan.block_size,
+            eight_bits=cache_plan.eight_bits,
+        )
         self.scrub(used)
         if not same:
             self._refuse(library)
@@ -90,7 +101,7 @@ class Runner:
 
 def _block_count(shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype) -> int:
     """Count the blocks that fit into the budget, beside one for padding."""
-    each = block_bytes(shapes, plan.block_size, dtype)
+    each = block_bytes(shapes, plan.block_size, dtype, eight_bits=plan.eight_bits)
     affordable = plan.budget_bytes // each - 1
     useful = -(-plan.max_tokens // plan.block_size)
     if affordable < 1:

@@ -27,7 +27,7 @@ def open_runner(
     Raises Refused if neither computes it as its library does, or the attention cannot be had.
     """
     in_place = attention == "triton"
-    if in_place and (lack := unusable(loaded.device, loaded.dtype)):
+    if in_place and (lack := unusable(loaded.device, loaded.dtype, float8=plan.eight_bits)):
         raise load_failed(f"text.attention is triton, but {lack}.")
     why = _WITHOUT_PAGES.get(loaded.family, "")
     try:
@@ -37,6 +37,8 @@ def open_runner(
         why = error.reason
     if in_place:
         raise load_failed(f"text.attention is triton, which is not for this model: {why}.")
+    if plan.eight_bits:
+        raise load_failed(f"text.kv_cache_dtype is fp8, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
     runner = SequentialRunner(loaded, plan)
