@@ -144,11 +144,12 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
     manifest = find_model(request, model_id)
-    check_removable(manifest.name, services.store.listing.all())
+    may_see = caller_of(request).may_use
+    check_removable(manifest.name, services.store.listing.all(), may_see)
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
-    await asyncio.to_thread(services.store.remove, manifest.name)
+    await asyncio.to_thread(services.store.remove, manifest.name, may_see=may_see)
     services.cache.clear(manifest.name.__eq__)
     note_change(request, target=manifest.name, before=_facts(manifest))
     return Response(status_code=204)

@@ -45,9 +45,9 @@ class LoadedModel:
     max_positions: int
     model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
-    quantization: str | None = None  #: of its linear layers; None: they are in full precision
     family: Family = "causal"
     pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
+    quantization: str | None = None  #: of its linear layers; None: they are in full precision
 
 
 def load(spec: Load) -> LoadedModel:
@@ -80,9 +80,9 @@ def load(spec: Load) -> LoadedModel:
         max_positions=max_positions(config),
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
-        quantization=quantization,
         family=family,
         pictures=pictures,
+        quantization=quantization,
     )
 
 
