@@ -193,9 +193,9 @@ class Model(Section):
     )
     quantization: Quantization | None = Field(
         None,
-        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
-        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
-        "compute capability 8.9; null leaves the weights as they come",
+        description="quantise a text model's linear layers at load, to 8 bits (int8; fp8, for "
+        "cards of compute capability 8.9 or more; llm_int8, which needs the package bitsandbytes) "
+        "or to 4 (nf4, which needs it too); null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"

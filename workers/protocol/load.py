@@ -91,8 +91,8 @@ SpeculationKind = Literal["off", "lookup"]
 
 MOST_DRAFTS = 16  #: tokens of a row in a step
 
-#: Formats that a text model's linear layers are quantised to at load: int8 and fp8 by torchao,
-#: llm_int8 and nf4 by bitsandbytes. See ``workers.engines.quantization``.
+#: Formats that a text model's linear layers are quantised to at load; bitsandbytes makes llm_int8
+#: and nf4. See ``workers.engines.quantization``.
 Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]
 
 

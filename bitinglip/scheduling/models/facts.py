@@ -305,7 +305,8 @@ class ResourceFacts:
 
     def _spread(self, manifest: Manifest, own: Model) -> int:
         engine = engine_info(own.engine or manifest.engine)
-        return len(self.devices) if engine.multi_device else 1
+        alone = own.quantization in ("int8", "fp8")  # which are quantised as they reach a card
+        return len(self.devices) if engine.multi_device and not alone else 1
 
     def observe(
         self, manifest: Manifest, replica: Replica, *, loaded: bool = False
