@@ -8,6 +8,7 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    CacheFormat,
     Graphs,
     Overlap,
     Quantization,
@@ -70,6 +71,11 @@ class TextModel(Section):
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTS)] = Field(
         8, description="maximum tokens that speculation drafts for an answer in one step"
+    )
+    kv_cache_dtype: CacheFormat = Field(
+        "auto",
+        description="number format of the KV cache: auto is the model's own; fp8 (e4m3) keeps "
+        "twice the tokens of a 16-bit format in the same memory, rounded to 4 significant bits",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
@@ -202,9 +208,9 @@ class Model(Section):
     )
     quantization: Quantization | None = Field(
         None,
-        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
-        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
-        "compute capability 8.9; null leaves the weights as they come",
+        description="quantise a text model's linear layers at load, to 8 bits (int8; fp8, for "
+        "cards of compute capability 8.9 or more; llm_int8, which needs the package bitsandbytes) "
+        "or to 4 (nf4, which needs it too); null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"

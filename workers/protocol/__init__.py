@@ -37,6 +37,7 @@ from workers.protocol.jobs import (
 from workers.protocol.load import (
     MOST_DRAFTS,
     Attention,
+    CacheFormat,
     Confinement,
     ConfineMode,
     DeviceKind,
@@ -78,6 +79,7 @@ __all__ = [
     "AudioDelta",
     "AudioFormat",
     "Broken",
+    "CacheFormat",
     "Cancel",
     "Cancelled",
     "ChatMessage",

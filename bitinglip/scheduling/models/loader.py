@@ -303,6 +303,7 @@ class ReplicaLoader:
                 attention=own.text.attention,
                 overlap=own.text.overlap,
                 graphs=own.text.graphs,
+                kv_cache_dtype=own.text.kv_cache_dtype,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
             ),

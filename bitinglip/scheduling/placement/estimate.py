@@ -63,6 +63,7 @@ class LoadConfig:
     quantization: str | None = None  #: text: a key of FORMATS
     max_context: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"  #: text: "fp8" is one byte a number
     max_batch: int | None = None
     graphs: bool = False  #: text: steps are computed as CUDA graphs
     pixels: int = 0  #: image: of one image as it is usually asked for
@@ -139,7 +140,8 @@ def _graphs(load_config: LoadConfig, kind: str) -> int:
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
     """Return the bytes of one token in the KV cache, over all layers; 0 if they are not known."""
-    return (manifest.kv_bytes_per_token or 0) * _element(manifest, load_config) // 2
+    element = 1 if load_config.kv_cache_dtype == "fp8" else _element(manifest, load_config)
+    return (manifest.kv_bytes_per_token or 0) * element // 2
 
 
 def _of_embedding(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:

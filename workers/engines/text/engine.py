@@ -12,7 +12,7 @@ from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text import speculation
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.cache_plan import cache_plan
 from workers.engines.text.chat_templates import chat_templates
 from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -84,17 +84,13 @@ class TextEngine:
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
         progress(0.7)
-        rows = spec.max_batch or defaults.TEXT_ROWS
-        context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
-        device = loaded.device.type
-        budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
-        plan = CachePlan(budget, self._block_size, rows, context)
-        options = spec.text or TextOptions()
+        device, options = loaded.device.type, spec.text or TextOptions()
+        plan = cache_plan(spec, loaded.max_positions, self._block_size)
         self._runner, why = open_runner(loaded, plan, options.attention, options.graphs)
         self._speculation = speculation.of(options, why, device)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
-        context = min(context, self._runner.blocks * self._block_size)
+        context = min(plan.context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
         pictures = loaded.pictures

@@ -68,6 +68,7 @@ class Runner:
             cache_plan.block_size,
             dtype=loaded.dtype,
             spare=capture is not None,
+            eight_bits=cache_plan.eight_bits,
         )
         self._graphs: DecodeGraphs | None = None
         self._builder = BatchBuilder(
@@ -77,7 +78,12 @@ class Runner:
             device=loaded.device,
             in_place=in_place,
         )
-        same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
+        same, used = check.passes(
+            self.run,
+            blocks=self.blocks,
+            block_size=cache_plan.block_size,
+            eight_bits=cache_plan.eight_bits,
+        )
         self.scrub(used)
         if not same:
             self._refuse(library)
@@ -96,7 +102,8 @@ class Runner:
     def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
         """Compare steps as graphs with the library's; do without them where they differ."""
         size = self._cache.block_size
-        same, used = check.passes(self.run, blocks=self.blocks, block_size=size)
+        small = self._cache.eight_bits
+        same, used = check.passes(self.run, blocks=self.blocks, block_size=size, eight_bits=small)
         self.scrub(used)
         if not same:
             log.warning("steps are computed without graphs: as graphs they give other logits")
@@ -153,7 +160,7 @@ def _block_count(
     shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype, *, spare: bool
 ) -> int:
     """Count the blocks that fit into the budget, beside one for padding and a ``spare`` one."""
-    each = block_bytes(shapes, plan.block_size, dtype)
+    each = block_bytes(shapes, plan.block_size, dtype, eight_bits=plan.eight_bits)
     affordable = plan.budget_bytes // each - 1 - spare
     useful = -(-plan.max_tokens // plan.block_size)
     if affordable < 1:

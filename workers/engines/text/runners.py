@@ -32,7 +32,7 @@ def open_runner(
     had.
     """
     in_place = attention == "triton"
-    if in_place and (lack := unusable(loaded.device, loaded.dtype)):
+    if in_place and (lack := unusable(loaded.device, loaded.dtype, float8=plan.eight_bits)):
         raise load_failed(f"text.attention is triton, but {lack}.")
     capture = None if graphs == "off" else _capture(loaded, graphs)
     why = _WITHOUT_PAGES.get(loaded.family, "")
@@ -48,6 +48,8 @@ def open_runner(
         raise load_failed(f"text.graphs is {graphs}, which is not for this model: {why}.")
     if in_place:
         raise load_failed(f"text.attention is triton, which is not for this model: {why}.")
+    if plan.eight_bits:
+        raise load_failed(f"text.kv_cache_dtype is fp8, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
     sequential = SequentialRunner(loaded, plan)
