@@ -146,7 +146,6 @@ class SequentialRunner:
             )
         return blocks, rows
 
-
     def _probe(self, length: int, encoded: int = _PROBES[0]) -> int:
         """Return the bytes that the cache of a sequence takes, after a prompt of an encoder."""
         inputs = {"input_ids": torch.zeros(1, encoded, dtype=torch.long, device=self._device)}
