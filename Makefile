@@ -15,7 +15,7 @@ AGAIN := --reruns 1 -r aR
 # The fast tests compute all the time, and each process imports what all of them need: one a core.
 FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
-.PHONY: serve test test-fast coverage check format config clean
+.PHONY: serve test test-fast coverage check format config reference clean
 
 # Only what is given here goes before config.yaml and the environment: make serve PORT=9000
 given = $(filter command%,$(origin $(1)))
@@ -46,6 +46,9 @@ format: $(VENV)/.test
 
 config: $(VENV)/.test  ## write config.yaml from the settings
 	$(BIN)/python -m scripts.config_text > config.yaml.part && mv config.yaml.part config.yaml
+
+reference: $(VENV)/.test  ## write docs/reference/ from the code
+	$(BIN)/python -m scripts.reference
 
 clean:
 	rm -rf $(VENV)

@@ -38,9 +38,11 @@ _NICE = 5  #: of the processes that pull for a server
 _PULL = (
     "import os, sys; from pathlib import Path; from time import perf_counter\n"
     "os.nice(int(sys.argv[4]))\n"
-    "from model_store.hub.pull import HubOptions, pull; from model_store.store import ModelStore\n"
+    "from model_store.hub.pull import HubOptions, PullRequest, pull\n"
+    "from model_store.store import ModelStore\n"
     "begun = perf_counter()\n"
-    "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))\n"
+    "request = PullRequest(repo=sys.argv[2], hub=HubOptions(sys.argv[3]))\n"
+    "pull(ModelStore(Path(sys.argv[1])), request)\n"
     "print(perf_counter() - begun)"
 )
 _CONFIG = (

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi import FastAPI
 
@@ -35,18 +35,25 @@ from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
+from bitinglip.scheduling.placement.fit_note import fit_note
 from bitinglip.settings import Settings
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.span_counts import SpanCounts
 from bitinglip.tls import Certificate
+from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
 from workers.launcher import Launcher
+
+if TYPE_CHECKING:
+    from bitinglip.tracing.tracer import Tracer
 
 
 def build(
@@ -68,6 +75,7 @@ def build(
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
     ``hub_token`` is what the environment held for the hub.
     """
+    check_tracing(settings)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -111,13 +119,18 @@ async def _open(
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
     health, metrics = Health(), Metrics()
-    db = await Database.open(home.database, health)
+    db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
+    tracer = open_tracer(settings, SpanCounts(metrics.registry))
+    if tracer is not None:
+        stack.push_async_callback(asyncio.to_thread, tracer.stop)
     scheduling = _schedule(settings, machine, metrics, launcher, guard, counts.meter, stack)
+    if tracer is not None:
+        scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
@@ -155,14 +168,21 @@ async def _open(
         settings,
         access.audit,
         DownloadMetrics(metrics.registry),
-        lambda name: cache.clear(name.__eq__),
+        partial(_arrived, cache, scheduling.operations),
+        lambda expected: fit_note(scheduling.operations.fit(expected)),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics)
+    base = _Base(settings, home, db, health, metrics, tracer)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
+    """Have a model used as it is now: its old answers are forgotten, and it may be preloaded."""
+    cache.clear(name.__eq__)
+    operations.arrived(name)
 
 
 class _Base(NamedTuple):
@@ -173,6 +193,7 @@ class _Base(NamedTuple):
     db: Database
     health: Health
     metrics: Metrics
+    tracer: "Tracer | None"
 
 
 class _Requested(NamedTuple):
@@ -223,6 +244,7 @@ def _services(
         resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
         recheck=Recheck(manager, probe_cards),
         health=base.health,
+        tracer=base.tracer,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,

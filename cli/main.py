@@ -14,6 +14,7 @@ from cli.commands import (
     bench,
     chat,
     config,
+    db,
     doctor,
     generate,
     keys,
@@ -71,4 +72,5 @@ app.add_typer(config.app, name="config")
 app.command("usage")(usage.usage)
 app.command("bench")(bench.bench)
 app.command("backup")(backup.backup)
+app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitinglip.db.database import Database
     from bitinglip.home import Home
     from bitinglip.settings import KeyRotation
+    from cli.context import CliContext
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
@@ -88,37 +89,37 @@ def _model(opened: "ModelStore", found: "Manifest") -> dict[str, Any]:
 # ---- keys: one process at a time may have the database -------------------------------------------
 
 
-def keys(home: "Home", rotation: "KeyRotation | None" = None) -> list[dict[str, Any]]:
+def keys(place: "CliContext", rotation: "KeyRotation | None" = None) -> list[dict[str, Any]]:
     """List all keys; ``rotation``: the setting that tells when each is to be rotated."""
     from bitinglip.wire.admin.keys import key_info
 
-    if not home.database.exists():
+    if not _has_database(place):
         return []
 
     async def listed(ring: "KeyRing") -> list[dict[str, Any]]:
         return [key_info(record) for record in ring.list()]
 
-    return _with_keys(home, listed, rotation)
+    return _with_keys(place, listed, rotation)
 
 
-def key(home: "Home", key_id: str, rotation: "KeyRotation | None" = None) -> dict[str, Any]:
+def key(place: "CliContext", key_id: str, rotation: "KeyRotation | None" = None) -> dict[str, Any]:
     from bitinglip.errors import KeyNotFound
 
-    found = [record for record in keys(home, rotation) if record["id"] == key_id]
+    found = [record for record in keys(place, rotation) if record["id"] == key_id]
     if not found:
         raise KeyNotFound
     return found[0]
 
 
-def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
+def create_key(place: "CliContext", body: dict[str, Any]) -> dict[str, Any]:
     """Create a key as the API does from this body; its secret is under ``key``."""
     from bitinglip.access.expiry import parse_expiry
     from bitinglip.wire.admin.keys import key_info
 
     async def created(ring: "KeyRing") -> dict[str, Any]:
         # A first start makes the admin key only where there is no key at all.
-        if await ring.ensure_admin_key(home):
-            print_note(f"Made the admin key, too: {home.admin_key}")
+        if await ring.ensure_admin_key(place.home):
+            print_note(f"Made the admin key, too: {place.home.admin_key}")
         record, secret = await ring.create(
             name=body["name"],
             tier=body.get("tier") or "free",
@@ -132,10 +133,10 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
         )
         return {**key_info(record), "key": secret}
 
-    return _with_keys(home, created)
+    return _with_keys(place, created)
 
 
-def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any]:
+def change_key(place: "CliContext", key_id: str, body: dict[str, Any]) -> dict[str, Any]:
     """Change a key as the API does with this body."""
     import json
 
@@ -146,44 +147,44 @@ def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any
         return key_info(await ring.change(key_id, by=_actor(), **asked.changes()))
 
     asked = parse(ChangeKeyRequest, json.dumps(body).encode())
-    key(home, key_id)
-    return _with_keys(home, changed)
+    key(place, key_id)
+    return _with_keys(place, changed)
 
 
-def rotate_key(home: "Home", key_id: str, grace: str) -> dict[str, Any]:
+def rotate_key(place: "CliContext", key_id: str, grace: str) -> dict[str, Any]:
     """Give a key a new secret, as the API does; it is under ``key``."""
     from bitinglip.access.expiry import parse_grace
     from bitinglip.wire.admin.keys import key_info
 
     async def rotated(ring: "KeyRing") -> dict[str, Any]:
-        record, secret = await ring.rotate(key_id, parse_grace(grace), home, by=_actor())
+        record, secret = await ring.rotate(key_id, parse_grace(grace), place.home, by=_actor())
         return {**key_info(record), "key": secret}
 
-    key(home, key_id)
-    return _with_keys(home, rotated)
+    key(place, key_id)
+    return _with_keys(place, rotated)
 
 
-def revoke_key(home: "Home", key_id: str) -> None:
-    key(home, key_id)
+def revoke_key(place: "CliContext", key_id: str) -> None:
+    key(place, key_id)
 
     async def revoked(ring: "KeyRing") -> None:
         await ring.revoke(key_id, by=_actor())
 
-    _with_keys(home, revoked)
+    _with_keys(place, revoked)
 
 
-def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
+def usage(place: "CliContext", query: dict[str, str]) -> list[dict[str, Any]]:
     """Return the sums of usage that a query of the API asks for."""
     from bitinglip.access.usage.meter import Meter
     from bitinglip.access.usage.rows import UsageRows
     from bitinglip.wire.admin.usage import wanted_usage
 
     wanted = wanted_usage(query, query.get("key_id"))
-    if not home.database.exists():
+    if not _has_database(place):
         return []
 
     async def summed(db: "Database", audit: "AuditLog") -> list[dict[str, Any]]:
-        ring = await _key_ring(home, db, audit)
+        ring = await _key_ring(place, db, audit)
         stored = UsageRows(db, Meter())
         rows: list[dict[str, Any]] = []
         while True:
@@ -197,34 +198,34 @@ def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
             for row in rows
         ]
 
-    return _with_database(home, summed)
+    return _with_database(place, summed)
 
 
 def _with_keys(
-    home: "Home",
+    place: "CliContext",
     work: "Callable[[KeyRing], Awaitable[T]]",
     rotation: "KeyRotation | None" = None,
 ) -> T:
     async def run(db: "Database", audit: "AuditLog") -> T:
-        return await work(await _key_ring(home, db, audit, rotation))
+        return await work(await _key_ring(place, db, audit, rotation))
 
-    return _with_database(home, run)
+    return _with_database(place, run)
 
 
 async def _key_ring(
-    home: "Home", db: "Database", audit: "AuditLog", rotation: "KeyRotation | None" = None
+    place: "CliContext", db: "Database", audit: "AuditLog", rotation: "KeyRotation | None" = None
 ) -> "KeyRing":
     from bitinglip.access.key_age import KeyAge
     from bitinglip.access.keys import PEPPER, KeyRing
 
-    return await KeyRing.open(db, home.secret(PEPPER), audit, age=KeyAge(rotation))
+    return await KeyRing.open(db, place.home.secret(PEPPER), audit, age=KeyAge(rotation))
 
 
 # ---- the audit log -------------------------------------------------------------------------------
 
 
 def audit_entries(
-    home: "Home", wanted: dict[str, str], limit: int
+    place: "CliContext", wanted: dict[str, str], limit: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the newest entries that the API's filters select, and how many there are."""
     from bitinglip.audit.query import parse_filter
@@ -235,10 +236,10 @@ def audit_entries(
         await audit.flush()  # what commands have left
         return await audit.list(selected, limit=limit)
 
-    return _with_database(home, listed) if _has_entries(home) else ([], 0)
+    return _with_database(place, listed) if _has_entries(place) else ([], 0)
 
 
-def verify_audit(home: "Home") -> dict[str, Any]:
+def verify_audit(place: "CliContext") -> dict[str, Any]:
     """Check the audit log; the same object as the API's."""
 
     async def checked(_db: "Database", audit: "AuditLog") -> dict[str, Any]:
@@ -246,9 +247,9 @@ def verify_audit(home: "Home") -> dict[str, Any]:
         verdict = await audit.verify()
         return {"valid": verdict.valid, "rows": verdict.rows, "first_bad": verdict.first_bad}
 
-    if not _has_entries(home):
+    if not _has_entries(place):
         return {"valid": True, "rows": 0, "first_bad": None}
-    return _with_database(home, checked)
+    return _with_database(place, checked)
 
 
 def enter(
@@ -273,8 +274,12 @@ def model_facts(found: "Manifest") -> dict[str, Any]:
     return {name: getattr(found, name) for name in ("kind", "source", "revision", "total_bytes")}
 
 
-def _has_entries(home: "Home") -> bool:
-    return home.database.exists() or home.audit.is_dir()
+def _has_database(place: "CliContext") -> bool:
+    return place.home.database.exists() or place.settings().database.url is not None
+
+
+def _has_entries(place: "CliContext") -> bool:
+    return _has_database(place) or place.home.audit.is_dir()
 
 
 def _actor() -> "Actor":
@@ -283,7 +288,7 @@ def _actor() -> "Actor":
     return cli_actor()
 
 
-def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable[T]]") -> T:
+def _with_database(place: "CliContext", work: "Callable[[Database, AuditLog], Awaitable[T]]") -> T:
     import asyncio
 
     from bitinglip.home import HomeLock
@@ -293,8 +298,8 @@ def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable
         from bitinglip.audit.log import AuditLog
         from bitinglip.db.database import Database
 
-        db = await Database.open(home.database)
-        audit = AuditLog(db, home.secret(SEALING), folder=home.audit)
+        db = await Database.open(place.home.database, settings=settings)
+        audit = AuditLog(db, place.home.secret(SEALING), folder=place.home.audit)
         try:
             done = await work(db, audit)
             await audit.flush()
@@ -302,6 +307,7 @@ def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable
         finally:
             await db.close()
 
-    home.create()
-    with HomeLock(home):
+    settings = place.settings().database
+    place.home.create()
+    with HomeLock(place.home):
         return asyncio.run(run())

@@ -14,6 +14,7 @@ import msgspec
 
 from model_store.errors import BadFiles
 
+LENGTH_BYTES = 8  #: of the number before a header
 _LENGTH = struct.Struct("<Q")
 MOST_HEADER_BYTES = 100_000_000
 _BITS = {
@@ -52,6 +53,22 @@ def read_header(path: Path) -> dict[str, Tensor]:
     tensors = _decode(path, raw)
     _check(path, tensors, data_bytes)
     return tensors
+
+
+def header_end(start: bytes) -> int | None:
+    """Return where a file's header ends, told by its first bytes; None if it can be no header."""
+    if len(start) < LENGTH_BYTES:
+        return None
+    length = int(_LENGTH.unpack_from(start)[0])
+    return LENGTH_BYTES + length if length <= MOST_HEADER_BYTES else None
+
+
+def decode_header(start: bytes, path: str) -> dict[str, Tensor]:
+    """Return the tensors of a header that came without what follows it.
+
+    ``start`` are the bytes up to ``header_end``. Raises BadFiles.
+    """
+    return _decode(Path(path), start[LENGTH_BYTES:])
 
 
 def read_metadata(path: Path) -> dict[str, str]:

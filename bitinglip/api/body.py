@@ -16,7 +16,8 @@ from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import UnsupportedMediaType
 from bitinglip.wire.openai_body import OpenAIRequest, unknown_field
-from bitinglip.wire.parse import is_large, parse
+from bitinglip.wire.parse import check_shape, is_large, parse
+from bitinglip.wire.plain import read_plain
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
 _LARGE_BODIES = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
@@ -121,6 +122,9 @@ async def parsed(model: type[M], raw: bytes | bytearray) -> tuple[M, Sequence[st
 
 
 def _parsed(model: type[M], raw: bytes | bytearray) -> tuple[M, Sequence[str]]:
+    check_shape(raw)
+    if (plain := read_plain(model, raw)) is not None:
+        return plain, ()
     body = parse(model, raw)
     return body, body.ignored() if isinstance(body, OpenAIRequest) else ()
 

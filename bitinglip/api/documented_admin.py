@@ -114,6 +114,18 @@ _CLUSTER = object_of(
     reservations=list_of(object_of(worker=TEXT, model=TEXT, device=TEXT, bytes=WHOLE)),
     models=list_of(_MODEL_STATE),
 )
+_LAST_REQUEST = object_of(
+    request_id=TEXT,
+    at=MOMENT,
+    method=TEXT,
+    route=TEXT,
+    status=WHOLE,
+    **_nulls("key_id", "key_name", "model", "task_id", "kind", "worker", of=TEXT),
+    **_nulls("prompt_tokens", "completion_tokens", of=WHOLE),
+    seconds=object_of(
+        **_nulls("queue", "load", "first_token", "work", of=NUMBER), total=NUMBER, overhead=NUMBER
+    ),
+)
 _FIT = object_of(
     model_id=TEXT,
     fits=FLAG,
@@ -191,8 +203,10 @@ ADMIN_ANSWERS: dict[str, Content] = {
     "POST /api/v1/auth/token": json_of(_TOKEN),
     "POST /api/v1/auth/ws-ticket": json_of(object_of(ticket=TEXT, expires_in=WHOLE)),
     "GET /api/v1/cluster/events": EVENTS,
+    "GET /api/v1/cluster/requests": page_of(_LAST_REQUEST),
     "GET /api/v1/cluster/status": json_of(_CLUSTER),
     "POST /api/v1/keys": json_of(_NEW_KEY),
+    "GET /api/v1/debug/profile": json_of(ANY_OBJECT),
     "GET /api/v1/keys": page_of(_KEY),
     "GET /api/v1/keys/{key_id}": json_of(_KEY),
     "PATCH /api/v1/keys/{key_id}": json_of(_KEY),

@@ -10,8 +10,12 @@ from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
     from bitinglip.api.services import Services
+    from bitinglip.scheduling.job import Job
+    from bitinglip.tracing.tracer import RequestSpan
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
+#: an extension of ASGI: the message that begins a response may hold its body under this name
+WHOLE_BODY = "bitinglip.whole_body"
 _KEY = "bitinglip.context"
 
 
@@ -37,10 +41,12 @@ class RequestContext:
     #: makes those of the key's rate in tokens, when the response begins
     token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
+    job: "Job | None" = None  #: what it makes a worker do
     spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
+    span: "RequestSpan | None" = None  #: of a request that is traced
 
     def attach(self, scope: MutableMapping[str, Any]) -> None:
         scope[_KEY] = self

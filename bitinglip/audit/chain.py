@@ -7,15 +7,15 @@ too, says where the log begins and ends, so that a cut at either end is found.
 
 import hmac
 import json
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitinglip.audit.entry import Action
+from bitinglip.db.backend import Select
+from bitinglip.db.sqlite import snapshot
 
 #: what the home's secret is derived for, to make the key of the seals
 SEALING = "audit log"
@@ -83,25 +83,26 @@ def seal_head(key: bytes, head: Head) -> bytes:
     return hmac.digest(key, numbers + head.anchor + head.seal, "sha256")
 
 
-def verify_file(path: Path, key: bytes, known: Known | None = None) -> Verdict:
-    """Check the log in a database file, as it is at this moment; it takes 10 us a row.
+def verify(select: Select, key: bytes, known: Known | None = None) -> Verdict:
+    """Check the log in one state of a database; it takes 10 us a row.
 
-    ``known`` must have been read before. Raises sqlite3.Error for a file that cannot be read.
+    ``known`` must have been read before.
     """
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-        # What was damaged is wrong all the same, and no reason to stop.
-        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-        connection.execute("BEGIN")  # one state of the file for all that is read
-        found = connection.execute(_HEAD).fetchone()
-        (rows,) = connection.execute("SELECT count(*) FROM audit_log").fetchone()
-        bad, reason = _first_bad(connection.execute(_ROWS), found, key, known)
+    head = list(select(_HEAD))
+    ((rows,),) = select("SELECT count(*) FROM audit_log")
+    bad, reason = _first_bad(select(_ROWS), head[0] if head else None, key, known)
     return Verdict(bad is None, rows, bad, reason)
 
 
+def verify_file(path: Path, key: bytes) -> Verdict:
+    """Check the log in a file of SQLite. Raises sqlite3.Error for one that cannot be read."""
+    with snapshot(path) as select:
+        return verify(select, key)
+
+
 def _first_bad(
-    rows: Iterable[tuple[Any, ...]],
-    found: tuple[Any, ...] | None,
+    rows: Iterable[Sequence[Any]],
+    found: Sequence[Any] | None,
     key: bytes,
     known: Known | None,
 ) -> tuple[int | None, str]:

@@ -7,7 +7,6 @@ those that the database could not take, wait in memory (``remember``) for the ne
 
 import asyncio
 import json
-import sqlite3
 from asyncio import to_thread
 from collections import deque
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from bitinglip.audit.chain import (
     read_head,
     seal_head,
     seal_row,
-    verify_file,
+    verify,
 )
 from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.inbox import take
@@ -40,10 +39,10 @@ from bitinglip.audit.often import Often
 from bitinglip.audit.query import Filter
 from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert as upsert
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import AuditHead, AuditRow
-from bitinglip.db.upsert import insert as upsert
-from bitinglip.errors import BitingLipError, DatabaseUnavailable
+from bitinglip.errors import BitingLipError
 
 log = structlog.get_logger(__name__)
 
@@ -206,10 +205,10 @@ class AuditLog:
     async def verify(self) -> Verdict:
         """Check every row and both ends, beside the event loop. Raises DatabaseUnavailable."""
         async with self._checking:
-            try:
-                return await to_thread(_verify, self._db.path, self._key, self._folder)
-            except sqlite3.Error as error:
-                raise DatabaseUnavailable("The audit log cannot be read.") from error
+            known = None
+            if self._folder is not None:
+                known = await to_thread(head_file.read, self._folder, self._key)
+            return await self._db.in_snapshot(lambda select: verify(select, self._key, known))
 
     async def prune(self) -> None:
         """Delete the rows that are too old or too many, a part at a time, and enter that.
@@ -285,13 +284,8 @@ class AuditLog:
             "seal": head.seal,
             "head_seal": seal_head(self._key, head),
         }
-        statement = upsert(AuditHead).values(id=1, **values)
+        statement = upsert(session, AuditHead).values(id=1, **values)
         await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
-
-
-def _verify(database: Path, key: bytes, folder: Path | None) -> Verdict:
-    known = None if folder is None else head_file.read(folder, key)
-    return verify_file(database, key, known)
 
 
 def _remove(paths: Sequence[Path]) -> None:

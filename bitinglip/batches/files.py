@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import ClientFile
-from bitinglip.db.upsert import insert
 from bitinglip.errors import DiskFull, FileGone, InvalidRequest, PayloadTooLarge
 from bitinglip.results.uploads import ReceivedFile
 
@@ -93,8 +93,8 @@ class ClientFiles:
             "bytes": size,
             "created_at": datetime.now(UTC),
         }
-        added = insert(ClientFile).values(values)
         async with self._db.write() as session:
+            added = insert(session, ClientFile).values(values)
             again = added.on_conflict_do_update(index_elements=["id"], set_={"bytes": size})
             await session.execute(again)
 

@@ -7,10 +7,10 @@ from sqlmodel import col, delete, select
 
 from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
-from bitinglip.db.upsert import insert
 from bitinglip.wire.batches import Batch
 
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
@@ -55,7 +55,7 @@ class BatchRows:
         }
         changed = {name: row[name] for name in ("batch", "bytes", "ended_at")}
         async with self._db.write() as session:
-            added = insert(StoredBatch).values(row)
+            added = insert(session, StoredBatch).values(row)
             again = added.on_conflict_do_update(index_elements=["id"], set_=changed)
             await session.execute(again)
 

@@ -7,10 +7,11 @@ one in its place: that would drop every key.
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import URL, create_engine, exc
+from sqlalchemy import URL, Connection, create_engine, exc
 from sqlalchemy.pool import NullPool
 
 from bitinglip.db.migrations import HEAD, VERSIONS
@@ -30,15 +31,20 @@ class DatabaseError(Exception):
         super().__init__(" ".join(message.split()))  # SQLite may quote whole statements
 
 
-def prepare(path: Path) -> None:
-    """Leaves a sound database of today's schema at ``path``, or raises DatabaseError."""
+def prepare(path: Path) -> str | None:
+    """Leave a sound database of today's schema at ``path``, or raise DatabaseError.
+
+    Returns the schema version that it had; None if there was no database.
+    """
     path = path.absolute()
     try:
-        if _exists(path):
-            path.chmod(0o600)
-            _migrate(path, _schema_version(path))
-        else:
-            _create(path)
+        if not _exists(path):
+            create(path)
+            return None
+        path.chmod(0o600)
+        version = _schema_version(path)
+        _migrate(path, version)
+        return version
     except OSError as error:
         raise DatabaseError(f"{path}: {error.strerror}") from error
     except (sqlite3.OperationalError, exc.OperationalError) as error:
@@ -60,15 +66,14 @@ def _exists(path: Path) -> bool:
     return bool(there)
 
 
-def _create(path: Path) -> None:
-    """Makes the database beside its place and moves it there whole.
+def create(path: Path, fill: Callable[[Connection], None] | None = None) -> None:
+    """Make a database beside its place, with the rows that ``fill`` adds, and move it there whole.
 
     So an empty file is never an interrupted first start, and always damage.
     """
     draft = _empty_file(path.with_name(path.name + ".new"))
-    with create_engine(
-        URL.create("sqlite", database=str(draft)), poolclass=NullPool
-    ).begin() as connection:
+    url = URL.create("sqlite", database=str(draft))
+    with create_engine(url, poolclass=NullPool).begin() as connection:
         connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
         Table.metadata.create_all(connection)
         connection.exec_driver_sql(
@@ -76,7 +81,13 @@ def _create(path: Path) -> None:
             " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
         )
         connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+        if fill is not None:
+            fill(connection)
+    if fill is not None:
+        _sync(draft)
     os.replace(draft, path)
+    if fill is not None:
+        _sync(path.parent)
 
 
 def _schema_version(path: Path) -> str:

@@ -4,10 +4,10 @@ import msgspec
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredDownload
-from bitinglip.db.upsert import insert
 from bitinglip.downloads.download import Download
 
 _ROW_BYTES = 500  #: of the other columns and the indices, roughly
@@ -38,7 +38,7 @@ class DownloadRows:
         }
         changed = {name: value for name, value in row.items() if name != "id"}
         async with self._db.write() as session:
-            added = insert(StoredDownload).values(row)
+            added = insert(session, StoredDownload).values(row)
             await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=changed))
 
     async def find(self, download_id: str) -> Download | None:
@@ -80,6 +80,13 @@ class DownloadRows:
             rows = await session.scalars(query.limit(limit).offset(offset))
             found = [_decoder.decode(row.download) for row in rows]
             return found, int((await session.execute(count)).scalar_one())
+
+    async def remove(self, download_id: str) -> None:
+        """Remove a download that has ended."""
+        async with self._db.write() as session:
+            await session.execute(
+                delete(StoredDownload).where(col(StoredDownload.id) == download_id)
+            )
 
     async def clean(self) -> None:
         """Remove ended downloads that are too old, or hold too much."""

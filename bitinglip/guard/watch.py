@@ -1,20 +1,21 @@
 """Counts what the guard finds, by class and never by text, and says when the guard itself fails."""
 
-from collections import Counter as Tally
+from collections import Counter
 from typing import Literal
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from bitinglip.errors import BitingLipError, ContentFiltered, GuardFailed, PersonalDataDetected
 from bitinglip.settings.guard import Guard, ListMode, Mode
 from bitinglip.telemetry.health import Health
+from bitinglip.telemetry.tally import Tally
 
 log = structlog.get_logger(__name__)
 
 WORDS, IMAGES = "words", "images"  #: classes beside those of personal data
 Direction = Literal["input", "output"]
-Found = Tally[str]  #: matches by class
+Found = Counter[str]  #: matches by class
 
 
 class Watch:
@@ -24,29 +25,29 @@ class Watch:
         self._closes = settings.on_error == "close"
         self._health = health
         self._failing: set[Direction] = set()
-        self._detections = Counter(
+        self._detections = Tally(
             "bitinglip_guard_detections_total",
             "What the guard found, by class",
             ["class", "direction", "action"],
-            registry=registry,
+            registry,
         )
-        self._failures = Counter(
+        self._failures = Tally(
             "bitinglip_guard_failures_total",
             "Texts that the guard failed on",
             ["direction", "action"],
-            registry=registry,
+            registry,
         )
 
     def found(self, found: Found, direction: Direction, action: Mode | ListMode) -> None:
         for name, count in found.items():
-            self._detections.labels(name, direction, action).inc(count)
+            self._detections.add((name, direction, action), count)
 
     def failed(self, error: Exception, direction: Direction) -> GuardFailed | None:
         """Note that the guard failed; return the error to raise if the text may not pass.
 
         The message of the error is logged nowhere, since it may hold a part of the text.
         """
-        self._failures.labels(direction, "refused" if self._closes else "passed").inc()
+        self._failures.add((direction, "refused" if self._closes else "passed"))
         self._failing.add(direction)
         then = "they are refused" if self._closes else "they pass unchecked"
         self._health.degrade(

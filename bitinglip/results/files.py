@@ -19,10 +19,10 @@ import msgspec
 from sqlmodel import col, delete, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
-from bitinglip.db.upsert import insert
 from bitinglip.errors import FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
@@ -105,7 +105,8 @@ class Files:
         ]
         if rows:
             async with self._db.write() as session:
-                await session.execute(insert(StoredFile).values(rows).on_conflict_do_nothing())
+                added = insert(session, StoredFile).values(rows)
+                await session.execute(added.on_conflict_do_nothing())
 
     @contextmanager
     def holding(self, files: Mapping[str, bytes]) -> Iterator[None]:

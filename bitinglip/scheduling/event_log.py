@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
+import msgspec
+
 from bitinglip import errors
 from bitinglip.guard.outputs import OutputGuard
 from bitinglip.scheduling.job import Job
@@ -58,6 +60,7 @@ class EventLog:
         self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
         self._submitted_at = datetime.now(UTC)
+        self.load_began: float | None = None
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
@@ -78,8 +81,14 @@ class EventLog:
 
     @property
     def work(self) -> protocol.Job:
-        """Return what is sent to a worker."""
+        """Return what a worker is to do, as the guard has left it."""
         return self.job.work if self.guard is None else self.guard.work
+
+    @property
+    def message(self) -> protocol.Job:
+        """Return what is sent to a worker, with the name of the trace that it is a part of."""
+        trace = self.job.trace
+        return self.work if trace is None else msgspec.structs.replace(self.work, trace=trace)
 
     @property
     def altered(self) -> bool:
@@ -117,6 +126,8 @@ class EventLog:
             self._started = True
         elif not isinstance(event, (Queued, Loading, protocol.Progress)):
             assert_never(event)
+        if isinstance(event, Loading) and self.load_began is None:
+            self.load_began = now
         if isinstance(event, _PLACES) and self._overtakes(event):
             self._events[-1] = event
         else:

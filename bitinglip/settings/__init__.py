@@ -12,6 +12,7 @@ from bitinglip.settings.audit import Audit
 from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
+from bitinglip.settings.database import Database
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -46,6 +47,7 @@ from bitinglip.settings.sections import (
     Workers,
 )
 from bitinglip.settings.store import Store
+from bitinglip.settings.telemetry import Telemetry
 
 __all__ = [
     "Audit",
@@ -53,6 +55,7 @@ __all__ = [
     "Batches",
     "Cache",
     "Dashboard",
+    "Database",
     "Devices",
     "FakeDevice",
     "Guard",
@@ -69,6 +72,7 @@ __all__ = [
     "SpeechLimits",
     "SpeechModel",
     "Store",
+    "Telemetry",
     "Tier",
     "Tiers",
     "TranscriptionLimits",
@@ -99,7 +103,9 @@ class Settings(Section):
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     store: Store = Store()
+    database: Database = Database()
     logging: Logging = Logging()
+    telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",
         description="create demo models: auto (if the store is empty), always or never",

@@ -5,7 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
-from workers.protocol import Attention, ResponseFormatName
+from workers.protocol import (
+    MOST_DRAFTS,
+    Attention,
+    Quantization,
+    ResponseFormatName,
+    SpeculationKind,
+)
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -40,6 +46,15 @@ class TextModel(Section):
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
         "has not been measured on a card yet",
+    )
+    speculation: SpeculationKind = Field(
+        "off",
+        description="verify several tokens of an answer in one step: lookup drafts them from what "
+        "the prompt and the answer said before, which is quicker where answers quote, edit or "
+        "repeat; answers with penalties or a grammar are made as usual; off",
+    )
+    draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTS)] = Field(
+        8, description="maximum tokens that speculation drafts for an answer in one step"
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
@@ -169,6 +184,12 @@ class Model(Section):
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         None,
         description="number format of the weights; null follows the files and the device",
+    )
+    quantization: Quantization | None = Field(
+        None,
+        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
+        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
+        "compute capability 8.9; null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"

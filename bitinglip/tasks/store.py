@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import JSON, ColumnElement
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import QueryableAttribute, defer
 from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import without
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
@@ -159,16 +160,15 @@ class TaskStore:
     ) -> list[Task]:
         """Return one page of them, the newest first, without results: each may hold megabytes."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
-        rest = func.json_remove(col(StoredTask.result), "$.result", type_=JSON)
-        query = (
-            select(StoredTask, rest)
-            .options(
-                *(defer(cast("QueryableAttribute[Any]", each), raiseload=True) for each in _LARGE)
-            )
-            .where(*self._where(wanted, excluding))
-            .order_by(*newest)
-        )
+        large = (defer(cast("QueryableAttribute[Any]", each), raiseload=True) for each in _LARGE)
         async with self._db.read() as session:
+            rest = without(session, col(StoredTask.result), "result")
+            query = (
+                select(StoredTask, rest)
+                .options(*large)
+                .where(*self._where(wanted, excluding))
+                .order_by(*newest)
+            )
             rows = await session.execute(query.limit(limit).offset(offset))
             return [_task_of(row, answer) for row, answer in rows]
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from bitinglip.telemetry.tally import Tally
 
 Held = Callable[[], tuple[int, int, int]]  #: bytes, answers, and those evicted so far
 
@@ -14,17 +16,18 @@ class CacheMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._hits = Counter(
-            "bitinglip_cache_hits_total", "Requests answered from the cache", registry=registry
+        self._hits = Tally(
+            "bitinglip_cache_hits_total", "Requests answered from the cache", [], registry
         )
-        self._misses = Counter(
+        self._misses = Tally(
             "bitinglip_cache_misses_total",
             "Requests that could have been answered from the cache, and ran a job",
-            registry=registry,
+            [],
+            registry,
         )
 
     def asked(self, *, hit: bool) -> None:
-        (self._hits if hit else self._misses).inc()
+        (self._hits if hit else self._misses).add()
 
     def watch(self, held: Held) -> None:
         """Read what the cache holds at each scrape."""

@@ -17,6 +17,7 @@ class DeviceSample:
     reserved: int  #: by our own books
     utilisation: float | None
     power_w: float | None = None
+    temperature_c: float | None = None
     slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
 
 
@@ -32,6 +33,9 @@ def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily
     power = GaugeMetricFamily(
         "bitinglip_device_power_watts", "Power that a device draws", labels=["device"]
     )
+    heat = GaugeMetricFamily(
+        "bitinglip_device_temperature_celsius", "Temperature of a device", labels=["device"]
+    )
     slowed = GaugeMetricFamily(
         "bitinglip_device_slowed", "1 while this keeps a device slow", labels=["device", "by"]
     )
@@ -44,6 +48,8 @@ def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily
             busy.add_metric([sample.device], sample.utilisation)
         if sample.power_w is not None:
             power.add_metric([sample.device], sample.power_w)
+        if sample.temperature_c is not None:
+            heat.add_metric([sample.device], sample.temperature_c)
         for reason in sample.slowed_by:
             slowed.add_metric([sample.device, reason], 1)
-    yield from (memory, busy, power, slowed)
+    yield from (memory, busy, power, heat, slowed)

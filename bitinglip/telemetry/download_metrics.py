@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from bitinglip.telemetry.tally import Tally
 
 States = Callable[[], Mapping[str, int]]  #: how many downloads wait and run
 
@@ -14,21 +16,21 @@ class DownloadMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._ended = Counter(
+        self._ended = Tally(
             "bitinglip_downloads_ended_total",
             "Downloads of models by how they ended",
             ["state"],
-            registry=registry,
+            registry,
         )
-        self._bytes = Counter(
-            "bitinglip_download_bytes_total", "Bytes of models downloaded", registry=registry
+        self._bytes = Tally(
+            "bitinglip_download_bytes_total", "Bytes of models downloaded", [], registry
         )
 
     def received(self, count: int) -> None:
-        self._bytes.inc(count)
+        self._bytes.add((), count)
 
     def ended(self, state: str) -> None:
-        self._ended.labels(state).inc()
+        self._ended.add((state,))
 
     def watch(self, states: States) -> None:
         """Read how many downloads wait and run at each scrape."""

@@ -1,47 +1,31 @@
 """Declares every metric that the server exports, and the few calls that feed them.
 
 Label values are bounded: routes by template, methods and models by what is known. A label never
-holds a key, a prompt or anything else that a client made up.
+holds a key, a prompt or anything else that a client made up. All together stay below 1,000 series
+while up to eight models are used; another costs up to 60.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Gauge
 
-from bitinglip import __version__
-from bitinglip.telemetry.device_gauges import DeviceSample, device_gauges
+from bitinglip.telemetry.device_gauges import DeviceSample
 from bitinglip.telemetry.exposition import MaySee, render
-from bitinglip.telemetry.health import CHECKS
-from bitinglip.telemetry.logs import dropped_lines
-from bitinglip.telemetry.tally import Labels, LiveTally, Spread, Tally
+from bitinglip.telemetry.live_gauges import Edge, Live
+from bitinglip.telemetry.tally import OTHER, Labels, LiveTally, Spread, Tally
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
-MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
+MAX_LABEL_VALUES = 64  #: different models, or reasons, before the rest are called ``_other``
+_MOST_ENDS = 240  #: of requests by method, route and status
+_MOST_LOSSES = 64  #: of workers by model and reason
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_FIRST_TOKEN = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-)
-_INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
-_LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+# Ten bounds each: these are kept for every model.
+_QUEUE = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_INTER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_LOAD = (0.25, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
 
 
@@ -60,7 +44,11 @@ class Metrics:
     def _define_requests(self) -> None:
         registry = self.registry
         self._requests = Tally(
-            "gateway_requests_total", "HTTP requests", ["method", "endpoint", "status"], registry
+            "gateway_requests_total",
+            "HTTP requests",
+            ["method", "endpoint", "status"],
+            registry,
+            most=_MOST_ENDS,
         )
         self._duration = Spread(
             "gateway_request_duration_seconds",
@@ -76,10 +64,11 @@ class Metrics:
             registry,
             buckets=_OVERHEAD,
         )
-        self._ignored = Counter(
+        self._ignored = Tally(
             "bitinglip_ignored_fields_total",
             "Requests on OpenAI's surface with fields that were ignored",
-            registry=registry,
+            [],
+            registry,
         )
         active = Gauge(
             "gateway_active_users", "API keys used in the last five minutes", registry=registry
@@ -107,22 +96,26 @@ class Metrics:
         self._tokens = LiveTally(
             "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
-        self._cached_tokens = Counter(
+        self._cached_tokens = Tally(
             "bitinglip_cached_prompt_tokens_total",
             "Prompt tokens that an earlier request had computed",
             ["model"],
-            registry=self.registry,
+            registry,
         )
-        self._images = Counter(
-            "bitinglip_images_total", "Images made", ["model"], registry=self.registry
+        self._drafts = Tally(
+            "bitinglip_draft_tokens_total",
+            "Tokens that speculation drafted, by whether the model took them",
+            ["model", "outcome"],
+            registry,
         )
-        self._audio = Counter(
+        self._images = Tally("bitinglip_images_total", "Images made", ["model"], registry)
+        self._audio = Tally(
             "bitinglip_audio_seconds_total",
             "Seconds of audio spoken or transcribed",
             ["model"],
-            registry=self.registry,
+            registry,
         )
-        self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
+        self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _QUEUE)
         self._first = histogram(
             "bitinglip_time_to_first_token_seconds",
             "From submission to the first token",
@@ -133,36 +126,35 @@ class Metrics:
         )
 
     def _define_workers(self) -> None:
-        self._loads = Counter(
-            "bitinglip_model_loads_total",
-            "Model loads",
-            ["model", "result"],
-            registry=self.registry,
+        registry = self.registry
+        self._loads = Tally(
+            "bitinglip_model_loads_total", "Model loads", ["model", "result"], registry
         )
-        self._load_seconds = Histogram(
+        self._load_seconds = Spread(
             "bitinglip_model_load_seconds",
             "How long loads took that succeeded, by where most of the files came from",
             ["model", "source"],
+            registry,
             buckets=_LOAD,
-            registry=self.registry,
         )
-        self._evictions = Counter(
+        self._evictions = Tally(
             "bitinglip_evictions_total",
             "Models unloaded to make room, or because they were unused",
             ["model"],
-            registry=self.registry,
+            registry,
         )
-        self._restarts = Counter(
+        self._restarts = Tally(
             "bitinglip_worker_restarts_total",
             "Workers lost, by reason",
             ["model", "reason"],
-            registry=self.registry,
+            registry,
+            most=_MOST_LOSSES,
         )
 
     # ---- what happened -------------------------------------------------------------------------
 
     def request_finished(self, *, method: str, endpoint: str, status: int, seconds: float) -> None:
-        known = method if method in _METHODS else "_other"
+        known = method if method in _METHODS else OTHER
         self._requests.add((known, endpoint, str(status)))
         self._duration.observe(seconds)
 
@@ -199,29 +191,37 @@ class Metrics:
             self._between.observe(each, (model,))
 
     def fields_ignored(self) -> None:
-        self._ignored.inc()
+        self._ignored.add()
 
     def tokens_cached(self, *, model: str, count: int) -> None:
-        self._cached_tokens.labels(self._models.bound(model)).inc(count)
+        self._cached_tokens.add((self._models.bound(model),), count)
+
+    def tokens_drafted(self, *, model: str, drafted: int, accepted: int) -> None:
+        model = self._models.bound(model)
+        model = self._models.bound(model)
+        self._drafts.add((model, "accepted"), accepted)
+        self._drafts.add((model, "rejected"), drafted - accepted)
 
     def images_made(self, *, model: str, count: int) -> None:
-        self._images.labels(self._models.bound(model)).inc(count)
+        self._images.add((self._models.bound(model),), count)
 
     def audio_done(self, *, model: str, seconds: float) -> None:
-        self._audio.labels(self._models.bound(model)).inc(seconds)
+        self._audio.add((self._models.bound(model),), seconds)
 
     def load_finished(self, *, model: str, seconds: float, source: str | None) -> None:
         """Count a load; ``source``: of its files, storage or cache; None if it failed."""
         model = self._models.bound(model)
-        self._loads.labels(model, "ok" if source else "failed").inc()
+        # Both begin at 0: what appears with 1 is no increase to Prometheus.
+        self._loads.add((model, "ok"), 1.0 if source else 0.0)
+        self._loads.add((model, "failed"), 0.0 if source else 1.0)
         if source:
-            self._load_seconds.labels(model, source).observe(seconds)
+            self._load_seconds.observe(seconds, (model, source))
 
     def evicted(self, *, model: str) -> None:
-        self._evictions.labels(self._models.bound(model)).inc()
+        self._evictions.add((self._models.bound(model),))
 
     def worker_restarted(self, *, model: str, reason: str) -> None:
-        self._restarts.labels(self._models.bound(model), self._reasons.bound(reason)).inc()
+        self._restarts.add((self._models.bound(model), self._reasons.bound(reason)))
 
     def set_loop_lag(self, seconds: float) -> None:
         self._lag.set(seconds)
@@ -244,8 +244,8 @@ class Metrics:
         ``tokens``: of each job that is not counted yet its model, and its prompt's and made tokens.
         """
         self._tokens.live = lambda: self._live_tokens(tokens())
-        self.registry.register(_Edge(connections, refused, degraded))
-        self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
+        self.registry.register(Edge(connections, refused, degraded))
+        self.registry.register(Live(in_flight, depth, workers, devices, self._models.bound))
 
     def _live_tokens(self, jobs: Iterable[tuple[str, int, int]]) -> dict[Labels, float]:
         found: dict[Labels, float] = {}
@@ -283,79 +283,6 @@ class _Bounded:
     def bound(self, value: str) -> str:
         if value not in self._known:
             if len(self._known) >= MAX_LABEL_VALUES:
-                return "_other"
+                return OTHER
             self._known.add(value)
         return value
-
-
-class _Live(Collector):
-    """Gauges that are read, never written."""
-
-    def __init__(
-        self,
-        in_flight: Callable[[], int],
-        depth: Callable[[], Mapping[str, int]],
-        workers: Callable[[], Mapping[str, int]],
-        devices: Callable[[], Iterable[DeviceSample]],
-        models: _Bounded,
-    ) -> None:
-        self._in_flight = in_flight
-        self._depth = depth
-        self._workers = workers
-        self._devices = devices
-        self._models = models
-
-    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
-        yield InfoMetricFamily("bitinglip", "The server", value={"version": __version__})
-        yield GaugeMetricFamily(
-            "bitinglip_in_flight_requests", "Jobs that run or wait", value=self._in_flight()
-        )
-        depths = GaugeMetricFamily("bitinglip_queue_depth", "Jobs that wait", labels=["model"])
-        for model, waiting in self._depth().items():
-            depths.add_metric([self._models.bound(model)], waiting)
-        yield depths
-        states = GaugeMetricFamily("bitinglip_workers", "Workers by state", labels=["state"])
-        for state, count in self._workers().items():
-            states.add_metric([state], count)
-        yield states
-        yield from device_gauges(self._devices())
-
-
-class _Edge(Collector):
-    """Count what the server takes in and turns away, and show what it does without."""
-
-    def __init__(
-        self,
-        connections: Callable[[], Mapping[str, int]],
-        refused: Callable[[], Mapping[str, int]],
-        degraded: Callable[[], Iterable[str]],
-    ) -> None:
-        self._connections = connections
-        self._refused = refused
-        self._degraded = degraded
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        connections = GaugeMetricFamily(
-            "bitinglip_connections", "Open connections", labels=["state"]
-        )
-        for state, count in self._connections().items():
-            connections.add_metric([state], count)
-        yield connections
-        refused = CounterMetricFamily(
-            "bitinglip_connections_refused", "Connections closed on purpose", labels=["reason"]
-        )
-        for reason, count in self._refused().items():
-            refused.add_metric([reason], count)
-        yield refused
-        degraded = GaugeMetricFamily(
-            "bitinglip_degraded", "1 for each part of /health that is degraded", labels=["check"]
-        )
-        problems = set(self._degraded())
-        for check in CHECKS:
-            degraded.add_metric([check], check in problems)
-        yield degraded
-        yield CounterMetricFamily(
-            "bitinglip_log_lines_dropped",
-            "Log lines that could not be written",
-            value=dropped_lines(),
-        )

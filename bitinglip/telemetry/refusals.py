@@ -1,6 +1,8 @@
 """Counts the requests that limits refuse, by the limit and the tier of the key."""
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
+
+from bitinglip.telemetry.tally import OTHER, Tally
 
 #: names of limits; a label holds no other, whatever an error says
 _REASONS = frozenset(
@@ -26,13 +28,13 @@ class LimitRefusals:
     """Counts refusals; its labels are bounded: limits and tiers by name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._counter = Counter(
+        self._counter = Tally(
             "bitinglip_limit_refusals_total",
             "Requests refused by limits and quotas of keys (429)",
             ["reason", "tier"],
-            registry=registry,
+            registry,
         )
 
     def count(self, reason: str, tier: str) -> None:
         """Count one; ``tier`` is none where no key is known."""
-        self._counter.labels(reason if reason in _REASONS else "_other", tier).inc()
+        self._counter.add((reason if reason in _REASONS else OTHER, tier))

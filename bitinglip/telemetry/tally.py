@@ -1,7 +1,9 @@
 """Counters and histograms for what happens at every request, shown to scrapers at each scrape.
 
-The library's own take a lock for each step and cost ten times as much; here one thread counts, the
-one of the event loop, and renders too.
+The library's own take a lock for each step, cost ten times as much and show the moment at which
+each series was made as one more series; here one thread counts, the one of the event loop, and
+renders too. Each family holds a bounded number of series: what comes beyond it is counted as
+``_other``.
 """
 
 from bisect import bisect_left
@@ -14,20 +16,35 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 Labels = tuple[str, ...]
+OTHER = "_other"
+MOST_SETS = 256  #: values of labels, together, in one family
 
 
 class Tally(Collector):
     """Counts by the values of labels."""
 
     def __init__(
-        self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        registry: CollectorRegistry,
+        *,
+        most: int = MOST_SETS,
     ) -> None:
+        """``most``: values of the labels that are told apart; of others only the last is kept."""
         self._name, self._text, self._labels = name, text, labels
-        self._counts: dict[Labels, float] = {}
+        self._most = most
+        self._counts: dict[Labels, float] = {} if labels else {(): 0.0}
         registry.register(self)
 
-    def add(self, labels: Labels, amount: float = 1.0) -> None:
-        self._counts[labels] = self._counts.get(labels, 0.0) + amount
+    def add(self, labels: Labels = (), amount: float = 1.0) -> None:
+        counts = self._counts
+        if labels not in counts:
+            if len(counts) >= self._most:
+                labels = (*(OTHER for _ in labels[1:]), *labels[-1:])
+            counts.setdefault(labels, 0.0)
+        counts[labels] += amount
 
     def counts(self) -> Mapping[Labels, float]:
         """Return the counts by the values of their labels."""

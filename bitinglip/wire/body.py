@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from bitinglip.wire.plain import leaves_plain
+
 MAX_TIMEOUT = 86_400
 
 
@@ -38,6 +40,7 @@ class AllowedValues:
         raise PydanticCustomError("unsupported", "is not supported with this value")
 
 
+@leaves_plain
 def whole(value: Any) -> Any:
     """Return a number as an integer if it is whole, and anything else as it is."""
     return int(value) if type(value) is float and value.is_integer() else value

@@ -38,9 +38,13 @@ def error_body(error: errors.BitingLipError, request_id: str, *, openai: bool = 
     """Encode an error as JSON: ``{"error": {...}}``; ``openai``: with that surface's codes."""
     described = error_object(error, request_id)
     if openai:
-        code = described["code"]
-        described["code"] = _OPENAI_CODES.get(code, code.lower())
+        described["code"] = openai_code(described["code"])
     return msgspec.json.encode({"error": described})
+
+
+def openai_code(code: str) -> str:
+    """Return what OpenAI's surface calls a code of ours."""
+    return _OPENAI_CODES.get(code, code.lower())
 
 
 def error_object(error: errors.BitingLipError, request_id: str) -> dict[str, Any]:

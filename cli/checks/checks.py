@@ -38,7 +38,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     if settings is not None:
         yield _port(place, settings)
         yield from every_door(settings.server)
-    yield _database(place)
+    yield _database(place, settings)
     yield from _models(place)
 
 
@@ -131,8 +131,10 @@ def _port(place: CliContext, settings: "Settings") -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _database(place: CliContext) -> Finding:
+def _database(place: CliContext, settings: "Settings | None") -> Finding:
     """Check the database read-only: what a start would migrate or repair stays as it is."""
+    if settings is not None and settings.database.url is not None:
+        return _postgres(settings.database.url)
     import sqlite3
     from contextlib import closing
 
@@ -149,6 +151,20 @@ def _database(place: CliContext) -> Finding:
         problem = f"{path} cannot be read: {sound}"
         return Finding("database", "error", problem, "restore a backup, or move it away")
     return _judged(str(version))
+
+
+def _postgres(url: str) -> Finding:
+    from bitinglip.db import postgres
+    from bitinglip.db.files import DatabaseError
+
+    try:
+        version = postgres.version_of(postgres.address(url))
+    except DatabaseError as error:
+        advice = "start it, or mend database.url, its password (PGPASSWORD, ~/.pgpass) or rights"
+        return Finding("database", "error", str(error), advice)
+    if version is None:
+        return Finding("database", "ok", "PostgreSQL answers; its tables are made at the start")
+    return _judged(version)
 
 
 def _judged(version: str) -> Finding:

@@ -60,7 +60,7 @@ def list_entries(
             page = server.get("/api/v1/audit", **wanted, limit=part, offset=len(rows))
             rows, total = rows + page["data"], page["total"] if page["data"] else 0
     else:
-        rows, total = offline.audit_entries(place.home, wanted, limit)
+        rows, total = offline.audit_entries(place, wanted, limit)
     show_list(rows, _show_entries, as_json=as_json, empty="There are no such entries.")
     if len(rows) < total and not as_json:
         print_note(f"These are the newest {len(rows)} of {total}; --limit shows more.")
@@ -75,7 +75,7 @@ def verify(
     if server := place.server():
         found = server.get_patiently("/api/v1/audit/verify")
     else:
-        found = offline.verify_audit(place.home)
+        found = offline.verify_audit(place)
     if as_json:
         show_json(found)
     if not found["valid"]:

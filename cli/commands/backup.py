@@ -19,13 +19,21 @@ def backup(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Copy the database to FILE, also while the server runs, and check the copy."""
+    """Copy the database to an SQLite FILE, also while the server runs, and check the copy."""
     from bitinglip.db import files
 
-    place = CliContext.of(home, config).home
+    context = CliContext.of(home, config)
+    place, settings = context.home, context.settings().database
     target = file.expanduser().absolute()
+    if settings.url is None and not place.database.is_file():
+        raise Failure(f"there is no database at {place.database}; the first start makes it")
     _check_target(target, place.database, force=force)
-    files.backup(place.database, target)
+    if settings.url is None:
+        files.backup(place.database, target)
+    else:
+        from bitinglip.db import copying
+
+        copying.to_file(settings, target)
     if place.secret_key.exists():  # entering makes one where there is none
         offline.enter(place, "backup", str(target))
     rows = ", ".join(f"{name} {count}" for name, count in files.row_counts(target).items())
@@ -38,13 +46,11 @@ def backup(
 
 
 def _check_target(target: Path, database: Path, *, force: bool) -> None:
-    if not database.is_file():
-        raise Failure(f"there is no database at {database}; the first start makes it")
     if not target.parent.is_dir():
         raise Failure(f"{target.parent} is not a folder")
     if target.is_dir():
         raise Failure(f"{target} is a folder; name a file in it")
-    if target.exists() and target.samefile(database):
+    if target.exists() and database.exists() and target.samefile(database):
         raise Failure(f"{target} is the database itself")
     if os.path.lexists(target) and not force:
         raise Failure(f"{target} exists already; --force replaces it")

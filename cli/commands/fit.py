@@ -60,24 +60,15 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
         pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
         options = " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in pairs)
         after = f" after unloading {', '.join(way['evict'])}" if way.get("evict") else ""
-        yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after})")
+        lacks = f"; {way['lacks']}" if way.get("lacks") else ""
+        yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after}{lacks})")
 
 
 def _offline(place: CliContext, name: str) -> dict[str, Any]:
     """Answer for an empty machine: no server runs, so nothing is loaded."""
-    from bitinglip.scheduling.models.facts import ResourceFacts
-    from bitinglip.scheduling.placement.eviction import EvictionRules
     from bitinglip.scheduling.placement.fit import fit_info
-    from bitinglip.scheduling.placement.footprints import Footprints
-    from workers.devices import Devices
+    from cli.machine import machine
 
-    manifest, settings = offline.manifest(place.home, name), place.settings()
-    fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-    own = settings.devices
-    devices = Devices.find(fakes, own.cpu_memory_bytes, own.memory_limit)
-    facts = ResourceFacts(settings, devices, Footprints())
-    try:
-        facts.update(devices.read(), [], {})
-    finally:
-        devices.close()
-    return fit_info(facts.fit(manifest, [], EvictionRules()))
+    manifest = offline.manifest(place.home, name)
+    with machine(place) as fit:
+        return fit_info(fit(manifest))

@@ -76,7 +76,7 @@ def create(
     place = CliContext.of(home, config)
     body = _body(name, tier, scope, expires, model, ip_range, quota, guard)
     server = place.server()
-    made = server.post("/api/v1/keys", body) if server else offline.create_key(place.home, body)
+    made = server.post("/api/v1/keys", body) if server else offline.create_key(place, body)
     if as_json:
         show_json(made)
         return
@@ -151,7 +151,7 @@ def list_keys(
     if server:
         rows = server.list("/api/v1/keys")
     else:
-        rows = offline.keys(place.home, place.settings().security.key_rotation)
+        rows = offline.keys(place, place.settings().security.key_rotation)
     empty = "No keys yet. The first start makes the admin key; `keys create --name N` makes more."
     show_list(rows, _show_keys, as_json=as_json, empty=empty)
 
@@ -175,7 +175,7 @@ def show(
     if server:
         found = server.get(path_of("keys", key_id))
     else:
-        found = offline.key(place.home, key_id, place.settings().security.key_rotation)
+        found = offline.key(place, key_id, place.settings().security.key_rotation)
     if as_json:
         show_json(found)
         return
@@ -236,7 +236,7 @@ def patch(
     place = CliContext.of(home, config)
     server = place.server()
     path = path_of("keys", key_id)
-    changed = server.patch(path, body) if server else offline.change_key(place.home, key_id, body)
+    changed = server.patch(path, body) if server else offline.change_key(place, key_id, body)
     if as_json:
         show_json(changed)
     else:
@@ -260,7 +260,7 @@ def rotate(
     if server := place.server():
         made = server.post(f"{path_of('keys', key_id)}/rotate", {"grace": grace})
     else:
-        made = offline.rotate_key(place.home, key_id, grace)
+        made = offline.rotate_key(place, key_id, grace)
     if as_json:
         show_json(made)
         return
@@ -280,7 +280,7 @@ def revoke(key_id: IdArgument, home: HomeOption = None, config: ConfigOption = N
     if server := place.server():
         server.delete(path_of("keys", key_id))
     else:
-        offline.revoke_key(place.home, key_id)
+        offline.revoke_key(place, key_id)
     print_note(f"Revoked {key_id}.")
 
 

@@ -176,7 +176,7 @@ def list_models(
     """All models in the store."""
     place = CliContext.of(home, config)
     server = place.server()
-    rows = _listed(server) if server else offline.models(place.home)
+    rows = _listed(server) if server else _listed_here(place)
     empty = "No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`."
     show_list(rows, _show_models, as_json=as_json, empty=empty)
 
@@ -191,6 +191,19 @@ def _listed(server: "Client") -> list[dict[str, Any]]:
         if number < _MOST_FITS and row["status"] != "downloading":
             with suppress(Failure):  # a server of another version
                 row["fit"] = server.get(path_of("models", row["model_id"], "fit")).get("verdict")
+    return rows
+
+
+def _listed_here(place: CliContext) -> list[dict[str, Any]]:
+    """Return the models of the home, and of each whether it fits on this machine."""
+    from cli.machine import machine
+
+    if rows := offline.models(place.home):
+        opened = offline.store(place.home)
+        with machine(place) as fit:
+            for row in rows:
+                manifest = opened.get(row["model_id"])
+                row["fit"] = None if manifest.kind == ADAPTER else fit(manifest).verdict
     return rows
 
 
@@ -272,6 +285,7 @@ def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 
 COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "USED", "FITS", "STATUS")
+ADAPTER = "adapter"  #: the kind of one whose base is not here, so that it takes no memory
 BELOW = "ENGINE PARAMETERS CONTEXT USED FITS"  #: their row, where the terminal is narrow
 _MOST_FITS = 100  #: models that are asked about one by one
 _FITS = {
@@ -313,11 +327,17 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
         "parameters": model["parameters"] and amount(model["parameters"]),
         "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
+        "quantizations": [_quantized(each) for each in model.get("quantizations") or ()],
         "sequential": why and f"requests at once take turns: {why}",
         "pinned": "yes" if model.get("pinned") else "no",
         "last_used_at": (used := model.get("last_used_at")) and moment(used),
         "may set": list(model["supported_parameters"]),
     }
+
+
+def _quantized(option: dict[str, Any]) -> str:
+    lacks = f": {option['lacks']}" if option["lacks"] else ""
+    return f"{option['format']} ({size(option['needs_bytes'])}){lacks}"
 
 
 def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from cli.context import CliContext
-    from model_store.hub.pull import HubOptions, Plan
+    from model_store.hub.pull import HubOptions, Plan, PullRequest
 
 _MOST_BARS = 6  #: of single files
 _LONGEST_NAME = 40
@@ -48,9 +48,9 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
     ``token`` comes before the one of the settings.
     """
-    hub = hub_options(place, token)
     from model_store.hub.pull import pull
 
+    hub = hub_options(place, token)
     place.home.create()
     asked = _resolved(place, asked)
     print_note(f"Pulling {asked.repo} into {place.home.models}")
@@ -59,17 +59,12 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
             def show(found: "Plan") -> None:
                 progress.clear()
-                _show_plan(found)
+                _show_plan(place, found)
 
             manifest = pull(
                 offline.store(place.home, confine=place.settings().workers.confine),
-                asked.repo,
-                revision=asked.revision,
-                name=asked.name,
-                include=asked.include,
-                hub=hub,
-                allow_pickles=asked.allow_pickles,
-                progress=progress,
+                _request(asked, hub),
+                progress,
                 planned=show,
             )
     except KeyboardInterrupt:
@@ -86,18 +81,10 @@ def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> No
     place.home.create()
     asked = _resolved(place, asked)
     with waiting(f"asking the hub for {asked.repo}"):
-        found = plan(
-            offline.store(place.home),
-            asked.repo,
-            revision=asked.revision,
-            name=asked.name,
-            include=asked.include,
-            hub=hub_options(place, token),
-            allow_pickles=asked.allow_pickles,
-        )
+        found = plan(offline.store(place.home), _request(asked, hub_options(place, token)))
     rows = [(file.path, size(file.size), size(file.there)) for file in found.files]
     show_table(("FILE", "SIZE", "HERE"), rows, right="SIZE HERE")
-    _show_plan(found)
+    _show_plan(place, found)
     if not found.fits:
         raise Failure(
             f"{size(found.missing_bytes)} are to be fetched, and the disk has room for "
@@ -116,7 +103,20 @@ def _resolved(place: "CliContext", asked: Asked) -> Asked:
     return replace(asked, allow_pickles=allowed)
 
 
-def _show_plan(plan: "Plan") -> None:
+def _request(asked: Asked, hub: "HubOptions") -> "PullRequest":
+    from model_store.hub.pull import PullRequest
+
+    return PullRequest(
+        repo=asked.repo,
+        hub=hub,
+        revision=asked.revision,
+        name=asked.name,
+        include=asked.include,
+        allow_pickles=asked.allow_pickles,
+    )
+
+
+def _show_plan(place: "CliContext", plan: "Plan") -> None:
     for note in plan.notes:
         print_note(note)
     there = plan.total_bytes - plan.missing_bytes
@@ -126,6 +126,12 @@ def _show_plan(plan: "Plan") -> None:
         f"{_files(len(plan.files))}, {size(plan.total_bytes)}{kept}; "
         f"the disk has room for {size(plan.free_bytes)}"
     )
+    if plan.expected is not None:
+        from bitinglip.scheduling.placement.fit_note import fit_note
+        from cli.machine import machine
+
+        with machine(place) as fit:
+            print_note(fit_note(fit(plan.expected)))
 
 
 def _files(count: int) -> str:

@@ -14,7 +14,10 @@ from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import print_note, show_json, show_table, size, waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cli.client import Client
+    from model_store.hub.pull import PullRequest
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
@@ -264,18 +267,11 @@ def _by_server(server: "Client", name: str, what: str, body: dict[str, Any]) -> 
 
 
 def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
-    from cli.commands.pull import hub_options
     from model_store.hub.pull import changes
 
-    offline.manifest(place.home, name)
+    request = _request(place, offline.manifest(place.home, name), revision)
     with waiting(f"asking the hub for {name}"):
-        found = changes(
-            offline.store(place.home),
-            name,
-            revision=revision,
-            hub=hub_options(place),
-            allow_pickles=place.allows_pickles(name),
-        )
+        found = changes(offline.store(place.home), request)
     for what, paths in found.files.items():
         typer.echo(f"{what}: {', '.join(paths)}")
     if found:
@@ -285,20 +281,13 @@ def _show_changes(place: CliContext, name: str, revision: str | None) -> None:
 
 
 def _update(place: CliContext, name: str, revision: str | None) -> dict[str, list[str]]:
-    from cli.commands.pull import hub_options, transfer
+    from cli.commands.pull import transfer
     from model_store.hub.pull import update as update_model
 
-    offline.manifest(place.home, name)
+    request = _request(place, offline.manifest(place.home, name), revision)
     store = offline.store(place.home, confine=place.settings().workers.confine)
     with transfer(name, f"asking the hub for {name}") as progress:
-        change = update_model(
-            store,
-            name,
-            revision=revision,
-            hub=hub_options(place),
-            allow_pickles=place.allows_pickles(name),
-            progress=progress,
-        )
+        change = update_model(store, request, progress)
     if change:
         after = offline.model_facts(store.get(name))
         offline.enter(place.home, "model.update", name, after=after)
@@ -314,7 +303,7 @@ def _repair_here(place: CliContext, name: str) -> dict[str, list[str]]:
         found = repair(
             offline.store(place.home),
             name,
-            lambda into, old, paths: _fetch(place, into, old, old.revision, paths),
+            lambda into, old, paths: _fetch(place, into, old, paths),
             progress,
         )
     if found:
@@ -323,24 +312,30 @@ def _repair_here(place: CliContext, name: str) -> dict[str, list[str]]:
 
 
 def _fetch(
-    place: CliContext, store: "ModelStore", old: "Manifest", revision: str | None, paths: Any
+    place: CliContext, store: "ModelStore", old: "Manifest", paths: "Sequence[str]"
 ) -> "Manifest":
     """Pull what replaces a model, with bars."""
-    from cli.commands.pull import hub_options, transfer
+    from cli.commands.pull import transfer
     from model_store.hub.pull import pull
-    from model_store.manifest import HUB
 
     with transfer(old.name, f"asking the hub for {old.name}") as progress:
-        return pull(
-            store,
-            old.source.removeprefix(HUB),
-            revision=revision,
-            name=old.name,
-            include=paths,
-            hub=hub_options(place),
-            allow_pickles=place.allows_pickles(old.name),
-            progress=progress,
-        )
+        return pull(store, _request(place, old, old.revision, paths), progress)
+
+
+def _request(
+    place: CliContext, old: "Manifest", revision: str | None, include: "Sequence[str]" = ()
+) -> "PullRequest":
+    """Return what is asked of the hub for a model that is here. Raises BadFiles."""
+    from cli.commands.pull import hub_options
+    from model_store.hub.pull import request_again
+
+    return request_again(
+        old,
+        hub_options(place),
+        revision=revision,
+        include=include,
+        allow_pickles=place.allows_pickles(old.name),
+    )
 
 
 def _clean_up(place: CliContext, max_bytes: int | None, *, do: bool) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def usage(
     query = {name: value for name, value in asked.items() if value is not None}
     place = CliContext.of(home, config)
     server = place.server()
-    rows = server.list("/api/v1/usage", **query) if server else offline.usage(place.home, query)
+    rows = server.list("/api/v1/usage", **query) if server else offline.usage(place, query)
     if as_csv:
         _print_csv(rows, by)
     else:

@@ -4,20 +4,16 @@ The same Python makes the same bytes each time.
 """
 
 import json
-import pydoc
-import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from model_store.demo.words import ROWS, WORDS, train_tokenizer
 
 _SEED = 20261123
-WORDS = 2000
-ROWS = 2048  #: of the embedding: spare ones, as real models have
 _HIDDEN, _INNER, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 128, 2, 4, 2, 16
 _CONTEXT = 2048
 _BEGIN, _END = "<|im_start|>", "<|im_end|>"
@@ -49,36 +45,6 @@ def make_text_model(folder: Path) -> None:
     )
     (folder / "chat_template.jinja").write_text(_TEMPLATE)
     save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def train_tokenizer(special_tokens: Sequence[str]) -> Tokenizer:
-    """Train a byte-level tokenizer of ``WORDS`` tokens; the special ones have the first ids."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
-        special_tokens=[*special_tokens],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_prose(), trainer)
-    return tokenizer
-
-
-def _prose() -> Iterator[str]:
-    """Return docstrings of the standard library: text that every Python has, always the same."""
-    for name in (
-        "argparse",
-        "asyncio/base_events",
-        "decimal",
-        "logging/__init__",
-        "pydoc",
-        "typing",
-    ):
-        source = (Path(pydoc.__file__).parent / f"{name}.py").read_text("utf-8")
-        for text in source.split('"""')[1::2]:
-            yield re.sub(r"[^A-Za-z ,.]+", " ", text)
 
 
 def _config(end: int) -> dict[str, Any]:

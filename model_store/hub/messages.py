@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from model_store.manifest import Manifest
+
 MOST_FILES = 1000  #: that are told one by one; the totals hold all
 LINE_BYTES = 4 << 20  #: of a message, at most
 
@@ -54,6 +56,7 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
     files: dict[str, int] = {}
     done: dict[str, int] = {}
     notes: tuple[str, ...] = ()  #: what a person should know, such as that a name has changed
+    expected: Manifest | None = None  #: what decides the memory of the model
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
@@ -79,6 +82,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
     code: str
     message: str
+    may_pass: bool = False  #: the hub did not answer, and may when it is asked again
 
 
 Message = Waits | Planned | Progressed | Pulled | Refused

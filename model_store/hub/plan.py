@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model_store.manifest import Manifest
+
 
 @dataclass(frozen=True)
 class PlannedFile:
@@ -26,6 +28,7 @@ class Plan:
     kind: str | None  #: None: chosen by --include, and not a model by itself
     gated: bool
     notes: tuple[str, ...] = ()  #: what a person should know: another name, a refused token
+    expected: Manifest | None = None  #: what decides the memory that it takes; None: not known
 
     @property
     def fits(self) -> bool:

@@ -15,12 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from model_store.errors import NameTaken, PullRunning, StoreError
+from model_store.errors import HubUnreachable, NameTaken, PullRunning, StoreError
 from model_store.hub.messages import (
     MOST_FILES,
     Message,
@@ -40,11 +41,12 @@ from model_store.manifest import HUB, Manifest
 
 if TYPE_CHECKING:
     from model_store.hub.plan import Plan
+    from model_store.hub.request import PullRequest
     from model_store.store import ModelStore
 
 T = TypeVar("T")
-#: fetches a model into a store: the revision, and patterns of the files
-Fetch = Callable[["ModelStore", str | None, Sequence[str]], Manifest]
+#: fetches a model into a store
+Fetch = Callable[["ModelStore", "PullRequest"], Manifest]
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
 #: and goes round a mirror, so it stays off.
 _HUB = {
@@ -69,7 +71,7 @@ class Teller:
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
-        self._notes: tuple[str, ...] = ()
+        self._noted: Plan | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._tell_again_and_again, daemon=True).start()
@@ -79,7 +81,7 @@ class Teller:
             self._write(message)
 
     def note(self, plan: "Plan") -> None:
-        self._notes = plan.notes
+        self._noted = plan
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Tell of the files that are fetched, and of no further work such as converting them."""
@@ -95,7 +97,8 @@ class Teller:
                 bytes_done=self._total_done,
                 files=listed,
                 done={path: self._done[path] for path in listed},
-                notes=self._notes,
+                notes=self._noted.notes if self._noted else (),
+                expected=self._noted.expected if self._noted else None,
             )
         )
 
@@ -142,7 +145,7 @@ def main() -> int:
     try:
         done = _work(order, rate, teller)
     except StoreError as error:
-        teller.say(Refused(error.code, error.message))
+        teller.say(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
         return 1
     except Exception as error:  # noqa: BLE001  the server is told, whatever it is
         # Without its text, which may hold an address with a signature.
@@ -157,7 +160,7 @@ def main() -> int:
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     from model_store.hub.options import HubOptions
-    from model_store.hub.pull import pull, update
+    from model_store.hub.pull import PullRequest, pull, update
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine, bases=order.bases)
@@ -169,48 +172,37 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         mirrors=order.mirrors,
     )
 
-    def fetch(into: ModelStore, revision: str | None, include: Sequence[str]) -> Manifest:
-        return pull(
-            into,
-            order.repo,
-            revision=revision,
-            name=order.name,
-            include=include,
-            hub=hub,
-            allow_pickles=order.allow_pickles,
-            progress=teller,
-            planned=teller.note,
-        )
+    request = PullRequest(
+        repo=order.repo,
+        hub=hub,
+        revision=order.revision,
+        name=order.name,
+        include=order.include,
+        allow_pickles=order.allow_pickles,
+    )
+
+    def fetch(into: ModelStore, wanted: PullRequest) -> Manifest:
+        return pull(into, wanted, teller, planned=teller.note)
 
     if order.task == "repair":
-        return _repair(store, order.name, fetch, teller)
+        return _repair(store, request, fetch, teller)
     if order.task == "update":
-        change = _alone(
-            lambda: update(
-                store,
-                order.name,
-                revision=order.revision,
-                hub=hub,
-                allow_pickles=order.allow_pickles,
-                progress=teller,
-                planned=teller.note,
-            ),
-            teller,
-        )
+        change = _alone(lambda: update(store, request, teller, planned=teller.note), teller)
         return _pulled(store.get(order.name), change.files)
-    return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
+    return _pulled(_pull(store, order, lambda: fetch(store, request), teller))
 
 
-def _repair(store: "ModelStore", name: str, fetch: Fetch, teller: Teller) -> Pulled:
+def _repair(store: "ModelStore", request: "PullRequest", fetch: Fetch, teller: Teller) -> Pulled:
     from model_store.repair import repair
 
     def fetch_alone(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
-        return _alone(lambda: fetch(into, old.revision, paths), teller)
+        wanted = replace(request, revision=old.revision, include=paths)
+        return _alone(lambda: fetch(into, wanted), teller)
 
     # What is read is no part of the download, whose progress is told.
-    found = repair(store, name, fetch_alone)
+    found = repair(store, request.model, fetch_alone)
     repaired = {"repaired": [each.path for each in found]} if found else {}
-    return _pulled(store.get(name), repaired)
+    return _pulled(store.get(request.model), repaired)
 
 
 def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> Pulled:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from model_store.disk import check_room, store_errors
-from model_store.errors import DownloadError, Gated, TokenRefused
+from model_store.errors import DownloadError, Gated, HubUnreachable, TokenRefused
 from model_store.hub.connections import Answer, Broken, Connections
 from model_store.hub.partials import Part, Wanted
 from model_store.hub.retries import Patience, Throttle, may_pass
@@ -21,7 +21,11 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 
 
 class _Elsewhere(Exception):
-    """This address will not deliver the file; another may."""
+    """This address will not deliver the file; another may, or the same later if it ``may_pass``."""
+
+    def __init__(self, why: str, *, may_pass: bool = False) -> None:
+        super().__init__(why)
+        self.may_pass = may_pass
 
 
 @dataclass
@@ -57,19 +61,38 @@ class Fetcher:
             "and the hub changes what passes, or the hub's storage is damaged."
         )
 
+    def start(self, wanted: Wanted, count: int) -> bytes | None:
+        """Return the first bytes of a file, up to ``count``, and keep nothing.
+
+        It asks once: None is what does not come at once. Raises PullCancelled.
+        """
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes=0-{count - 1}"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        got = b""
+        try:
+            with self.connections.stream(wanted.urls[0], headers) as answer:
+                for piece in answer.pieces() if answer.is_good else ():
+                    self.connections.check()
+                    got += piece
+                    if len(got) >= count:
+                        break
+        except (Broken, DownloadError):
+            return None
+        return got[:count] if len(got) >= min(count, wanted.size) else None
+
     def _complete(self, part: Part) -> None:
         """Go through the addresses until one has brought the rest."""
-        reason = ""
+        reason, passing = "", False
         self._check_room()
         for number, url in enumerate(part.wanted.urls):
             try:
                 self._from(url, part, None if number else self.token)
                 return
             except _Elsewhere as error:
-                reason = reason or str(error)
-        raise DownloadError(
-            f"The hub does not deliver {part.wanted.path}{reason}; pull again to go on."
-        )
+                reason, passing = reason or str(error), passing or error.may_pass
+        told = f"The hub does not deliver {part.wanted.path}{reason}; pull again to go on."
+        raise HubUnreachable(told) if passing else DownloadError(told)
 
     def _from(self, url: str, part: Part, token: str | None) -> None:
         patience = Patience(self.connections.stopped)
@@ -82,7 +105,7 @@ class Fetcher:
                 patience.progressed()
             elif not patience.failed():
                 why = f" (HTTP status {answer.status_code})" if answer is not None else ""
-                raise _Elsewhere(why)
+                raise _Elsewhere(why, may_pass=answer is None or may_pass(answer.status_code))
             if part.size < part.wanted.size:
                 patience.rest(answer)
                 self.connections.check()

@@ -48,24 +48,35 @@ def check_index(folder: Path) -> None:
 def inspect_pipeline(folder: Path) -> Inspection:
     """Inspect a folder whose index is good. Raises BadFiles."""
     index = read_json(folder / INDEX)
-    model = Inspection("image", "image", architecture=index["_class_name"])
-    model.capabilities = ("text-to-image",)
-    model.image_side = own_side(folder)
+    model = describe_index(folder, index)
     tensors: dict[str, Tensor] = {}
     for part in components(index):
         found = weights(folder / part)
         if (folder / part / "config.json").exists():  # of models only, not of tokenizers
             if not found:
                 raise no_weights(folder / part)
-            config = read_json(folder / part / "config.json")
-            check_numbers(config, f"{part}/config.json")
-            check_layers(config, found)
-            _note_widths(model, part, config)
+            check_layers(note_config(model, folder, part), found)
             model.components[part] = sum(tensor.nbytes for tensor in found.values())
         tensors |= {f"{part}/{name}": tensor for name, tensor in found.items()}
     if not tensors:
         raise BadFiles("There are no safetensors weights in this pipeline.")
     return with_weights(model, tensors)
+
+
+def describe_index(folder: Path, index: dict[str, Any]) -> Inspection:
+    """Return what the texts of a pipeline tell, without those of its components."""
+    model = Inspection("image", "image", architecture=index["_class_name"])
+    model.capabilities = ("text-to-image",)
+    model.image_side = own_side(folder)
+    return model
+
+
+def note_config(model: Inspection, folder: Path, part: str) -> dict[str, Any]:
+    """Record what a component's config tells; return it. Raises BadFiles."""
+    config = read_json(folder / part / "config.json")
+    check_numbers(config, f"{part}/config.json")
+    _note_widths(model, part, config)
+    return config
 
 
 def _note_widths(model: Inspection, part: str, config: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
+from model_store.inspection.quantized import linear_layers, method_of, parameters_of
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -44,8 +45,18 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         tensors |= {f"{part}/{name}": tensor for name, tensor in weights(folder / part).items()}
     if kind != "embedding":  # those may use one layer many times
         check_layers(config, tensors)
-    inner = config.get("text_config")
-    text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+    if kind == "text":
+        check_widths(_of_text(config), tensors)
+    found = with_weights(describe_config(folder, kind, config), tensors)
+    found.parameters = parameters_of(config, tensors)
+    if kind == "text":
+        found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+    return found
+
+
+def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
+    """Return what the texts of a model tell. Raises BadFiles for a config that cannot be read."""
+    text = _of_text(config)
     model_type = config.get("model_type")
     found = Inspection(
         kind,
@@ -55,6 +66,7 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         max_context=longest_context(text),
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),
+        quantization=method_of(config),
         has_chat_template=has_template(folder),
     )
     if kind == "speech":
@@ -69,12 +81,17 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     if kind == "embedding":
         found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
     if kind == "text":
-        check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
         _add_chat(found, folder)
         if found.architecture in known_names("seq2seq"):
             _add_encoder(found, text)
-    return with_weights(found, tensors)
+    return found
+
+
+def _of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a model's text part, which may be inside the whole's."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:

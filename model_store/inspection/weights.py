@@ -102,13 +102,18 @@ def check_widths(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 def with_weights(found: Inspection, tensors: dict[str, Tensor]) -> Inspection:
     """Add what the headers tell. Raises BadFiles if there is not one number in the tensors."""
+    found.parameters = sum(tensor.elements for tensor in tensors.values())
+    found.weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    if not found.weight_bytes:
+        raise BadFiles("The weights hold tensors without a single number.")
+    found.dtype = dtype_of_most(tensors)
+    return found
+
+
+def dtype_of_most(tensors: dict[str, Tensor]) -> str | None:
+    """Return the number format of most of the bytes; None of no bytes."""
     by_type: dict[str, int] = {}
     for tensor in tensors.values():
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.nbytes
-    found.parameters = sum(tensor.elements for tensor in tensors.values())
-    found.weight_bytes = sum(by_type.values())
-    if not found.weight_bytes:
-        raise BadFiles("The weights hold tensors without a single number.")
-    most = max(by_type, key=lambda name: by_type[name])
-    found.dtype = DTYPES.get(most, most.lower())
-    return found
+    most = max(by_type, key=lambda name: by_type[name], default=None)
+    return None if most is None else DTYPES.get(most, most.lower())

@@ -61,8 +61,11 @@ class FakeHub:
     near_faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     far_headers: list[dict[str, str]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)  #: files whose first bytes were asked for
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
+    down: bool = False  #: nothing is answered
+    found: Any = ()  #: repositories that its search finds
     told_name: str = REPO  #: of the repository, in its listing
     endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
@@ -107,6 +110,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, token = self.hub, self.headers.get("Authorization", "")
+        if hub.down:
+            self.close_connection = True
+            return
         if self.path.startswith("http://"):  # it is asked as a proxy
             self.path = "/" + self.path.split("/", 3)[3]
         hub.requests.append((self.path, token))
@@ -154,6 +160,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def info(self, token: str) -> None:
         hub = self.hub
+        if self.path.startswith("/api/models?"):
+            self.json([{"id": name} for name in hub.found])
+            return
         kind, _, asked = self.path[len("/api/") :].partition("?")[0].partition("/")
         repo, _, revision = asked.partition("/revision/")
         sha = {"": hub.sha, "main": hub.sha, **hub.refs}.get(revision, revision)
@@ -181,8 +190,9 @@ class _Near(BaseHTTPRequestHandler):
 
 class _Far(_Near):
     def do_GET(self) -> None:
-        self.hub.far_headers.append(dict(self.headers))
         sha, _, path = self.path[1:].partition("/")
+        if not _is_head(self):
+            self.hub.far_headers.append(dict(self.headers))
         if path in (self.hub.at(sha) or {}):
             send(self, sha, path)
         else:
@@ -199,6 +209,9 @@ def _due(fault: Fault | None) -> Fault | None:
 def send(handler: _Near, sha: str, path: str) -> None:
     """The bytes of a file, as its fault will have it."""
     hub = handler.hub
+    if _is_head(handler):
+        send_head(handler, sha, path)
+        return
     fault = _due(hub.faults.get(path)) or Fault()
     if cuts := hub.cuts.get(path):
         fault.cut_after = cuts.pop()
@@ -227,6 +240,21 @@ def send(handler: _Near, sha: str, path: str) -> None:
     hub.at_once += 1
     _stream(handler, path, memoryview(data)[start:end], fault)
     hub.at_once -= 1
+
+
+def _is_head(handler: _Near) -> bool:
+    """Tell a look at a file's first bytes, which no fault meets, from a download, whose range has
+    no end."""
+    first, _, last = handler.headers.get("Range", "").partition("-")
+    return first == "bytes=0" and last != ""
+
+
+def send_head(handler: _Near, sha: str, path: str) -> None:
+    data = (handler.hub.at(sha) or {})[path]
+    end = int(handler.headers["Range"].partition("-")[2]) + 1
+    handler.hub.heads.append(path)
+    told = {"Content-Range": f"bytes 0-{min(end, len(data)) - 1}/{len(data)}"}
+    handler.answer(206, told, data[:end])
 
 
 def _stream(handler: _Near, path: str, data: memoryview, fault: Fault) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_store.hub.pull import HubOptions, pull
+from model_store.hub.pull import HubOptions, PullRequest, pull
 from model_store.store import ModelStore
 from tests.support.hub import REPO
 
@@ -33,7 +33,7 @@ def _tell(number: int) -> None:
 
 def _pull(root: Path, url: str) -> None:
     try:
-        pull(ModelStore(root), REPO, hub=HubOptions(url))
+        pull(ModelStore(root), PullRequest(repo=REPO, hub=HubOptions(url)))
         os._exit(0)
     finally:
         os._exit(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_store.hub.pull import HubOptions, pull
+from model_store.hub.pull import HubOptions, PullRequest, pull
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub
@@ -17,7 +17,8 @@ WEIGHTS = "model.safetensors"
 PULLER = (
     "import sys; from pathlib import Path; from model_store.hub.pull import *\n"
     "from model_store.store import ModelStore\n"
-    "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))"
+    "request = PullRequest(repo=sys.argv[2], hub=HubOptions(sys.argv[3]))\n"
+    "pull(ModelStore(Path(sys.argv[1])), request)"
 )
 
 
@@ -38,11 +39,20 @@ class Told:
         self.done[path] = bytes_done
 
 
+def request_of(hub: FakeHub, repo: str = REPO, **more: Any) -> PullRequest:
+    """Return a request; what HubOptions takes may be among the named arguments."""
+    options = _taken(HubOptions, more)
+    return PullRequest(repo=repo, hub=HubOptions(**{"endpoint": hub.url, **options}), **more)
+
+
 def pulled(store: ModelStore, hub: FakeHub, repo: str = REPO, **more: Any) -> Manifest:
-    """Pull; what HubOptions takes may be among the named arguments."""
-    fields = HubOptions.__dataclass_fields__
-    options = {name: more.pop(name) for name in list(more) if name in fields}
-    return pull(store, repo, hub=HubOptions(**{"endpoint": hub.url, **options}), **more)
+    """Pull; what HubOptions and PullRequest take may be among the named arguments."""
+    fields = {**_taken(HubOptions, more), **_taken(PullRequest, more)}
+    return pull(store, request_of(hub, repo, **fields), **more)
+
+
+def _taken(kind: Any, more: dict[str, Any]) -> dict[str, Any]:
+    return {name: more.pop(name) for name in list(more) if name in kind.__dataclass_fields__}
 
 
 def refused(store: ModelStore, hub: FakeHub, kind: type[Exception], **more: Any) -> str:

@@ -35,6 +35,7 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    MOST_DRAFTS,
     Attention,
     Confinement,
     ConfineMode,
@@ -43,7 +44,9 @@ from workers.protocol.load import (
     ImageOptions,
     Import,
     Load,
+    Quantization,
     ResponseFormatName,
+    SpeculationKind,
     SpeechOptions,
     TextOptions,
 )
@@ -67,6 +70,7 @@ from workers.protocol.text import (
 )
 
 __all__ = [
+    "MOST_DRAFTS",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -108,11 +112,13 @@ __all__ = [
     "Picture",
     "Progress",
     "Prompt",
+    "Quantization",
     "Ready",
     "ResponseFormatName",
     "Sampling",
     "Segment",
     "SegmentDelta",
+    "SpeculationKind",
     "SpeechDone",
     "SpeechJob",
     "SpeechOptions",

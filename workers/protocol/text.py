@@ -145,6 +145,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
     prefix_scope: str | None = None
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property
     def choices(self) -> int:
@@ -196,6 +197,8 @@ class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaul
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
     cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed again
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
+    drafted_tokens: Count = 0  #: by speculation
+    accepted_tokens: Count = 0  #: of the drafted tokens, those that were right
 
     @property
     def text(self) -> str:

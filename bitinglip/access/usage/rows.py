@@ -12,10 +12,10 @@ from sqlmodel import col, delete, func, select
 from bitinglip.access.usage.amounts import Amounts, shown
 from bitinglip.access.usage.meter import Meter, RowId
 from bitinglip.db.database import Database
+from bitinglip.db.dialects import insert
 from bitinglip.db.loading import loading
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import Usage
-from bitinglip.db.upsert import insert
 
 CLEAN_SECONDS = 3600.0  #: between two removals of rows that are too old
 _ROWS_AT_ONCE = 500
@@ -103,7 +103,7 @@ class RowChanges:
             for name, row in self.rows.items()
         ]
         for start in range(0, len(values), _ROWS_AT_ONCE):
-            added = insert(Usage)
+            added = insert(session, Usage)
             sums = {each: getattr(Usage, each) + added.excluded[each] for each in Amounts._fields}
             upsert = added.on_conflict_do_update(index_elements=_ROW, set_=sums)
             await session.execute(upsert, values[start : start + _ROWS_AT_ONCE])

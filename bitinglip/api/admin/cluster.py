@@ -19,12 +19,14 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tokens import LIFETIME
 from bitinglip.api.auth import caller_of, present_caller, requires_scope
 from bitinglip.api.body import json_response
-from bitinglip.api.paging import check_query
+from bitinglip.api.documentation import list_query
+from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import Services, services_of
 from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.activity import last_errors, last_minute, queues_by_tier
 from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
+from bitinglip.wire.admin.requests import request_info
 from bitinglip.wire.admin.workers import worker_info
 from workers.confinement import Kernel
 
@@ -56,6 +58,28 @@ async def cluster_events(request: Request) -> Response:
     """
     check_query(request)
     return SnapshotStream(services_of(request), caller_of(request))
+
+
+@router.get("/requests", openapi_extra=list_query("model"))
+@requires_scope(Scope.ADMIN)
+async def last_requests(request: Request) -> Response:
+    """List the last requests, the newest first, with the seconds of their stages; no bodies.
+
+    What probes and watchers ask again and again is left out.
+    """
+    page = read_page(request, "model")
+    services, model = services_of(request), request.query_params.get("model")
+    names = {record.id: record.name for record in services.keys.list()}
+    rows = [each for each in services.last_requests if model is None or each.model == model]
+    shown = [
+        request_info(
+            each,
+            names.get(each.key_id or ""),
+            services.dispatcher.find(each.job_id) if each.job_id else None,
+        )
+        for each in rows[page.offset : page.offset + page.limit]
+    ]
+    return page.part(shown, len(rows))
 
 
 class SnapshotStream(Response):
@@ -107,6 +131,7 @@ def _snapshot(services: Services, caller: Caller, *, admin: bool) -> bytes:
             "last_minute": last_minute(event_logs, time.monotonic()),
             "totals": services.metrics.totals(),
             "errors": last_errors(event_logs, caller.may_use, messages=admin),
+            "requests_seen": services.last_requests.total if admin else None,
         }
     )
 

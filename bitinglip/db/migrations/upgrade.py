@@ -11,21 +11,23 @@ from bitinglip.db.migrations import FOLDER
 
 
 def upgrade(database: Path, revision: str = "head") -> None:
+    """Bring a file of SQLite to a schema version."""
     url = URL.create("sqlite", database=str(database))
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     # The driver would leave schema changes outside of transactions; so we begin them ourselves.
     event.listen(engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
     event.listen(engine, "begin", _begin)
     with engine.begin() as connection:
-        command.upgrade(_config(connection), revision)
+        upgrade_connection(connection, revision)
+
+
+def upgrade_connection(connection: Connection, revision: str = "head") -> None:
+    """Bring a database to a schema version in the transaction of a connection."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _config(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config

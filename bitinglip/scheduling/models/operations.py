@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
@@ -13,8 +14,7 @@ from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
-from bitinglip.scheduling.placement.estimate import bytes_by_dtype
-from bitinglip.scheduling.placement.fit import FitAnswer
+from bitinglip.scheduling.placement.fit import FitAnswer, needs_info
 from bitinglip.settings import Settings
 from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
@@ -231,11 +231,12 @@ class Operations:
         reservations = manager.reservations()
         return manager.facts.fit(manifest, reservations, manager.rules, next(places, None))
 
-    def needs_by_dtype(self, manifest: Manifest) -> dict[str, int]:
-        """Return the bytes that a model would take in each number format, where it would go."""
+    def needs(self, manifest: Manifest) -> dict[str, Any]:
+        """Return what a model would take where it would go; see ``needs_info``."""
         facts = self._manager.facts
-        kinds = facts.kinds(self._settings.model(manifest.name)) or ["cpu"]
-        return bytes_by_dtype(manifest, facts.load_config(manifest, kinds[0]))
+        kind = next(iter(facts.kinds(self._settings.model(manifest.name))), "cpu")
+        load_config = facts.load_config(manifest, kind)
+        return needs_info(manifest, load_config, facts.quantizations(manifest, kind))
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""
@@ -297,6 +298,7 @@ class Operations:
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
                 power_w=each.power_w,
+                temperature_c=each.temperature_c,
                 slowed_by=each.slowed_by,
             )
             for each in self.devices()
@@ -315,11 +317,15 @@ class Operations:
     def open(self) -> None:
         """Begin to preload models, and start the spare."""
         self.bootstrapped = True
-        self._preload()
+        self._preload(self._store.names())
         self._pool.warm_spare()
 
-    def _preload(self) -> None:
-        for name in self._store.names():
+    def arrived(self, name: str) -> None:
+        """Load a model that has come while the server runs, if its settings preload it."""
+        self._preload([name])
+
+    def _preload(self, names: Iterable[str]) -> None:
+        for name in names:
             if self._settings.model(name).preload and not self.replicas(name):
                 self._manager.preload(name)
 
@@ -361,7 +367,7 @@ class Operations:
             if own.device is None and set(replica.devices) == {"cpu"}:
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
-            self._preload()
+            self._preload(self._store.names())
 
     def _end_workers_of_lost_cards(self) -> None:
         """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""

@@ -10,6 +10,7 @@ from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Body, ModelName, Timeout
 from bitinglip.wire.embedding.job import Dimensions, PromptName, embedding_job, texts_of
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.plain import PlainReader
 
 #: Vectors of a task are written to the database as JSON, which takes the event loop's time.
 MOST_ASYNCHRONOUS = 256
@@ -51,3 +52,6 @@ class EmbeddingRequest(Body):
             timeout=self.timeout,
             stream=self.stream,
         )
+
+
+PlainReader(EmbeddingRequest, {"input": (str | list[str], lambda texts: texts)}).used()

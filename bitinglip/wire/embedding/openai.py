@@ -11,6 +11,7 @@ from bitinglip.wire.embedding.job import Dimensions, PromptName, embedding_job, 
 from bitinglip.wire.embedding.native import Input
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import Label, OpenAIRequest
+from bitinglip.wire.plain import PlainReader
 
 Encoding = Literal["float", "base64"]
 
@@ -33,3 +34,6 @@ class EmbeddingRequest(OpenAIRequest):
             dimensions=self.dimensions,
             truncate=self.truncate,
         )
+
+
+PlainReader(EmbeddingRequest, {"input": (str | list[str], lambda texts: texts)}).used()

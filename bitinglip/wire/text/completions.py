@@ -9,6 +9,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.body import AllowedValues, Whole
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.plain import PlainReader
 from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, Count, Logprobs, at_most
 from bitinglip.wire.text.openai import OpenAITextFields
 from workers import protocol
@@ -115,3 +116,6 @@ class CompletionRequest(OpenAITextFields):
                 details={"sequences": MOST_SEQUENCES},
             )
         return sequences
+
+
+PlainReader(CompletionRequest, {"prompt": (str, lambda text: (text,))}).used()

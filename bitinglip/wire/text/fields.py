@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce, whole
+from bitinglip.wire.plain import PlainReader, leaves_plain
 from bitinglip.wire.text.pictures import ImageUrl, check_part, said
 from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
@@ -28,6 +29,7 @@ def parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
+@leaves_plain
 def at_most(value: Any) -> Any:
     """Return a whole number as an integer, and one beyond the most of this API as that.
 
@@ -37,14 +39,17 @@ def at_most(value: Any) -> Any:
     return MAX_TOKENS if isinstance(number, int) and number > MAX_TOKENS else number
 
 
+@leaves_plain
 def _limit(value: Any) -> Any:
     return None if value == -1 else at_most(value)
 
 
+@leaves_plain
 def _without_empty(value: Any) -> Any:
     return [each for each in value if each != ""] if isinstance(value, list) else value
 
 
+@leaves_plain
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -124,6 +129,14 @@ class Message(Body):
             tool_call_id=self.tool_call_id,
             reasoning=self.reasoning,
         )
+
+
+_plain_part = PlainReader(Part, satisfied=("_has_what_it_is",))
+PLAIN_MESSAGE = PlainReader(
+    Message,
+    {"content": (str, lambda text: [_plain_part.of({"type": "text", "text": text})])},
+    satisfied=("_content_is_there",),
+)
 
 
 def chat_message(

@@ -9,7 +9,15 @@ from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
-from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
+from bitinglip.wire.plain import PlainReader
+from bitinglip.wire.text.fields import (
+    PLAIN_MESSAGE,
+    ApiDefaults,
+    Logprobs,
+    Messages,
+    SamplingFields,
+    Stops,
+)
 from bitinglip.wire.text.forms import NativeForms
 from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import Switches
@@ -76,3 +84,6 @@ class TextGenerationRequest(NativeForms, Switches, PromptEndFields, SamplingFiel
             raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages")
         if self.prompt is None and self.messages is None:
             raise InvalidRequest("'prompt' is missing.", param="prompt")
+
+
+PlainReader(TextGenerationRequest, nested=(PLAIN_MESSAGE,)).used()

@@ -14,6 +14,7 @@ from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.body import AllowedValues, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import Label, OpenAIBody, OpenAIRequest
+from bitinglip.wire.plain import PlainReader
 from bitinglip.wire.text.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -195,3 +196,12 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
         if self.top_logprobs is not None:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         return None
+
+
+_part = PlainReader(OpenAIPart, satisfied=("_has_what_it_is",))
+_message = PlainReader(
+    OpenAIMessage,
+    {"content": (str, lambda text: [_part.of({"type": "text", "text": text})])},
+    satisfied=("_content_is_there",),
+)
+PlainReader(ChatCompletionRequest, nested=(_message, PlainReader(StreamOptions))).used()

@@ -40,7 +40,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
         "max_queued_per_key": 3,
         "token_file": str(root / "token"),
     }
-    with serve(root, hub=settings, server={"stream_comment_interval": 0.2}) as served:
+    first = {"first": {"preload": True}}
+    server = {"stream_comment_interval": 0.2}
+    with serve(root, hub=settings, server=server, models=first) as served:
         yield served
 
 
@@ -106,8 +108,9 @@ def test_download_ends_with_a_model_that_can_be_used_at_once(
     assert counted == sorted(counted)
     assert last["bytes_done"] == last["bytes_total"] > SIZE
     assert (last["revision"], last["error"]) == (SHA, None)
-    loaded = admin.post("/api/v1/models/first/load")
-    assert loaded.json()["status"] == "ready", loaded.text
+    assert [note for note in last["notes"] if note.startswith("Memory: it fits on cpu")]
+    # Its settings preload it, and it has come only now.
+    eventually(lambda: admin.get("/api/v1/models/first").json()["status"] == "ready")
     # A late reader gets the end at once, and only that.
     assert events(admin, download) == [("completed", last)]
     assert shown(admin, download) == last
@@ -237,6 +240,25 @@ def test_download_whose_process_dies_fails_and_is_taken_up_again(
     assert events(admin, download)[-1][0] == "completed"
 
 
+def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
+    hub: FakeHub, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.down = True
+    try:
+        download = ask(admin, "patient")
+        eventually(lambda: shown(admin, download)["waits_for"])
+        found = shown(admin, download)
+        assert (found["state"], found["error"]) == ("queued", None)
+        assert "cannot be reached" in found["waits_for"]
+        assert found["retry_at"] > found["created_at"]
+        monkeypatch.setattr("bitinglip.downloads.download.FIRST_PAUSE", 0.01)
+        assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
+        eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))
+    finally:
+        hub.down = False
+    assert events(admin, download)[-1][0] == "completed"
+
+
 def test_download_waits_for_another_program_that_pulls_the_same(
     served: Served, admin: httpx.Client
 ) -> None:
@@ -363,3 +385,16 @@ def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
     assert "the API key is for no such model" in told["error"]["message"]
     assert ends["of-ours"][0] == "completed", ends
     assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"
+def test_download_is_taken_off_the_list_when_it_is_forgotten(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    download = ask(admin, "forgotten")
+    await_bytes(admin, download)
+    both = {"purge": "true", "forget": "true"}
+    path = f"{DOWNLOADS}/{download['id']}"
+    assert admin.delete(path, params=both).status_code == 204
+    assert refusal(admin.get(path)) == (404, "NOT_FOUND")
+    listed = admin.get(DOWNLOADS, params={"limit": 100}).json()["data"]
+    assert download["id"] not in {each["id"] for each in listed}
+    assert refusal(admin.delete(path, params={"forget": "maybe"})) == (400, "INVALID_REQUEST")

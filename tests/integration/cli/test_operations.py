@@ -67,6 +67,8 @@ def test_fit_works_without_a_server(tmp_path: Path) -> None:
         pass
     done = run(home, "models", "fit", "demo-text")
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "demo-text fits on cpu.")
+    rows = json.loads(run(home, "models", "list", "--json").stdout)
+    assert {row["fit"] for row in rows} == {"fits"}
     little = {"BITINGLIP_DEVICES__CPU_MEMORY_BYTES": "460000000"}
     done = run(home, "models", "fit", "demo-text", **little)
     assert done.returncode == 1

@@ -41,7 +41,10 @@ def test_pull_dry_run_says_what_would_be_fetched_and_keeps_nothing(
     assert done.code == 0, done.err
     rows = [line.split() for line in done.out.splitlines()]
     assert [WEIGHTS, "4.2", "MB", "4.2", "MB"] in rows  # the store has them
-    assert "3 files, 4.2 MB" in done.last_line
+    plan, memory = done.err.splitlines()[-2:]
+    assert "3 files, 4.2 MB" in plan
+    assert memory.startswith("Memory: it fits on cpu and takes "), memory
+    assert "as bfloat16" in memory
     assert hub.sent.get(WEIGHTS, 0) == sent
     elsewhere = command(home, "models", "pull", REPO, "--dry-run", BITINGLIP_URL="http://x:1")
     assert elsewhere.code == 1

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -312,22 +312,46 @@ def test_streams_of_two_hundred_clients_at_once(server: Server) -> None:
     asyncio.run(run())
 
 
-def test_model_that_is_loaded_says_what_it_really_runs_as(tmp_path: Path) -> None:
-    changed = (
-        "--set",
-        "models.demo-text.dtype=bfloat16",
-        "--set",
-        "models.demo-text.max_context=99",
-    )
-    with running_server(tmp_path / "home", *changed) as server, server.client() as client:
+@pytest.fixture(scope="module")
+def changed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose text model has settings of its own."""
+    settings = ("dtype=bfloat16", "max_context=99", "text.speculation=lookup", "quantization=int8")
+    changed = [part for each in settings for part in ("--set", f"models.demo-text.{each}")]
+    changed += ["--set", "models.demo-echo.quantization=int8"]
+    with running_server(tmp_path_factory.mktemp("changed") / "home", *changed) as server:
+        yield server
+
+
+def test_model_that_is_loaded_says_what_it_really_runs_as(changed_server: Server) -> None:
+    with changed_server.client() as client:
         before = client.get("/api/v1/models/demo-text").json()
         assert (before["dtype"], before["device"], before["max_context"]) == ("float32", None, 2048)
         assert client.post("/api/v1/models/demo-text/load").status_code == 200
         model = client.get("/api/v1/models/demo-text").json()
+        refused = client.post("/api/v1/models/demo-echo/load")
         echo = client.get("/api/v1/models/demo-echo").json()
     assert (model["dtype"], model["device"], model["max_context"]) == ("bfloat16", "cpu", 99)
+    offered = {each["format"]: each for each in before["quantizations"]}
+    assert list(offered) == ["int8", "fp8", "llm_int8", "nf4"]
+    assert offered["int8"]["lacks"] is None
+    assert offered["nf4"]["needs_bytes"] < offered["int8"]["needs_bytes"]
+    assert (before["quantization"], model["quantization"]) == (None, "int8")
+    assert (refused.status_code, echo["quantizations"]) == (502, [])
+    assert "only text models are quantised" in refused.json()["error"]["message"]
     assert "logprobs" in model["supported_parameters"]
     assert "logprobs" not in echo["supported_parameters"]
+
+
+def test_speculation_by_setting_is_counted_by_model(changed_server: Server) -> None:
+    """A text that says the same again and again has drafts that are right."""
+    body = {"model": "demo-text", "prompt": "x", "max_tokens": 40, "logit_bias": {"300": 100}}
+    with changed_server.client() as client:
+        answer = client.post("/v1/completions", json=body, timeout=60).json()
+        assert answer["usage"]["completion_tokens"] == 40
+        counted = 'bitinglip_draft_tokens_total{model="demo-text",outcome="accepted"}'
+        lines = client.get("/metrics").text.splitlines()
+    (value,) = [float(line.split()[-1]) for line in lines if line.startswith(counted)]
+    assert value > 20
 
 
 def test_confinement_of_a_text_worker_is_whole(server: Server) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import BarkModel, VitsModel
 
 from model_store.errors import BadFiles, PullCancelled
-from model_store.hub.pull import HubOptions, pull
+from model_store.hub.pull import HubOptions, PullRequest, pull
 from model_store.pickles import convert, pickled
 from model_store.store import ModelStore
 from tests.support.cli_process import run
@@ -73,8 +73,8 @@ def test_pull_of_a_bark_takes_its_pickles(tmp_path: Path, store: ModelStore) -> 
     with fake_hub(source) as hub:
         options = HubOptions(endpoint=hub.url)
         with pytest.raises(BadFiles, match="allow_pickles"):
-            pull(store, REPO, hub=options)
-        manifest = pull(store, REPO, hub=options, allow_pickles=True)
+            pull(store, PullRequest(repo=REPO, hub=options))
+        manifest = pull(store, PullRequest(repo=REPO, hub=options, allow_pickles=True))
         assert not any("text_2.pt" in path for _, path in hub.requests)
     assert manifest.kind == "speech"
     assert "v2/en_speaker_0" in manifest.voices

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from model_store.errors import BadFiles, DownloadError, NoSpace, PullCancelled, PullRunning
-from model_store.hub.pull import HubOptions, pull
+from model_store.hub.pull import HubOptions, PullRequest, pull
 from model_store.store import ModelStore
 from tests.support.hub import REPO, SHA, FakeHub, Fault, fake_hub
 from tests.support.model_folders import llama, llama_tensors, pipeline, write
@@ -317,9 +317,10 @@ def test_pull_of_a_missing_repository_says_so(store: ModelStore, hub: FakeHub) -
 
 def test_pull_without_a_hub_says_so(store: ModelStore) -> None:
     with pytest.raises(DownloadError, match=r"reached at 127\.0\.0\.1:9 .*HF_ENDPOINT"):
-        pull(store, REPO, hub=HubOptions("http://me:secret@127.0.0.1:9"))
+        pull(store, PullRequest(repo=REPO, hub=HubOptions("http://me:secret@127.0.0.1:9")))
+    offline = HubOptions("http://127.0.0.1:9", offline=True)
     with pytest.raises(DownloadError, match="offline"):
-        pull(store, REPO, hub=HubOptions("http://127.0.0.1:9", offline=True))
+        pull(store, PullRequest(repo=REPO, hub=offline))
 
 
 def test_disk_has_a_floor(store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

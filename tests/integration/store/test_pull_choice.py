@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import BadFiles, PullCancelled, StoreError
-from model_store.hub.pull import HubOptions, Plan, plan
+from model_store.hub.pull import Plan, plan
 from model_store.store import ModelStore
 from tests.support.hub import REPO, FakeHub, Fault, fake_hub
 from tests.support.model_folders import pipeline, sharded
-from tests.support.pulls import WEIGHTS, pulled, refused
+from tests.support.pulls import WEIGHTS, pulled, refused, request_of
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -35,7 +35,7 @@ def hub(served: FakeHub) -> Iterator[FakeHub]:
 
 
 def looked_at(store: ModelStore, hub: FakeHub) -> Plan:
-    return plan(store, REPO, hub=HubOptions(hub.url))
+    return plan(store, request_of(hub))
 
 
 def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
@@ -59,6 +59,29 @@ def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
     assert (made.total_bytes, made.revision) == (shown.total_bytes, shown.revision)
     assert {entry.path for entry in made.files} == {file.path for file in shown.files}
     assert looked_at(store, hub).missing_bytes == 0
+
+
+def test_plan_knows_what_decides_the_memory_before_any_weights_come(
+    store: ModelStore, hub: FakeHub, tmp_path: Path
+) -> None:
+    with fake_hub(pipeline(tmp_path / "pipeline")) as images:
+        for number, each in enumerate((hub, images)):
+            found = looked_at(store, each).expected
+            assert not any(path.endswith(".safetensors") for path in each.sent)
+            assert found is not None
+            made = pulled(store, each, name=f"model-{number}")
+            same = ("kind", "engine", "architecture", "dtype", "max_context", "vocab_size")
+            more = ("kv_bytes_per_token", "image_side", "total_bytes", "source", "revision")
+            assert [getattr(found, name) for name in (*same, *more)] == [
+                getattr(made, name) for name in (*same, *more)
+            ]
+            headers = found.weight_bytes - made.weight_bytes
+            assert 0 < headers < 1000, "the files' sizes, of which the headers are a part"
+            assert found.components.keys() == made.components.keys()
+    hub.files[SECOND] = hub.files[FIRST] = (1 << 40).to_bytes(8, "little") + b"x"
+    odd = looked_at(store, hub).expected
+    assert odd is not None, "a header that lies is refused once it is here"
+    assert odd.dtype is None
 
 
 def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:

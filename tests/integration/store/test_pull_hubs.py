@@ -24,11 +24,11 @@ from model_store.errors import (
 )
 from model_store.hub import connections
 from model_store.hub.plan import Plan
-from model_store.hub.pull import HubOptions, changes, plan, update
+from model_store.hub.pull import HubOptions, PullRequest, changes, plan, request_again, update
 from model_store.store import ModelStore
 from tests.support.hub import REPO, SHA, FakeHub, Fault, fake_hub, serve
 from tests.support.model_folders import llama, llama_tensors
-from tests.support.pulls import TOKEN, WEIGHTS, kept_bytes, pulled, refused
+from tests.support.pulls import TOKEN, WEIGHTS, kept_bytes, pulled, refused, request_of
 
 BIG = 2_000_000
 NEXT = "6" * 40
@@ -55,7 +55,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(store: ModelStore, hub: FakeHub, repo: str = REPO, **more: Any) -> Plan:
-    return plan(store, repo, hub=HubOptions(hub.url), **more)
+    return plan(store, request_of(hub, repo, **more))
+
+
+def again(store: ModelStore, hub: FakeHub) -> PullRequest:
+    return request_again(store.get(REPO), HubOptions(hub.url))
 
 
 def moved(hub: FakeHub) -> None:
@@ -129,18 +133,18 @@ def test_revision_is_a_branch_a_tag_a_commit_or_a_pull_request(
 def test_update_fetches_what_differs_and_replaces_the_model(
     store: ModelStore, hub: FakeHub
 ) -> None:
-    options = HubOptions(hub.url)
     pulled(store, hub)
-    assert not update(store, REPO, hub=options)
+    request = again(store, hub)
+    assert not update(store, request)
     moved(hub)
-    found = changes(store, REPO, hub=options)
+    found = changes(store, request)
     assert (found.old_revision, found.new_revision) == (SHA, NEXT)
     assert (found.added, found.changed, found.removed) == (
         ("generation_config.json",), ("config.json",), (),
     )  # fmt: skip
     assert found.missing_bytes == len(hub.files["config.json"]) + 2
     hub.sent.clear()
-    assert update(store, REPO, hub=options) == found
+    assert update(store, request) == found
     assert WEIGHTS not in hub.sent
     assert store.get(REPO).revision == NEXT
     assert store.verify(REPO) == []
@@ -153,7 +157,7 @@ def test_update_that_fails_leaves_the_model_as_it_was(store: ModelStore, hub: Fa
     moved(hub)
     hub.faults["generation_config.json"] = Fault(times=-1, status=503)
     with pytest.raises(DownloadError, match="503"):
-        update(store, REPO, hub=HubOptions(hub.url))
+        update(store, again(store, hub))
     assert store.get(REPO).revision == before.revision
     assert store.verify(REPO) == []
 
@@ -163,7 +167,7 @@ def test_update_of_what_did_not_come_from_the_hub_is_refused(
 ) -> None:
     store.import_folder(source, "mine")
     with pytest.raises(BadFiles, match="did not come from the hub"):
-        update(store, "mine", hub=HubOptions("http://127.0.0.1:9"))
+        request_again(store.get("mine"), HubOptions("http://127.0.0.1:9"))
 
 
 def test_pull_under_another_name_fetches_nothing_again(store: ModelStore, hub: FakeHub) -> None:

@@ -128,7 +128,7 @@ def database(place: CliContext, version: str) -> None:
 def test_database_check_only_reads(place: CliContext, version: str, level: str) -> None:
     database(place, version)
     before = place.home.database.read_bytes()
-    assert checks._database(place).level == level
+    assert checks._database(place, None).level == level
     assert place.home.database.read_bytes() == before
     assert not place.home.lock.exists()
 
@@ -136,7 +136,7 @@ def test_database_check_only_reads(place: CliContext, version: str, level: str) 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0 and then nothing", b"junk" * 500])
 def test_database_that_is_damaged_is_an_error(place: CliContext, content: bytes) -> None:
     place.home.database.write_bytes(content)
-    finding = checks._database(place)
+    finding = checks._database(place, None)
     assert (finding.level, finding.advice) == ("error", "restore a backup, or move it away")
 
 

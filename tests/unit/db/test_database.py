@@ -23,7 +23,7 @@ from sqlmodel import select
 
 from bitinglip.audit.chain import verify_file
 from bitinglip.db import database as database_module
-from bitinglip.db import files, migrations
+from bitinglip.db import files, migrations, sqlite
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.migrations.upgrade import upgrade
@@ -207,7 +207,7 @@ def test_lock_of_another_program_is_given_up_after_a_while_and_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     health, seconds = Health(), 1
-    monkeypatch.setitem(database_module._WRITER_PRAGMAS, "busy_timeout", f"{seconds * 1000}")
+    monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "busy_timeout", f"{seconds * 1000}")
     monkeypatch.setattr(database_module, "PATIENCE", seconds)
 
     async def act() -> None:

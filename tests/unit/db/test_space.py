@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from bitinglip.db import database
+from bitinglip.db import sqlite
 from bitinglip.db.database import Database
 from bitinglip.db.migrations.upgrade import upgrade
 
@@ -17,8 +17,8 @@ def test_log_of_the_database_shrinks_after_a_large_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 1 << 20
-    assert int(database._WRITER_PRAGMAS["journal_size_limit"]) <= 64 << 20
-    monkeypatch.setitem(database._WRITER_PRAGMAS, "journal_size_limit", str(limit))
+    assert int(sqlite._WRITER_PRAGMAS["journal_size_limit"]) <= 64 << 20
+    monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "journal_size_limit", str(limit))
     path = tmp_path / "bitinglip.db"
 
     async def run() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bitinglip.guard.watch import Watch
+from bitinglip.settings import Settings
 from bitinglip.telemetry import metrics as metrics_module
+from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.device_gauges import DeviceSample
+from bitinglip.telemetry.download_metrics import DownloadMetrics
+from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
+from scripts.reference.metrics import every_metric
 
 
 def text(metrics: Metrics) -> str:
@@ -185,3 +193,86 @@ def test_metrics_count_tokens_while_they_are_made_and_never_fewer() -> None:
     assert line.format("14.0") in text(metrics)
     finish(metrics)
     assert line.format("22.0") in text(metrics)
+
+
+def _series(metrics: Metrics) -> list[str]:
+    return [line for line in text(metrics).splitlines() if not line.startswith("#")]
+
+
+def test_metrics_have_at_most_a_thousand_series_after_ten_thousand_varied_requests() -> None:
+    """Every route by every method with every status, eight models of all sorts, what is refused,
+    lost, loaded and found on the way."""
+    metrics = Metrics()
+    refusals, cache = LimitRefusals(metrics.registry), CacheMetrics(metrics.registry)
+    downloads = DownloadMetrics(metrics.registry)
+    watch = Watch(metrics.registry, Health(), Settings().guard)
+    metrics.watch(
+        in_flight=lambda: 1,
+        depth=lambda: {f"m{each}": 1 for each in range(8)},
+        workers=lambda: {"ready": 8, "loading": 1, "spare": 1, "draining": 1},
+        devices=lambda: [DeviceSample(str(each), 80, 30, 20, 0.5, 400, 60) for each in range(8)],
+        connections=lambda: {"busy": 1, "idle": 1},
+        refused=lambda: {"full": 1, "slow": 1, "per_address": 1},
+    )
+    for number in range(10_000):
+        metrics.request_finished(
+            method=("GET", "POST", "BREW", f"M{number}")[number % 4],
+            endpoint=f"/api/v1/{number % 120}",
+            status=(200, 400, 401, 403, 404, 405, 413, 415, 429, 500, 503)[number % 11],
+            seconds=number / 1000,
+        )
+        model = f"m{number % 8}"
+        ended = ("done", "failed", "cancelled")[number % 3]
+        finish(metrics, model=model, status=ended, duration=number / 100)
+        metrics.user_seen(f"key-{number}")
+        metrics.worker_restarted(model=model, reason=f"was lost for {number}")
+        metrics.load_finished(model=model, seconds=number, source="storage")
+        refusals.count(f"reason-{number}", ("free", "pro", "enterprise", "none")[number % 4])
+        watch.found(Counter({("email", "phone", "iban")[number % 3]: 1}), "input", "redact")
+    cache.asked(hit=True)
+    downloads.ended("failed")
+    found = _series(metrics)
+    assert len(found) <= 1000
+    assert 'gateway_requests_total{endpoint="_other",method="_other",status="200"}' in text(metrics)
+    counted = [line for line in found if line.startswith("gateway_requests_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in counted) == 10_000
+
+
+def test_metrics_show_each_series_once_when_there_are_too_many_models() -> None:
+    metrics = Metrics()
+    depths = {f"m{number}": 1 for number in range(MAX_LABEL_VALUES + 9)}
+    metrics.watch(in_flight=lambda: 0, depth=lambda: depths, workers=dict)
+    assert 'bitinglip_queue_depth{model="_other"} 9.0' in text(metrics)
+    names = [line.rpartition(" ")[0] for line in _series(metrics)]
+    assert len(set(names)) == len(names)
+
+
+#: what the contract and the design name, by the words of the contract
+NAMED = {
+    "gateway_requests_total",
+    "gateway_request_duration_seconds",
+    "inference_requests_total",
+    "gateway_active_users",
+    "bitinglip_time_to_first_token_seconds",
+    "bitinglip_inter_token_seconds",
+    "bitinglip_queue_seconds",
+    "bitinglip_queue_depth",
+    "bitinglip_tokens_total",
+    "bitinglip_images_total",
+    "bitinglip_audio_seconds_total",
+    "bitinglip_model_loads_total",
+    "bitinglip_model_load_seconds",
+    "bitinglip_evictions_total",
+    "bitinglip_workers",
+    "bitinglip_worker_restarts_total",
+    "bitinglip_device_memory_bytes",
+    "bitinglip_cache_hits_total",
+    "bitinglip_limit_refusals_total",
+    "bitinglip_event_loop_lag_seconds",
+}
+
+
+def test_metrics_that_the_contract_names_are_declared() -> None:
+    declared = {each.name for each in every_metric()}
+    assert declared >= NAMED
+    assert all(each.text for each in every_metric())

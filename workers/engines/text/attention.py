@@ -63,20 +63,21 @@ def _decode(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    rows = group.end - group.start
+    rows = group.table.sequences
+    each = (group.end - group.start) // rows  # tokens of a row
     shape = cache.shapes[layer]
     keys, values = cache.read(layer, group.table)  # [rows, tokens, kv_heads, dim]
-    # Query heads that share a key head lie along the query length: [rows, kv_heads, group, dim]
-    grouped = query[group.start : group.end].view(rows, shape.kv_heads, -1, shape.key_dim)
-    seen = _attention(
-        grouped,
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        group.masks[shape.window],
-        scaling,
-        softcap,
-    )
-    return seen.reshape(rows, -1)
+    # Query heads that share a key head lie along the query length, as do the tokens of a row, so
+    # it is [rows, kv_heads, each * group, dim].
+    by_token = query[group.start : group.end].view(rows, each, shape.kv_heads, -1, shape.key_dim)
+    grouped = by_token.transpose(1, 2).reshape(rows, shape.kv_heads, -1, shape.key_dim)
+    mask = group.masks[shape.window]
+    if each > 1 and mask is not None:
+        mask = mask.repeat_interleave(by_token.shape[3], dim=2)
+    seen = _attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), mask, scaling, softcap)
+    if each > 1:
+        seen = seen.reshape(rows, shape.kv_heads, each, -1, shape.value_dim).transpose(1, 2)
+    return seen.reshape(rows * each, -1)
 
 
 def _prefill(

@@ -16,17 +16,23 @@ Masks = dict[int | None, Tensor | None]
 
 @dataclass(slots=True, frozen=True)
 class DecodeGroup:
-    """Rows ``start:end`` of the step, one token each, of similar length: one attention call."""
+    """Rows of similar length, of equally many tokens each: one attention call.
+
+    They are ``start:end`` of the step's tokens. A row has its last token, and drafts after it.
+    """
 
     start: int
     end: int
     table: BlockTable
-    masks: Masks  #: each [rows, 1, 1, tokens], added to the scores
+    masks: Masks  #: each [rows, 1, tokens of a row, tokens], added to the scores
 
 
 @dataclass(slots=True, frozen=True)
 class PagedRows:
-    """Rows ``0:count`` of the step, one token each, for a kernel that reads the cache in place."""
+    """Tokens ``0:count`` of the step, for a kernel that reads the cache in place.
+
+    A row's drafts are rows of their own to it, longer by one each.
+    """
 
     count: int
     table: Tensor  #: [count, blocks] int32, padded with block 0
@@ -105,21 +111,22 @@ class BatchBuilder:
 
     def build(self, plan: Plan) -> Batch:
         # The longest first, so that rows of similar length are neighbours.
-        decodes = sorted(plan.decodes, key=lambda chunk: -chunk.end)
+        decodes = sorted(plan.decodes, key=lambda chunk: (-len(chunk.drafts), -chunk.end))
+        decoded = len(decodes) + sum(len(chunk.drafts) for chunk in decodes)
         chunks = decodes + plan.prefills
         numbers: tuple[list[int], list[int], list[int]] = ([], [], [])
         for chunk in chunks:
             self._add_tokens(chunk, *numbers)
         ids, positions, slots = torch.tensor(numbers, device=self._device).unbind()
-        last = [*range(len(decodes)), *_last_rows(len(decodes), plan.prefills)]
-        last += _scored_rows(len(decodes), plan.prefills)
+        last = [*range(decoded), *_last_rows(decoded, plan.prefills)]
+        last += _scored_rows(decoded, plan.prefills)
         return Batch(
             ids=ids,
             positions=positions,
             slots=slots,
             decodes=[] if self._in_place else self._groups(decodes),
             paged=self._paged(decodes) if self._in_place and decodes else None,
-            prompts=self._pieces(len(decodes), plan.prefills),
+            prompts=self._pieces(decoded, plan.prefills),
             sampled=self._index(last) if plan.prefills else None,
             order=[chunk for chunk in chunks if chunk.samples],
         )
@@ -132,43 +139,54 @@ class BatchBuilder:
     ) -> None:
         size = self._block_size
         blocks = chunk.sequence.blocks
-        ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        ids += chunk.tokens
         places = range(chunk.start, chunk.end)
         positions += places
         slots += [blocks[place // size] * size + place % size for place in places]
 
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
-        """Return the rows' blocks and lengths. chunks: the longest first"""
-        rows = [chunk.sequence.blocks for chunk in chunks]
-        longest = max(map(len, rows))
-        table = [[*row, *[NULL_BLOCK] * (longest - len(row))] for row in rows]
+        """Return the rows' blocks and lengths, a row for each token."""
+        longest = max(len(chunk.sequence.blocks) for chunk in chunks)
+        table: list[list[int]] = []
+        lengths: list[int] = []
+        for chunk in chunks:
+            row = chunk.sequence.blocks
+            row = [*row, *[NULL_BLOCK] * (longest - len(row))]
+            table += [row] * (chunk.end - chunk.start)
+            lengths += range(chunk.start + 1, chunk.end + 1)
         return PagedRows(
-            len(chunks),
+            len(lengths),
             torch.tensor(table, dtype=torch.int32, device=self._device),
-            torch.tensor([c.end for c in chunks], dtype=torch.int32, device=self._device),
-            chunks[0].end,
+            torch.tensor(lengths, dtype=torch.int32, device=self._device),
+            max(lengths),
         )
 
     def _groups(self, chunks: Sequence[Chunk]) -> list[DecodeGroup]:
         groups = []
-        start = 0
-        while start < len(chunks):
-            blocks = len(chunks[start].sequence.blocks)
-            end = start + 1
+        first = start = 0
+        while first < len(chunks):
+            blocks, drafts = len(chunks[first].sequence.blocks), len(chunks[first].drafts)
+            last = first + 1
             # Padding may cost as much as the rows themselves, not more.
-            while end < len(chunks) and 2 * len(chunks[end].sequence.blocks) >= blocks:
-                end += 1
-            groups.append(self._group(start, end, chunks[start:end]))
-            start = end
+            while (
+                last < len(chunks)
+                and 2 * len(chunks[last].sequence.blocks) >= blocks
+                and len(chunks[last].drafts) == drafts
+            ):
+                last += 1
+            end = start + (last - first) * (1 + drafts)
+            groups.append(self._group(start, end, chunks[first:last]))
+            first, start = last, end
         return groups
 
     def _group(self, start: int, end: int, chunks: Sequence[Chunk]) -> DecodeGroup:
         table = BlockTable.of([chunk.sequence.blocks for chunk in chunks], self._device)
         tokens = table.blocks.shape[0] // table.sequences * self._block_size
-        places = torch.tensor([[chunk.start] for chunk in chunks], device=self._device)
+        numbers = [[[place] for place in range(c.start, c.end)] for c in chunks]
+        places = torch.tensor(numbers, device=self._device)  # [rows, tokens of a row, 1]
         keys = torch.arange(tokens, device=self._device)
         masks: Masks = {
-            window: self._mask(places, keys, window)[:, None, None, :] for window in self._windows
+            window: self._mask(places, keys, window).unsqueeze(1) for window in self._windows
         }
         return DecodeGroup(start, end, table, masks)
 
@@ -191,7 +209,7 @@ class BatchBuilder:
         return self._mask(places, keys, window)
 
     def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        """Return a mask [rows, tokens], 0 where seen; places: [rows, 1], keys: [tokens]."""
+        """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
         hidden = keys > places
         if window is not None:
             hidden |= keys <= places - window

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from workers.engines import defaults, torch_env
 from workers.engines.activity import FirstUse, busy_with
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
+from workers.engines.text import speculation
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.chat_templates import chat_templates
@@ -26,8 +27,9 @@ from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
 from workers.engines.text.runners import open_runner
-from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
+from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Scheduler
+from workers.engines.text.scores import Scores, prompt_scores
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob, TextOptions
@@ -43,8 +45,6 @@ _REST = 0.002  #: seconds
 #: Stands for the token of a row that none can be chosen for yet.
 _NONE = Choice(-3)
 
-Scores = list[tuple[Chunk, list[Logprobs]]]
-
 
 class TextEngine:
     """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
@@ -56,6 +56,7 @@ class TextEngine:
     _detokenizers: DetokenizerFactory
     _grammars: Grammars
     _loaded: LoadedModel
+    _speculation: speculation.Speculation | None
 
     def __init__(
         self,
@@ -90,17 +91,16 @@ class TextEngine:
         device = loaded.device.type
         budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
         plan = CachePlan(budget, self._block_size, rows, context)
-        self._runner, why = open_runner(loaded, plan, (spec.text or TextOptions()).attention)
+        options = spec.text or TextOptions()
+        self._runner, why = open_runner(loaded, plan, options.attention)
+        self._speculation = speculation.of(options, why, device)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        wanted = (spec.text or TextOptions()).response_template
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        pictures = loaded.pictures
-        chat = Conversation(
-            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
-        )
+        wanted = options.response_template
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
@@ -109,12 +109,12 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
-            pictures=pictures,
         )
         return Ready(
             slots=rows,
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
+            quantization=loaded.quantization,
             device=spec.device,
             has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
@@ -194,6 +194,8 @@ class TextEngine:
         events = self._requests.end_cancelled(self._end_cancelled)
         if self._grammars.busy:
             events += self._go_on()
+        if self._speculation is not None:
+            self._speculation.draft(self._generations.values())
         plan = self._scheduler.schedule()
         for sequence in plan.started:
             events += self._requests[sequence.id].begin()
@@ -236,8 +238,8 @@ class TextEngine:
         for chunk, found in scores:
             self._generations[chunk.sequence].score(chunk.start, found)
         events: list[Event] = []
-        for chunk, choice in zip(order, choices, strict=True):
-            events += self._advance(chunk, choice)
+        for each in speculation.by_chunk(order, choices):
+            events += self._take(each)
         return events
 
     def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores] | None:
@@ -279,44 +281,52 @@ class TextEngine:
     @torch.inference_mode()
     def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores]:
         order, logits = self._runner.run(plan)
-        scores = self._score(plan, logits[len(order) :])
+        places = list(speculation.sampled_places(order))
+        scores = prompt_scores(plan, logits[len(places) :], self._alternatives)
         if not order:
             return [], [], scores
-        generations = [self._generations[chunk.sequence] for chunk in order]
         unready = self._grammars.rows.unready(chunk.sequence for chunk in order)
         if unready:
-            ready = [
-                place for place, each in enumerate(generations) if each.sequence not in unready
-            ]
-            choices = iter(self._sample(logits[ready], [generations[place] for place in ready]))
-            return (
-                order,
-                [_NONE if each.sequence in unready else next(choices) for each in generations],
-                scores,
-            )
-        return order, self._sample(logits[: len(order)], generations), scores
+            ready = [row for row, (each, _) in enumerate(places) if each not in unready]
+            made = iter(self._sample(logits[ready], [places[row] for row in ready]))
+            choices = [_NONE if each in unready else next(made) for each, _ in places]
+            return order, choices, scores
+        return order, self._sample(logits[: len(places)], places), scores
 
-    def _sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[Choice]:
-        if not generations:
+    def _sample(self, logits: torch.Tensor, places: list[tuple[Sequence, int]]) -> list[Choice]:
+        """Choose a token for each row; beside its sequence stands how many drafts are before it."""
+        if not places:
             return []
-        rows = [each.sampling for each in generations]
-        return self._sampler.sample(logits, rows, [each.produced for each in generations])
+        rows = [(self._generations[sequence], drafts) for sequence, drafts in places]
+        return self._sampler.sample(
+            logits,
+            [generation.sampling for generation, _ in rows],
+            [generation.produced + drafts for generation, drafts in rows],
+        )
 
-    def _score(self, plan: Plan, logits: torch.Tensor) -> Scores:
-        """Return the log-probabilities of prompts that are echoed. logits: [their tokens, vocab]"""
-        scores: Scores = []
-        start = 0
-        for chunk in plan.prefills:
-            if not chunk.scored:
-                continue
-            end = start + chunk.scored
-            told = chunk.sequence.tokens[chunk.start + 1 :][: chunk.scored]
-            tokens = torch.tensor(told, device=logits.device)
-            count = self._generations[chunk.sequence].sampling.logprobs or 0
-            found = logprobs_of(logits[start:end], tokens, [count] * len(told))
-            scores.append((chunk, found))
-            start = end
-        return scores
+    def _alternatives(self, sequence: Sequence) -> int:
+        return self._generations[sequence].sampling.logprobs or 0
+
+    def _take(self, verified: speculation.Verified) -> list[Event]:
+        """Take a row's token, and those of its drafts that were right."""
+        sequence, accepted = verified.chunk.sequence, verified.accepted
+        if not verified.chunk.drafts or sequence not in self._generations:
+            return self._advance(verified.chunk, verified.choices[0])
+        if self._speculation is not None:
+            self._speculation.account(self._generations[sequence], verified)
+        if verified.broken:
+            self._scrub([sequence])
+        events: list[Event] = []
+        for choice in verified.choices:
+            events += self._advance(verified.chunk, choice)
+        if sequence in self._generations:
+            self._scheduler.accept(sequence, accepted, again=verified.broken)
+        return events
+
+    def _scrub(self, sequences: Iterable[Sequence]) -> None:
+        """Zero what sequences have in the cache, and let nobody find it."""
+        held = [block for each in sequences for block in each.blocks]
+        self._runner.scrub(self._allocator.forget(held))
 
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
         generation = self._generations.get(chunk.sequence)
@@ -327,8 +337,7 @@ class TextEngine:
             return []
         request = self._requests[chunk.sequence.id]
         if choice.token < 0:
-            held = [block for each in request.generations for block in each.sequence.blocks]
-            self._runner.scrub(self._allocator.forget(held))
+            self._scrub(each.sequence for each in request.generations)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
         events = request.accept(generation, choice)

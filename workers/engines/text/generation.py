@@ -45,6 +45,7 @@ class Generation:
         self.sampling = params
         self.number = number
         self.produced = 0
+        self.drafted = self.accepted = 0  #: tokens that were drafted, and those that were right
         self.ended = False
         self._max_tokens = max_tokens
         self._min_tokens = sampling.min_tokens
@@ -69,6 +70,11 @@ class Generation:
             self._prompt_logprobs.append(TokenLogprob(token=name, id=first, logprob=None))
         self._logprobs: list[TokenLogprob] = []
         self._logprobs_sent = 0
+
+    @property
+    def left(self) -> int:
+        """Return how many tokens it may have beside those it has."""
+        return self._max_tokens - self.produced
 
     def score(self, start: int, found: Iterable[Logprobs]) -> None:
         """Take the log-probabilities of the prompt's tokens after ``start``."""

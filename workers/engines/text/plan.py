@@ -1,7 +1,7 @@
 """Describes a step: the sequences, the pieces of them that it computes, and the plan. Pure."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workers.engines.text.prefix_keys import PrefixKeys
@@ -23,6 +23,7 @@ class Sequence:
     holders: "list[Sequence] | None" = None
     keys: PrefixKeys | None = None  #: of its blocks; None: it shares none with other jobs
     published: int = 0  #: blocks that are found by their keys
+    drafts: list[int] = field(default_factory=list)  #: tokens that may follow, to be verified
     cached: int = 0  #: tokens of the prompt that were there when it began
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
 
@@ -36,12 +37,26 @@ class Sequence:
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
-    """Names the piece ``tokens[start:end]`` of a sequence; ``samples`` if a token follows it."""
+    """Names the piece ``tokens[start:end]`` of a sequence; ``samples`` if a token follows it.
+
+    The last tokens of the piece may be drafts: then a token is sampled after each of them, and
+    after the one before.
+    """
 
     sequence: Sequence
     start: int
     end: int
     samples: bool
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> int:
+        """Return where the piece ends without its drafts."""
+        return self.end - len(self.drafts)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.known], *self.drafts]
 
     @property
     def scored(self) -> int:
@@ -53,7 +68,7 @@ class Chunk:
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """Lists a step's chunks: those of one token first, then pieces of prompts."""
+    """Lists a step's chunks: those of one token, and its drafts, first; then prompts' pieces."""
 
     decodes: list[Chunk]
     prefills: list[Chunk]
@@ -76,8 +91,8 @@ class Plan:
     def halves(self) -> "list[Plan]":
         """Split into two plans of half the chunks each.
 
-        Of a single chunk only the first half is planned; the rest stays for a later step. Returns
-        nothing for a single token.
+        Of a single chunk only the first half is planned, or what are no drafts; the rest stays for
+        a later step. Returns nothing for a single token.
         """
         if len(self.chunks) > 1:
             middle = len(self.chunks) // 2
@@ -88,6 +103,8 @@ class Plan:
                 Plan(decodes[middle:], prefills[left:], [], []),
             ]
         chunk = self.chunks[0]
+        if chunk.drafts:
+            return [Plan([replace(chunk, end=chunk.known, drafts=())], [], [], [])]
         half = (chunk.end - chunk.start) // 2
         if not half:
             return []

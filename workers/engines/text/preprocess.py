@@ -15,7 +15,6 @@ from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.engines.text.pictures import PictureReader, Read
 from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -59,10 +58,8 @@ class Preprocessor:
         max_context: int,
         vocab_size: int,
         grammars: GrammarCompiler,
-        pictures: PictureReader | None = None,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
-        self._pictures = pictures
         self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
@@ -138,7 +135,8 @@ class Preprocessor:
             rendered = self._chat.render(job, self._most_characters)
             grammar, reading = self._chat.constrained(job, self._chat.reading(job, rendered))
             if any(each.pictures for each in job.messages):
-                ids, inputs = self._with_pictures(job.messages, rendered)
+                with self._lock:
+                    ids, inputs = self._chat.encode_with_pictures(rendered, job.messages)
             else:
                 ids = self._tokens(job, rendered, param)
         else:
@@ -156,13 +154,6 @@ class Preprocessor:
             reading=reading,
             grammar=grammar,
         )
-
-    def _with_pictures(self, messages: Sequence[ChatMessage], rendered: str) -> Read:
-        """Return a rendered prompt's tokens, those of its pictures included. Raises Refused."""
-        if self._pictures is None:
-            raise Refused("INVALID_REQUEST", "This model reads no pictures.", param="messages")
-        with self._lock:
-            return self._pictures.read(rendered, messages, self._chat.encode)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:

@@ -146,6 +146,8 @@ class Request:
             completion_tokens=self.produced,
             cached_tokens=cached,
             reasoning_tokens=sum(each.reasoning_tokens for each in self.generations),
+            drafted_tokens=sum(each.drafted for each in self.generations),
+            accepted_tokens=sum(each.accepted for each in self.generations),
         )
 
     def _told(self) -> list[Generation]:

@@ -20,7 +20,7 @@ from workers.engines.text.truncation import Truncation, by_candidates
 
 T = TypeVar("T", int, float)
 
-_BROKEN = -1  #: the token of a row whose logits are not finite
+BROKEN = -1  #: the token of a row whose logits are not finite
 #: Logits to sample from at once on a CPU, so that what is computed stays in its cache.
 _CPU_ELEMENTS = 1 << 18
 #: Alternatives that are computed at least, so that ties do not depend on other rows.
@@ -104,7 +104,7 @@ class Sampler:
         best, tokens = logits.max(dim=-1)  # [rows], [rows]
         broken = ~(best.abs() < inf)  # also where it is not a number
         if all(row.plain for row in rows):
-            tokens.masked_fill_(broken, _BROKEN)
+            tokens.masked_fill_(broken, BROKEN)
             return PendingSample(rows, logits, tokens, [], None, None, None)
         random = [index for index, row in enumerate(rows) if not row.greedy]
         penalised = [index for index, row in enumerate(rows) if row.penalised]
@@ -130,7 +130,7 @@ class Sampler:
         return PendingSample(
             rows,
             logits,
-            tokens.masked_fill(broken, _BROKEN),
+            tokens.masked_fill(broken, BROKEN),
             random,
             draw,
             (sent["penalised"], sent["slots"]) if penalised else None,

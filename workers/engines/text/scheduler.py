@@ -1,8 +1,9 @@
 """Plans which tokens of which sequences a step computes. Pure: no torch, no clock.
 
-One token budget per step: first the sequences that wait for one token only (decode), then the
-prompts, in pieces that fill what is left. When blocks run out, the youngest sequence loses its
-blocks (preemption) and is computed again later from its prompt and its own tokens.
+One token budget per step: first the sequences that wait for one token only (decode), then tokens
+that are drafted for them, then the prompts, in pieces that fill what is left. When blocks run out,
+the youngest sequence loses its blocks (preemption) and is computed again later from its prompt and
+its own tokens.
 
 A job may have several sequences. Each job has a row before another has its second one: if rows or
 blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
@@ -11,6 +12,7 @@ jobs share the blocks of what they have in common at their beginning, if their k
 """
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.plan import Chunk, Plan, Sequence
@@ -88,7 +90,8 @@ class Scheduler:
         preempted = self._make_way()
         made_way = len(preempted)
         decodes = self._plan_decodes(preempted)
-        budget = self._step_tokens - len(decodes)
+        self._add_drafts(decodes)
+        budget = self._step_tokens - sum(chunk.end - chunk.start for chunk in decodes)
         prefills = self._plan_running_prefills(budget)
         stuck = not decodes and not prefills and len(self._running) > 1
         if stuck and not any(sequence.paused for sequence in self._running):
@@ -104,9 +107,20 @@ class Scheduler:
     def commit(self, plan: Plan) -> None:
         """Note that the plan's tokens are in the cache."""
         for chunk in plan.chunks:
-            chunk.sequence.computed = chunk.end
+            chunk.sequence.computed = chunk.known
             self._publish(chunk.sequence)
         self._recover()
+
+    def accept(self, sequence: Sequence, drafts: int, *, again: bool = False) -> None:
+        """Note that the first drafts of a committed chunk are tokens of the sequence now.
+
+        ``again``: the sequence is to be computed from its beginning.
+        """
+        sequence.computed += drafts
+        if again:
+            self._preempt(sequence)
+        else:
+            self._publish(sequence)
 
     def postpone(self, sequence: Sequence) -> None:
         """Compute a sequence's last token again, once it is no longer paused."""
@@ -121,6 +135,19 @@ class Scheduler:
             if self._make_room(sequence, preempted):
                 chunks.append(_chunk(sequence, 1))
         return chunks
+
+    def _add_drafts(self, decodes: list[Chunk]) -> None:
+        """Add their drafts to rows, as far as the step has room and blocks are free to spare."""
+        room = self._step_tokens - len(decodes)
+        for place, chunk in enumerate(decodes):
+            sequence = chunk.sequence
+            spare = max(0, self._allocator.free_count - self._watermark) + len(sequence.blocks)
+            room_there = spare * self._allocator.block_size - chunk.end
+            count = min(len(sequence.drafts), room, room_there)
+            if count > 0 and self._grow(sequence, 1 + count):
+                drafts = tuple(sequence.drafts[:count])
+                decodes[place] = replace(chunk, end=chunk.end + count, drafts=drafts)
+                room -= count
 
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         """Reserve the block of the next token; preempt younger sequences if need be."""
@@ -278,7 +305,8 @@ class Scheduler:
         return needed <= self._allocator.free_count
 
     def _missing_blocks(self, sequence: Sequence) -> int:
-        return self._allocator.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        missing = self._allocator.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        return max(0, missing)  # drafts may have taken one too many
 
     def _prefill(self, sequence: Sequence, budget: int) -> Chunk | None:
         """Plan as much of the sequence as budget and free blocks allow."""

@@ -10,4 +10,5 @@ down_revision = "0004"
 def upgrade() -> None:
     with op.batch_alter_table("tasks") as batch:
         batch.add_column(sa.Column("bytes", sa.BigInteger(), nullable=False, server_default="0"))
-    op.execute("UPDATE tasks SET bytes = coalesce(length(request), length(result), 0)")
+    held = "coalesce(length(request), length(CAST(result AS TEXT)), 0)"
+    op.execute(f"UPDATE tasks SET bytes = {held}")

@@ -15,7 +15,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.models.vision import FAMILIES, library_processor, make_vision_model, png
 from tests.support.text_harness import load, run
 from workers.engines.base import Answered, Refused
-from workers.protocol import ChatMessage, Picture, Sampling, TextJob
+from workers.protocol import ChatMessage, Picture, Sampling, TextDone, TextJob
 
 TEXT = "What do you see here, and what is it like?"
 
@@ -132,7 +132,9 @@ def test_picture_counts_in_the_tokens_of_a_prompt(llava: Path, tmp_path: Path) -
     one = chat("a", seen(tmp_path, "hi", (0, 1)))
     with pytest.raises(Answered) as counted:
         engine.prepare(msgspec.structs.replace(one, count_only=True))
-    assert counted.value.final.prompt_tokens == run(engine, one)["a"].prompt_tokens
+    final = counted.value.final
+    assert isinstance(final, TextDone)
+    assert final.prompt_tokens == run(engine, one)["a"].prompt_tokens
     many = chat("b", seen(tmp_path, "hi", *((0, seed) for seed in range(1, 15))))
     with pytest.raises(Refused) as refused:
         engine.prepare(many)

@@ -1,0 +1,41 @@
+"""A byte-level tokenizer that is made on the spot, of the words of Python's own documentation."""
+
+import pydoc
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+WORDS = 2000
+ROWS = 2048  #: of the embedding: spare ones, as real models have
+
+
+def train_tokenizer(special_tokens: Sequence[str]) -> Tokenizer:
+    """Train a byte-level tokenizer of ``WORDS`` tokens; the special ones have the first ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=WORDS,
+        special_tokens=[*special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_prose(), trainer)
+    return tokenizer
+
+
+def _prose() -> Iterator[str]:
+    """Return docstrings of the standard library: text that every Python has, always the same."""
+    for name in (
+        "argparse",
+        "asyncio/base_events",
+        "decimal",
+        "logging/__init__",
+        "pydoc",
+        "typing",
+    ):
+        source = (Path(pydoc.__file__).parent / f"{name}.py").read_text("utf-8")
+        for text in source.split('"""')[1::2]:
+            yield re.sub(r"[^A-Za-z ,.]+", " ", text)

@@ -1,0 +1,1 @@
+"""Trains ``demo-text`` on questions about BitingLip and their answers."""

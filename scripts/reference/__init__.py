@@ -1,0 +1,1 @@
+"""Writes docs/reference/ from the code: settings, commands, routes, errors and metrics."""

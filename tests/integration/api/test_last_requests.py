@@ -1,0 +1,68 @@
+"""The last requests, with the time of each stage, for admins."""
+
+from typing import Any
+
+import httpx
+
+from tests.integration.api.test_dashboard import EVENTS
+from tests.support.api_server import Served
+from tests.support.http_client import NATIVE, PROMPT, error_of
+from tests.support.sse import iter_events
+
+REQUESTS = "/api/v1/cluster/requests"
+NAME = {"x-request-id": "ask-me-later"}
+
+
+def shown(admin: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
+    rows = admin.get(REQUESTS, params={"limit": 100}).raise_for_status().json()["data"]
+    wanted = answer.headers["x-request-id"]
+    found: dict[str, Any] = next(each for each in rows if each["request_id"] == wanted)
+    return found
+
+
+def test_last_requests_tell_stages_tokens_and_key(
+    client: httpx.Client, admin: httpx.Client
+) -> None:
+    answer = client.post(NATIVE, json={**PROMPT, "stream": True}, headers=NAME)
+    row = shown(admin, answer)
+    assert (row["method"], row["route"], row["status"]) == ("POST", NATIVE, 200)
+    assert (row["model"], row["kind"], row["key_name"]) == ("demo", "text", "inference:text")
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (1, 2)
+    seconds = row["seconds"]
+    assert 0 < seconds["first_token"] <= seconds["work"] <= seconds["total"]
+    parts = seconds["queue"] + (seconds["load"] or 0) + seconds["work"] + seconds["overhead"]
+    assert abs(parts - seconds["total"]) < 1e-4
+    assert PROMPT["prompt"] not in admin.get(REQUESTS).text
+
+
+def test_last_requests_hold_those_that_were_refused(admin: httpx.Client) -> None:
+    refused = httpx.post(str(admin.base_url.join(NATIVE)), json=PROMPT)
+    row = shown(admin, refused)
+    assert (row["status"], row["key_id"], row["model"]) == (401, None, None)
+    assert row["seconds"]["queue"] is None
+    assert row["seconds"]["overhead"] == row["seconds"]["total"] > 0
+
+
+def test_last_requests_leave_out_what_watchers_ask(admin: httpx.Client, served: Served) -> None:
+    admin.get("/health")
+    admin.get("/api/v1/cluster/status")
+    routes = {each.endpoint for each in served.services.last_requests}
+    assert not routes & {"/health", "/api/v1/cluster/status", REQUESTS}
+
+
+def test_last_requests_are_for_admins_and_told_of_by_the_snapshots(
+    admin: httpx.Client, served: Served
+) -> None:
+    with httpx.Client(base_url=served.url, headers=served.headers("cluster:read")) as reader:
+        error_of(reader.get(REQUESTS), 403, "INSUFFICIENT_SCOPE")
+        assert _snapshot(reader)["requests_seen"] is None
+    assert _snapshot(admin)["requests_seen"] >= 1
+    error_of(admin.get(REQUESTS, params={"body": "1"}), 400, "UNSUPPORTED_PARAMETER")
+    narrowed = admin.get(REQUESTS, params={"model": "painter"}).json()["data"]
+    assert {each["model"] for each in narrowed} <= {"painter"}
+
+
+def _snapshot(client: httpx.Client) -> dict[str, Any]:
+    with client.stream("GET", EVENTS) as stream:
+        _, data = next(iter_events(stream.iter_lines()))
+    return dict(data)
