@@ -109,6 +109,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
+            starts=loaded.starts,
         )
         return Ready(
             slots=rows,

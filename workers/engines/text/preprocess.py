@@ -13,6 +13,7 @@ from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
+from workers.engines.text.generate_steps import ENCODED
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
 from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
@@ -58,8 +59,13 @@ class Preprocessor:
         max_context: int,
         vocab_size: int,
         grammars: GrammarCompiler,
+        starts: Sequence[int] = (),
     ) -> None:
-        """Set up; no other thread may use ``tokenizer``."""
+        """Set up; no other thread may use ``tokenizer``.
+
+        ``starts``: what a decoder begins with, if an encoder reads the prompts.
+        """
+        self._starts = list(starts)
         self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
@@ -143,6 +149,8 @@ class Preprocessor:
             ids = self._tokens(job, given or "", param)
         if job.count_only:
             raise counted(job, len(ids))
+        if self._starts:
+            return self._for_encoder(job, ids, param, reading, grammar)
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
@@ -151,6 +159,32 @@ class Preprocessor:
             self._fit(job, len(ids), param, room),
             inputs=inputs,
             text=text,
+            reading=reading,
+            grammar=grammar,
+        )
+
+    def _for_encoder(
+        self,
+        job: TextJob,
+        ids: list[int],
+        param: str,
+        reading: Reading | None,
+        grammar: Grammar | None,
+    ) -> PreparedPrompt:
+        """Return a prompt for an encoder: it takes nothing of the answer's context."""
+        if job.echo or job.continue_final:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                "An encoder reads this model's prompts: an answer does not go on from one.",
+                param="echo" if job.echo else "continue_final_message",
+            )
+        if len(ids) > self._max_context:
+            raise self._too_long(job, len(ids), param)
+        return PreparedPrompt(
+            self._starts,
+            self._fit(job, len(self._starts), param, 0),
+            encoded=len(ids),
+            inputs={ENCODED: ids},
             reading=reading,
             grammar=grammar,
         )
@@ -176,7 +210,9 @@ class Preprocessor:
         if job.messages is None:
             ids = self._encode(text, special=job.special_tokens)
         else:
-            ids = self._encode(text, special=False, marked=is_marked(text))
+            # What an encoder reads ends in a token that no template writes.
+            special = bool(self._starts)
+            ids = self._encode(text, special=special, marked=is_marked(text) and not special)
         if not ids:
             ids = self._beginning(param)
         return ids

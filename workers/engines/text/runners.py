@@ -1,5 +1,6 @@
 """Chooses what computes a model: all rows together, or each sequence by itself."""
 
+from workers.engines import torch_env
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Unsupported
 from workers.engines.text.generate_steps import check_steps
@@ -39,10 +40,11 @@ def open_runner(
         raise load_failed(f"text.attention is triton, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
-    runner = SequentialRunner(loaded, plan)
     if loaded.family == "seq2seq":
-        check_steps(loaded)
-        return runner, why
+        with torch_env.library_errors("The model does not run"):
+            check_steps(loaded)
+        return SequentialRunner(loaded, plan), why
+    runner = SequentialRunner(loaded, plan)
     check = SelfCheck(loaded, _LENGTHS)
     same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
     if not same:
