@@ -93,11 +93,8 @@ class TextEngine:
         context = min(plan.context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        pictures = loaded.pictures
         wanted = options.response_template
-        chat = Conversation(
-            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
-        )
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         overlaps = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
         overlaps = overlaps and self._speculation is None  # drafts follow tokens that are known
@@ -108,7 +105,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
-            pictures=pictures,
+            starts=loaded.starts,
         )
         return Ready(
             slots=rows,

@@ -65,7 +65,7 @@ class Request:
             "ends": self._ends,
             "streams": job.stream and not self._ranks,
             "echo": prompt.text if job.echo else "",
-            "goes_on": job.messages is None or job.continue_final,
+            "goes_on": not prompt.encoded and (job.messages is None or job.continue_final),
             "reading": prompt.reading,
         }
         return [

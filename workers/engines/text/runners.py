@@ -1,5 +1,6 @@
 """Chooses what computes a model: all rows together, or each sequence by itself."""
 
+from workers.engines import torch_env
 from workers.engines.cuda_graphs import Capture, cuda_capture
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Unsupported
@@ -54,7 +55,8 @@ def open_runner(
         raise load_failed(f"This model cannot be split over several cards: {why}.")
     sequential = SequentialRunner(loaded, plan)
     if loaded.family == "seq2seq":
-        check_steps(loaded)
+        with torch_env.library_errors("The model does not run"):
+            check_steps(loaded)
         return sequential, why
     check = SelfCheck(loaded, _LENGTHS)
     same, _ = check.passes(sequential.run, blocks=sequential.blocks, block_size=plan.block_size)

@@ -19,7 +19,7 @@ from torch import Tensor
 from workers.engines.base import Refused
 from workers.engines.text.batch import Carry
 from workers.engines.text.cache_plan import CachePlan
-from workers.engines.text.generate_steps import GenerateSteps
+from workers.engines.text.generate_steps import ENCODED, GenerateSteps
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.torch_env import load_failed
@@ -155,8 +155,7 @@ class SequentialRunner:
 
     def _probe(self, length: int, encoded: int = _PROBES[0]) -> int:
         """Return the bytes that the cache of a sequence takes, after a prompt of an encoder."""
-        inputs = {"input_ids": torch.zeros(1, encoded, dtype=torch.long, device=self._device)}
-        given = inputs if self._encodes else {}
+        given = {ENCODED: [0] * encoded} if self._encodes else {}
         return _bytes_of(self._forward([0] * length, _State(), given)[0])
 
 
