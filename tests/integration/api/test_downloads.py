@@ -385,6 +385,8 @@ def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
     assert "the API key is for no such model" in told["error"]["message"]
     assert ends["of-ours"][0] == "completed", ends
     assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"
+
+
 def test_download_is_taken_off_the_list_when_it_is_forgotten(
     hub: FakeHub, admin: httpx.Client
 ) -> None:
