@@ -46,7 +46,7 @@ def test_request_of_a_prompt_is_a_completion() -> None:
 
 
 def test_request_passes_all_sampling_on() -> None:
-    given = {
+    given: dict[str, Any] = {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 40,
