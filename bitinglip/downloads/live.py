@@ -16,7 +16,7 @@ from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.disk import store_errors
 from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
-from model_store.manifest import Manifest
+from model_store.manifest import HUB, Manifest
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)
@@ -96,6 +96,8 @@ class Live:
         """
         if self.cancelled:
             return Outcome("cancelled")
+        if await self._is_here(store):
+            return Outcome("completed")
         share = self._share
         order = await asyncio.to_thread(hub.order, self.download.wanted, share, self._bases(store))
         process = self._process = await PullProcess.start(order, self.download.id)
@@ -123,8 +125,26 @@ class Live:
         if isinstance(last, Refused):
             return Outcome("failed", Fault(last.code, last.message), last.may_pass)
         log.warning("a download's process died", code=code, said=process.last_lines)
+        if await self._is_here(store):
+            return Outcome("completed")
         told = f"The download's process {process.ending(code)}. Ask again to go on."
         return Outcome("failed", Fault("DOWNLOAD_FAILED", told))
+
+    async def _is_here(self, store: ModelStore) -> bool:
+        """Return whether a process has brought the model that was ended before it could say so.
+
+        It was not there when it was asked for.
+        """
+        wanted, download = self.download.wanted, self.download
+        if wanted.task != "pull" or wanted.include:
+            return False
+        await asyncio.to_thread(store.listing.look)
+        found = store.listing.find(wanted.name)
+        if found is None or found.source != f"{HUB}{wanted.repo}":
+            return False
+        download.kind, download.commit = found.kind, found.revision
+        download.bytes_total = download.bytes_total or found.total_bytes
+        return True
 
     def _bases(self, store: ModelStore) -> tuple[str, ...] | None:
         """Return the models that an adapter may be for: it opens its base to the key."""
