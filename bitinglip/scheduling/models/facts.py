@@ -20,6 +20,7 @@ from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
+from bitinglip.settings.models import UPSTREAM
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
@@ -180,15 +181,18 @@ class ResourceFacts:
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
-        fake = (own.engine or manifest.engine) == "fake"
+        engine = own.engine or manifest.engine
+        claimed = {"fake": own.fake.memory_bytes, UPSTREAM: 0}.get(engine)
         load_config = LoadConfig(
             device=kind,
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
-            fake_bytes=own.fake.memory_bytes if fake else None,
+            graphs=own.text.graphs != "off",
+            claimed_bytes=claimed,
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
             ),
@@ -304,7 +308,8 @@ class ResourceFacts:
 
     def _spread(self, manifest: Manifest, own: Model) -> int:
         engine = engine_info(own.engine or manifest.engine)
-        return len(self.devices) if engine.multi_device else 1
+        alone = own.quantization in ("int8", "fp8")  # which are quantised as they reach a card
+        return len(self.devices) if engine.multi_device and not alone else 1
 
     def observe(
         self, manifest: Manifest, replica: Replica, *, loaded: bool = False
