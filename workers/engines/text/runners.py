@@ -47,6 +47,8 @@ def open_runner(
     runner = SequentialRunner(loaded, plan)
     check = SelfCheck(loaded, _LENGTHS)
     same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
+    if not same and loaded.family == "vision":
+        raise load_failed("The text engine does not compute this model as its library does.")
     if not same:
         raise load_failed(f"The text engine does not support this model: {why}.")
     return runner, why
