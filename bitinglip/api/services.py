@@ -15,7 +15,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
-from bitinglip.api.request_context import context_of
+from bitinglip.api.request_context import RequestContext, context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
@@ -102,6 +102,10 @@ def services_in(scope: HttpScope) -> Services | None:
 
 
 def services_of(request: HTTPConnection) -> Services:
-    services = context_of(request.scope).services
+    return serving(context_of(request.scope))
+
+
+def serving(context: RequestContext) -> Services:
+    services = context.services
     assert services is not None, "requests are refused until the server is up"
     return services

@@ -23,7 +23,7 @@ from model_store.manifest import Manifest
 View = Callable[[EventLog], OpenAIView]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take twice as long to make
 class Asking:
     """Holds what a request has besides its body: who asks, and what the server knows of it."""
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from workers.engines.numbers import no_numbers
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.self_check import TOLERANCE
+from workers.engines.text.self_check import tolerance
 from workers.engines.torch_env import load_failed
 
 ENCODED = "prompt"  #: the input that names the tokens which an encoder reads
@@ -116,7 +116,7 @@ def check_steps(loaded: LoadedModel) -> None:
             given, found = steps.go_on(said[: place + 1], given)
         near = (found.float() - expected[place])[found.isfinite()]
         worst = max(worst, near.square().mean().sqrt().item())
-    if not worst <= TOLERANCE[loaded.dtype] * expected.std().item():
+    if not worst <= tolerance(loaded) * expected.std().item():
         raise load_failed("The text engine does not compute this model as its library does.")
 
 

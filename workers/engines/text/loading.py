@@ -27,10 +27,12 @@ from workers.engines.text.families import (
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.text.pictures import PictureReader, open_processor
 from workers.engines.text.quantized import (
+    EIGHT_BITS,
     MEMORY_SHARE,
     check_quantized,
     library_setting,
     quantization_of,
+    quantize,
 )
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
@@ -64,7 +66,8 @@ def load(spec: Load) -> LoadedModel:
     config = _config(folder)
     _check_files(folder, config)
     device = torch_env.device(spec)
-    quantization = quantization_of(spec, config, device)
+    cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
+    quantization = quantization_of(spec, config, device, spread=cards > 1)
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
     family = family_of(config)
@@ -73,7 +76,6 @@ def load(spec: Load) -> LoadedModel:
         processor = open_processor(folder, config, tokenizer)
         pictures = PictureReader(processor)
         pictures.check(tokenizer)
-    cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
     model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
@@ -151,8 +153,8 @@ def _model(
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
-    full = quantization is None
-    if full and not spread and where is not None and spec.adapter is None and may_fuse(config):
+    is_ours = quantization in EIGHT_BITS or (quantization is None and may_fuse(config))
+    if is_ours and not spread and where is not None and spec.adapter is None:
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = auto_class(family_of(config)).from_pretrained(
@@ -175,7 +177,9 @@ def _model(
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
-    elif full:
+    elif quantization is None or quantization in EIGHT_BITS:
+        if quantization is not None:
+            quantize(model, quantization, device, dtype)
         move(model, device, dtype)
     return model.eval().requires_grad_(False)
 
