@@ -8,6 +8,9 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    CacheFormat,
+    Graphs,
+    Overlap,
     Quantization,
     ResponseFormatName,
     SpeculationKind,
@@ -47,6 +50,19 @@ class TextModel(Section):
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
         "has not been measured on a card yet",
     )
+    overlap: Overlap = Field(
+        "auto",
+        description="queue each step of all answers before the tokens of the one before are known, "
+        "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
+        "steps with answers that are held to a grammar never overlap",
+    )
+    graphs: Graphs = Field(
+        "off",
+        description="compute steps of single tokens as CUDA graphs, which a card is given whole "
+        "and not operation by operation: lazy captures one for each size when it is first needed, "
+        "warmup all of them at load; off; they take a few hundred megabytes of the card, and have "
+        "not been measured on one yet",
+    )
     speculation: SpeculationKind = Field(
         "off",
         description="verify several tokens of an answer in one step: lookup drafts them from what "
@@ -55,6 +71,11 @@ class TextModel(Section):
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTS)] = Field(
         8, description="maximum tokens that speculation drafts for an answer in one step"
+    )
+    kv_cache_dtype: CacheFormat = Field(
+        "auto",
+        description="number format of the KV cache: auto is the model's own; fp8 (e4m3) keeps "
+        "twice the tokens of a 16-bit format in the same memory, rounded to 4 significant bits",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
@@ -187,9 +208,9 @@ class Model(Section):
     )
     quantization: Quantization | None = Field(
         None,
-        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
-        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
-        "compute capability 8.9; null leaves the weights as they come",
+        description="quantise a text model's linear layers at load, to 8 bits (int8; fp8, for "
+        "cards of compute capability 8.9 or more; llm_int8, which needs the package bitsandbytes) "
+        "or to 4 (nf4, which needs it too); null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"

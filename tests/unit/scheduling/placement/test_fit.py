@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
+    GRAPHS,
     Footprint,
     LoadConfig,
     bytes_by_dtype,
@@ -271,6 +272,12 @@ def test_estimates_follow_the_format_that_a_config_names(named: str | None, weig
     assert estimate(manifest, LoadConfig("cpu")).weights == weights
     assert own_dtype(manifest) == (named or "float32")
     assert own_dtype(msgspec.structs.replace(manifest, kind="image")) == "float32"
+
+
+def test_estimate_counts_graphs_on_a_card() -> None:
+    added = estimate(LLAMA, replace(CUDA, graphs=True)).total - estimate(LLAMA, CUDA).total
+    assert added == GRAPHS
+    assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
 
 
 def test_estimates_by_number_format_are_those_of_the_settings() -> None:
