@@ -45,7 +45,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
     expected |= {"config check", "config show", "audit list", "audit verify"}
     expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
-    expected |= {"bench"}
+    expected |= {"bench", "db backup", "db copy", "db migrate"}
     assert set(COMMANDS) == expected
 
 
