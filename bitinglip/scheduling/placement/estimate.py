@@ -68,7 +68,7 @@ class LoadConfig:
     graphs: bool = False  #: text: steps are computed as CUDA graphs
     pixels: int = 0  #: image: of one image as it is usually asked for
     offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
-    fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
+    claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
 
 
@@ -88,8 +88,8 @@ class Footprint:
 
 def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     """Estimate the memory of a worker with this model on a device of that kind."""
-    if load_config.fake_bytes is not None:
-        return Footprint(load_config.fake_bytes)
+    if load_config.claimed_bytes is not None:
+        return Footprint(load_config.claimed_bytes)
     kind = "cuda" if load_config.device == "cuda" else "cpu"
     if manifest.kind == "image":
         return _of_image(manifest, load_config, kind)
@@ -243,7 +243,7 @@ def own_dtype(manifest: Manifest) -> str | None:
 
 def bytes_by_dtype(manifest: Manifest, load_config: LoadConfig) -> dict[str, int]:
     """Return the memory that a model would take in each number format that can be set for it."""
-    if load_config.fake_bytes is not None:
+    if load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, dtype=name) for name in DTYPE_BYTES}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}
@@ -254,7 +254,7 @@ def bytes_by_quantization(manifest: Manifest, load_config: LoadConfig) -> dict[s
 
     Nothing for one that comes quantised, and for kinds that are not quantised.
     """
-    if not manifest.linear_parameters or load_config.fake_bytes is not None:
+    if not manifest.linear_parameters or load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, quantization=name) for name in FORMATS}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}
