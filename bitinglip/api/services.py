@@ -25,6 +25,7 @@ from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
+from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
@@ -71,6 +72,7 @@ class Services:
     links: Links
     files: Files
     uploads: Uploads
+    pictures: MessagePictures
     admission: Admission
     write_behind: WriteBehind
     meter: Meter

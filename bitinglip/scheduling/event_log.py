@@ -59,7 +59,7 @@ class EventLog:
         self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
         self._submitted_at = time.time()
-        self.load_began: float | None = None
+        self.load_began: float | None = None  #: it waits for its model since then
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None

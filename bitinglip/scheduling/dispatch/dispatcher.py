@@ -236,10 +236,12 @@ class Dispatcher:
 
     def admit(self, job: Job, *, admitted: bool) -> InFlightJob:
         """Take a job in; for ``open`` alone."""
-        self._check(job)
+        loaded = self._check(job)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
         event_log = EventLog(job, self._clock, guard=output)
+        if not loaded:
+            event_log.load_began = event_log.submitted
         size, job_cost = input_bytes(job), cost(job)
         self.delivery.input_memory.take(job.key_id, size)
         try:
@@ -265,7 +267,8 @@ class Dispatcher:
             context = manifest.max_context
         return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
-    def _check(self, job: Job) -> None:
+    def _check(self, job: Job) -> bool:
+        """Return whether a replica of its model is there."""
         if self.draining:
             raise errors.ShuttingDown()
         self._manager.check(job.model)
@@ -281,6 +284,7 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
+        return bool(replicas)
 
     def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
         of_key = 0
