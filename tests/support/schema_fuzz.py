@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 METHODS = ("get", "post", "put", "patch", "delete")
-_JUNK = [
+_JUNK: list[Any] = [
     *(
         None,
         True,

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from tests.support.engine_runs import finals, submit
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import job, load, run
 from workers.engines.text.engine import TextEngine
-from workers.protocol import Cancelled, Event, TextDone, TextJob
+from workers.protocol import Cancelled, Event, TextDelta, TextDone, TextJob
 
 RUNS = 1000
 MOST_AT_ONCE = 24
@@ -28,7 +29,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
 def asked(key: str, number: int, name: str) -> TextJob:
     """A job whose answer begins with its prompt; each second one draws, from its own seed."""
     prompt = "Repeat this. " * (number % 3) + f"{CANARIES[key]} {number}"
-    drawn = {"temperature": 1.0, "seed": number} if number % 2 else {}
+    drawn: dict[str, Any] = {"temperature": 1.0, "seed": number} if number % 2 else {}
     one = job(name, prompt, max_tokens=4, **drawn)
     return msgspec.structs.replace(one, echo=True, prefix_scope=key)
 
@@ -61,9 +62,9 @@ def test_batched_answers_of_two_keys_hold_nothing_of_each_other(engine: TextEngi
         assert end.text == alone[key, number]
         assert not [other for other in CANARIES if other != key and CANARIES[other] in end.text]
     assert {type(end) for end in ends.values()} <= {TextDone, Cancelled}
-    said = {event.id: "" for event in events if hasattr(event, "id")}
+    said = dict.fromkeys(sent, "")
     for event in events:
-        if hasattr(event, "text") and not isinstance(event, TextDone):
+        if isinstance(event, TextDelta):
             said[event.id] += event.text
     for name, text in said.items():  # also of those that were cancelled
         assert alone[sent[name]].startswith(text)
