@@ -267,6 +267,13 @@ class Model(Section):
     )
     fake: Fake = Field(Fake(), description="settings of the fake engine")
 
+    def claimed_bytes(self, detected: str) -> int | None:
+        """Return the memory that a model without weights takes; None: its files tell.
+
+        ``detected``: the engine that its files are for.
+        """
+        return {"fake": self.fake.memory_bytes, UPSTREAM: 0}.get(self.engine or detected)
+
     @model_validator(mode="before")
     @classmethod
     def _upstream_is_an_engine(cls, given: Any) -> Any:

@@ -20,7 +20,6 @@ from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
-from bitinglip.settings.models import UPSTREAM
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
@@ -181,8 +180,6 @@ class ResourceFacts:
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
-        engine = own.engine or manifest.engine
-        claimed = {"fake": own.fake.memory_bytes, UPSTREAM: 0}.get(engine)
         load_config = LoadConfig(
             device=kind,
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
@@ -192,7 +189,7 @@ class ResourceFacts:
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             graphs=own.text.graphs != "off",
-            claimed_bytes=claimed,
+            claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
             ),

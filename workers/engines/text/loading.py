@@ -74,7 +74,7 @@ def load(spec: Load) -> LoadedModel:
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
-        pictures = PictureReader(processor, dtype=dtype, device=device)
+        pictures = PictureReader(processor)
         pictures.check(tokenizer)
     model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
@@ -120,6 +120,7 @@ def _dtype(spec: Load, config: Any, device: torch.device) -> torch.dtype:
 
 
 def _check_files(folder: Path, config: Any) -> None:
+    config = config.get_text_config(decoder=True)
     check_sizes(
         folder,
         layers=getattr(config, "num_hidden_layers", 0) or 0,

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from tests.support.models.text import make_tiny_model
 from tests.support.models.vision import FAMILIES, library_processor, make_vision_model, png
 from tests.support.text_harness import load, run
 from workers.engines.base import Answered, Refused
