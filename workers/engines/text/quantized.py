@@ -29,7 +29,9 @@ EIGHT_BITS: Mapping[str, torch.dtype] = MappingProxyType(
 )
 
 _BLOCK = 64  #: weights of nf4 that have one scale
-_CHUNK = 1 << 24  #: weights that are quantised at once, in float32
+#: Weights that are quantised at once, in float32: on a CPU so few that its caches hold them, which
+#: takes a tenth of the time (measured, Zen 5).
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def quantization_of(spec: Load, config: Any, device: torch.device, *, spread: bool) -> str | None:
@@ -133,7 +135,7 @@ def _eight_bits(
     weight = layer.weight.detach()
     small = torch.empty(weight.shape, dtype=stored, device=device)
     scale = torch.empty(len(weight), dtype=torch.float32, device=device)
-    step = max(1, _CHUNK // weight.shape[1])
+    step = max(1, _CHUNK.get(device.type, 1 << 24) // weight.shape[1])
     for start in range(0, len(weight), step):
         source = weight[start : start + step]
         part = torch.empty(source.shape, dtype=dtype, device=device)
