@@ -1,18 +1,23 @@
 """Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
+from bitinglip.settings.upstream import Upstream
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
     CacheFormat,
+    Graphs,
+    Overlap,
     Quantization,
     ResponseFormatName,
     SpeculationKind,
 )
+
+UPSTREAM = "upstream"  #: the engine of models that other servers answer for
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -47,6 +52,19 @@ class TextModel(Section):
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
         "has not been measured on a card yet",
+    )
+    overlap: Overlap = Field(
+        "auto",
+        description="queue each step of all answers before the tokens of the one before are known, "
+        "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
+        "steps with answers that are held to a grammar never overlap",
+    )
+    graphs: Graphs = Field(
+        "off",
+        description="compute steps of single tokens as CUDA graphs, which a card is given whole "
+        "and not operation by operation: lazy captures one for each size when it is first needed, "
+        "warmup all of them at load; off; they take a few hundred megabytes of the card, and have "
+        "not been measured on one yet",
     )
     speculation: SpeculationKind = Field(
         "off",
@@ -244,4 +262,22 @@ class Model(Section):
     embedding: EmbeddingModel = Field(
         EmbeddingModel(), description="settings of an embedding model"
     )
+    upstream: Upstream = Field(
+        Upstream(), description="servers that answer for the model, in place of files here"
+    )
     fake: Fake = Field(Fake(), description="settings of the fake engine")
+
+    def claimed_bytes(self, detected: str) -> int | None:
+        """Return the memory that a model without weights takes; None: its files tell.
+
+        ``detected``: the engine that its files are for.
+        """
+        return {"fake": self.fake.memory_bytes, UPSTREAM: 0}.get(self.engine or detected)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upstream_is_an_engine(cls, given: Any) -> Any:
+        """Have a model that other servers answer for take nothing of the devices here."""
+        if not isinstance(given, dict) or not given.get("upstream"):
+            return given
+        return {"engine": UPSTREAM, "device": "cpu", **given}

@@ -81,6 +81,8 @@ ResponseFormatName = Literal[
 
 #: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
 Attention = Literal["sdpa", "triton"]
+Overlap = Literal["auto", "on", "off"]
+Graphs = Literal["off", "lazy", "warmup"]
 
 
 #: What the paged cache holds: numbers in the model's format, or of 8 bits (float8 e4m3).
@@ -101,6 +103,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    overlap: Overlap = "auto"
+    graphs: Graphs = "off"
     kv_cache_dtype: CacheFormat = "auto"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most

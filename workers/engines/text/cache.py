@@ -1,7 +1,8 @@
 """Keeps the keys and values of all running sequences, in blocks of fixed size on the device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from workers.engines.text import float8
 from workers.engines.text.blocks import NULL_BLOCK
+from workers.engines.text.sampling_params import upload
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,13 +48,14 @@ class BlockTable:
             range(blocks[0], blocks[-1] + 1)
         )
         contiguous = slice(blocks[0], blocks[-1] + 1) if together else None
-        return cls(len(rows), torch.tensor(blocks, device=device), contiguous)
+        return cls(len(rows), upload(device, ints={"blocks": blocks})["blocks"], contiguous)
 
 
 class PagedCache:
     """Holds a tensor of pages per layer, on the layer's device.
 
-    Its shape is [(blocks + 1) * block_size, width], keys beside values.
+    Its shape is [(blocks + 1) * block_size, width], keys beside values; with a spare block, which
+    rows that are not in use write to, one more.
 
     With ``eight_bits`` it holds float8 numbers (as bytes, which every operation of torch knows),
     and reads give them in the number format of the computation.
@@ -68,29 +71,33 @@ class PagedCache:
         block_size: int,
         *,
         dtype: torch.dtype,
+        spare: bool = False,
         eight_bits: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
         self._dtype = dtype
-        self._eight_bits = eight_bits
+        self.eight_bits = eight_bits
         stored = torch.uint8 if eight_bits else dtype
         self.block_size = block_size
-        tokens = (blocks + 1) * block_size
+        self.spare_slot = (blocks + 1) * block_size  #: of the spare block, if there is one
+        count = blocks + 1 + spare
+        tokens = count * block_size
         self.pages = [
             torch.zeros(tokens, shape.width, dtype=stored, device=shape.device) for shape in shapes
         ]
-        self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
+        self._by_block = [page.view(count, -1) for page in self.pages]
         self._workspaces: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._shares = True  #: reads use the workspaces
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Write rows [tokens, width] to slots [tokens] of the cache."""
-        kept = float8.narrow(rows) if self._eight_bits else rows
+        kept = float8.narrow(rows) if self.eight_bits else rows
         self.pages[layer].index_copy_(0, slots, kept)
 
     def as_stored(self, layer: int) -> Tensor:
         """Return a layer's pages for kernels, in the format of their numbers."""
         page = self.pages[layer]
-        return page.view(float8.DTYPE) if self._eight_bits else page
+        return page.view(float8.DTYPE) if self.eight_bits else page
 
     def read(self, layer: int, table: BlockTable) -> tuple[Tensor, Tensor]:
         """Read the blocks of some sequences, in order.
@@ -104,7 +111,7 @@ class PagedCache:
             rows = self._by_block[layer][table.contiguous]
         else:
             rows = self._gather(self._by_block[layer], table.blocks)
-        if self._eight_bits:
+        if self.eight_bits:
             rows = float8.widen(rows, self._workspace(rows.device, self._dtype, rows.shape))
         rows = rows.view(sequences, -1, shape.width)
         split = shape.kv_heads * shape.key_dim
@@ -116,6 +123,15 @@ class PagedCache:
     def release_workspace(self) -> None:
         """Free the workspaces' memory; the next read takes what it needs."""
         self._workspaces.clear()
+
+    @contextmanager
+    def own_copies(self) -> Iterator[None]:
+        """Let reads copy to memory of their own, which no other step takes or frees."""
+        self._shares = False
+        try:
+            yield
+        finally:
+            self._shares = True
 
     def _gather(self, pages: Tensor, blocks: Tensor) -> Tensor:
         """Copy blocks to a workspace. pages: [all blocks, width] -> [blocks, width]"""
@@ -131,6 +147,8 @@ class PagedCache:
         before the next one writes. It grows by doubling: a copy of its own for each length would
         be a new size every few tokens, which CUDA's allocator keeps, each of them.
         """
+        if not self._shares:
+            return torch.empty(shape, dtype=dtype, device=device)
         wanted, key = math.prod(shape), (device, dtype)
         workspace = self._workspaces.get(key)
         if workspace is None or workspace.numel() < wanted:

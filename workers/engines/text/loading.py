@@ -19,7 +19,13 @@ from workers.engines.library_config import library_config
 from workers.engines.library_progress import placed_by_library
 from workers.engines.peer_copies import check_copies
 from workers.engines.text.adapter import merged
-from workers.engines.text.families import Family, auto_class, family_of, reads_pictures
+from workers.engines.text.families import (
+    Family,
+    auto_class,
+    decoder_starts,
+    family_of,
+    reads_pictures,
+)
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.text.pictures import PictureReader, open_processor
 from workers.engines.text.quantized import (
@@ -36,6 +42,7 @@ from workers.protocol import Load
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
+_RELATIVE_CONTEXT = 1024  #: the same, of an encoder-decoder that was made for no length
 
 
 def nothing(_count: int) -> None:
@@ -54,6 +61,7 @@ class LoadedModel:
     model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
     family: Family = "causal"
+    starts: tuple[int, ...] = ()  #: tokens that a decoder begins with, if an encoder has the prompt
     pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
     quantization: str | None = None  #: of its linear layers; None: they are in full precision
     placed: Callable[[int], None] = nothing  #: is told the bytes that a decoder packs
@@ -76,7 +84,7 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
-        pictures = PictureReader(processor, dtype=dtype, device=device)
+        pictures = PictureReader(processor)
         pictures.check(tokenizer)
     how = {"spread": cards > 1, "quantization": quantization, "placed": placed}
     model = _model(folder, config, dtype, device, spec, **how)
@@ -94,6 +102,7 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
         family=family,
+        starts=decoder_starts(model) if family == "seq2seq" else (),
         pictures=pictures,
         quantization=quantization,
         placed=placed,
@@ -123,6 +132,7 @@ def _dtype(spec: Load, config: Any, device: torch.device) -> torch.dtype:
 
 
 def _check_files(folder: Path, config: Any) -> None:
+    config = config.get_text_config(decoder=True)
     check_sizes(
         folder,
         layers=getattr(config, "num_hidden_layers", 0) or 0,
@@ -260,6 +270,8 @@ def max_positions(config: Any) -> int:
     """
     config = config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None and config.is_encoder_decoder:  # T5 and its kin count distances only
+        positions = getattr(config, "n_positions", None) or _RELATIVE_CONTEXT
     if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
         return _RECURRENT_CONTEXT
     if not isinstance(positions, int) or positions < 1:

@@ -37,6 +37,17 @@ def test_cache_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCach
     assert max(sizes) < 2 * 4 * elements
 
 
+def test_cache_reads_for_a_graph_are_in_memory_of_their_own(cache: PagedCache) -> None:
+    shared, _ = cache.read(0, scattered(9))
+    with cache.own_copies():
+        own, _ = cache.read(0, scattered(9))
+        cache.release_workspace()
+    again, _ = cache.read(1, scattered(9))
+    assert torch.equal(own, cache.read(0, scattered(9))[0])
+    places = [each.untyped_storage().data_ptr() for each in (shared, own, again)]
+    assert places[1] not in (places[0], places[2])
+
+
 def test_cache_reads_are_the_blocks_whatever_was_read_before(
     cache: PagedCache,
 ) -> None:
