@@ -46,7 +46,8 @@ window.bl = (() => {
       node.value = value;
       for (const name of ["input", "change"]) node.dispatchEvent(new Event(name, { bubbles: true }));
     },
-    /** How far the page is wider than the screen. */
-    overflow: () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    /** How far the page is wider than the screen, or a table wider than its card. */
+    overflow: () =>
+      Math.max(...[document.documentElement, ...document.querySelectorAll(".table-wrap")].map((each) => each.scrollWidth - each.clientWidth)),
   };
 })();
