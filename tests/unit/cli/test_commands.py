@@ -1,6 +1,7 @@
 """The shape of the command line: options that all have, wrong usage, quick imports."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from cli.commands import keys
+from cli.examples import EXAMPLES
 from cli.main import app
+from tests.support.doc_examples import check_command
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -42,7 +45,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
     expected |= {"config check", "config show", "audit list", "audit verify"}
     expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
-    expected |= {"bench"}
+    expected |= {"bench", "db backup", "db copy", "db migrate"}
     assert set(COMMANDS) == expected
 
 
@@ -63,11 +66,13 @@ def test_help_of_commands_breaks_no_line_and_names_arguments_alike(command: str)
             assert (param.metavar or "").isupper() or "@" in param.metavar, param.name
 
 
-@pytest.mark.parametrize(
-    "command",
-    [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status", "usage"],
-)
-def test_commands_that_show_something_have_json(command: str) -> None:
+#: they talk to a person, or fetch for minutes with bars
+_WITHOUT_JSON = {"serve", "chat", "models pull", "models update", "models verify"}
+_WITHOUT_JSON |= {"db backup", "db migrate", "db copy"}
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in _WITHOUT_JSON])
+def test_commands_have_json(command: str) -> None:
     assert "--json" in options(command)
 
 
@@ -165,3 +170,15 @@ def test_keys_end_by_their_expiry_or_their_age() -> None:
         key = {"revoked_at": None, "expires_at": expires, "rotate_by": rotate}
         assert keys._state(key) == state
     assert keys._end_of({"expires_at": late, "rotate_by": early}) == early
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_commands_ends_with_examples_that_are_right(command: str) -> None:
+    assert COMMANDS[command].epilog
+    parts = [part.split(" > ")[0] for line in EXAMPLES[command] for part in line.split(" | ")]
+    ours = [shlex.split(part) for part in parts if "bitinglip " in part]
+    assert len(ours) == len(EXAMPLES[command])
+    for arguments in ours:
+        own = arguments[arguments.index("bitinglip") + 1 :]
+        assert " ".join(own).startswith(command)
+        check_command(own)
