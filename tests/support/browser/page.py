@@ -130,9 +130,11 @@ class Page:
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
 
     def scheme(self, name: str) -> None:
-        """Let the system be ``light`` or ``dark``."""
+        """Let the system be ``light`` or ``dark``, and charts be drawn in its colours."""
         features = [{"name": "prefers-color-scheme", "value": name}]
         self.call("Emulation.setEmulatedMedia", features=features)
+        for _ in range(3):
+            self.run("new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))")
 
     def picture(self) -> bytes:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
