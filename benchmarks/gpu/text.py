@@ -197,7 +197,7 @@ def open_engine(
     shape = SHAPES[grid.shape]
     per_token = 4 * shape.layers * shape.kv_heads * shape.hidden // shape.heads
     tokens = grid.rows[-1] * (grid.prompts[-1] + 6 * grid.steps + 64)
-    engine = TextEngine(load_model=lambda _spec: loaded)
+    engine = TextEngine(load_model=lambda _spec, _placed: loaded)
     spec = Load(
         model=grid.shape,
         engine="text",

@@ -19,6 +19,7 @@ from workers.protocol import (
 
 UPSTREAM = "upstream"  #: the engine of models that other servers answer for
 
+Language = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{1,31}$")]
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
 
@@ -85,6 +86,16 @@ class TextModel(Section):
         description="compute the common beginning of prompts once: for requests of the same API "
         "key, or shared by all keys, whose answers' times then tell that another key has sent the "
         "same beginning; or off",
+    )
+    source_language: Language | None = Field(
+        None,
+        description="language of the prompts of a model that translates, by the code of its "
+        "tokenizer (eng_Latn for NLLB, en_XX for mBART); null is the tokenizer's own",
+    )
+    target_language: Language | None = Field(
+        None,
+        description="language that a model answers in that translates, by the code of its "
+        "tokenizer (fra_Latn for NLLB, fr_XX for mBART); null is as the model's files say",
     )
 
 

@@ -108,6 +108,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: CacheFormat = "auto"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
+    source_language: str | None = None  #: of prompts to translate; None: as the files say
+    target_language: str | None = None
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

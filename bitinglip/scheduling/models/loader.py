@@ -306,6 +306,8 @@ class ReplicaLoader:
                 kv_cache_dtype=own.text.kv_cache_dtype,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
+                source_language=own.text.source_language,
+                target_language=own.text.target_language,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

@@ -80,9 +80,12 @@ def test_plan_knows_what_decides_the_memory_before_any_weights_come(
             assert 0 < headers < 1000, "the files' sizes, of which the headers are a part"
             assert found.components.keys() == made.components.keys()
     hub.files[SECOND] = hub.files[FIRST] = (1 << 40).to_bytes(8, "little") + b"x"
+    told = {**json.loads(hub.files["config.json"]), "model_type": "x" * 1_000_000}
+    hub.files["config.json"] = json.dumps(told).encode()
     odd = looked_at(store, hub).expected
     assert odd is not None, "a header that lies is refused once it is here"
     assert odd.dtype is None
+    assert len(str(odd)) < 10_000
 
 
 def test_pull_reads_no_text_that_has_rotted_in_the_store(store: ModelStore, hub: FakeHub) -> None:

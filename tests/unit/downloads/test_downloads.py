@@ -133,6 +133,25 @@ def test_download_is_not_ended_by_a_restart_without_a_network_until_its_time_is_
     using(tmp_path, act)
 
 
+def test_download_of_another_key_runs_beside_one_that_may_run_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process only waits until it is ended."""
+    monkeypatch.setattr("bitinglip.downloads.process._PROGRAM", "import sys; sys.stdin.read()")
+
+    async def act(rig: Rig) -> None:
+        downloads = await rig.open(max_downloads=3, max_downloads_per_key=1)
+        for key, name in (("k", "one"), ("k", "two"), ("j", "three")):
+            wanted = Wanted(repo="org/model", name=name)
+            await downloads.ask(wanted, Requester(key), "normal")
+        downloads.resume()
+        states = {each.wanted.name: each.state for each in downloads.unfinished()}
+        assert states == {"one": "running", "two": "queued", "three": "running"}
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
 _BRINGS = """
 import json, os, shutil, sys
 from pathlib import Path
