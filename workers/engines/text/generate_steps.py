@@ -86,9 +86,9 @@ class GenerateSteps:
         return {"attention_mask": mask, "encoder_outputs": output}
 
     def _cache(self) -> Any:
-        config = self._model.config.get_text_config(decoder=True)
-        own = DynamicCache(config=config)
-        return EncoderDecoderCache(own, DynamicCache(config=config)) if self._encodes else own
+        own = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        # All of a prompt is kept, also where the decoder looks back through windows.
+        return EncoderDecoderCache(own, DynamicCache()) if self._encodes else own
 
 
 @torch.inference_mode()
