@@ -86,6 +86,12 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
+            if any(own_model.upstream.url for own_model in settings.models.values()):
+                from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
+
+                with_upstreams = UpstreamLauncher(own, settings.models)
+                stack.push_async_callback(with_upstreams.close)
+                own = with_upstreams
             hub = HubAccess(settings, home.models, hub_token)
             services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
             app.state.services = services

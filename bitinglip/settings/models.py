@@ -1,10 +1,11 @@
 """Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
+from bitinglip.settings.upstream import Upstream
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
@@ -15,6 +16,8 @@ from workers.protocol import (
     ResponseFormatName,
     SpeculationKind,
 )
+
+UPSTREAM = "upstream"  #: the engine of models that other servers answer for
 
 Language = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{1,31}$")]
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
@@ -270,4 +273,22 @@ class Model(Section):
     embedding: EmbeddingModel = Field(
         EmbeddingModel(), description="settings of an embedding model"
     )
+    upstream: Upstream = Field(
+        Upstream(), description="servers that answer for the model, in place of files here"
+    )
     fake: Fake = Field(Fake(), description="settings of the fake engine")
+
+    def claimed_bytes(self, detected: str) -> int | None:
+        """Return the memory that a model without weights takes; None: its files tell.
+
+        ``detected``: the engine that its files are for.
+        """
+        return {"fake": self.fake.memory_bytes, UPSTREAM: 0}.get(self.engine or detected)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upstream_is_an_engine(cls, given: Any) -> Any:
+        """Have a model that other servers answer for take nothing of the devices here."""
+        if not isinstance(given, dict) or not given.get("upstream"):
+            return given
+        return {"engine": UPSTREAM, "device": "cpu", **given}

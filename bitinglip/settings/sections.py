@@ -250,7 +250,8 @@ class Devices(Section):
 
 
 class Queue(Section):
-    max_waiting: Annotated[int, Field(ge=0)] = Field(
+    # Not 0: what waits is what a model is loaded for.
+    max_waiting: Annotated[int, Field(ge=1)] = Field(
         256,
         description="maximum requests queued per model; further ones are refused with QUEUE_FULL",
     )
@@ -357,4 +358,9 @@ class Logging(Section):
     )
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="log format; auto is console on a terminal, else JSON lines"
+    )
+    requests: bool = Field(
+        True,
+        description="log a line for each request: route, status, seconds, ids of request, key, "
+        "model and task; at the level info, and not for probes and the dashboard's own",
     )

@@ -180,7 +180,6 @@ class ResourceFacts:
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
-        fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
@@ -190,7 +189,7 @@ class ResourceFacts:
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             graphs=own.text.graphs != "off",
-            fake_bytes=own.fake.memory_bytes if fake else None,
+            claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
             ),

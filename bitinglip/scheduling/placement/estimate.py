@@ -19,7 +19,7 @@ from workers.engines.defaults import (
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
-from workers.engines.quantization import FORMATS, UNPACKED
+from workers.engines.quantization import FORMATS, WIDENED
 
 _MB = 1_000_000
 _BYTES = {**DTYPE_BYTES, "float64": 8}
@@ -68,7 +68,7 @@ class LoadConfig:
     graphs: bool = False  #: text: steps are computed as CUDA graphs
     pixels: int = 0  #: image: of one image as it is usually asked for
     offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
-    fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
+    claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
 
 
@@ -88,8 +88,8 @@ class Footprint:
 
 def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     """Estimate the memory of a worker with this model on a device of that kind."""
-    if load_config.fake_bytes is not None:
-        return Footprint(load_config.fake_bytes)
+    if load_config.claimed_bytes is not None:
+        return Footprint(load_config.claimed_bytes)
     kind = "cuda" if load_config.device == "cuda" else "cpu"
     if manifest.kind == "image":
         return _of_image(manifest, load_config, kind)
@@ -116,7 +116,7 @@ def _weights(manifest: Manifest, load_config: LoadConfig, *, packed: float) -> i
     device's own makes of those in full precision."""
     element = _element(manifest, load_config)
     if manifest.quantization is not None:
-        if manifest.quantization not in UNPACKED:
+        if manifest.quantization not in WIDENED:
             return manifest.weight_bytes
         return int(manifest.parameters * element * packed)
     whole = manifest.weight_bytes * element / _stored(manifest) * packed
@@ -243,7 +243,7 @@ def own_dtype(manifest: Manifest) -> str | None:
 
 def bytes_by_dtype(manifest: Manifest, load_config: LoadConfig) -> dict[str, int]:
     """Return the memory that a model would take in each number format that can be set for it."""
-    if load_config.fake_bytes is not None:
+    if load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, dtype=name) for name in DTYPE_BYTES}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}
@@ -254,7 +254,7 @@ def bytes_by_quantization(manifest: Manifest, load_config: LoadConfig) -> dict[s
 
     Nothing for one that comes quantised, and for kinds that are not quantised.
     """
-    if not manifest.linear_parameters or load_config.fake_bytes is not None:
+    if not manifest.linear_parameters or load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, quantization=name) for name in FORMATS}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}

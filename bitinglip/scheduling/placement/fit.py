@@ -191,7 +191,7 @@ class _Fit:
 
     def _suggestions(self, load_config: LoadConfig) -> Iterator[Suggestion]:
         """Yield the mildest value of each setting that is enough alone; else all together."""
-        if self._manifest.kind not in ("text", "image") or load_config.fake_bytes is not None:
+        if self._manifest.kind not in ("text", "image") or load_config.claimed_bytes is not None:
             return
         found = False
         all_steps = _steps(self._manifest, load_config, self._quantizations)

@@ -35,7 +35,7 @@ def ram_need(manifest: Manifest, load_config: LoadConfig) -> RamNeed:
 
     Nothing on a CPU, whose memory the estimate counts, and on made-up devices.
     """
-    if load_config.device != "cuda" or load_config.fake_bytes is not None:
+    if load_config.device != "cuda" or load_config.claimed_bytes is not None:
         return NO_RAM
     if manifest.kind != "image":
         return RamNeed(_PROCESS + min(_largest_file(manifest), _PAGES))

@@ -252,7 +252,7 @@ def test_fit_evicts_the_idle_model_that_the_planner_evicts() -> None:
         (replace(CUDA, max_batch=1, max_context=2048), 32 * GB, 2048 * 131_072 * 2),
         (LoadConfig("cuda", max_batch=1, max_context=2048), 16 * GB, 2048 * 131_072),
         (LoadConfig("cpu"), 72 * GB, 512 << 20),
-        (LoadConfig("fake", fake_bytes=5), 5, 0),
+        (LoadConfig("fake", claimed_bytes=5), 5, 0),
     ],
 )
 def test_estimate_follows_the_load_config(
@@ -260,7 +260,7 @@ def test_estimate_follows_the_load_config(
 ) -> None:
     footprint = estimate(LLAMA, load_config)
     assert (footprint.weights, footprint.cache) == (weights, cache)
-    if load_config.fake_bytes is not None:
+    if load_config.claimed_bytes is not None:
         assert footprint.total == 5
 
 
@@ -285,7 +285,7 @@ def test_estimates_by_number_format_are_those_of_the_settings() -> None:
     expected = {name: estimate(LLAMA, replace(CUDA, dtype=name)).total for name in found}
     assert found == expected
     assert found["float32"] > found["bfloat16"] == found["float16"]
-    assert bytes_by_dtype(LLAMA, LoadConfig("fake", fake_bytes=5)) == {}
+    assert bytes_by_dtype(LLAMA, LoadConfig("fake", claimed_bytes=5)) == {}
 
 
 QUANTIZABLE = msgspec.structs.replace(
