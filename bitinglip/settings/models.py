@@ -56,6 +56,11 @@ class TextModel(Section):
         "key, or shared by all keys, whose answers' times then tell that another key has sent the "
         "same beginning; or off",
     )
+    prefix_ram_bytes: Bytes = Field(
+        0,
+        description="RAM in bytes, of each replica, that keeps the beginnings of prompts when they "
+        "leave the KV cache, to be copied back where they are found again; 0 is none",
+    )
 
 
 class ImageModel(Section):

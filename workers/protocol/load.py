@@ -96,6 +96,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     attention: Attention = "sdpa"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
+    prefix_ram_bytes: int = 0  #: of RAM for prefixes that leave the cache
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -300,6 +300,7 @@ class ReplicaLoader:
                 attention=own.text.attention,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
+                prefix_ram_bytes=own.text.prefix_ram_bytes,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

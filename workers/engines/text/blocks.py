@@ -5,7 +5,9 @@ remembered, then those that were released first.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Protocol
 
 #: Padding of block tables points here. It is never handed out and stays all zeros.
 NULL_BLOCK = 0
@@ -15,6 +17,20 @@ class NoFreeBlocks(Exception):
     """More blocks were asked for than are free."""
 
 
+class KeptPrefixes(Protocol):
+    """Keeps what blocks held when they were handed out again, by their keys."""
+
+    def has(self, key: bytes) -> bool: ...
+
+    def leave(self, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """Keep blocks, with their keys, whose contents are about to be lost."""
+        ...
+
+    def restore(self, blocks: Sequence[int], keys: Sequence[bytes]) -> int:
+        """Write what the first keys name into blocks; return how many are still kept."""
+        ...
+
+
 class BlockAllocator:
     """Hands out the blocks 1 to ``total``; each holds ``block_size`` tokens of one sequence.
 
@@ -22,11 +38,13 @@ class BlockAllocator:
     block that was published is found by its key for as long as its contents stay.
     """
 
-    def __init__(self, total: int, block_size: int) -> None:
+    def __init__(self, total: int, block_size: int, kept: KeptPrefixes | None = None) -> None:
+        """``kept``: what takes over published blocks that are handed out again."""
         if total < 1 or block_size < 1:
             raise ValueError("a cache has at least one block of at least one token")
         self.total = total
         self.block_size = block_size
+        self.kept = kept
         self._blank = deque(range(1, total + 1))  #: free, without a key
         self._kept: dict[int, None] = {}  #: free, with a key, the first released first
         self._holders: dict[int, int] = {}  #: of each block in use, how many sequences hold it
@@ -49,7 +67,8 @@ class BlockAllocator:
         """Take ``count`` blocks. Raises :class:`NoFreeBlocks`, taking none, if too few are free."""
         if count > self.free_count:
             raise NoFreeBlocks(f"{count} blocks asked for, {self.free_count} free")
-        blocks = [self._blank.popleft() if self._blank else self._evict() for _ in range(count)]
+        blank = min(count, len(self._blank))
+        blocks = [self._blank.popleft() for _ in range(blank)] + self._evict(count - blank)
         self._holders.update(dict.fromkeys(blocks, 1))
         return blocks
 
@@ -115,9 +134,12 @@ class BlockAllocator:
         """Count the blocks: ``free`` and ``used`` add up to ``total`` at any time."""
         return {"free": self.free_count, "used": self.used_count, "total": self.total}
 
-    def _evict(self) -> int:
-        """Take the block that was released first, whose contents are lost."""
-        block = next(iter(self._kept))
-        del self._kept[block]
-        del self._published[self._keys.pop(block)]
-        return block
+    def _evict(self, count: int) -> list[int]:
+        """Take the blocks that were released first, whose contents are lost here."""
+        blocks = list(islice(self._kept, count))
+        if self.kept is not None and blocks:
+            self.kept.leave([(block, self._keys[block]) for block in blocks])
+        for block in blocks:
+            del self._kept[block]
+            del self._published[self._keys.pop(block)]
+        return blocks

@@ -23,6 +23,7 @@ from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.plan import Chunk, Plan, Sequence
+from workers.engines.text.prefix_ram import open_prefix_ram
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
@@ -99,12 +100,11 @@ class TextEngine:
         context = min(context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        pictures = loaded.pictures
-        wanted = options.response_template
-        chat = Conversation(
-            templates, tokenizer, loaded.model_type, wanted, pictures=pictures is not None
-        )
+        wanted, seen = options.response_template, loaded.pictures is not None
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, pictures=seen)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
+        kept = open_prefix_ram(spec, self._runner.cache, why)
+        self._allocator = BlockAllocator(self._runner.blocks, self._block_size, kept)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
             tokenizer,
@@ -112,7 +112,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
-            pictures=pictures,
+            pictures=loaded.pictures,
         )
         return Ready(
             slots=rows,
@@ -128,7 +128,6 @@ class TextEngine:
         self._loaded = loaded
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
-        self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
 
     def _warm_up(self, ready: Ready) -> None:
@@ -285,7 +284,7 @@ class TextEngine:
     def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores]:
         order, logits = self._runner.run(plan)
         places = list(speculation.sampled_places(order))
-        scores = prompt_scores(plan, logits[len(places) :], self._alternatives)
+        scores = prompt_scores(plan, logits[len(places) :], self._generations)
         if not order:
             return [], [], scores
         unready = self._grammars.rows.unready(chunk.sequence for chunk in order)
@@ -306,9 +305,6 @@ class TextEngine:
             [generation.sampling for generation, _ in rows],
             [generation.produced + drafts for generation, drafts in rows],
         )
-
-    def _alternatives(self, sequence: Sequence) -> int:
-        return self._generations[sequence].sampling.logprobs or 0
 
     def _take(self, verified: speculation.Verified) -> list[Event]:
         """Take a row's token, and those of its drafts that were right."""

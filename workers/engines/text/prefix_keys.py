@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 
-_DIGEST_BYTES = 16
+KEY_BYTES = 16
 
 
 class PrefixKeys:
@@ -33,4 +33,4 @@ class PrefixKeys:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()

@@ -22,6 +22,7 @@ class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
+    cache: PagedCache
 
     def __init__(
         self, loaded: LoadedModel, cache_plan: CachePlan, *, in_place: bool = False
@@ -46,7 +47,7 @@ class Runner:
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
             self._decoder = FusedDecoder(loaded.model)
-        self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
+        self.cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
         self._builder = BatchBuilder(
             cache_plan.block_size,
             {shape.window for shape in shapes},
@@ -63,18 +64,18 @@ class Runner:
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
         """Compute a plan; returns the chunks that sample, and their logits, [chunks, vocab]."""
         batch = self._builder.build(plan)
-        logits = self._decoder.forward(batch, self._cache)
+        logits = self._decoder.forward(batch, self.cache)
         return batch.order, logits
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
         """Zero the blocks of a broken sequence, before they are freed."""
         if blocks:
-            self._cache.scrub(blocks)
+            self.cache.scrub(blocks)
 
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""
-        self._cache.release_workspace()
+        self.cache.release_workspace()
 
     def close(self) -> None:
         self._decoder.close()

@@ -13,6 +13,7 @@ jobs share the blocks of what they have in common at their beginning, if their k
 
 from collections import Counter, deque
 from dataclasses import replace
+from itertools import takewhile
 
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.plan import Chunk, Plan, Sequence
@@ -213,6 +214,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             self._enter(sequence, shared)
+            self._restore(sequence)
             chunk = self._prefill(sequence, budget)
             if chunk:
                 budget -= chunk.end - chunk.start
@@ -280,6 +282,25 @@ class Scheduler:
         self._rows[sequence.id] += 1
         if sequence.holders is not None:
             sequence.holders.append(sequence)
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Bring back the next blocks of a sequence's beginning that have left the cache."""
+        kept = self._allocator.kept
+        if kept is None or sequence.keys is None or sequence.scores:
+            return
+        size, first = self._allocator.block_size, len(sequence.blocks)
+        last = min((len(sequence.tokens) - 1) // size, first + self._allocator.free_count)
+        keys = list(takewhile(kept.has, sequence.keys.of(sequence.tokens, first, last)))
+        if not keys:
+            return
+        blocks = self._allocator.allocate(len(keys))  # which may be what makes some leave
+        count = kept.restore(blocks, keys)
+        self._allocator.release(blocks[count:])
+        sequence.blocks += blocks[:count]
+        sequence.computed += count * size
+        self._publish(sequence)
+        if not sequence.started:
+            sequence.cached = sequence.computed
 
     def _leave(self, sequence: Sequence) -> None:
         """Make a sequence run no more, and free its blocks."""

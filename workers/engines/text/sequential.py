@@ -41,6 +41,7 @@ class SequentialRunner:
     """Computes plans as ``runner.Runner`` does. Owns the weights and the sequences' caches."""
 
     shares_blocks = False  #: a cache belongs to one sequence
+    cache = None  #: of blocks
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
         """Raises Refused if the model returns no cache, or its cache is beyond the budget."""
@@ -145,7 +146,6 @@ class SequentialRunner:
                 f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {needed}.",
             )
         return blocks, rows
-
 
     def _probe(self, length: int, encoded: int = _PROBES[0]) -> int:
         """Return the bytes that the cache of a sequence takes, after a prompt of an encoder."""
