@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi import FastAPI
 
@@ -44,10 +44,15 @@ from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.span_counts import SpanCounts
 from bitinglip.tls import Certificate
+from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
 from workers.launcher import Launcher
+
+if TYPE_CHECKING:
+    from bitinglip.tracing.tracer import Tracer
 
 
 def build(
@@ -69,6 +74,7 @@ def build(
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
     ``hub_token`` is what the environment held for the hub.
     """
+    check_tracing(settings)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -118,7 +124,12 @@ async def _open(
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
+    tracer = open_tracer(settings, SpanCounts(metrics.registry))
+    if tracer is not None:
+        stack.push_async_callback(asyncio.to_thread, tracer.stop)
     scheduling = _schedule(settings, machine, metrics, launcher, guard, counts.meter, stack)
+    if tracer is not None:
+        scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
@@ -159,7 +170,7 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics)
+    base = _Base(settings, home, db, health, metrics, tracer)
     requested = _Requested(admission, batches, downloads, cache, guard)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
@@ -179,6 +190,7 @@ class _Base(NamedTuple):
     db: Database
     health: Health
     metrics: Metrics
+    tracer: "Tracer | None"
 
 
 class _Requested(NamedTuple):
@@ -227,6 +239,7 @@ def _services(
         resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
         recheck=Recheck(manager, probe_cards),
         health=base.health,
+        tracer=base.tracer,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,

@@ -4,7 +4,7 @@ An adapter's own manifest holds what its files tell. As others see it, it is its
 name: kind, context and capabilities are the base's.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -38,9 +38,22 @@ def adapters_of(name: str, manifests: Mapping[str, Manifest]) -> list[Manifest]:
     return [each for each in manifests.values() if each.adapter_of == name]
 
 
-def check_removable(name: str, manifests: Mapping[str, Manifest]) -> None:
-    """Raise BaseOfAdapters for a model that adapters in the store need."""
-    if found := [each.name for each in adapters_of(name, manifests)]:
+def check_removable(
+    name: str, manifests: Mapping[str, Manifest], may_see: Callable[[str], bool] = lambda _: True
+) -> None:
+    """Raise BaseOfAdapters for a model that adapters in the store need.
+
+    The error names those that ``may_see`` allows, and tells of others without their names.
+    """
+    found = [each.name for each in adapters_of(name, manifests)]
+    seen = [each for each in found if may_see(each)]
+    if len(seen) < len(found):
+        more = f" Those that it is for: {', '.join(seen[:8])}." if seen else ""
+        raise BaseOfAdapters(
+            f"{name} is the base of adapters in the store that this API key is not for.{more} "
+            "They have to be removed first, with a key for all models."
+        )
+    if found:
         raise BaseOfAdapters(
             f"{name} is the base of {'an adapter' if len(found) == 1 else 'adapters'} in the store:"
             f" {', '.join(found[:8])}. Remove {'it' if len(found) == 1 else 'them'} first."

@@ -75,10 +75,18 @@ class DownloadError(StoreError):
     code: StoreCode = "DOWNLOAD_FAILED"
 
 
+class HubUnreachable(DownloadError):
+    """The hub does not answer now, or is busy: that may pass."""
+
+
 class NotFoundOnHub(DownloadError):
     """The hub has no such repository or revision, or does not show it to us."""
 
     code = "INVALID_MODEL"
+
+
+class NoSuchRepository(NotFoundOnHub):
+    """Nothing of that name is there, or it is private."""
 
 
 class Gated(DownloadError):

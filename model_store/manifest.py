@@ -64,6 +64,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     config_dtype: str | None = None  #: that its config names; None: the weights' own
     license: str | None = None  #: as its authors name it
+    quantization: str | None = None  #: the method that its config names for its weights
+    #: text: of the layers that can be quantised at load, the rest stays in full precision
+    linear_parameters: int = 0
+    linear_rows: int = 0
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
     base: str | None = None  #: adapters: the model that they were made for, as their files name it
     facts: int = 0  #: the version of what is told of the files; see FACTS

@@ -30,6 +30,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_new_name(name: str) -> str:
+    """Check that no route of the API hides a model of this name. Raises BadName."""
+    first, _, second = name.partition("/")
+    if first == "downloads" or second == "fit":
+        raise BadName(
+            f"A model cannot be named '{name}', which is a route of the API; choose another name "
+            "(--name of the commands, 'name' in the API)."
+        )
+    return name
+
+
 def check_repo(repo: str) -> str:
     """Check a repository's name as a hub has it. Raises BadName, which says what to write."""
     match = _ADDRESS.match(repo)

@@ -33,7 +33,7 @@ from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
-from model_store.names import check_name, folder_name, pull_folder
+from model_store.names import check_name, check_new_name, folder_name, pull_folder
 from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
@@ -78,6 +78,11 @@ class ModelStore:
 
     def names(self) -> Names:
         return list(self.listing.all())
+
+    @property
+    def names_told(self) -> Names:
+        """Return the models that messages may name: those that adapters which come may be for."""
+        return [name for name in self.names() if self._bases is None or name in self._bases]
 
     def get(self, name: str) -> Manifest:
         """Return the model's manifest. Raises UnknownModel."""
@@ -196,6 +201,7 @@ class ModelStore:
         wanted = self.folder(name).name.lower()
         if self._replaced == name:
             return
+        check_new_name(name)
         try:
             there = os.listdir(self.root)
         except OSError as error:
@@ -203,13 +209,20 @@ class ModelStore:
         if any(folder.lower() == wanted for folder in there):
             raise _taken(name)
 
-    def remove(self, name: str, *, unless_held: bool = False) -> bool:
+    def remove(
+        self,
+        name: str,
+        *,
+        unless_held: bool = False,
+        may_see: Callable[[str], bool] = lambda _: True,
+    ) -> bool:
         """Remove a model, also a damaged one. Raises UnknownModel, BaseOfAdapters or BadFiles.
 
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
+        ``may_see``: which models the error may name.
         """
         with store_errors("The model cannot be removed"), ExitStack() as opened:
-            check_removable(name, self.listing.all())
+            check_removable(name, self.listing.all(), may_see)
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self.folder(name)

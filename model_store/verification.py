@@ -4,7 +4,7 @@ Models share files: a damaged one damages each of them, and is read once for all
 """
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,49 +105,50 @@ def stamped(folder: Path, entry: FileEntry) -> FileEntry:
     return msgspec.structs.replace(entry, mtime_ns=now)
 
 
-def set_aside(store: "ModelStore", name: str, found: Iterable[Difference]) -> None:
-    """Remove the files that are not what the manifest says, also where other models share them.
+def is_elsewhere(store: "ModelStore", name: str, entry: FileEntry) -> bool:
+    """Make the content of a model's damaged file a blob, if another file of the store has it whole.
 
-    Nothing takes them for whole any more: they are missing now. Raises UnknownModel or OSError.
+    Returns False if none has. A blob that is the damaged file itself is removed: the file stays,
+    and nothing takes it for whole any more. Raises NoSpace or OSError.
     """
-    files = store.path(name)
-    entries = {entry.path: entry for entry in store.get(name).files}
-    for difference in found:
-        path = files / difference.path
-        if difference.what == "new":
-            path.unlink(missing_ok=True)
-        elif difference.what != "missing":
-            entry = entries[difference.path]
-            shared = [each for _, each in _sharing(store, path, entry)]
-            if _inode(store.blobs.path(entry.sha256)) == _inode(path):
-                store.blobs.discard(entry.sha256)
-            for each in (*shared, path):
-                each.unlink(missing_ok=True)
+    own = _inode(store.path(name) / entry.path)
+    blobs = store.blobs
+    if own is not None and _inode(blobs.path(entry.sha256)) == own:
+        blobs.discard(entry.sha256)
+    inodes = (_inode(path) for path in _holders(store, entry.sha256))
+    if not blobs.path(entry.sha256).exists() and all(each in (None, own) for each in inodes):
+        return False
+    return (blobs.find(entry.sha256) or blobs.copied(entry.sha256)) is not None
 
 
-def mend(store: "ModelStore", name: str) -> list[FileEntry]:
-    """Give a model its missing files from blobs and other models; return those that nobody has.
+def mend(store: "ModelStore", name: str, digests: Collection[str]) -> None:
+    """Put the blobs of these contents in the place of a model's files that have others.
 
     Raises UnknownModel, NoSpace or OSError.
     """
     manifest, files = store.read(name), store.path(name)
-    entries, missing = [], []
+    entries = []
     for entry in manifest.files:
-        path = files / entry.path
-        if path.exists():
-            entries.append(entry)
-        elif store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256):
+        path, blob = files / entry.path, None
+        if entry.sha256 in digests:
+            blob = store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256)
+        if blob is not None and _inode(blob) != _inode(path):
             draft = store.partial / f"draft-{secrets.token_hex(6)}"
             path.parent.mkdir(parents=True, exist_ok=True)
             store.blobs.link(entry.sha256, draft)
             draft.replace(path)
             entries.append(stamped(files, entry))
         else:
-            missing.append(entry)
             entries.append(entry)
     if tuple(entries) != manifest.files:
         write_manifest(files.parent, msgspec.structs.replace(manifest, files=tuple(entries)))
-    return missing
+
+
+def _holders(store: "ModelStore", sha256: str) -> Iterator[Path]:
+    """Yield the models' files that had this content when they were taken in."""
+    for manifest in store.list():
+        files = store.folder(manifest.name) / FILES
+        yield from (files / each.path for each in manifest.files if each.sha256 == sha256)
 
 
 def _sharing(store: "ModelStore", path: Path, entry: FileEntry) -> Iterator[tuple[str, Path]]:

@@ -1,9 +1,11 @@
-"""Fetch the dashboard's libraries with npm, and write the manifest that a test holds them against.
+"""Fetch the dashboard's libraries, and one of its tests', with npm, and write the manifests that
+tests hold them against.
 
 Run by hand, after a version here was changed: ``python -m scripts.vendor``. It needs npm and its
 registry; the server and the tests need neither.
 """
 
+import gzip
 import hashlib
 import json
 import subprocess
@@ -16,6 +18,7 @@ from bitinglip.api.dashboard import FOLDER
 
 VENDOR = FOLDER / "vendor"
 MANIFEST = VENDOR / "manifest.json"
+TESTS_VENDOR = Path(__file__).parents[1] / "tests" / "support" / "vendor"
 
 
 class Library(NamedTuple):
@@ -48,16 +51,19 @@ LIBRARIES = (
     Library("marked", "18.2.1", "MIT", {"lib/marked.esm.js": "marked.mjs"}),
     Library("dompurify", "3.5.0", "Apache-2.0", {"dist/purify.es.mjs": "purify.mjs"}),
 )
+#: what tests look at the dashboard with
+TESTS_LIBRARIES = (Library("axe-core", "4.14.1", "MPL-2.0", {"axe.min.js": "axe.min.js.gz"}),)
 
 
 def main() -> None:
-    """Write all files below the dashboard's vendor folder, and their manifest."""
-    VENDOR.mkdir(exist_ok=True)
-    manifest = [_fetch(library) for library in LIBRARIES]
-    MANIFEST.write_text(json.dumps(manifest, indent=2) + "\n")
+    """Write all files below the vendor folders, and their manifests."""
+    for folder, libraries in ((VENDOR, LIBRARIES), (TESTS_VENDOR, TESTS_LIBRARIES)):
+        folder.mkdir(exist_ok=True)
+        manifest = [_fetch(library, folder) for library in libraries]
+        (folder / MANIFEST.name).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _fetch(library: Library) -> dict[str, object]:
+def _fetch(library: Library, into: Path) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         package = f"{library.name}@{library.version}"
         subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True)
@@ -66,9 +72,9 @@ def _fetch(library: Library) -> dict[str, object]:
             tar.extractall(folder, filter="data")
         package_folder = Path(folder) / "package"
         licence = f"{library.name}.licence.txt"
-        (VENDOR / licence).write_bytes((package_folder / "LICENSE").read_bytes())
+        (into / licence).write_bytes((package_folder / "LICENSE").read_bytes())
         files = {
-            own: _write(library, (package_folder / original).read_bytes(), original, own)
+            own: _write(library, (package_folder / original).read_bytes(), original, into / own)
             for original, own in library.files.items()
         }
     return {
@@ -80,14 +86,14 @@ def _fetch(library: Library) -> dict[str, object]:
     }
 
 
-def _write(library: Library, body: bytes, original: str, own: str) -> dict[str, object]:
-    """Write a file; return what the manifest says of it."""
+def _write(library: Library, body: bytes, original: str, own: Path) -> dict[str, object]:
+    """Write a file, compressed if its name says so; return what the manifest says of it."""
     told: dict[str, object] = {"from": original, "sha256": hashlib.sha256(body).hexdigest()}
     if library.replaced is not None and library.replaced[0].encode() in body:
         before, after = library.replaced
         body = body.replace(before.encode(), after.encode())
         told["replaced"] = {before: after}
-    (VENDOR / own).write_bytes(body)
+    own.write_bytes(gzip.compress(body, mtime=0) if own.suffix == ".gz" else body)
     return told
 
 

@@ -262,6 +262,7 @@ class Loop:
         except Refused as refused:
             return refused.final(command.id)
         except BaseException as error:  # noqa: BLE001  native tokenizers panic with BaseException
+            sys.stderr.write(f"request {command.id}, trace {command.trace}:\n")
             traceback.print_exception(error)
             fault = classify(error)
             if fault is not None and fault.blame == "memory":

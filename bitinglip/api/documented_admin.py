@@ -206,6 +206,7 @@ ADMIN_ANSWERS: dict[str, Content] = {
     "GET /api/v1/cluster/requests": page_of(_LAST_REQUEST),
     "GET /api/v1/cluster/status": json_of(_CLUSTER),
     "POST /api/v1/keys": json_of(_NEW_KEY),
+    "GET /api/v1/debug/profile": json_of(ANY_OBJECT),
     "GET /api/v1/keys": page_of(_KEY),
     "GET /api/v1/keys/{key_id}": json_of(_KEY),
     "PATCH /api/v1/keys/{key_id}": json_of(_KEY),

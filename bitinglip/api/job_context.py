@@ -23,7 +23,7 @@ def job_context(
     request: Request, model: str, priority: RequestPriority = "normal", *, image_side: int = 0
 ) -> JobContext:
     """Gather what a request for this model needs to become a job."""
-    services = services_of(request)
+    services, span = services_of(request), context_of(request.scope).span
     return caller_context(
         services.settings,
         services.guard,
@@ -34,6 +34,7 @@ def job_context(
         session=_session(request),
         folder=services.files.folder,
         uploads=services.uploads.folder,
+        trace=None if span is None else span.header,
     )
 
 

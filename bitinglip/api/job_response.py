@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.api.guarding import checked_job
-from bitinglip.api.request_context import context_of
+from bitinglip.api.request_context import WHOLE_BODY, context_of
 from bitinglip.api.services import services_in
 from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
 from bitinglip.errors import BitingLipError, TaskCancelled
@@ -136,13 +136,7 @@ class JobResponse(Response):
         context_of(scope).engine_seconds = (
             event_log.ended or event_log.submitted
         ) - event_log.submitted
-        body = view.body()
-        headers += [
-            (b"content-type", view.media_type.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _send_whole(scope, send, headers, view.media_type, view.body())
 
     async def _send_stream(
         self, event_log: EventLog, view: View, writer: StreamWriter, receive: Receive
@@ -192,6 +186,20 @@ class FollowedJob(JobResponse):
             if not writer.begun:
                 raise TaskCancelled()
             await writer.write(b"", last=True)
+
+
+async def _send_whole(
+    scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], media_type: str, body: bytes
+) -> None:
+    """Send a response of one body: in one message where the server takes it."""
+    headers.append((b"content-type", media_type.encode()))
+    begin = {"type": "http.response.start", "status": 200, "headers": headers}
+    if WHOLE_BODY in scope.get("extensions", ()):
+        await send({**begin, WHOLE_BODY: body})
+        return
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send(begin)
+    await send({"type": "http.response.body", "body": body})
 
 
 def _refuse_early(event_log: EventLog) -> None:

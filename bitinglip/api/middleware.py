@@ -94,6 +94,7 @@ class Door:
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        _begin_trace(services, scope, context)
         sender = _sender(context, send)
         try:
             if self._proxies.apply(scope):
@@ -131,6 +132,14 @@ class Door:
         return route
 
 
+def _begin_trace(services: Services | None, scope: Scope, context: RequestContext) -> None:
+    if services is None or services.tracer is None:
+        return
+    context.span = span = services.tracer.begin(scope["path"], context.fields)
+    if span is not None:
+        structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+
+
 def _log_failure(scope: Scope, error: Exception) -> None:
     """Log an error that is none of our table."""
     if type(to_error(error)) is InternalError and not isinstance(error, InternalError):
@@ -166,6 +175,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 *context.limit_headers,
                 *(() if context.token_headers is None else context.token_headers()),
                 *SECURITY_HEADERS,
+                *(() if context.span is None else context.span.headers),
                 *context.notices,
                 *context.cors,
             ]
@@ -197,15 +207,15 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
     if services is None:
         return
     route, status, seconds = endpoint(scope), context.status, context.elapsed
-    services.metrics.request_finished(
-        method=method, endpoint=route, status=status, seconds=seconds
-    )
+    services.metrics.request_finished(method=method, endpoint=route, status=status, seconds=seconds)
     caller, job = scope.get("bitinglip.caller"), context.job
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
     made = (None, None) if job is None else (job.model, job.id)
     services.last_requests.add(
         route, (ended, request_id, method, route, status, seconds, key, *made)
     )
+    if context.span is not None:
+        context.span.end(method=method, route=route, status=status, request_id=request_id)
 
 
 class EdgeChecks:

@@ -11,8 +11,11 @@ from starlette.requests import HTTPConnection
 if TYPE_CHECKING:
     from bitinglip.api.services import Services
     from bitinglip.scheduling.job import Job
+    from bitinglip.tracing.tracer import RequestSpan
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
+#: an extension of ASGI: the message that begins a response may hold its body under this name
+WHOLE_BODY = "bitinglip.whole_body"
 _KEY = "bitinglip.context"
 
 
@@ -43,6 +46,7 @@ class RequestContext:
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
+    span: "RequestSpan | None" = None  #: of a request that is traced
 
     def attach(self, scope: MutableMapping[str, Any]) -> None:
         scope[_KEY] = self

@@ -1,6 +1,7 @@
 """Gives handlers the parts of the running server."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
@@ -37,9 +38,13 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.last_requests import LastRequests
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.profile import Profiler
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
 from model_store.store import ModelStore
+
+if TYPE_CHECKING:
+    from bitinglip.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    profiler: Profiler = field(default_factory=Profiler)
+    tracer: "Tracer | None" = None  #: where the settings ask for traces
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)

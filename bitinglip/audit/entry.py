@@ -47,6 +47,7 @@ class Action(StrEnum):
     WORKER_STOP = "worker.stop"
     SERVER_START = "server.start"
     SERVER_STOP = "server.stop"
+    SERVER_PROFILE = "server.profile"
     SETTINGS_CHANGE = "settings.change"
     BACKUP = "backup"
     #: a wrong, expired or revoked credential, or one that is not for this address

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -13,6 +13,7 @@ Priority = Literal["low", "normal", "high"]
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}  #: the smallest goes first
 RESUMABLE = ("failed", "cancelled")
+FIRST_PAUSE, LONGEST_PAUSE = 15.0, 300.0  #: seconds between two tries while the hub is away
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,10 @@ class Download(msgspec.Struct, kw_only=True):
     changes: dict[str, list[str]] = {}
     notes: tuple[str, ...] = ()
     waits: bool = False  #: for another program's pull of the same
+    hub_problem: str | None = None  #: why it waits for the hub, while it does
+    retry_at: datetime | None = None  #: when it asks the hub again
+    failing_since: float | None = None  #: since when the hub has brought nothing
+    tries: int = 0  #: since then
 
     @property
     def ended(self) -> bool:
@@ -93,9 +98,37 @@ class Download(msgspec.Struct, kw_only=True):
     def wait(self) -> None:
         """Let it wait in the place that it has, also if it ran before a stop of the server."""
         self.state, self.started_at, self.waits = "queued", None, False
+        self.hub_problem = self.retry_at = self.failing_since = None
+        self.tries = 0
 
     def start(self) -> None:
         self.state, self.started_at = "running", datetime.now(UTC)
+        self.hub_problem = self.retry_at = None
+
+    def postpone(self, problem: str, retry_for: float) -> float | None:
+        """Let it wait for a hub that does not answer; return for how many seconds.
+
+        None once the hub has brought nothing for ``retry_for`` seconds: then it has failed.
+        """
+        now = time.time()
+        if self.failing_since is None or self.failing_since > now:
+            self.failing_since, self.tries = now, 0
+        left = self.failing_since + retry_for - now
+        if left <= 0:
+            return None
+        pause = min(left, LONGEST_PAUSE, FIRST_PAUSE * 2.0**self.tries)
+        self.tries = min(self.tries + 1, 16)
+        self.state, self.started_at, self.waits = "queued", None, False
+        self.hub_problem = problem
+        self.retry_at = datetime.now(UTC) + timedelta(seconds=pause)
+        return pause
+
+    @property
+    def waits_for(self) -> str | None:
+        """Return what it waits for, if that is not its turn."""
+        if self.hub_problem is not None:
+            return f"the hub, which is asked again soon: {self.hub_problem}"
+        return "another program that downloads it" if self.waits else None
 
     def plan(self, planned: Planned, notes: tuple[str, ...] = ()) -> None:
         """Take over what will come; ``notes`` are the server's, beside those of the hub."""
@@ -109,6 +142,8 @@ class Download(msgspec.Struct, kw_only=True):
         """Note what has come; return by how much it grew in all."""
         grown = max(0, progressed.bytes_done - self.bytes_done)
         self.bytes_done += grown
+        if grown:
+            self.failing_since, self.tries = None, 0
         for path, done in progressed.files.items():
             if (file := self.files.get(path)) is not None:
                 file.bytes_done = max(file.bytes_done, done)
@@ -116,6 +151,7 @@ class Download(msgspec.Struct, kw_only=True):
 
     def end(self, state: State, error: Fault | None, moment: datetime) -> None:
         self.state, self.error, self.waits = state, error, False
+        self.hub_problem = self.retry_at = None
         self.finished_at = moment
         if state == "completed":
             self.bytes_done = self.bytes_total = self.bytes_total or self.bytes_done

@@ -12,10 +12,10 @@ from typing import Self
 import msgspec
 import structlog
 
-from bitinglip.audit.entry import OK, Action, Actor, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.background import RECOVERABLE, reason
 from bitinglip.db.database import Database
+from bitinglip.downloads.audit import end_entry
 from bitinglip.downloads.download import (
     RESUMABLE,
     Download,
@@ -27,8 +27,9 @@ from bitinglip.downloads.download import (
     new_download,
 )
 from bitinglip.downloads.hub import HubAccess
-from bitinglip.downloads.live import FitNote, Live, forget_partial
+from bitinglip.downloads.live import FitNote, Live, Outcome, forget_partial
 from bitinglip.downloads.rows import DownloadRows
+from bitinglip.downloads.turns import Turns
 from bitinglip.errors import (
     BitingLipError,
     ConcurrencyLimitExceeded,
@@ -46,11 +47,6 @@ Arrived = Callable[[str], None]
 log = structlog.get_logger(__name__)
 
 CLEAN_SECONDS = 60.0  #: between two looks for downloads that are too old, or not written yet
-_ACTIONS = {
-    "pull": Action.MODEL_PULL,
-    "update": Action.MODEL_UPDATE,
-    "repair": Action.MODEL_REPAIR,
-}
 _BUSY_SECONDS = 60.0  #: until a client that has too many downloads may try again
 
 
@@ -83,6 +79,7 @@ class Downloads:
         #: held from a look at what is open to the write that follows, lest an end come in between
         self._deciding = asyncio.Lock()
         self._working = False
+        self._turns = Turns(settings.hub.max_downloads_per_key)
         metrics.watch(self.states)
 
     @classmethod
@@ -162,6 +159,14 @@ class Downloads:
             await asyncio.to_thread(forget_partial, self._store, download.wanted.repo)
         return download
 
+    async def forget(self, download_id: str) -> None:
+        """Take a download that has ended off the list. Raises Conflict for one that has not,
+        DiskFull or DatabaseUnavailable."""
+        if download_id in self._open:
+            raise Conflict("The download has not ended; cancel it first.")
+        await self._rows.remove(download_id)
+        self._unsaved.pop(download_id, None)
+
     def _check_needed(self, repo: str) -> None:
         """Raise Conflict if a download waits that goes on with what has come of a repository."""
         if any(live.download.wanted.repo == repo for live in self._open.values()):
@@ -213,6 +218,8 @@ class Downloads:
     async def close(self) -> None:
         """Stop all downloads; the next start resumes them."""
         self.suspend()
+        for live in self._open.values():
+            live.hurry()
         tasks = [live.task for live in self._open.values() if live.task is not None]
         for task in tasks:
             task.cancel()
@@ -253,6 +260,9 @@ class Downloads:
             except BaseException:
                 download.priority = before
                 raise
+        if live.postponed:
+            live.hurry()  # who asks now may know that the hub is back
+            self._fill()
         return download
 
     async def _last(self, wanted: Wanted) -> Download | None:
@@ -280,14 +290,17 @@ class Downloads:
         """Start what may run now, in the order of priorities."""
         if not self._working:
             return
-        running = sum(live.task is not None for live in self._open.values())
-        waiting = [live for live in self._open.values() if live.task is None]
-        for live in sorted(waiting, key=lambda each: each.download.place):
-            if running >= self._settings.hub.max_downloads:
+        lives = self._open.values()
+        waiting = [each.download for each in lives if each.task is None and not each.postponed]
+        running = [each.download for each in lives if each.task is not None]
+        while len(running) < self._settings.hub.max_downloads:
+            if (download := self._turns.next(waiting, running)) is None:
                 break
-            running += 1
-            live.download.start()
-            live.task = asyncio.create_task(self._run(live), name=live.download.id)
+            waiting.remove(download)
+            running.append(download)
+            download.start()
+            live = self._open[download.id]
+            live.task = asyncio.create_task(self._run(live), name=download.id)
             live.tell()
         self._share_bandwidth()
 
@@ -308,16 +321,32 @@ class Downloads:
     async def _run(self, live: Live) -> None:
         """Run a download to its end; one fault of it ends no other."""
         try:
-            state, error = await live.pull(self._hub, self._store, self._metrics, self._fit_note)
+            outcome = await live.pull(self._hub, self._store, self._metrics, self._fit_note)
         except OSError as problem:
-            state, error = "failed", Fault("DOWNLOAD_FAILED", f"{reason(problem)}; ask again.")
+            fault = Fault("DOWNLOAD_FAILED", f"{reason(problem)}; ask again.")
+            outcome = Outcome("failed", fault)
         except (BitingLipError, StoreError) as problem:
-            state, error = "failed", self._hub.fault(problem)
+            outcome = Outcome("failed", self._hub.fault(problem))
         except Exception:
             log.critical("a download failed by a bug", download=live.download.id, exc_info=True)
-            state, error = "failed", Fault("INTERNAL_ERROR", "The download failed; see the log.")
-        await self._end(live, state, error)
+            fault = Fault("INTERNAL_ERROR", "The download failed; see the log.")
+            outcome = Outcome("failed", fault)
+        if not self._postpone(live, outcome):
+            await self._end(live, outcome.state, outcome.fault)
         self._fill()
+
+    def _postpone(self, live: Live, outcome: Outcome) -> bool:
+        """Let a download wait whose hub does not answer, without its place among those that run.
+
+        Returns False if it has ended.
+        """
+        if outcome.fault is None or not outcome.may_pass:
+            return False
+        pause = live.download.postpone(outcome.fault.message, self._settings.hub.retry_for)
+        if pause is None:
+            return False
+        live.postpone(pause, self._fill)
+        return True
 
     async def _end(self, live: Live, state: State, error: Fault | None = None) -> None:
         """End a download: written, then told. Where it cannot be written it is told all the same,
@@ -327,7 +356,8 @@ class Downloads:
         if state == "completed":
             self._on_arrival(live.download.wanted.name)
         self._metrics.ended(state)
-        self._enter(live.download)
+        if (entry := end_entry(live.download)) is not None:
+            self._audit.remember(entry)
         live.tell()
 
     async def _write_end(self, download: Download, state: State, error: Fault | None) -> None:
@@ -340,22 +370,6 @@ class Downloads:
             self._unsaved[download.id] = download
         download.end(state, error, moment)
         del self._open[download.id]
-
-    def _enter(self, download: Download) -> None:
-        """Enter the end in the audit log, under the key that asked."""
-        wanted, error = download.wanted, download.error
-        if download.state == "cancelled":
-            return  # who cancelled it is entered by the route
-        after = {
-            "repo": wanted.repo,
-            "revision": download.commit or wanted.revision,
-            "bytes": download.bytes_total,
-            "kind": download.kind,
-        }
-        actor = Actor(download.requester.key_id, download.requester.name)
-        outcome = OK if error is None else error.code
-        action = _ACTIONS[wanted.task]
-        self._audit.remember(Entry(action, actor, wanted.name, outcome, after=after))
 
     async def _save_again(self, download: Download) -> None:
         await self._rows.save(download)

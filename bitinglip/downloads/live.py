@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -23,6 +24,14 @@ log = structlog.get_logger(__name__)
 _DIED = "The download's process ended without a word (exit code {code}); ask again to go on."
 
 
+class Outcome(NamedTuple):
+    """Says how one run of a download's process has ended."""
+
+    state: State
+    fault: Fault | None = None
+    may_pass: bool = False  #: the hub did not answer, and may when it is asked again
+
+
 FitNote = Callable[[Manifest], str]
 
 
@@ -34,8 +43,31 @@ class Live:
         self.task: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()  #: is set, and replaced, at each change
         self.cancelled = False
+        self._timer: asyncio.TimerHandle | None = None
         self._process: PullProcess | None = None
         self._share: int | None = None  #: of the bandwidth, in bytes per second
+
+    @property
+    def postponed(self) -> bool:
+        """Return whether it waits until the hub is asked again."""
+        return self._timer is not None
+
+    def postpone(self, seconds: float, then: Callable[[], None]) -> None:
+        """Let it wait, and its task with it; ``then`` is called once it may run again."""
+
+        def end() -> None:
+            self.hurry()
+            then()
+
+        self.task = None
+        self._timer = asyncio.get_running_loop().call_later(seconds, end)
+        self.tell()
+
+    def hurry(self) -> None:
+        """Let it wait no longer for its hub."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def tell(self) -> None:
         """Wake those that watch."""
@@ -45,6 +77,7 @@ class Live:
     def stop(self) -> None:
         """Have it end as cancelled, unless the model is in the store already."""
         self.cancelled = True
+        self.hurry()
         if self._process is not None:
             self._process.kill()
 
@@ -57,14 +90,14 @@ class Live:
 
     async def pull(
         self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics, fit_note: FitNote
-    ) -> tuple[State, Fault | None]:
+    ) -> Outcome:
         """Run the process to its end; return how that was.
 
         ``fit_note`` says of a model that is planned whether it will fit in memory. Raises OSError,
         TokenRefused or DownloadFailed.
         """
         if self.cancelled:
-            return "cancelled", None
+            return Outcome("cancelled")
         share = self._share
         order = await asyncio.to_thread(hub.order, self.download.wanted, share, self._bases(store))
         process = self._process = await PullProcess.start(order, self.download.id)
@@ -73,7 +106,7 @@ class Live:
         last: Message | None = None
         try:
             if self.cancelled:  # while it was started
-                return "cancelled", None
+                return Outcome("cancelled")
             async with aclosing(process.messages()) as messages:
                 async for last in messages:
                     self._note(last, metrics, fit_note)
@@ -84,13 +117,13 @@ class Live:
             code = await asyncio.shield(process.close())
         if isinstance(last, Pulled):
             await asyncio.to_thread(store.listing.look)  # before anybody is told
-            return "completed", None
+            return Outcome("completed")
         if self.cancelled:
-            return "cancelled", None
+            return Outcome("cancelled")
         if isinstance(last, Refused):
-            return "failed", Fault(last.code, last.message)
+            return Outcome("failed", Fault(last.code, last.message), last.may_pass)
         log.warning("a download's process died", code=code, said=process.last_lines)
-        return "failed", Fault("DOWNLOAD_FAILED", _DIED.format(code=code))
+        return Outcome("failed", Fault("DOWNLOAD_FAILED", _DIED.format(code=code)))
 
     def _bases(self, store: ModelStore) -> tuple[str, ...] | None:
         """Return the models that an adapter may be for: it opens its base to the key."""

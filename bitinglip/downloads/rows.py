@@ -81,6 +81,13 @@ class DownloadRows:
             found = [_decoder.decode(row.download) for row in rows]
             return found, int((await session.execute(count)).scalar_one())
 
+    async def remove(self, download_id: str) -> None:
+        """Remove a download that has ended."""
+        async with self._db.write() as session:
+            await session.execute(
+                delete(StoredDownload).where(col(StoredDownload.id) == download_id)
+            )
+
     async def clean(self) -> None:
         """Remove ended downloads that are too old, or hold too much."""
         async with self._db.write() as session:

@@ -1,13 +1,20 @@
 """Handles one request and its response on a connection, as uvicorn does, with a quicker way to
 write."""
 
-from collections.abc import Iterable
-from functools import lru_cache
+import asyncio
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from bitinglip.api.request_context import WHOLE_BODY
 
 Header = tuple[bytes, bytes]
 #: what may stand in a header; without these, nothing but our own line ends is left of a head
@@ -16,11 +23,67 @@ _WITHOUT_BODY = (204, 304)
 _LONGEST_KEPT = 128  #: bytes of a target whose parts are kept
 
 
+#: of the ASGI scope: the message that begins a response may hold all of its body
+EXTENSIONS: dict[str, dict[Any, Any]] = {WHOLE_BODY: {}}
+
+
 class Exchange(RequestResponseCycle):
     """Writes a response of declared length in one piece: one call, one record of TLS."""
 
-    _head = b""  #: waits for the first part of the body
-    _until_close = False  #: the end of the connection is that of the body
+    _task: "asyncio.Task[None]"
+
+    def __init__(self, scope: Any, protocol: HttpToolsProtocol, *, keep_alive: bool) -> None:
+        """Set up as uvicorn does, from the protocol that has read a request's head."""
+        self.scope = scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.default_headers = protocol.server_state.default_headers
+        self.message_event = asyncio.Event()
+        self.on_response = protocol.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = self.response_complete = False
+        self.chunked_encoding: bool | None = None
+        self.expected_content_length = 0
+        self._head = b""  #: waits for the first part of the body
+        self._until_close = False  #: the end of the connection is that of the body
+
+    def start(
+        self,
+        app: ASGI3Application,
+        loop: asyncio.AbstractEventLoop,
+        tasks: "set[asyncio.Task[None]]",
+    ) -> None:
+        """Run the application in a task, which is one of ``tasks`` as long as it lasts."""
+        self._task = task = loop.create_task(self._run(app, tasks))
+        tasks.add(task)
+
+    async def _run(self, app: ASGI3Application, tasks: "set[asyncio.Task[None]]") -> None:
+        # A callback of the task in place of ``finally`` costs another turn of the loop.
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.response_complete or self.disconnected):
+                await self.run_asgi(_return)
+        except BaseException as error:  # noqa: BLE001  uvicorn's way with errors, too
+            await self.run_asgi(partial(_raise, error))
+        finally:
+            self.on_response = _nothing
+            tasks.discard(self._task)
+
+    async def receive(self) -> Any:
+        """Return the next part of the body, or that the client has gone, once there is one."""
+        if self.waiting_for_100_continue or not self.message_event.is_set():
+            return await super().receive()
+        self.flow.resume_reading()
+        self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Any) -> None:
         """Take one of the application's messages. Raises RuntimeError if it is out of order."""
@@ -33,10 +96,15 @@ class Exchange(RequestResponseCycle):
             raise RuntimeError(f"{message['type']} in place of {expected}")
         if self.response_started:
             self._write(message.get("body", b""), last=not message.get("more_body", False))
-        else:
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self._begin(message["status"], [*self.default_headers, *message.get("headers", ())])
+            return
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        headers = [*self.default_headers, *message.get("headers", ())]
+        if (body := message.get(WHOLE_BODY)) is not None:
+            headers.append((b"content-length", b"%d" % len(body)))
+        self._begin(message["status"], headers)
+        if body is not None:
+            self._write(body, last=True)
 
     def _begin(self, status: int, headers: list[Header]) -> None:
         for name, value in headers:
@@ -94,14 +162,24 @@ class Exchange(RequestResponseCycle):
         self.on_response()
 
 
-def _head(status_line: bytes, headers: Iterable[Header]) -> bytes:
+def _head(status_line: bytes, headers: list[Header]) -> bytes:
     """Join a head. Raises RuntimeError for control characters, which could end a header early."""
-    lines = [status_line]
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    head = b"".join(lines)
-    if head.translate(None, _TEXT) != b"\r\n" * len(lines):
+    head = b"\r\n".join([status_line[:-2], *map(b": ".join, headers), b"", b""])
+    if head.translate(None, _TEXT) != b"\r\n" * (2 + len(headers)):
         raise RuntimeError("A header holds a control character.")
-    return head + b"\r\n"
+    return head
+
+
+async def _raise(error: BaseException, *_: Any) -> None:
+    raise error
+
+
+async def _return(*_: Any) -> None:
+    """Be an application that returns at once."""
+
+
+def _nothing() -> None:
+    """Be what nobody is told."""
 
 
 def split_target(target: bytes) -> tuple[str, bytes, bytes]:

@@ -16,7 +16,7 @@ from bitinglip.api.cors import Cors
 from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.http.early_response import EarlyResponse
-from bitinglip.http.exchange import Exchange, split_target
+from bitinglip.http.exchange import EXTENSIONS, Exchange, split_target
 from bitinglip.http.flow import Flow
 from bitinglip.http.refusal import refusal_bytes
 
@@ -252,20 +252,10 @@ class HttpProtocol(HttpToolsProtocol):
         if parser.should_upgrade() and self._should_upgrade():
             return
         scope["path"], scope["raw_path"], scope["query_string"] = split_target(self.url)
+        scope["extensions"] = EXTENSIONS
         idle = not self._responding()
-        self.cycle = Exchange(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        self.cycle = Exchange(scope, self, keep_alive=keep_alive)
         if idle:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -351,7 +341,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        cast("Exchange", cycle).start(app, self.loop, self.tasks)
 
     def _rest(self) -> None:
         """Be idle once the client has taken its response, but for what buffers hold."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
+import msgspec
+
 from bitinglip import errors
 from bitinglip.guard.outputs import OutputGuard
 from bitinglip.scheduling.job import Job
@@ -79,8 +81,14 @@ class EventLog:
 
     @property
     def work(self) -> protocol.Job:
-        """Return what is sent to a worker."""
+        """Return what a worker is to do, as the guard has left it."""
         return self.job.work if self.guard is None else self.guard.work
+
+    @property
+    def message(self) -> protocol.Job:
+        """Return what is sent to a worker, with the name of the trace that it is a part of."""
+        trace = self.job.trace
+        return self.work if trace is None else msgspec.structs.replace(self.work, trace=trace)
 
     @property
     def altered(self) -> bool:

@@ -48,6 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
     session: str | None = None  #: the client's name for jobs that stay on one replica
     response_id: str | None = None  #: of the background response that it makes
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property
     def id(self) -> str:

@@ -47,6 +47,7 @@ from bitinglip.settings.sections import (
     Workers,
 )
 from bitinglip.settings.store import Store
+from bitinglip.settings.telemetry import Telemetry
 
 __all__ = [
     "Audit",
@@ -71,6 +72,7 @@ __all__ = [
     "SpeechLimits",
     "SpeechModel",
     "Store",
+    "Telemetry",
     "Tier",
     "Tiers",
     "TranscriptionLimits",
@@ -103,6 +105,7 @@ class Settings(Section):
     store: Store = Store()
     database: Database = Database()
     logging: Logging = Logging()
+    telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",
         description="create demo models: auto (if the store is empty), always or never",

@@ -37,6 +37,18 @@ class Hub(Section):
     max_queued_per_key: int = Field(
         50, ge=1, le=10_000, description="maximum unfinished downloads of a key"
     )
+    max_downloads_per_key: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="maximum models that the server downloads at the same time for a key; null is "
+        "as many as for all; keys whose downloads have the same priority take turns",
+    )
+    retry_for: Kept = Field(
+        86_400,
+        description="how long a download waits for a hub that cannot be reached or is busy, and "
+        "asks it again after 15 seconds to 5 minutes: seconds, or a span such as 1h",
+    )
     download_retention: Kept = Field(
         2_592_000,
         description="how long ended downloads are listed: seconds, or a span such as 30d",

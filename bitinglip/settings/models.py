@@ -5,7 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
-from workers.protocol import MOST_DRAFTS, Attention, ResponseFormatName, SpeculationKind
+from workers.protocol import (
+    MOST_DRAFTS,
+    Attention,
+    Quantization,
+    ResponseFormatName,
+    SpeculationKind,
+)
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -183,6 +189,12 @@ class Model(Section):
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
         None,
         description="number format of the weights; null follows the files and the device",
+    )
+    quantization: Quantization | None = Field(
+        None,
+        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
+        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
+        "compute capability 8.9; null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"

@@ -38,6 +38,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path  #: where workers write images and audio to
     uploads: Path  #: where the files are that clients send
     prefix_scope: str | None = None  #: of prompts, see ``protocol.TextJob``
+    trace: str | None = None  #: traceparent of the request, if it is traced
 
     def job(
         self,
@@ -65,6 +66,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
             seeded=seeded,
             guard=self.guard,
             session=self.session or named_session(session),
+            trace=self.trace,
         )
 
 
@@ -79,6 +81,7 @@ def caller_context(
     uploads: Path,
     session: str | None = None,
     image_side: int = 0,
+    trace: str | None = None,
 ) -> JobContext:
     """Gather what the settings and the caller's key give a request for a model."""
     tier = tier_of(settings.limits.tiers, caller.tier)
@@ -98,6 +101,7 @@ def caller_context(
         folder=folder,
         uploads=uploads,
         prefix_scope=_prefix_scope(model_settings, caller.key_id),
+        trace=trace,
     )
 
 

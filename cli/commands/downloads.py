@@ -62,8 +62,13 @@ def follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
 
 def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
     """Return the event that ends the stream. Raises Failure if the server ends before."""
-    planned = False
+    planned, waited_for = False, None
     for state, data in events:
+        if (why := data.get("waits_for")) != waited_for:
+            waited_for = why
+            if why:
+                bars.clear()
+                print_note(f"It waits for {why}")
         if data.get("bytes_total") and not planned:
             planned = True
             bars.clear()
@@ -94,7 +99,7 @@ def _row(download: dict[str, Any]) -> tuple[Any, ...]:
         f"{size(done)} / {size(total)}" if total else "-",
         download["priority"],
         f"{ago(download['created_at'])} ago",
-        error and error["message"],
+        error["message"] if error else download.get("waits_for"),
     )
 
 

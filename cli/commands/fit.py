@@ -60,7 +60,8 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
         pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
         options = " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in pairs)
         after = f" after unloading {', '.join(way['evict'])}" if way.get("evict") else ""
-        yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after})")
+        lacks = f"; {way['lacks']}" if way.get("lacks") else ""
+        yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after}{lacks})")
 
 
 def _offline(place: CliContext, name: str) -> dict[str, Any]:

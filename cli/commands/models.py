@@ -327,11 +327,17 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
         "parameters": model["parameters"] and amount(model["parameters"]),
         "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
+        "quantizations": [_quantized(each) for each in model.get("quantizations") or ()],
         "sequential": why and f"requests at once take turns: {why}",
         "pinned": "yes" if model.get("pinned") else "no",
         "last_used_at": (used := model.get("last_used_at")) and moment(used),
         "may set": list(model["supported_parameters"]),
     }
+
+
+def _quantized(option: dict[str, Any]) -> str:
+    lacks = f": {option['lacks']}" if option["lacks"] else ""
+    return f"{option['format']} ({size(option['needs_bytes'])}){lacks}"
 
 
 def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

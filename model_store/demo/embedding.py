@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import processors
 
-from model_store.demo.words import ROWS, WORDS, train_tokenizer
 from model_store.demo.weights import write_json
+from model_store.demo.words import ROWS, WORDS, train_tokenizer
 
 _SEED = 20261127
 _HIDDEN, _INNER, _LAYERS, _HEADS = 64, 128, 2, 4

@@ -25,6 +25,8 @@ from model_store.errors import (
     BadName,
     DownloadError,
     Gated,
+    HubUnreachable,
+    NoSuchRepository,
     NotFoundOnHub,
     StoreError,
     TokenRefused,
@@ -62,6 +64,10 @@ class _NoHub(DownloadError):
     """An address gives no answer, or none that a hub gives; another may do."""
 
 
+class _Unreachable(_NoHub, HubUnreachable):
+    """An address gives no answer now."""
+
+
 def list_files(
     repo: str, revision: str | None, hub: HubOptions, connections: Connections
 ) -> Listing:
@@ -72,7 +78,7 @@ def list_files(
     if hub.offline:
         raise DownloadError("The settings say hub.offline, so nothing is asked of the hub.")
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    first = (hub.endpoint or constants.ENDPOINT).rstrip("/")
+    first = address_of(hub)
     addresses = [first, *(mirror.rstrip("/") for mirror in hub.mirrors)]
     notes: tuple[str, ...] = ()
     failure: _NoHub | None = None
@@ -88,6 +94,11 @@ def list_files(
             continue
         return replace(found, notes=(*notes, *found.notes))
     raise failure or DownloadError("There is no hub to ask.")
+
+
+def address_of(hub: HubOptions) -> str:
+    """Return the address of the hub itself, or of what the options put in its place."""
+    return (hub.endpoint or constants.ENDPOINT).rstrip("/")
 
 
 def _list_or_without_token(
@@ -204,7 +215,7 @@ def _hub_errors(
             "JSON, or lacks fields."
         ) from error
     except Exception as error:  # the client's transport is its own affair, and its errors with it
-        raise _NoHub(
+        raise _Unreachable(
             f"The hub cannot be reached at {_host(hub.endpoint)} ({type(error).__name__}). Another "
             "address, such as a mirror's: hub.endpoint in the settings, or HF_ENDPOINT; by a "
             "proxy: HTTPS_PROXY."
@@ -230,11 +241,11 @@ def _refused(
     return _status_error(error, repo, hub)
 
 
-def _not_found(repo: str, hub: HubOptions, more: str = "") -> NotFoundOnHub:
+def _not_found(repo: str, hub: HubOptions, more: str = "") -> NoSuchRepository:
     hint = "your token may not see it" if hub.token else TOKEN_HINT
     if "/" not in repo:
         more = f" Most names are of the form owner/model.{more}"
-    return NotFoundOnHub(
+    return NoSuchRepository(
         f"The hub has no public repository {repo}; if it is private, {hint}.{more}"
     )
 
@@ -250,7 +261,7 @@ def _status_error(error: HfHubHTTPError, repo: str, hub: HubOptions) -> Download
         return _not_found(repo, hub)
     if status == 403:
         return Gated(f"{said} The token may not read {repo}; see {_page(hub, repo)}.")
-    return _NoHub(said)
+    return _Unreachable(said) if may_pass(status) else _NoHub(said)
 
 
 def _page(hub: HubOptions, repo: str) -> str:

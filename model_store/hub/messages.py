@@ -82,6 +82,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
     code: str
     message: str
+    may_pass: bool = False  #: the hub did not answer, and may when it is asked again
 
 
 Message = Waits | Planned | Progressed | Pulled | Refused

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from model_store.disk import FLOOR_BYTES, check_room
+from model_store.errors import NoSuchRepository
 from model_store.hub.ahead import expected_model
-from model_store.hub.api import Listing, list_files
+from model_store.hub.api import Listing, address_of, list_files
 from model_store.hub.assembly import Assembly, bytes_there
 from model_store.hub.choice import Choice, choose
 from model_store.hub.connections import Connections
+from model_store.hub.near_names import near_names
 from model_store.hub.options import HubOptions
 from model_store.hub.partials import Wanted, git_sha1
 from model_store.hub.plan import Change, Plan, PlannedFile
@@ -54,7 +56,7 @@ def _look(
     """Return the plan and the choice of files; ``ahead``: with what decides the memory."""
     request.check()
     with Connections(cancelled) as connections, tempfile.TemporaryDirectory() as folder:
-        listing = list_files(request.repo, request.revision, request.hub, connections)
+        listing = _list(store, request, connections)
         work = Assembly(store, listing, request.hub, connections, Path(folder))
         choice = choose(listing, request.include, work.read, allow_pickles=request.allow_pickles)
         kept = partial(bytes_there, store, store.partial / pull_folder(request.repo))
@@ -78,7 +80,7 @@ def pull(
     request.check()
     store.check_free(request.model)
     with Connections(cancelled, request.hub.parallel) as connections:
-        listing = list_files(request.repo, request.revision, request.hub, connections)
+        listing = _list(store, request, connections)
         with store.pulling(request.repo) as folder:
             work = Assembly(store, listing, request.hub, connections, folder)
             choice = choose(
@@ -146,6 +148,21 @@ def update(
             planned=planned,
         )
     return change
+
+
+def _list(store: ModelStore, request: PullRequest, connections: Connections) -> Listing:
+    """Ask the hub for the files. Raises as ``list_files`` does, and names what may be meant."""
+    try:
+        return list_files(request.repo, request.revision, request.hub, connections)
+    except NoSuchRepository as error:
+        address = address_of(request.hub)
+        near = connections.call(lambda: near_names(request.repo, store, address, connections))
+        if not near:
+            raise
+        told = "; ".join(near)
+        raise NoSuchRepository(
+            f"{error.message} Names like it, of which you may want one: {told}."
+        ) from error
 
 
 def _is_same(file: Wanted, entry: FileEntry, path: Path) -> bool:

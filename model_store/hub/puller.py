@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from model_store.errors import NameTaken, PullRunning, StoreError
+from model_store.errors import HubUnreachable, NameTaken, PullRunning, StoreError
 from model_store.hub.messages import (
     MOST_FILES,
     Message,
@@ -145,7 +145,7 @@ def main() -> int:
     try:
         done = _work(order, rate, teller)
     except StoreError as error:
-        teller.say(Refused(error.code, error.message))
+        teller.say(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
         return 1
     except Exception as error:  # noqa: BLE001  the server is told, whatever it is
         # Without its text, which may hold an address with a signature.

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from model_store.disk import check_room, store_errors
-from model_store.errors import DownloadError, Gated, TokenRefused
+from model_store.errors import DownloadError, Gated, HubUnreachable, TokenRefused
 from model_store.hub.connections import Answer, Broken, Connections
 from model_store.hub.partials import Part, Wanted
 from model_store.hub.retries import Patience, Throttle, may_pass
@@ -21,7 +21,11 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 
 
 class _Elsewhere(Exception):
-    """This address will not deliver the file; another may."""
+    """This address will not deliver the file; another may, or the same later if it ``may_pass``."""
+
+    def __init__(self, why: str, *, may_pass: bool = False) -> None:
+        super().__init__(why)
+        self.may_pass = may_pass
 
 
 @dataclass
@@ -79,17 +83,16 @@ class Fetcher:
 
     def _complete(self, part: Part) -> None:
         """Go through the addresses until one has brought the rest."""
-        reason = ""
+        reason, passing = "", False
         self._check_room()
         for number, url in enumerate(part.wanted.urls):
             try:
                 self._from(url, part, None if number else self.token)
                 return
             except _Elsewhere as error:
-                reason = reason or str(error)
-        raise DownloadError(
-            f"The hub does not deliver {part.wanted.path}{reason}; pull again to go on."
-        )
+                reason, passing = reason or str(error), passing or error.may_pass
+        told = f"The hub does not deliver {part.wanted.path}{reason}; pull again to go on."
+        raise HubUnreachable(told) if passing else DownloadError(told)
 
     def _from(self, url: str, part: Part, token: str | None) -> None:
         patience = Patience(self.connections.stopped)
@@ -102,7 +105,7 @@ class Fetcher:
                 patience.progressed()
             elif not patience.failed():
                 why = f" (HTTP status {answer.status_code})" if answer is not None else ""
-                raise _Elsewhere(why)
+                raise _Elsewhere(why, may_pass=answer is None or may_pass(answer.status_code))
             if part.size < part.wanted.size:
                 patience.rest(answer)
                 self.connections.check()

@@ -68,6 +68,9 @@ class Inspection:
     license: str | None = None
     languages: tuple[str, ...] = ()
     base: str | None = None
+    quantization: str | None = None
+    linear_parameters: int = 0
+    linear_rows: int = 0
     facts: int = FACTS
 
 

@@ -15,6 +15,7 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
+from model_store.inspection.quantized import linear_layers, method_of, parameters_of
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -46,7 +47,11 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
         check_layers(config, tensors)
     if kind == "text":
         check_widths(_of_text(config), tensors)
-    return with_weights(describe_config(folder, kind, config), tensors)
+    found = with_weights(describe_config(folder, kind, config), tensors)
+    found.parameters = parameters_of(config, tensors)
+    if kind == "text":
+        found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+    return found
 
 
 def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
@@ -61,6 +66,7 @@ def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspecti
         max_context=longest_context(text),
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),
+        quantization=method_of(config),
         has_chat_template=has_template(folder),
     )
     if kind == "speech":

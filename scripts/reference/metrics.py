@@ -10,6 +10,7 @@ from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.span_counts import SpanCounts
 from scripts.reference.page import table
 
 HEAD = """\
@@ -38,6 +39,7 @@ def every_metric() -> list[Described]:
     metrics.watch(in_flight=lambda: 0, depth=dict, workers=dict)
     Watch(metrics.registry, Health(), Settings().guard)
     LimitRefusals(metrics.registry)
+    SpanCounts(metrics.registry)
     CacheMetrics(metrics.registry).watch(lambda: (0, 0, 0))
     DownloadMetrics(metrics.registry).watch(dict)
     return sorted(_described(metrics))

@@ -64,6 +64,8 @@ class FakeHub:
     heads: list[str] = field(default_factory=list)  #: files whose first bytes were asked for
     sent: dict[str, int] = field(default_factory=dict)
     info_stalls: bool = False
+    down: bool = False  #: nothing is answered
+    found: Any = ()  #: repositories that its search finds
     told_name: str = REPO  #: of the repository, in its listing
     endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
@@ -108,6 +110,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, token = self.hub, self.headers.get("Authorization", "")
+        if hub.down:
+            self.close_connection = True
+            return
         if self.path.startswith("http://"):  # it is asked as a proxy
             self.path = "/" + self.path.split("/", 3)[3]
         hub.requests.append((self.path, token))
@@ -155,6 +160,9 @@ class _Near(BaseHTTPRequestHandler):
 
     def info(self, token: str) -> None:
         hub = self.hub
+        if self.path.startswith("/api/models?"):
+            self.json([{"id": name} for name in hub.found])
+            return
         kind, _, asked = self.path[len("/api/") :].partition("?")[0].partition("/")
         repo, _, revision = asked.partition("/revision/")
         sha = {"": hub.sha, "main": hub.sha, **hub.refs}.get(revision, revision)

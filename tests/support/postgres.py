@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import psycopg
+
+from tests.support.wait import eventually
 
 _FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB")
 
@@ -87,3 +89,28 @@ def running_postgres(bin: Path) -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@contextmanager
+def running_pgbouncer(program: str, server: PostgresServer) -> Iterator[Callable[[str], str]]:
+    """Start a pooler of transactions; yields what makes a database's URL lead through it."""
+    with tempfile.TemporaryDirectory(prefix="pgb") as name:
+        folder = Path(name)
+        users, config = folder / "users", folder / "pgbouncer.ini"
+        users.write_text('"postgres" ""\n')
+        config.write_text(
+            f"[databases]\n* = host={server.folder}\n[pgbouncer]\nunix_socket_dir = {folder}\n"
+            "listen_addr =\npool_mode = transaction\nauth_type = trust\ndefault_pool_size = 4\n"
+            f"auth_file = {users}\nlogfile = {folder / 'log'}\n"
+        )
+        if _USER is not None:
+            for path in (folder, users, config):
+                shutil.chown(path, _USER)
+        with subprocess.Popen(
+            [program, str(config)], user=_USER, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                eventually((folder / ".s.PGSQL.6432").exists)
+                yield lambda url: url.replace(str(server.folder), f"{folder}&port=6432")
+            finally:
+                process.kill()

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_unit_outlives_a_worker_that_the_kernel_killed(unit: dict[str, list[str]
     assert unit["Restart"] == ["on-failure"]
 
 
+def test_unit_gives_up_what_the_product_does_not_need(unit: dict[str, list[str]]) -> None:
+    assert unit["CapabilityBoundingSet"] == [""]
+    assert unit["ProtectSystem"] == ["strict"]
+    [denied] = unit["SystemCallFilter"]
+    assert denied.startswith("~")
+    # Workers confine themselves by these, and pin memory.
+    assert not {"@sandbox", "@memlock", "@resources"} & set(denied[1:].split())
+
+
+def test_unit_leaves_what_cards_and_compilers_need(unit: dict[str, list[str]]) -> None:
+    broken_by = {"PrivateUsers", "ProcSubset", "MemoryDenyWriteExecute", "PrivateNetwork"}
+    assert unit.keys().isdisjoint(broken_by)
+    [families] = unit["RestrictAddressFamilies"]
+    assert {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} == set(families.split())
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_unit_is_exposed_little_by_systemd_s_own_measure() -> None:
+    unit = ROOT / "deploy/bitinglip.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-300:]
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 def test_unit_is_understood_by_systemd(tmp_path: Path) -> None:
     text = (ROOT / "deploy/bitinglip.service").read_text()
@@ -110,7 +135,41 @@ def test_image_asks_for_the_cuda_of_the_torch_that_it_installs() -> None:
 
 def test_image_has_what_it_runs() -> None:
     copied = re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    sent = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
     for path in " ".join(copied).split():
         assert (ROOT / path).exists(), path
+        assert path in sent, f"{path} is not sent to the build"
     assert '"/opt/bitinglip/healthcheck.py"' in DOCKERFILE
     assert "g++" in DOCKERFILE  # for image.compile
+
+
+def test_image_fetches_dependencies_before_the_code_is_there() -> None:
+    """A change of the code must not fetch gigabytes again, in no stage."""
+    stages = re.split(r"^FROM .+?(?: AS (\w+))?$", DOCKERFILE, flags=re.MULTILINE)
+    dependencies = stages[stages.index("dependencies") + 1]
+    assert "COPY bitinglip" not in dependencies
+    assert "--requirement requirements.txt" in dependencies
+    assert "COPY --from=dependencies /opt/bitinglip /opt/bitinglip" in stages[-1]
+    later = DOCKERFILE.partition(" AS build\n")[2]
+    installs = re.findall(r"pip (?:install|wheel) .+", later)
+    assert len(installs) == 2
+    assert all("--no-deps" in each for each in installs)
+
+
+def test_image_runs_as_a_user_by_its_number() -> None:
+    [number] = re.findall(r"useradd .*--uid (\d+)", DOCKERFILE)
+    assert f"\nUSER {number}:{number}\n" in DOCKERFILE
+
+
+def test_image_names_what_it_depends_on_from_the_project_s_file() -> None:
+    """The program in the image, run here: it prints what pip is to install."""
+    [program] = re.findall(r'RUN python -c "(.+?)" \\\n', DOCKERFILE, re.DOTALL)
+    program = program.replace("\\\n", "").replace("    ", "")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    wanted = done.stdout.splitlines()
+    assert any(each.startswith("torch>=") for each in wanted)
+    assert any(each.startswith("opentelemetry-sdk>=") for each in wanted)

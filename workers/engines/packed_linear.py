@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.engines.eight_bit_linear import EightBitLinear, join_eight_bit
+
 #: oneDNN lays weights out for a number of rows; this one is good from 1 to hundreds (measured).
 _ROWS_HINT = 16
 
@@ -49,11 +51,16 @@ class PackedLinear(nn.Module):
         return packed
 
 
-def pack(*layers: nn.Linear) -> PackedLinear:
+def pack(*layers: nn.Linear | EightBitLinear) -> PackedLinear | EightBitLinear:
     """Make one layer of those that share an input, outputs side by side.
 
     Where weights are not packed, the layers keep theirs as views of the new layer's.
     """
+    quantized = [layer for layer in layers if isinstance(layer, EightBitLinear)]
+    return join_eight_bit(quantized) if quantized else _pack(*layers)  # type: ignore[arg-type]
+
+
+def _pack(*layers: nn.Linear) -> PackedLinear:
     first = layers[0].weight
     if not can_pack(first.dtype, first.device):
         join(*layers, device=first.device)
@@ -86,13 +93,15 @@ def pack_all(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                setattr(module, name, pack(child))
+                setattr(module, name, _pack(child))
 
 
 def unmap(model: nn.Module) -> None:
     """Copy the tensors that were not packed: one that is left keeps its whole file mapped."""
     copies: dict[Tensor, Tensor] = {}  # tied ones stay tied
     for module in model.modules():
+        if isinstance(module, EightBitLinear):
+            continue
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         for name, tensor in own:
             if tensor not in copies:

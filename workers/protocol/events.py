@@ -54,6 +54,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     load_seconds: Seconds = 0.0
     storage_bytes: Size = 0  #: read from storage for it, and not from the system's cache
     dtype: Name | None = None
+    quantization: Name | None = None  #: of its weights; None: they are in full precision
     device: DeviceKind = "cpu"
     has_chat_template: bool = False
     step_timeout: StepSeconds = (

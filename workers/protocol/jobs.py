@@ -15,6 +15,7 @@ class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True, o
     dimensions: int | None = None  #: the first ones of each vector; None: all
     truncate: bool = False  #: cut texts that are too long, else refuse them
     stream: bool = False  #: tell of the progress after each batch
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
 
 class Lora(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defa
     strength: float | None = None  #: how far from ``image``, 0 to 1; None: the pipeline's own
     adapters: tuple[Lora, ...] = ()
     stream: bool = True  #: without it, only the final event is sent
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
 
 class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_defaults=True):
@@ -65,6 +67,7 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     metadata: bool = True  #: label the file as made by a machine
     folder: str
     stream: bool = True  #: without it, only the final event is sent
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
 
 class TranscriptionJob(
@@ -85,3 +88,4 @@ class TranscriptionJob(
     max_channels: int = 8
     max_sample_rate: int = 768_000
     stream: bool = True  #: without it, only the final event is sent
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced

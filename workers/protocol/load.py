@@ -88,6 +88,10 @@ SpeculationKind = Literal["off", "lookup"]
 
 MOST_DRAFTS = 16  #: tokens of a row in a step
 
+#: Formats that a text model's linear layers are quantised to at load: int8 and fp8 by torchao,
+#: llm_int8 and nf4 by bitsandbytes. See ``workers.engines.quantization``.
+Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]
+
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Sets the text engine's options for a model (``models.<name>.text.*``)."""
@@ -120,6 +124,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     even_split: bool = True  #: those are equal; else each device but the last is to be filled
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     dtype: str | None = None  #: None: the files' own, where the device computes it well
+    quantization: Quantization | None = None  #: None: the weights stay as they come
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device
     max_batch: int | None = None

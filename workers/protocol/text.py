@@ -145,6 +145,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
     prefix_scope: str | None = None
+    trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property
     def choices(self) -> int:

@@ -30,7 +30,10 @@ from model_store.hub.aliases import repo_of
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 
-_PURGE = {"name": "purge", "in": "query", "schema": {"type": "boolean", "default": False}}
+_CHOICES = [
+    {"name": name, "in": "query", "schema": {"type": "boolean", "default": False}}
+    for name in ("purge", "forget")
+]
 
 
 @router.post("/download", status_code=202, openapi_extra=json_body(DownloadRequest))
@@ -98,22 +101,32 @@ async def get_download(request: Request, download_id: str) -> Response:
     return json_response(download_info(await _find(request, download_id)))
 
 
-@router.delete("/downloads/{download_id}", status_code=204, openapi_extra={"parameters": [_PURGE]})
+@router.delete("/downloads/{download_id}", status_code=204, openapi_extra={"parameters": _CHOICES})
 @requires_scope(Scope.CLUSTER_WRITE)
 @audited(Action.DOWNLOAD_CANCEL)
 async def cancel_download(request: Request, download_id: str) -> Response:
     """Cancel a download; one that has ended stays as it is.
 
-    What has come is kept, for whoever asks again; ``purge`` removes it.
+    What has come is kept, to be taken up by the next request for it; ``purge`` removes it.
+    ``forget`` takes the download off the list, too.
     """
-    purge = _read_purge(request)
+    check_query(request, "purge", "forget")
+    purge, forget = _read_flag(request, "purge"), _read_flag(request, "forget")
     before = (await _find(request, download_id)).state
-    download = await services_of(request).downloads.cancel(download_id, purge=purge)
+    downloads = services_of(request).downloads
+    download = await downloads.cancel(download_id, purge=purge)
+    if forget:
+        await downloads.forget(download_id)
     note_change(
         request,
         target=download.wanted.name,
         before={"state": before},
-        after={"state": download.state, "download": download.id, "purge": purge},
+        after={
+            "state": download.state,
+            "download": download.id,
+            "purge": purge,
+            "forget": forget,
+        },
     )
     return Response(status_code=204)
 
@@ -135,11 +148,10 @@ async def _find(request: Request, download_id: str) -> Download:
     return download
 
 
-def _read_purge(request: Request) -> bool:
-    check_query(request, "purge")
-    text = request.query_params.get("purge", "false")
+def _read_flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
     if text not in ("true", "false"):
-        raise InvalidRequest("'purge' must be true or false.", param="purge")
+        raise InvalidRequest(f"'{name}' must be true or false.", param=name)
     return text == "true"
 
 

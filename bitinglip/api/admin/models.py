@@ -130,11 +130,11 @@ async def get_model(request: Request, model_id: str) -> Response:
         if (download := services.downloads.of_model(model_id)) is None:
             raise
         return json_response(downloading_model(download))
-    needs = services.operations.needs_by_dtype(manifest)
+    needs = services.operations.needs(manifest)
     (found,) = await with_care(services, [describe(services, manifest)])
     adapters = adapters_of(manifest.name, services.store.listing.all())
     names = [each.name for each in adapters if caller_of(request).may_use(each.name)]
-    return json_response({**found, "needs_by_dtype": needs, "adapters": names})
+    return json_response({**found, **needs, "adapters": names})
 
 
 @native.delete("/{model_id:path}", status_code=204)
@@ -144,11 +144,12 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
     manifest = find_model(request, model_id)
-    check_removable(manifest.name, services.store.listing.all())
+    may_see = caller_of(request).may_use
+    check_removable(manifest.name, services.store.listing.all(), may_see)
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
-    await asyncio.to_thread(services.store.remove, manifest.name)
+    await asyncio.to_thread(services.store.remove, manifest.name, may_see=may_see)
     services.cache.clear(manifest.name.__eq__)
     note_change(request, target=manifest.name, before=_facts(manifest))
     return Response(status_code=204)

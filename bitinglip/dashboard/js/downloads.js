@@ -49,20 +49,20 @@ export async function resumeDownload({ repo, model, revision, task }) {
 }
 
 function begun(made) {
-  putAway.delete(made.id);
   replace(made);
   follow(made);
   return made;
 }
 
-/** Those that ended and that the user has put away: the server keeps them on its list. */
-const putAway = new Set();
-export const isPutAway = ({ id }) => putAway.has(id);
+/** @param {string} id */
+export async function cancelDownload(id) {
+  await api.delete(`api/v1/models/downloads/${id}`);
+  await loadDownloads();
+}
 
-/** @param {string} id @param {boolean} purge throw away what has come */
-export async function cancelDownload(id, purge) {
-  await api.delete(`api/v1/models/downloads/${id}`, purge ? { purge } : {});
-  if (purge) putAway.add(id);
+/** Take one that has ended off the list. @param {string} id @param {boolean} purge throw away what has come, too */
+export async function forgetDownload(id, purge) {
+  await api.delete(`api/v1/models/downloads/${id}`, purge ? { forget: true, purge } : { forget: true });
   await loadDownloads();
 }
 

@@ -128,7 +128,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(placed(entry.event_log.work, replica.worker.folder))
+            replica.worker.send(placed(entry.event_log.message, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:

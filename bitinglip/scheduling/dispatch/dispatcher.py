@@ -32,6 +32,7 @@ from workers import protocol
 
 log = structlog.get_logger(__name__)
 
+OnTraced = Callable[[EventLog, tuple[float, float] | None], None]
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
 
 
@@ -57,6 +58,8 @@ class Dispatcher:
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
         self.overload = OverloadController()
+        #: is told of each traced job that has ended, and when its replica was loaded
+        self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
 
     def open(self, job: Job, *, admitted: bool = False) -> "_OpenJob":
@@ -295,12 +298,24 @@ class Dispatcher:
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
             entry.event_log.put(cancelled(entry.event_log))
+        try:
+            if entry.event_log.job.trace is not None:  # before its input is dropped
+                self.on_traced(entry.event_log, self._load_of(entry.event_log))
+        except Exception:
+            log.exception("a job could not be traced", task=entry.id)
         if entry.replica is None:
             self.delivery.release(entry)
         try:
             self._account(entry)
         except Exception:  # a fault in counting must not replace the answer, which stands
             log.exception("a job could not be counted", task=entry.id)
+
+    def _load_of(self, event_log: EventLog) -> tuple[float, float] | None:
+        """Return when the load of the job's replica began and ended; None if that is gone."""
+        for replica in self._manager.replicas():
+            if replica.id == event_log.worker_id and replica.state == "ready":
+                return replica.began, replica.began + replica.load_seconds
+        return None
 
     def _expire(self, entry: InFlightJob) -> None:
         seconds = entry.event_log.job.timeout

@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
+from bitinglip.scheduling.models.offload import image_load
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
+from bitinglip.scheduling.placement.estimate import LoadConfig
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -21,14 +21,14 @@ from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, Report, State
+from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
+from workers.engines.quantization import FORMATS, card_lack, package_lack
 from workers.engines.registry import engine_info
 from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
-USUAL_SIDE = 1024  #: pixels of an image's side where settings and files say nothing
 _PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
@@ -184,6 +184,7 @@ class ResourceFacts:
         load_config = LoadConfig(
             device=kind,
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
+            quantization=own.quantization,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
@@ -192,7 +193,15 @@ class ResourceFacts:
                 each.name for each in self.devices if each.kind == kind
             ),
         )
-        return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+        if manifest.kind != "image":
+            return load_config
+        return image_load(
+            manifest,
+            load_config,
+            own.image,
+            self.capacities,
+            lambda each: self._footprints.need(manifest, each),
+        )
 
     def context_bytes(self, replica: Replica) -> int | None:
         """Return the size of a context on a replica's cards; None if it was not measured yet."""
@@ -212,30 +221,17 @@ class ResourceFacts:
     def _devices_of(self, replica: Replica) -> list[Device]:
         return [device for device in self.devices if device.id in replica.devices]
 
-    def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
-        """Plan for the usual image size, and for no more offload than the largest device needs,
-        of what the RAM has room for."""
-        own = self._settings.model(manifest.name).image
-        side = manifest.image_side or USUAL_SIDE
-        load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
-        if own.offload != "auto":
-            return replace(load_config, offload=own.offload)
-        if load_config.device == "cpu":
-            return load_config
-        capacities = self.capacities()
-        most = max(
-            (
-                each.memory - each.headroom
-                for each in capacities
-                if each.kind == load_config.device and not each.reason
-            ),
-            default=0,
-        )
-        ram = next((each.physical or each.memory for each in capacities if each.id == CPU), None)
-        modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
-        fitting = [each for each in modes if self._footprints.need(manifest, each).bytes <= most]
-        in_ram = [each for each in fitting if ram is None or ram_need(manifest, each).lasting < ram]
-        return next(iter(in_ram or fitting), load_config)
+    def quantizations(self, manifest: Manifest, kind: str) -> dict[str, str | None]:
+        """Return the formats that a model can be quantised to on devices of a kind, each with the
+        package that is not installed for it."""
+        if not manifest.linear_parameters:
+            return {}
+        capabilities = [each.capability for each in self.devices if each.kind == kind] or [None]
+        return {
+            name: package_lack(name)
+            for name in FORMATS
+            if any(card_lack(name, each) is None for each in capabilities)
+        }
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
         """Return the expected load time: the last measured one, else the learned average, else an
@@ -354,6 +350,7 @@ class ResourceFacts:
             spread=self._spread(manifest, own),
             loaded=loaded,
             others=[self.load_config(manifest, kind) for kind in dict.fromkeys(others)],
+            quantizations=self.quantizations(manifest, kinds[0]) if kinds else {},
         )
 
     def memory_suggestions(self, manifest: Manifest) -> list[dict[str, object]]:

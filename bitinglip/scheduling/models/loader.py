@@ -8,11 +8,12 @@ from typing import Protocol
 import psutil
 import structlog
 
-from bitinglip.scheduling.models.facts import USUAL_SIDE, ResourceFacts
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.offload import USUAL_SIDE
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.scheduling.placement.split import is_even
-from bitinglip.settings import Settings, SpeechModel
+from bitinglip.settings import Model, Settings, SpeechModel
 from model_store.adapters import adapters_of, missing_base, weights_file
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import ADAPTER, Manifest
@@ -265,6 +266,7 @@ class ReplicaLoader:
         if manifest.kind == ADAPTER:
             raise StartFailed("MODEL_LOAD_FAILED", missing_base(manifest))
         own = self._settings.model(manifest.name)
+        _check_text_only(own, own.engine or manifest.engine, manifest.name)
         workers = self._settings.workers
         offload = self._facts.load_config(manifest, kind).offload
         side = manifest.image_side or USUAL_SIDE
@@ -279,6 +281,7 @@ class ReplicaLoader:
             context_bytes=self._facts.context_bytes(replica) if kind == "cuda" else None,
             even_split=is_even(replica.devices.values()),
             dtype=self._facts.dtype_of_load(replica),
+            quantization=own.quantization,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
@@ -303,6 +306,16 @@ class ReplicaLoader:
                 prefix_ram_bytes=own.text.prefix_ram_bytes,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
+        )
+
+
+def _check_text_only(own: Model, engine: str, name: str) -> None:
+    """Raise StartFailed for a setting that the engine of a model has no use for."""
+    if own.quantization is not None and engine != "text":
+        raise StartFailed(
+            "MODEL_LOAD_FAILED",
+            f"models.{name}.quantization is {own.quantization}, and the engine {engine} quantises "
+            "no weights: only text models are quantised.",
         )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
@@ -13,8 +14,7 @@ from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
-from bitinglip.scheduling.placement.estimate import bytes_by_dtype
-from bitinglip.scheduling.placement.fit import FitAnswer
+from bitinglip.scheduling.placement.fit import FitAnswer, needs_info
 from bitinglip.settings import Settings
 from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
@@ -231,11 +231,12 @@ class Operations:
         reservations = manager.reservations()
         return manager.facts.fit(manifest, reservations, manager.rules, next(places, None))
 
-    def needs_by_dtype(self, manifest: Manifest) -> dict[str, int]:
-        """Return the bytes that a model would take in each number format, where it would go."""
+    def needs(self, manifest: Manifest) -> dict[str, Any]:
+        """Return what a model would take where it would go; see ``needs_info``."""
         facts = self._manager.facts
-        kinds = facts.kinds(self._settings.model(manifest.name)) or ["cpu"]
-        return bytes_by_dtype(manifest, facts.load_config(manifest, kinds[0]))
+        kind = next(iter(facts.kinds(self._settings.model(manifest.name))), "cpu")
+        load_config = facts.load_config(manifest, kind)
+        return needs_info(manifest, load_config, facts.quantizations(manifest, kind))
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""

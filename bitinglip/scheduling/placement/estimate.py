@@ -19,6 +19,7 @@ from workers.engines.defaults import (
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
+from workers.engines.quantization import FORMATS, UNPACKED
 
 _MB = 1_000_000
 _BYTES = {**DTYPE_BYTES, "float64": 8}
@@ -56,6 +57,7 @@ class LoadConfig:
 
     device: str  #: "cpu", "cuda" or "fake"
     dtype: str | None = None
+    quantization: str | None = None  #: text: a key of FORMATS
     max_context: int | None = None
     kv_cache_bytes: int | None = None
     max_batch: int | None = None
@@ -90,9 +92,9 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         return _of_sound(manifest, load_config, kind)
     if manifest.kind == "embedding":
         return _of_embedding(manifest, load_config, kind)
-    weights = int(manifest.weight_bytes * _element(manifest, load_config) / _stored(manifest))
+    weights = _weights(manifest, load_config, packed=_PACKED if kind == "cpu" else 1)
     if kind == "cpu":
-        weights = int(weights * _PACKED) + manifest.weight_bytes
+        weights += manifest.weight_bytes
     if manifest.kind != "text":
         return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
@@ -102,6 +104,24 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
         overhead=_overhead(load_config, kind),
     )
+
+
+def _weights(manifest: Manifest, load_config: LoadConfig, *, packed: float) -> int:
+    """Return the bytes of the weights as they are computed; ``packed``: what a layout of the
+    device's own makes of those in full precision."""
+    element = _element(manifest, load_config)
+    if manifest.quantization is not None:
+        if manifest.quantization not in UNPACKED:
+            return manifest.weight_bytes
+        return int(manifest.parameters * element * packed)
+    whole = manifest.weight_bytes * element / _stored(manifest) * packed
+    if load_config.quantization is None or not manifest.linear_parameters:
+        return int(whole)
+    small = FORMATS[load_config.quantization]
+    quantized = manifest.linear_parameters * small.parameter_bytes
+    rest = manifest.weight_bytes * element / _stored(manifest)
+    rest -= manifest.linear_parameters * element
+    return int(quantized + manifest.linear_rows * small.row_bytes + max(0.0, rest) * packed)
 
 
 def _overhead(load_config: LoadConfig, kind: str) -> int:
@@ -216,6 +236,17 @@ def bytes_by_dtype(manifest: Manifest, load_config: LoadConfig) -> dict[str, int
     if load_config.fake_bytes is not None:
         return {}
     each = {name: replace(load_config, dtype=name) for name in DTYPE_BYTES}
+    return {name: estimate(manifest, changed).total for name, changed in each.items()}
+
+
+def bytes_by_quantization(manifest: Manifest, load_config: LoadConfig) -> dict[str, int]:
+    """Return the memory that a text model would take in each format that it can be quantised to.
+
+    Nothing for one that comes quantised, and for kinds that are not quantised.
+    """
+    if not manifest.linear_parameters or load_config.fake_bytes is not None:
+        return {}
+    each = {name: replace(load_config, quantization=name) for name in FORMATS}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from bitinglip.scheduling.placement import dry_run
@@ -10,6 +11,7 @@ from bitinglip.scheduling.placement.estimate import (
     OFFLOADS,
     LoadConfig,
     bytes_by_dtype,
+    bytes_by_quantization,
     cache_bytes_per_token,
     estimate,
     own_dtype,
@@ -23,6 +25,7 @@ from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
 _ROWS = (32, 16, 8, 4, 2, 1)
 _IN_SECTION = {"offload": "image.offload"}
+NO_QUANTIZATIONS: Mapping[str, str | None] = MappingProxyType({})
 _LEAST_CACHE = 64 * 1024 * 1024
 
 
@@ -44,6 +47,7 @@ class Suggestion:
     settings: dict[str, str | int]  #: of models.<name>
     needs_bytes: int
     placement: Placement
+    lacks: str | None = None  #: what is to be installed first
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class FitAnswer:
     devices: Sequence[DeviceState]
     suggestions: Sequence[Suggestion] = ()
     by_dtype: Mapping[str, int] = field(default_factory=dict)  #: bytes in each number format
+    by_quantization: Mapping[str, int] = field(default_factory=dict)  #: bytes quantised to each
 
     @property
     def fits(self) -> bool:
@@ -74,13 +79,17 @@ def fit(
     spread: int = 1,
     loaded: Placement | None = None,
     others: Sequence[LoadConfig] = (),
+    quantizations: Mapping[str, str | None] = NO_QUANTIZATIONS,
 ) -> FitAnswer:
     """Ask the planner whether a model fits, and look for settings if it does not.
 
     ``load_configs``: as the model is set, one per kind of device that it may go to; ``others``:
-    the kinds that it could be set to; ``spread``: over how many devices it may be split.
+    the kinds that it could be set to; ``spread``: over how many devices it may be split;
+    ``quantizations``: the formats that its devices can run it in, each with the package that is not
+    installed yet.
     """
-    return _Fit(manifest, snapshot, need, spread).answer(load_configs, loaded, others)
+    found = _Fit(manifest, snapshot, need, spread, quantizations)
+    return found.answer(load_configs, loaded, others)
 
 
 class _Fit:
@@ -90,11 +99,13 @@ class _Fit:
         snapshot: Snapshot,
         need: Callable[[LoadConfig], MemoryEstimate],
         spread: int,
+        quantizations: Mapping[str, str | None],
     ) -> None:
         self._manifest = manifest
         self._snapshot = snapshot
         self._need = need
         self._spread = spread
+        self._quantizations = quantizations
 
     def answer(
         self,
@@ -160,6 +171,7 @@ class _Fit:
                 for each in self._snapshot.devices
             ],
             by_dtype=bytes_by_dtype(self._manifest, load_config),
+            by_quantization=bytes_by_quantization(self._manifest, load_config),
         )
 
     def _place(self, *load_configs: LoadConfig) -> Placement | None:
@@ -182,7 +194,7 @@ class _Fit:
         if self._manifest.kind not in ("text", "image") or load_config.fake_bytes is not None:
             return
         found = False
-        all_steps = _steps(self._manifest, load_config)
+        all_steps = _steps(self._manifest, load_config, self._quantizations)
         for steps in all_steps:
             for settings in steps:
                 if suggestion := self._suggestion(load_config, settings):
@@ -198,7 +210,8 @@ class _Fit:
     ) -> Suggestion | None:
         changed = replace(load_config, **settings)  # type: ignore[arg-type]  # named as its fields
         if placement := self._place(changed):
-            return Suggestion(settings, self._need(changed).bytes, placement)
+            lacks = self._quantizations.get(changed.quantization or "")
+            return Suggestion(settings, self._need(changed).bytes, placement, lacks)
         return None
 
 
@@ -207,7 +220,9 @@ def _setting(kind: str) -> str:
     return "cpu" if kind == "cpu" else "cuda"
 
 
-def _steps(manifest: Manifest, load_config: LoadConfig) -> list[list[dict[str, str | int]]]:
+def _steps(
+    manifest: Manifest, load_config: LoadConfig, quantizations: Mapping[str, str | None]
+) -> list[list[dict[str, str | int]]]:
     """List for each setting the values below the present one, the mildest first."""
     if manifest.kind == "image":
         return _image_steps(load_config)
@@ -217,6 +232,9 @@ def _steps(manifest: Manifest, load_config: LoadConfig) -> list[list[dict[str, s
         manifest, load_config
     ).total:
         steps.append([{"dtype": "bfloat16"}])
+    smaller = bytes_by_quantization(manifest, load_config)
+    if load_config.quantization is None:
+        steps.append([{"quantization": each} for each in quantizations if each in smaller])
     context = load_config.max_context or manifest.max_context or 0
     steps.append([{"max_context": size} for size in _CONTEXTS if size < context])
     cache = _cache(manifest, load_config)
@@ -267,12 +285,14 @@ def fit_info(
         "message": message,
         "needs": need and _needs(need),
         "needs_by_dtype": dict(answer.by_dtype),
+        "needs_by_quantization": dict(answer.by_quantization),
         "device": answer.placement.device if answer.placement else None,
         "evict": list(filter(may_see, evict)),
         "load_seconds": need.load_seconds if need else None,
         "settings": {
             "device": _setting(load_config.device),
             "dtype": load_config.dtype,
+            "quantization": load_config.quantization,
             "max_context": load_config.max_context,
             "kv_cache_bytes": load_config.kv_cache_bytes,
             "max_batch": load_config.max_batch,
@@ -290,6 +310,21 @@ def fit_info(
             for each in answer.devices
         ],
         "ways_out": [_suggestion_info(answer.model, each, may_see) for each in answer.suggestions],
+    }
+
+
+def needs_info(
+    manifest: Manifest, load_config: LoadConfig, quantizations: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Return as JSON the bytes that a model would take in each number format, and quantised to each
+    format that its device can run, with the package that is not installed for it."""
+    sizes = bytes_by_quantization(manifest, load_config)
+    return {
+        "needs_by_dtype": bytes_by_dtype(manifest, load_config),
+        "quantizations": [
+            {"format": name, "needs_bytes": sizes[name], "lacks": lacks}
+            for name, lacks in quantizations.items()
+        ],
     }
 
 
@@ -314,6 +349,7 @@ def _suggestion_info(
         "setting": names[0] if len(names) == 1 else names,
         "value": values[0] if len(values) == 1 else values,
         "needs_bytes": found.needs_bytes,
+        "lacks": found.lacks,
         "device": found.placement.device,
         "evict": list(filter(may_see, found.placement.evict)),
     }

@@ -73,7 +73,8 @@ def download_info(download: Download) -> dict[str, Any]:
         "revision": download.commit or wanted.revision,
         "priority": download.priority,
         "state": download.state,
-        "waits_for": "another program that downloads it" if download.waits else None,
+        "waits_for": download.waits_for,
+        "retry_at": _time(download.retry_at),
         "bytes_done": download.bytes_done,
         "bytes_total": download.bytes_total,
         "files": [

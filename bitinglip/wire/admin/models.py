@@ -105,6 +105,8 @@ def model_info(
         "languages": list(manifest.languages),
         "max_context": (ready and ready.max_context) or manifest.max_context,
         "dtype": (ready and ready.dtype) or own_dtype(manifest),
+        # How its weights are stored or were quantised at load; null: in full precision.
+        "quantization": (ready and ready.quantization) or manifest.quantization,
         "device": ready and ready.device,
         # Why a loaded model's texts are computed one by one; null where they are batched.
         "sequential": ready and ready.sequential,

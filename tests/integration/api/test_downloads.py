@@ -240,6 +240,25 @@ def test_download_whose_process_dies_fails_and_is_taken_up_again(
     assert events(admin, download)[-1][0] == "completed"
 
 
+def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
+    hub: FakeHub, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.down = True
+    try:
+        download = ask(admin, "patient")
+        eventually(lambda: shown(admin, download)["waits_for"])
+        found = shown(admin, download)
+        assert (found["state"], found["error"]) == ("queued", None)
+        assert "cannot be reached" in found["waits_for"]
+        assert found["retry_at"] > found["created_at"]
+        monkeypatch.setattr("bitinglip.downloads.download.FIRST_PAUSE", 0.01)
+        assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
+        eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))
+    finally:
+        hub.down = False
+    assert events(admin, download)[-1][0] == "completed"
+
+
 def test_download_waits_for_another_program_that_pulls_the_same(
     served: Served, admin: httpx.Client
 ) -> None:
@@ -366,3 +385,16 @@ def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
     assert "the API key is for no such model" in told["error"]["message"]
     assert ends["of-ours"][0] == "completed", ends
     assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"
+def test_download_is_taken_off_the_list_when_it_is_forgotten(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hold(hub)
+    download = ask(admin, "forgotten")
+    await_bytes(admin, download)
+    both = {"purge": "true", "forget": "true"}
+    path = f"{DOWNLOADS}/{download['id']}"
+    assert admin.delete(path, params=both).status_code == 204
+    assert refusal(admin.get(path)) == (404, "NOT_FOUND")
+    listed = admin.get(DOWNLOADS, params={"limit": 100}).json()["data"]
+    assert download["id"] not in {each["id"] for each in listed}
+    assert refusal(admin.delete(path, params={"forget": "maybe"})) == (400, "INVALID_REQUEST")

@@ -162,7 +162,7 @@ def test_clean_up_leaves_a_model_that_comes_into_use_while_others_are_removed(
         assert ended(admin, admin.post("/api/v1/models/download", json=wanted))[0] == "completed"
     remove = ModelStore.remove
 
-    def load_another(store: ModelStore, name: str, **how: bool) -> bool:
+    def load_another(store: ModelStore, name: str, **how: Any) -> bool:
         if name == "first":
             admin.post("/api/v1/models/second/load").raise_for_status()
         return remove(store, name, **how)

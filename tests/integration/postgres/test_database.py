@@ -83,8 +83,8 @@ def test_schema_of_another_version_in_postgresql_is_refused(
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
     with pytest.raises(DatabaseError, match=f"schema 0999.*{HEAD}"):
         using(url, nothing)
+    postgres.run("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(DatabaseError, match="UTF8"):
-        postgres.run("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
         using(postgres.url("latin"), nothing)
 
 

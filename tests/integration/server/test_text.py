@@ -315,8 +315,9 @@ def test_streams_of_two_hundred_clients_at_once(server: Server) -> None:
 @pytest.fixture(scope="module")
 def changed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose text model has settings of its own."""
-    settings = ("dtype=bfloat16", "max_context=99", "text.speculation=lookup")
+    settings = ("dtype=bfloat16", "max_context=99", "text.speculation=lookup", "quantization=int8")
     changed = [part for each in settings for part in ("--set", f"models.demo-text.{each}")]
+    changed += ["--set", "models.demo-echo.quantization=int8"]
     with running_server(tmp_path_factory.mktemp("changed") / "home", *changed) as server:
         yield server
 
@@ -327,8 +328,16 @@ def test_model_that_is_loaded_says_what_it_really_runs_as(changed_server: Server
         assert (before["dtype"], before["device"], before["max_context"]) == ("float32", None, 2048)
         assert client.post("/api/v1/models/demo-text/load").status_code == 200
         model = client.get("/api/v1/models/demo-text").json()
+        refused = client.post("/api/v1/models/demo-echo/load")
         echo = client.get("/api/v1/models/demo-echo").json()
     assert (model["dtype"], model["device"], model["max_context"]) == ("bfloat16", "cpu", 99)
+    offered = {each["format"]: each for each in before["quantizations"]}
+    assert list(offered) == ["int8", "fp8", "llm_int8", "nf4"]
+    assert offered["int8"]["lacks"] is None
+    assert offered["nf4"]["needs_bytes"] < offered["int8"]["needs_bytes"]
+    assert (before["quantization"], model["quantization"]) == (None, "int8")
+    assert (refused.status_code, echo["quantizations"]) == (502, [])
+    assert "only text models are quantised" in refused.json()["error"]["message"]
     assert "logprobs" in model["supported_parameters"]
     assert "logprobs" not in echo["supported_parameters"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_store.cleanup import Removal
-from model_store.errors import BadFiles, UnknownModel
+from model_store.errors import BadFiles, DownloadError, UnknownModel
 from model_store.export import export
 from model_store.locks import LOCK, lock
 from model_store.manifest import Manifest
@@ -225,7 +225,29 @@ def test_repair_says_what_it_cannot_have(shared: ModelStore) -> None:
     flip(shared.path("one") / "config.json")
     with pytest.raises(BadFiles, match="did not come from the hub"):
         repair(shared, "one", no_fetch)
-    assert differences(shared, ["two"])["two"] == [Difference("config.json", "missing")]
+    assert differences(shared, ["two"])["two"] == [Difference("config.json", "content", ("one",))]
+
+
+def test_repair_that_fails_leaves_all_files_as_they_were(shared: ModelStore) -> None:
+    as_from_the_hub(shared, "one")
+    for name in ("config.json", "model.safetensors"):
+        flip(shared.path("one") / name)
+    (shared.path("one") / "tokenizer_config.json").unlink()
+    write(shared.path("one") / "new.json", "{}")
+
+    def contents() -> dict[Path, bytes]:
+        paths = (path for name in ("one", "two") for path in shared.path(name).rglob("*"))
+        return {path: path.read_bytes() for path in paths}
+
+    def fail(into: ModelStore, manifest: Manifest, paths: Sequence[str]) -> Manifest:
+        raise DownloadError(f"The hub is away: {into.root}, {manifest.name}, {paths}")
+
+    before = contents()
+    with pytest.raises(DownloadError, match="away"):
+        repair(shared, "one", fail)
+    assert contents() == before
+    assert not list(shared.partial.iterdir())
+    assert len(differences(shared, ["one"])["one"]) == 4
 
 
 def no_fetch(store: ModelStore, manifest: Manifest, paths: Sequence[str]) -> Manifest:

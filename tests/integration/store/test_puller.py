@@ -59,7 +59,6 @@ def test_puller_obeys_another_bandwidth_while_it_pulls(tmp_path: Path) -> None:
 
 
 def test_puller_waits_for_another_pull_of_what_it_repairs(tmp_path: Path) -> None:
-    """Damaged files are set aside by then: a repair that ended here would leave a part of it."""
     store = ModelStore(tmp_path / "store")
 
     async def say(order: Order, at_wait: ExitStack) -> list[Message]:

@@ -34,6 +34,29 @@ def test_download_order_is_by_priority_and_then_by_time() -> None:
     ]
 
 
+def test_retry_of_a_hub_that_does_not_answer_comes_later_each_time_within_a_bound() -> None:
+    download = made()
+    download.start()
+    pauses = [download.postpone("it is away", 3600) for _ in range(6)]
+    assert pauses == [15, 30, 60, 120, 240, 300]
+    told = download_info(download)
+    assert (told["state"], told["error"]) == ("queued", None)
+    assert "the hub" in told["waits_for"]
+    assert "it is away" in told["waits_for"]
+    assert told["retry_at"] is not None
+    download.start()
+    assert (told := download_info(download))["waits_for"] is told["retry_at"] is None
+    download.progress(Progressed(bytes_done=1))
+    assert download.postpone("it is away", 3600) == 15, "it has brought something meanwhile"
+    assert download.failing_since is not None
+    download.failing_since -= 3590
+    assert 0 < (download.postpone("it is away", 3600) or 0) < 11, "the last one is at the bound"
+    download.failing_since -= 20
+    assert download.postpone("it is away", 3600) is None
+    download.wait()
+    assert download.postpone("it is away", 3600) == 15, "a restart counts anew"
+
+
 def test_download_progress_never_goes_back() -> None:
     download = made()
     assert download.fraction is None

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +16,7 @@ from bitinglip.downloads.rows import DownloadRows
 from bitinglip.settings import Settings
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.store import ModelStore
+from tests.support.wait import until
 
 WANTED = Wanted(repo="org/model", name="model")
 REQUESTER = Requester("k")
@@ -99,6 +101,31 @@ def test_download_that_is_asked_for_while_it_ends_is_left_in_no_row_that_nothing
         kept = await rig.rows.find(asked.id)
         assert kept is not None
         assert kept.ended
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+def test_download_is_not_ended_by_a_restart_without_a_network_until_its_time_is_up(
+    tmp_path: Path,
+) -> None:
+    """Nothing listens at the hub's address."""
+
+    async def act(rig: Rig) -> None:
+        for last in (False, True):
+            downloads = await rig.open(endpoint="http://127.0.0.1:9", retry_for=3600)
+            asked = await downloads.ask(WANTED, REQUESTER, "normal")
+            downloads.resume()
+            await until(partial(getattr, asked, "hub_problem"))
+            assert asked.state == "queued"
+            if not last:
+                await downloads.close()
+        (open_one,) = downloads.unfinished()
+        assert open_one.failing_since is not None
+        open_one.failing_since -= 7200
+        await downloads.ask(WANTED, REQUESTER, "normal")  # which asks the hub at once
+        state, message = await ended(downloads, open_one.id)
+        assert (state, "cannot be reached" in message) == ("failed", True)
         await downloads.close()
 
     using(tmp_path, act)

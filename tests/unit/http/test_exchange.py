@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from bitinglip.api.request_context import WHOLE_BODY
 from bitinglip.http.exchange import Exchange, split_target
 
 
@@ -26,29 +28,45 @@ class _Transport(asyncio.Transport):
         self.closed = True
 
 
+def _exchange(method: str = "GET", *, keep_alive: bool = True) -> tuple[_Transport, Exchange]:
+    transport = _Transport()
+    protocol: Any = SimpleNamespace(
+        transport=transport,
+        flow=FlowControl(transport),
+        logger=logging.getLogger("test"),
+        server_state=SimpleNamespace(default_headers=[(b"date", b"today")]),
+        expect_100_continue=False,
+        on_response_complete=lambda: None,
+    )
+    scope = {"type": "http", "method": method, "http_version": "1.1"}
+    return transport, Exchange(scope, protocol, keep_alive=keep_alive)
+
+
 def _send(
     *messages: dict[str, Any], method: str = "GET", keep_alive: bool = True
 ) -> tuple[_Transport, Exchange]:
     """Send these messages of an application, and return what became of them."""
 
     async def run() -> tuple[_Transport, Exchange]:
-        transport, log = _Transport(), logging.getLogger("test")
-        exchange = Exchange(
-            scope={"type": "http", "method": method, "http_version": "1.1"},  # type: ignore[typeddict-item]
-            transport=transport,
-            flow=FlowControl(transport),
-            logger=log,
-            access_logger=log,
-            access_log=False,
-            default_headers=[(b"date", b"today")],
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=keep_alive,
-            on_response=lambda: None,
-        )
+        transport, exchange = _exchange(method, keep_alive=keep_alive)
         for message in messages:
             await exchange.send(message)
         return transport, exchange
+
+    return asyncio.run(run())
+
+
+def _run(app: Any) -> tuple[_Transport, bool]:
+    """Run an application; return what it wrote, and whether its task was among the server's."""
+
+    async def run() -> tuple[_Transport, bool]:
+        transport, exchange = _exchange()
+        tasks: set[asyncio.Task[None]] = set()
+        exchange.start(app, asyncio.get_running_loop(), tasks)
+        (task,) = tasks
+        await asyncio.wait([task])
+        assert not tasks
+        return transport, task.exception() is None
 
     return asyncio.run(run())
 
@@ -66,6 +84,40 @@ def test_exchange_writes_head_and_body_of_known_length_at_once() -> None:
     assert transport.written == [b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 2\r\n\r\nok"]
     assert exchange.response_complete
     assert not transport.closed
+
+
+def test_exchange_writes_a_whole_body_that_comes_with_the_head() -> None:
+    transport, exchange = _send({**_start((b"x", b"y")), WHOLE_BODY: b"ok"})
+    (written,) = transport.written
+    assert written == b"HTTP/1.1 200 OK\r\ndate: today\r\nx: y\r\ncontent-length: 2\r\n\r\nok"
+    assert exchange.response_complete
+    with pytest.raises(RuntimeError, match="in place of"):
+        _send({**_start(), WHOLE_BODY: b""}, _body(b""))
+    transport, exchange = _send({**_start(), WHOLE_BODY: b"ok"}, method="HEAD", keep_alive=False)
+    assert b"".join(transport.written).endswith(b"content-length: 2\r\nconnection: close\r\n\r\n")
+    assert transport.closed
+
+
+def test_exchange_answers_for_an_application_that_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def raises(*_: Any) -> None:
+        raise LookupError("no such thing")
+
+    async def returns(*_: Any) -> None:
+        pass
+
+    async def breaks_off(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(_start())
+
+    for app, log in ((raises, "no such thing"), (returns, "without starting")):
+        transport, ended = _run(app)
+        assert b"".join(transport.written).startswith(b"HTTP/1.1 500 ")
+        assert ended
+        assert log in caplog.text
+    transport, _ = _run(breaks_off)
+    assert transport.closed
+    assert "without completing" in caplog.text
 
 
 def test_exchange_writes_chunks_as_they_come() -> None:

@@ -50,6 +50,19 @@ def test_adapter_is_its_base_by_another_name(store: ModelStore, base: Path, tmp_
     assert store.weights_path("org/base") == store.path("org/base")
 
 
+def test_adapter_of_another_key_is_not_named_where_its_base_is_to_be_removed(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    for name in ("secret", "mine"):
+        store.import_folder(write_text_lora(base, tmp_path / name, named="org/base"), name)
+    with pytest.raises(BaseOfAdapters, match="secret"):
+        store.remove("org/base")
+    with pytest.raises(BaseOfAdapters, match="key is not for") as caught:
+        store.remove("org/base", may_see="mine".__eq__)
+    assert "mine" in caught.value.message
+    assert "secret" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("named", "found"),
     [("ORG/Base", True), ("hub/name", True), ("base", False), ("/data/org/base", False)],

@@ -1,5 +1,7 @@
 """Names of models, revisions and files."""
 
+from pathlib import Path
+
 import pytest
 
 from model_store.errors import BadFiles, BadName
@@ -11,6 +13,7 @@ from model_store.names import (
     check_revision,
     folder_name,
 )
+from model_store.store import ModelStore
 
 
 @pytest.mark.parametrize("name", ["a", "gpt2", "org/Model-7B_v1.0", "a" * 96, "a-/b"])
@@ -48,6 +51,13 @@ def test_names_are_accepted(name: str) -> None:
 def test_names_that_are_bad_are_refused(name: str) -> None:
     with pytest.raises(BadName):
         check_name(name)
+
+
+@pytest.mark.parametrize("name", ["downloads", "downloads/x", "org/fit"])
+def test_names_that_routes_would_hide_are_refused_as_they_come(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadName, match="another name"):
+        ModelStore(tmp_path).check_free(name)
+    assert check_name(name) == name, "a model that is here already keeps it"
 
 
 def test_names_never_share_a_folder() -> None:

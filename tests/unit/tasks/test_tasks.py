@@ -67,6 +67,7 @@ FULL = Job(
         clip_max_tokens=True,
         prefix_scope="k",
         drop_turns=True,
+        trace="00-1-2-01",
         stream=False,
     ),
     model="m",
@@ -80,6 +81,7 @@ FULL = Job(
     asynchronous=True,
     response_id="resp_1",
     session="s",
+    trace=f"00-{'1' * 32}-{'2' * 16}-01",
     credential=Credential("k", 2, "t"),
     guard=Modes("redact", "block"),
 )

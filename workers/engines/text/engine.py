@@ -118,6 +118,7 @@ class TextEngine:
             slots=rows,
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
+            quantization=loaded.quantization,
             device=spec.device,
             has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,

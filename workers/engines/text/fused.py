@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from workers.engines.eight_bit_linear import EightBitLinear
 from workers.engines.packed_linear import PackedLinear, can_pack, join, pack, unmap
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
@@ -66,12 +67,12 @@ class _HeadNorm:
 @dataclass(slots=True, frozen=True)
 class _Layer:
     attention_norm: _Norm
-    qkv: PackedLinear
+    qkv: PackedLinear | EightBitLinear
     head_norm: _HeadNorm | None  #: Qwen3 has one
-    output: PackedLinear
+    output: PackedLinear | EightBitLinear
     mlp_norm: _Norm
-    gate_up: PackedLinear
-    down: PackedLinear
+    gate_up: PackedLinear | EightBitLinear
+    down: PackedLinear | EightBitLinear
     query_width: int
     rotated_width: int  #: queries and keys
     head_dim: int
@@ -136,10 +137,16 @@ def can_fuse(model: Any) -> bool:
     return (
         type(model) in _CLASSES
         and config.hidden_act == "silu"
-        and not getattr(model, "is_quantized", False)
-        and all(type(m) is nn.Linear for m in _linears(model))
+        and all(_is_plain(module) for module in _linears(model))
+        and len({type(module) for module in _linears(model)[:-1]}) == 1
         and _head_dim(config) % 2 == 0
     )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """True for a layer that is computed here: with weights of torch's own, or of 8 bits."""
+    own = type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    return own or type(module) is EightBitLinear
 
 
 def may_fuse(config: Any) -> bool:

@@ -20,6 +20,12 @@ from workers.engines.text.adapter import merged
 from workers.engines.text.families import Family, auto_class, family_of, reads_pictures
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.text.pictures import PictureReader, open_processor
+from workers.engines.text.quantized import (
+    MEMORY_SHARE,
+    check_quantized,
+    library_setting,
+    quantization_of,
+)
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
 from workers.protocol import Load
@@ -41,6 +47,7 @@ class LoadedModel:
     spread: bool = False  #: its layers lie on several devices
     family: Family = "causal"
     pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
+    quantization: str | None = None  #: of its linear layers; None: they are in full precision
 
 
 def load(spec: Load) -> LoadedModel:
@@ -49,6 +56,7 @@ def load(spec: Load) -> LoadedModel:
     config = _config(folder)
     _check_files(folder, config)
     device = torch_env.device(spec)
+    quantization = quantization_of(spec, config, device)
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
     family = family_of(config)
@@ -58,13 +66,14 @@ def load(spec: Load) -> LoadedModel:
         pictures = PictureReader(processor, dtype=dtype, device=device)
         pictures.check(tokenizer)
     cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
-    model = _model(folder, config, dtype, device, spec, spread=cards > 1)
+    model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        dtype=dtype,
+        # Some methods compute in one format only, whatever is asked for.
+        dtype=dtype if quantization is None else model.get_input_embeddings().weight.dtype,
         device=device,
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
@@ -73,6 +82,7 @@ def load(spec: Load) -> LoadedModel:
         spread=cards > 1,
         family=family,
         pictures=pictures,
+        quantization=quantization,
     )
 
 
@@ -111,7 +121,14 @@ def _check_files(folder: Path, config: Any) -> None:
 
 
 def _model(
-    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, spec: Load, *, spread: bool
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    spec: Load,
+    *,
+    spread: bool,
+    quantization: str | None = None,
 ) -> Any:
     """Load the model to its device, or its layers to all that the process sees, as planned.
 
@@ -124,7 +141,8 @@ def _model(
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
-    if not spread and where is not None and spec.adapter is None and may_fuse(config):
+    full = quantization is None
+    if full and not spread and where is not None and spec.adapter is None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = auto_class(family_of(config)).from_pretrained(
@@ -137,17 +155,25 @@ def _model(
             variant=variant_of(folder),
             output_loading_info=True,
             device_map=where,
-            max_memory=dict(enumerate(spec.device_weights)) or None,
+            max_memory=_max_memory(spec, quantization) or None,
+            quantization_config=library_setting(quantization, config, dtype),
         )
     torch_env.check_missing(info["missing_keys"])
+    check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
-    else:
+    elif full:
         move(model, device, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _max_memory(spec: Load, quantization: str | None) -> dict[int, int]:
+    """Return the bytes of weights that the library may put on each device."""
+    share = 1 if quantization is None else MEMORY_SHARE
+    return {card: int(size / share) for card, size in enumerate(spec.device_weights)}
 
 
 def check_placement(device_map: Mapping[str, Any]) -> None:

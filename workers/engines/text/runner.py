@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
+from workers.engines.eight_bit_linear import take_over
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
@@ -35,6 +36,7 @@ class Runner:
         as it was.
         """
         check = SelfCheck(loaded)
+        take_over(loaded.model)
         library = LibraryDecoder(loaded.model)
         try:
             shapes = library.probe()

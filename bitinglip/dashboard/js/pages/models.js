@@ -83,7 +83,8 @@ function Row({ model, state, writes, reload, show }) {
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
       ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
-      ${state?.pinned ? html` <${Badge} state="pinned" tone="plain" />` : ""}</span></td>
+      ${model.pinned ? html` <${Badge} state="pinned" tone="plain" />` : ""}
+      ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span></td>
     <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
     <td class="number nowrap" data-label="Size">${model.size ?? "–"}</td>
     <td class=${`number ${model.max_context ? "" : "none"}`} data-label="Context">${model.max_context ? number(model.max_context) : "–"}</td>
@@ -92,6 +93,8 @@ function Row({ model, state, writes, reload, show }) {
       ${writes && !coming && (loaded || status === "loading"
         ? html`<${Button} kind="tiny" icon="eject" disabled=${status === "loading"} onClick=${() => unload(name, reload)}>Unload<//>`
         : html`<${Button} kind="tiny" icon="play" onClick=${() => load(name, reload)}>Load<//>`)}
+      ${writes && !coming && html`<${Button} kind=${`plain tiny ${model.pinned ? "on" : ""}`} icon="pin" aria-pressed=${String(Boolean(model.pinned))}
+        label=${`Pin ${name}`} onClick=${() => pin(model, reload)} />`}
       ${!coming && html`<${Button} kind="plain tiny" icon="info" label=${`Details of ${name}`} onClick=${() => show(model)} />`}
       ${writes && !coming && html`<${Button} kind="plain tiny danger" icon="bin" label=${`Remove ${name}`} onClick=${() => remove(model, reload)} />`}
     </div></td></tr>`;
@@ -106,6 +109,12 @@ async function load(name, reload) {
 async function unload(name, reload) {
   await api.post(`api/v1/models/${part(name)}/unload`);
   tell(`${name} is unloaded.`);
+  reload();
+}
+
+async function pin({ model_id: name, pinned }, reload) {
+  await api.patch(`api/v1/models/${part(name)}`, { pinned: !pinned });
+  tell(pinned ? `Clean-ups may remove ${name} again.` : `${name} is pinned: no clean-up removes it.`);
   reload();
 }
 

@@ -81,7 +81,7 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 @pytest.mark.parametrize("family", FUSED)
 def test_projections_are_joined_without_a_second_copy(models: dict[str, Path], family: str) -> None:
     model = loaded_model(models[family])
-    decoder = FusedDecoder(model)
+    decoder: Any = FusedDecoder(model)
     for layer, fused in zip(model.model.layers, decoder._layers, strict=True):
         for parts, joined in zip(groups(layer), (fused.qkv, fused.gate_up), strict=True):
             weights = [part.weight for part in parts]

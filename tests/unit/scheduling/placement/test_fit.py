@@ -15,6 +15,7 @@ from bitinglip.scheduling.placement.estimate import (
     Footprint,
     LoadConfig,
     bytes_by_dtype,
+    bytes_by_quantization,
     estimate,
     own_dtype,
 )
@@ -278,3 +279,46 @@ def test_estimates_by_number_format_are_those_of_the_settings() -> None:
     assert found == expected
     assert found["float32"] > found["bfloat16"] == found["float16"]
     assert bytes_by_dtype(LLAMA, LoadConfig("fake", fake_bytes=5)) == {}
+
+
+QUANTIZABLE = msgspec.structs.replace(
+    LLAMA, dtype="bfloat16", weight_bytes=16 * GB, linear_parameters=7 * GB, linear_rows=1_400_000
+)
+
+
+def fit_quantized(free: int, lacks: dict[str, str | None], **settings: Any) -> FitAnswer:
+    config = LoadConfig("cuda", max_context=4096, max_batch=4, **settings)
+    devices = [DeviceCapacity("0", "cuda", free * GB, name="card")]
+
+    def sized(each: LoadConfig) -> MemoryEstimate:
+        footprint = estimate(QUANTIZABLE, each)
+        return MemoryEstimate(footprint.total, None, False, footprint)
+
+    snapshot = Snapshot(devices, [], NOW, RULES)
+    return fit(QUANTIZABLE, [config], snapshot, sized, quantizations=lacks)
+
+
+def test_fit_offers_the_mildest_quantization_that_fits() -> None:
+    everything: dict[str, str | None] = {"int8": None, "nf4": "bitsandbytes is not installed"}
+    assert fit_quantized(24, everything).fits
+    answer = fit_quantized(14, everything)
+    offered = [each for each in answer.suggestions if "quantization" in each.settings]
+    assert [each.settings for each in offered] == [{"quantization": "int8"}]
+    assert offered[0].needs_bytes == answer.by_quantization["int8"] < 14 * GB
+    info = fit_info(answer)
+    assert info["ways_out"][0]["setting"] == "models.llama.quantization"
+    assert info["ways_out"][0]["value"] == "int8"
+    assert fit_quantized(14, everything, quantization="int8").fits
+
+
+def test_fit_says_what_a_quantization_lacks() -> None:
+    answer = fit_quantized(9, {"int8": None, "nf4": "bitsandbytes is not installed"})
+    ways = [way for way in fit_info(answer)["ways_out"] if way["value"] == "nf4"]
+    assert [way["lacks"] for way in ways] == ["bitsandbytes is not installed"]
+
+
+def test_fit_offers_no_quantization_to_what_is_quantised() -> None:
+    quantised = msgspec.structs.replace(QUANTIZABLE, quantization="gptq", linear_parameters=0)
+    assert bytes_by_quantization(quantised, LoadConfig("cuda")) == {}
+    needed = estimate(quantised, LoadConfig("cuda", dtype="float32"))
+    assert needed.weights == quantised.weight_bytes

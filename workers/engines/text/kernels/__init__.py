@@ -5,6 +5,8 @@ import os
 
 import torch
 
+MOST_ROWS = 16  #: that a kernel multiplies with a weight of 8 bits: the least of tensor cores
+
 _LEAST_CAPABILITY = (8, 0)
 _LEAST_CAPABILITY_OF_HALVES = (7, 5)
 

@@ -1,5 +1,5 @@
-/** Downloads that wait or run, and the last ones that failed. */
-import { cancelDownload, downloads, isOpen, isPutAway, loadDownloads, resumeDownload } from "../../downloads.js";
+/** Downloads that wait or run, and those that ended in the last day. */
+import { cancelDownload, downloads, forgetDownload, isOpen, loadDownloads, resumeDownload } from "../../downloads.js";
 import { bytes, relative, seconds } from "../../format.js";
 import { html } from "../../html.js";
 import { useEvery } from "../../load.js";
@@ -7,14 +7,12 @@ import { useStore } from "../../store.js";
 import { confirm } from "../../ui/dialog.js";
 import { Badge, Button, Card } from "../../ui/parts.js";
 
-const SHOWN = 86_400_000; // milliseconds for which a failed one is shown
+const SHOWN = 86_400_000; // milliseconds for which one that ended is shown
 
 export function Downloads() {
   const all = useStore(downloads);
   useEvery(() => all.some(isOpen) && loadDownloads().catch(() => undefined), 5000);
-  const done = new Set(all.filter((each) => each.state === "completed").map((each) => each.model));
-  const shown = all.filter((each) => isOpen(each) || (["failed", "cancelled"].includes(each.state)
-    && !done.has(each.model) && !isPutAway(each) && Date.now() - Date.parse(each.finished_at ?? each.created_at) < SHOWN));
+  const shown = all.filter((each) => isOpen(each) || Date.now() - Date.parse(each.finished_at ?? each.created_at) < SHOWN);
   if (!shown.length) return null;
   return html`<${Card} title="Downloads" flush><ul class="downloads">
     ${shown.map((each) => html`<${Row} key=${each.id} download=${each} />`)}</ul><//>`;
@@ -24,9 +22,10 @@ function Row({ download }) {
   const { model, state, bytes_done: done, bytes_total: total, rate, error } = download;
   const part = total ? done / total : 0;
   const left = rate && total ? (total - done) / rate : null;
+  const unfinished = ["failed", "cancelled"].includes(state);
   const purge = async () => {
     const sure = await confirm({ title: "Throw away a download", text: `What has come of ${model} (${bytes(done)}) is deleted.`, action: "Delete", danger: true });
-    if (sure) await cancelDownload(download.id, true);
+    if (sure) await forgetDownload(download.id, true);
   };
   return html`<li class="download">
     <div class="grow">
@@ -42,9 +41,10 @@ function Row({ download }) {
       ${error && html`<p class="small bad-text">${error.message}</p>`}
       ${download.waits_for && html`<p class="small quiet">Waits for ${download.waits_for}</p>`}
     </div>
-    <div class="buttons">${isOpen(download)
-      ? html`<${Button} kind="tiny" icon="stop" onClick=${() => cancelDownload(download.id, false)}>Cancel<//>`
-      : html`<${Button} kind="tiny" icon="again" onClick=${() => resumeDownload(download)}>Resume<//>
-        <${Button} kind="plain tiny danger" icon="bin" label=${`Delete what has come of ${model}`} onClick=${purge} />`}</div>
+    <div class="buttons">
+      ${isOpen(download) && html`<${Button} kind="tiny" icon="stop" onClick=${() => cancelDownload(download.id)}>Cancel<//>`}
+      ${unfinished && html`<${Button} kind="tiny" icon="again" onClick=${() => resumeDownload(download)}>Resume<//>
+        <${Button} kind="plain tiny danger" icon="bin" label=${`Delete what has come of ${model}`} onClick=${purge} />`}
+      ${state === "completed" && html`<${Button} kind="plain tiny" icon="close" label=${`Take ${model} off the list`} onClick=${() => forgetDownload(download.id, false)} />`}</div>
   </li>`;
 }

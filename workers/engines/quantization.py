@@ -1,0 +1,94 @@
+"""Names the formats of fewer bits that weights can have, and what each needs.
+
+Free of torch: the gateway estimates memory by the very sizes that the engines load. Pure, but for
+the look at what is installed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import MappingProxyType
+
+
+@dataclass(slots=True, frozen=True)
+class Format:
+    """Describes a format that linear layers are quantised to while they load."""
+
+    package: str  #: whose code quantises
+    parameter_bytes: float  #: of a weight, with the scales of its block
+    row_bytes: int = 0  #: of a row's scale, and of its zero point
+    capability: tuple[int, int] | None = None  #: the least compute capability of a card
+
+
+#: The mildest first. A block of nf4 is 64 weights of half a byte with a float32 scale.
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "int8": Format("torchao", 1, 5),
+        "fp8": Format("torchao", 1, 4, (8, 9)),
+        "llm_int8": Format("bitsandbytes", 1, 4),
+        "nf4": Format("bitsandbytes", 0.5 + 4 / 64),
+    }
+)
+
+#: What reads weights that come quantised, by the method that a config names: nothing where the
+#: library's own code does, to full precision (see UNPACKED).
+READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "awq": ("gptqmodel",),
+        "gptq": ("gptqmodel", "optimum"),
+        "bitsandbytes": ("bitsandbytes",),
+        "torchao": ("torchao",),
+        "compressed-tensors": ("compressed_tensors",),
+        "fp8": (),
+        "mxfp4": (),
+    }
+)
+#: Methods whose kernels are fetched from a hub at run time, which is never done here: these weights
+#: are computed in full precision.
+UNPACKED = frozenset({"fp8", "mxfp4"})
+
+#: What the packages are called where they are installed from, if not by their import name.
+_PROJECTS = {"compressed_tensors": "compressed-tensors"}
+EXTRA = "bitinglip[quantization]"  #: holds the packages of FORMATS
+
+
+def package_lack(name: str) -> str | None:
+    """Say which package a format lacks in this installation; None if it is there."""
+    package = FORMATS[name].package
+    return None if _installed(package) else f"{package} is not installed (install {EXTRA})"
+
+
+def card_lack(name: str, capability: tuple[int, int] | None) -> str | None:
+    """Say why a card of a compute capability has no use for a format; None if it has, and on CPUs,
+    which have no capability."""
+    least = FORMATS[name].capability
+    if least is None or capability is None or capability >= least:
+        return None
+    return (
+        f"it needs a card of compute capability {least[0]}.{least[1]}, and this one has "
+        f"{capability[0]}.{capability[1]}"
+    )
+
+
+def reader_lack(method: str) -> str | None:
+    """Say why weights that come quantised cannot be read here; None if they can."""
+    if method not in READERS:
+        known = ", ".join(sorted(READERS))
+        return f"are quantised by {method[:40]}, which is none of {known}"
+    missing = [package for package in READERS[method] if not _installed(package)]
+    if not missing:
+        return None
+    names = " and ".join(_PROJECTS.get(each, each) for each in missing)
+    return f"are quantised by {method}, and {names} is not installed"
+
+
+def lacks(capability: tuple[int, int] | None) -> dict[str, str | None]:
+    """Return what each format lacks here, None for those that a device can run with."""
+    return {name: card_lack(name, capability) or package_lack(name) for name in FORMATS}
+
+
+@cache
+def _installed(package: str) -> bool:
+    """Tell whether a package is installed; what changes later takes effect at the next start."""
+    return find_spec(package) is not None
