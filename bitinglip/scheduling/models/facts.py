@@ -188,6 +188,7 @@ class ResourceFacts:
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
+            prefix_ram_bytes=own.text.prefix_ram_bytes,
             fake_bytes=own.fake.memory_bytes if fake else None,
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
