@@ -74,7 +74,9 @@ class PagedCache:
         self._workspaces: dict[torch.device, Tensor] = {}
         self.block_bytes = block_bytes(shapes, block_size, dtype)
         #: of a block's numbers: what it holds means the same only where this is the same
-        self.layout = repr((dtype, block_size, [replace(s, device=None) for s in shapes]))
+        self.layout = repr(
+            (dtype, block_size, [(s.kv_heads, s.key_dim, s.value_dim) for s in shapes])
+        )
 
     def copy_out(self, blocks: Sequence[int]) -> Tensor:
         """Return what blocks hold, layer after layer; a copy.

@@ -23,7 +23,6 @@ class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
-    cache: PagedCache
 
     def __init__(
         self, loaded: LoadedModel, cache_plan: CachePlan, *, in_place: bool = False
@@ -49,7 +48,7 @@ class Runner:
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
             self._decoder = FusedDecoder(loaded.model)
-        self.cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
+        self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
         self._builder = BatchBuilder(
             cache_plan.block_size,
             {shape.window for shape in shapes},
@@ -62,22 +61,26 @@ class Runner:
         if not same:
             self._refuse(library)
 
+    @property
+    def cache(self) -> PagedCache:
+        return self._cache
+
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
         """Compute a plan; returns the chunks that sample, and their logits, [chunks, vocab]."""
         batch = self._builder.build(plan)
-        logits = self._decoder.forward(batch, self.cache)
+        logits = self._decoder.forward(batch, self._cache)
         return batch.order, logits
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
         """Zero the blocks of a broken sequence, before they are freed."""
         if blocks:
-            self.cache.scrub(blocks)
+            self._cache.scrub(blocks)
 
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""
-        self.cache.release_workspace()
+        self._cache.release_workspace()
 
     def close(self) -> None:
         self._decoder.close()
