@@ -44,8 +44,8 @@ class TextModel(Section):
     attention: Attention = Field(
         "sdpa",
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
-        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
-        "has not been measured on a card yet",
+        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), and "
+        "prompts by torch's attention of ragged batches, which was not measured on a card yet",
     )
     speculation: SpeculationKind = Field(
         "off",

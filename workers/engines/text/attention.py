@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from workers.engines.text.batch import Batch, DecodeGroup, PagedRows, PromptPiece
 from workers.engines.text.cache import PagedCache
+from workers.engines.text.ragged import attend_ragged
 
 
 def attend(
@@ -29,6 +30,9 @@ def attend(
     parts = [_decode(query, cache, layer, group, how) for group in batch.decodes]
     if batch.paged is not None:
         parts.append(_decode_in_place(query, cache, layer, batch.paged, how))
+    if batch.ragged is not None:
+        shape = cache.shapes[layer]
+        parts.append(attend_ragged(query, cache.pages[layer], shape, batch.ragged, scaling))
     parts += [_prefill(query, cache, layer, piece, how) for piece in batch.prompts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

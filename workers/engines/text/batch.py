@@ -9,6 +9,7 @@ from torch import Tensor
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.ragged import RaggedPrompts
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
 Masks = dict[int | None, Tensor | None]
@@ -67,6 +68,7 @@ class Batch:
     sampled: Tensor | None
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
     paged: PagedRows | None = None  #: in place of ``decodes``
+    ragged: RaggedPrompts | None = None  #: in place of ``prompts``
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
@@ -78,6 +80,7 @@ class Batch:
                 self,
                 slots=self.slots.to(device),
                 paged=self.paged and self.paged.to(device),
+                ragged=self.ragged and self.ragged.to(device),
                 decodes=[
                     replace(each, table=each.table.to(device), masks=_moved(each.masks, device))
                     for each in self.decodes
@@ -101,9 +104,12 @@ class BatchBuilder:
         dtype: torch.dtype,
         device: torch.device,
         in_place: bool = False,
+        ragged: bool = False,
     ) -> None:
-        """``in_place``: a kernel reads the cache of decode rows where it lies."""
+        """``in_place``: a kernel reads the cache of decode rows where it lies. ``ragged``: one call
+        computes all pieces of prompts."""
         self._in_place = in_place
+        self._ragged = ragged
         self._block_size = block_size
         self._windows = tuple(windows)
         self._dtype = dtype
@@ -126,7 +132,8 @@ class BatchBuilder:
             slots=slots,
             decodes=[] if self._in_place else self._groups(decodes),
             paged=self._paged(decodes) if self._in_place and decodes else None,
-            prompts=self._pieces(decoded, plan.prefills),
+            prompts=[] if self._ragged else self._pieces(decoded, plan.prefills),
+            ragged=self._ragged_prompts(decoded, plan.prefills),
             sampled=self._index(last) if plan.prefills else None,
             order=[chunk for chunk in chunks if chunk.samples],
         )
@@ -137,12 +144,14 @@ class BatchBuilder:
     def _add_tokens(
         self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
     ) -> None:
-        size = self._block_size
-        blocks = chunk.sequence.blocks
         ids += chunk.tokens
-        places = range(chunk.start, chunk.end)
-        positions += places
-        slots += [blocks[place // size] * size + place % size for place in places]
+        positions += range(chunk.start, chunk.end)
+        slots += self._slots(chunk, chunk.start)
+
+    def _slots(self, chunk: Chunk, first: int) -> list[int]:
+        """Return where the tokens of a chunk's sequence are in the cache, up to the chunk's end."""
+        size, blocks = self._block_size, chunk.sequence.blocks
+        return [blocks[place // size] * size + place % size for place in range(first, chunk.end)]
 
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
         """Return the rows' blocks and lengths, a row for each token."""
@@ -200,6 +209,13 @@ class BatchBuilder:
             pieces.append(PromptPiece(start, end, chunk.end, table, masks))
             start = end
         return pieces
+
+    def _ragged_prompts(self, start: int, chunks: Sequence[Chunk]) -> RaggedPrompts | None:
+        if not self._ragged or not chunks:
+            return None
+        slots = [slot for chunk in chunks for slot in self._slots(chunk, 0)]
+        pieces = [(chunk.end - chunk.start, chunk.end) for chunk in chunks]
+        return RaggedPrompts.of(start, pieces, slots, self._device)
 
     def _piece_mask(self, chunk: Chunk, window: int | None) -> Tensor | None:
         if chunk.start == 0 and (window is None or window >= chunk.end):

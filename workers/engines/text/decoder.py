@@ -42,6 +42,7 @@ class LibraryDecoder:
         self._model = model
         self._name = f"bitinglip_{next(_names)}"
         self._layer: Callable[..., Tensor] | None = None
+        self.plain = True  #: neither soft caps nor sinks, as far as ``probe`` has seen
         self._own = model.config._attn_implementation
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         AttentionInterface.register(self._name, self._attention)
@@ -63,6 +64,7 @@ class LibraryDecoder:
             if layer in found:
                 raise Unsupported("layers share an attention module")
             window = how["window"]
+            self.plain &= how["softcap"] is None and how["sinks"] is None
             found[layer] = LayerShape(
                 key.shape[1], key.shape[2], value.shape[2], window, query.device
             )

@@ -5,7 +5,7 @@ masks, no padding. What it does not know (soft caps, sinks, other formats) goes 
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,13 +66,15 @@ def ragged_attention() -> Callable[..., Any] | None:
     return found
 
 
-def knows(shape: LayerShape, dtype: torch.dtype) -> bool:
-    """Return whether torch's function computes layers of a shape in a number format."""
-    return (
+def usable(shapes: Iterable[LayerShape], dtype: torch.dtype) -> bool:
+    """Return whether torch's function computes layers of these shapes in a number format."""
+    return ragged_attention() is not None and all(
         dtype in _FORMATS
+        and shape.device.type == "cuda"
         and shape.key_dim == shape.value_dim
         and shape.key_dim % 8 == 0
         and shape.key_dim <= _MOST_DIM
+        for shape in shapes
     )
 
 

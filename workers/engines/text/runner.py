@@ -8,6 +8,7 @@ from torch import Tensor
 
 from workers.engines.base import Refused
 from workers.engines.eight_bit_linear import take_over
+from workers.engines.text import ragged
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
@@ -29,7 +30,8 @@ class Runner:
     ) -> None:
         """Set up the cache and check the model.
 
-        ``in_place``: a kernel reads the cache of single tokens where it lies.
+        ``in_place``: a kernel reads the cache of single tokens where it lies, and one call computes
+        all pieces of prompts, where torch has it.
 
         Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
         as it was.
@@ -55,6 +57,7 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
             in_place=in_place,
+            ragged=in_place and library.plain and ragged.usable(shapes, loaded.dtype),
         )
         same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
         self.scrub(used)
