@@ -30,7 +30,7 @@ from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
-from bitinglip.periodic import start_periodic
+from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.models.facts import ResourceFacts
@@ -49,7 +49,7 @@ from bitinglip.tls import Certificate
 from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
-from workers.launcher import Launcher
+from workers.launcher import Launcher, SpawnLauncher
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
@@ -91,6 +91,8 @@ def build(
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
             start_periodic(background, services, certificate)
+            if isinstance(own, SpawnLauncher) and own.kept is not None:
+                start_keeping(background, services, own.kept)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
@@ -123,6 +125,9 @@ async def _open(
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
+    if isinstance(launcher, SpawnLauncher) and launcher.kept is not None:
+        machine.devices.discount(launcher.kept.unused_bytes)
+        stack.callback(launcher.kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:

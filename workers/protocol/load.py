@@ -27,6 +27,7 @@ class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
     modules: tuple[str, ...]
     confinement: Confinement | None = None
     folder: str | None = None  #: the only folder that it may write to, once confined
+    lending: int | None = None  #: the descriptor of a socket through which it may be lent memory
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):

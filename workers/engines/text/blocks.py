@@ -13,6 +13,9 @@ from typing import Protocol
 NULL_BLOCK = 0
 
 
+_AT_ONCE = 64  #: blocks that leave together: their contents are copied
+
+
 class NoFreeBlocks(Exception):
     """More blocks were asked for than are free."""
 
@@ -29,6 +32,8 @@ class KeptPrefixes(Protocol):
     def restore(self, blocks: Sequence[int], keys: Sequence[bytes]) -> int:
         """Write what the first keys name into blocks; return how many are still kept."""
         ...
+
+    def close(self) -> None: ...
 
 
 class BlockAllocator:
@@ -129,6 +134,13 @@ class BlockAllocator:
             if self._holders.get(block) == times:
                 alone.append(block)
         return alone
+
+    def leave(self) -> None:
+        """Let what takes over contents have those of all published blocks that nobody holds."""
+        if self.kept is not None:
+            while blocks := self._evict(_AT_ONCE):
+                self._blank.extend(blocks)
+            self.kept.close()
 
     def books(self) -> dict[str, int]:
         """Count the blocks: ``free`` and ``used`` add up to ``total`` at any time."""

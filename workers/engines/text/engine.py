@@ -395,5 +395,6 @@ class TextEngine:
         self._generations.clear()
         if hasattr(self, "_grammars"):
             self._grammars.close()
-        if hasattr(self, "_runner"):
+        if hasattr(self, "_allocator"):  # and with it all that was set up before
+            self._allocator.leave()
             self._runner.close()

@@ -1,7 +1,6 @@
 """Moves blocks of prefixes between the cache and RAM: those that leave it are found again there."""
 
 import hashlib
-import mmap
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from workers import lent_memory
 from workers.engines.text.kept_blocks import KeptBlocks
 from workers.engines.torch_env import load_failed
 from workers.protocol import Load
@@ -97,6 +97,10 @@ class PrefixRam:
             self._cache.copy_in(blocks[: len(found)], torch.stack(found))
         return len(found)
 
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        self._arrive(wait=True)
+
     def _arrive(self, *, wait: bool) -> None:
         while self._coming and (wait or self._coming[0][0].query()):
             event, contents, keys = self._coming.popleft()
@@ -118,7 +122,10 @@ def open_prefix_ram(spec: Load, cache: Cache | None, why: str | None) -> PrefixR
         return None
     if cache is None:
         raise load_failed(f"text.prefix_ram_bytes is set, which is not for this model: {why}.")
-    memory = mmap.mmap(-1, size)
+    try:
+        memory = lent_memory.memory(size)
+    except (OSError, ValueError):
+        raise load_failed(f"text.prefix_ram_bytes is {size}, which the system has not.") from None
     try:
         return PrefixRam(KeptBlocks(memory, cache.block_bytes, _mark(spec, cache.layout)), cache)
     except ValueError:
