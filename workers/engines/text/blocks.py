@@ -1,13 +1,14 @@
 """Allocates the KV cache's blocks and remembers what they hold. Pure: knows numbers, not tensors.
 
 Free blocks keep their contents until they are handed out again: first those of which nothing is
-remembered, then those that were released first.
+remembered, then those that were released first, or those of an owner who holds too many.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Protocol
+
+from workers.engines.text.fair_lru import FairLru
 
 #: Padding of block tables points here. It is never handed out and stays all zeros.
 NULL_BLOCK = 0
@@ -51,9 +52,10 @@ class BlockAllocator:
         self.block_size = block_size
         self.kept = kept
         self._blank = deque(range(1, total + 1))  #: free, without a key
-        self._kept: dict[int, None] = {}  #: free, with a key, the first released first
+        self._kept = FairLru(total)  #: free, with a key
         self._holders: dict[int, int] = {}  #: of each block in use, how many sequences hold it
         self._keys: dict[int, bytes] = {}  #: of published blocks
+        self._owners: dict[int, str] = {}  #: of the same
         self._published: dict[bytes, int] = {}  #: the block of each key
 
     @property
@@ -81,7 +83,7 @@ class BlockAllocator:
         """Hold blocks once more, also free ones that have a key. Raises ValueError for others."""
         for block in blocks:
             if block in self._kept:
-                del self._kept[block]
+                self._kept.remove(block)
                 self._holders[block] = 1
             elif block in self._holders:
                 self._holders[block] += 1
@@ -97,15 +99,19 @@ class BlockAllocator:
             if holders > 1:
                 self._holders[block] = holders - 1
             elif block in self._keys:
-                self._kept[block] = None
+                self._kept.add(block, self._owners[block])
             else:
                 self._blank.append(block)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Let a block in use be found by a key, unless another is found by it already."""
+    def publish(self, block: int, key: bytes, owner: str = "") -> None:
+        """Let a block in use be found by a key, unless another is found by it already.
+
+        ``owner``: whose it is, when blocks are to lose their contents.
+        """
         if key not in self._published and block not in self._keys:
             self._published[key] = block
             self._keys[block] = key
+            self._owners[block] = owner
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """Return the blocks of the first keys, as many as are known one after another."""
@@ -128,9 +134,8 @@ class BlockAllocator:
         """
         alone = []
         for block, times in Counter(blocks).items():
-            key = self._keys.pop(block, None)
-            if key is not None:
-                del self._published[key]
+            if block in self._keys:
+                self._forget(block)
             if self._holders.get(block) == times:
                 alone.append(block)
         return alone
@@ -147,11 +152,15 @@ class BlockAllocator:
         return {"free": self.free_count, "used": self.used_count, "total": self.total}
 
     def _evict(self, count: int) -> list[int]:
-        """Take the blocks that were released first, whose contents are lost here."""
-        blocks = list(islice(self._kept, count))
+        """Take so many published blocks that are free, or all; their contents are lost here."""
+        blocks = [self._kept.pop() for _ in range(min(count, len(self._kept)))]
         if self.kept is not None and blocks:
             self.kept.leave([(block, self._keys[block]) for block in blocks])
         for block in blocks:
-            del self._kept[block]
-            del self._published[self._keys.pop(block)]
+            self._forget(block)
         return blocks
+
+    def _forget(self, block: int) -> None:
+        """Let nobody find a published block."""
+        del self._published[self._keys.pop(block)]
+        del self._owners[block]

@@ -16,6 +16,7 @@ class PrefixKeys:
     """
 
     def __init__(self, scope: str, block_size: int) -> None:
+        self.scope = scope
         self._block_size = block_size
         self._keys: list[bytes] = []
         self._last = _digest(scope.encode())

@@ -267,7 +267,7 @@ class Scheduler:
         first = sequence.published
         keys = sequence.keys.of(sequence.tokens, first, full)
         for block, key in zip(sequence.blocks[first:full], keys, strict=True):
-            self._allocator.publish(block, key)
+            self._allocator.publish(block, key, sequence.keys.scope)
         sequence.published = full
 
     def _enter(self, sequence: Sequence, shared: list[int]) -> None:
