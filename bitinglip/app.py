@@ -32,6 +32,7 @@ from bitinglip.http.connections import Connections
 from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.results.cache.cache import ResponseCache
+from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.operations import Operations
@@ -85,6 +86,12 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
+            if any(own_model.upstream.url for own_model in settings.models.values()):
+                from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
+
+                with_upstreams = UpstreamLauncher(own, settings.models)
+                stack.push_async_callback(with_upstreams.close)
+                own = with_upstreams
             hub = HubAccess(settings, home.models, hub_token)
             services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
             app.state.services = services
@@ -139,6 +146,7 @@ async def _open(
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
     admission = counts.admission(settings, connections, dispatcher)
+    pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
         settings,
         home,
@@ -147,6 +155,7 @@ async def _open(
         dispatcher,
         admission,
         work.responses,
+        pictures,
         metrics.fields_ignored,
     )
     caller_of = partial(text_caller, access.tokens, access.keys)
@@ -176,7 +185,7 @@ async def _open(
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
     base = _Base(settings, home, db, health, metrics, tracer)
-    requested = _Requested(admission, batches, downloads, cache, guard)
+    requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
 
@@ -206,6 +215,7 @@ class _Requested(NamedTuple):
     downloads: Downloads
     cache: ResponseCache
     guard: Guard
+    pictures: MessagePictures
 
 
 def _services(
@@ -241,6 +251,7 @@ def _services(
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
+        pictures=requested.pictures,
         resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
         recheck=Recheck(manager, probe_cards),
         health=base.health,

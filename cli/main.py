@@ -28,6 +28,7 @@ from cli.commands import (
     workers,
 )
 from cli.errors import Commands
+from cli.examples import add_examples
 from cli.show.output import survive_any_text
 
 app = typer.Typer(
@@ -74,3 +75,4 @@ app.command("bench")(bench.bench)
 app.command("backup")(backup.backup)
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)
+add_examples(app)

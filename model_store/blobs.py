@@ -71,6 +71,18 @@ class Blobs:
         # Another process may have made it at the same time.
         return blob if self._is_whole(blob, sha256) else None
 
+    def read_again(self, sha256: str) -> Path | None:
+        """Return the blob if it has the bytes of its hash now, which is read; remove another.
+
+        Bytes that rot in place change no time, so that ``find`` does not notice them.
+        """
+        blob = self.path(sha256)
+        with suppress(OSError):
+            if _sha256(blob) == sha256:
+                return blob
+        self.discard(sha256)
+        return None
+
     def _adopt(self, path: Path, sha256: str) -> bool:
         """Make a model's file a blob, if it has the content and no name outside this store.
 

@@ -28,7 +28,10 @@ _TEXTS_TOO = ("vision", "seq2seq")
 _OF_SOUND = re.compile("audio|asr|speech|voxtral|flamingo|transcribe|seamless")
 #: what no table has: part of a speech model, in a repository of its own
 _VOCODERS = frozenset({"SpeechT5HifiGan"})
-FAKE = "bitinglip-fake"  #: the model_type of a model without weights
+FAKE = "bitinglip-fake"  #: the model_type of a model that only pretends
+UPSTREAM = "bitinglip-upstream"  #: likewise, of one that other servers answer for
+#: engines of the models without weights, by their model_type
+WITHOUT_WEIGHTS = {FAKE: "fake", UPSTREAM: "upstream"}
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
 _MOST_BYTES_OF_LISTS = 200_000_000
@@ -72,7 +75,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _kind_of_config(config: dict[str, Any]) -> str:
-    if config.get("model_type") == FAKE:
+    if config.get("model_type") in WITHOUT_WEIGHTS:
         return "text"
     name = architecture_of(config)
     if name in _VOCODERS:

@@ -15,6 +15,8 @@ class Scope(StrEnum):
     CLUSTER_WRITE = "cluster:write"
     ADMIN = "admin"  #: implies all others
 
+    __hash__ = str.__hash__  # in C; looked up at each request
+
 
 #: each allows one kind of work
 INFERENCE = (Scope.TEXT, Scope.IMAGE, Scope.AUDIO)

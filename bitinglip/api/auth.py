@@ -1,7 +1,7 @@
 """Authenticates and authorises: finds the caller of a request and requires the
 scope of its route."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from email.utils import format_datetime
 from functools import partial, wraps
@@ -19,8 +19,8 @@ from bitinglip.access.tokens import Tokens, is_token
 from bitinglip.access.usage.amounts import AUDIO, MEGAPIXELS, REQUESTS, TOKENS
 from bitinglip.api.audited import refuse_access, refuse_login
 from bitinglip.api.hosts import is_loopback, parse_host
-from bitinglip.api.request_context import context_of
-from bitinglip.api.services import services_of
+from bitinglip.api.request_context import RequestContext, context_of
+from bitinglip.api.services import services_of, serving
 from bitinglip.errors import (
     BitingLipError,
     ExpiredApiKey,
@@ -188,8 +188,9 @@ def identify(request: HTTPConnection) -> Caller:
     Raises InvalidApiKey, ExpiredApiKey, InvalidToken or IpNotAllowed; RateLimitExceeded for a
     flood of them.
     """
-    services = services_of(request)
-    credential = _credential(request)
+    context = context_of(request.scope)
+    services = serving(context)
+    credential = _credential(context, request.scope["headers"])
     if credential is None and not services.settings.security.require_api_key:
         return ANONYMOUS
     if credential is None:
@@ -197,8 +198,10 @@ def identify(request: HTTPConnection) -> Caller:
     known = services.tokens if is_token(credential) else services.keys
     try:
         caller = known.authenticate(credential)
-        context_of(request.scope).notices = retirement_headers(caller)
-        check_address(request, caller)
+        if caller.retiring is not None:
+            context.notices = retirement_headers(caller)
+        if caller.ip_ranges is not None:
+            check_address(request, caller)
     except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
         raise failed_login(request, error, credential) from None
     services.metrics.user_seen(caller.key_id)
@@ -227,7 +230,8 @@ async def admit(
     fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
     client in a loop would have no limit.
     """
-    context, services = context_of(request.scope), services_of(request)
+    context = context_of(request.scope)
+    services = serving(context)
     admission, tokens = services.admission, services.token_rates
     route = getattr(request.scope.get("route"), "path_format", "")
     context.tier = caller.tier
@@ -266,14 +270,13 @@ def retirement_headers(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def has_credential(request: HTTPConnection) -> bool:
-    return _credential(request) is not None
+    return _credential(context_of(request.scope), request.scope["headers"]) is not None
 
 
-def _credential(request: HTTPConnection) -> str | None:
+def _credential(context: RequestContext, headers: Collection[tuple[bytes, bytes]]) -> str | None:
     """Return what the caller sent. Raises InvalidRequest for two that differ."""
-    fields = context_of(request.scope).fields
+    fields = context.fields
     key, bearer = fields.get(b"x-api-key"), fields.get(b"authorization")
-    headers = request.scope["headers"]
     if len(fields) < len(headers) or (key is not None and bearer is not None):
         return _only_credential(headers)
     return _of_bearer(bearer) if key is None else key.decode("latin-1")

@@ -132,6 +132,8 @@ def _parsed(model: type[M], raw: bytes | bytearray) -> tuple[M, Sequence[str]]:
 def media_type_of(request: Request) -> str:
     """Return the media type of the request's body in lower case, without its parameters."""
     value = context_of(request.scope).fields.get(b"content-type", b"")
+    if value == b"application/json":
+        return "application/json"
     return value.decode("latin-1").partition(";")[0].strip().lower()
 
 

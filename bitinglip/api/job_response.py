@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -53,21 +54,18 @@ class JobResponse(Response):
                 self._job = await checked_job(scope, self._job)
             if services.cache.enabled:
                 await self._run_cached(services.cache, scope, receive, send)
-            else:
-                await self._run(scope, receive, send)
+                return
+            try:
+                with self._dispatcher.open(self._job) as event_log:
+                    await self._answer(event_log, BYPASS, scope, receive, send)
+            finally:
+                self._uploads.discard(self._job)
         except ClientGone:
             return
         except BitingLipError as error:
             if scope["path"].startswith("/v1/"):
                 name_as_openai(error, self._job.kind)
             raise
-
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with self._dispatcher.open(self._job) as event_log:
-                await self._answer(event_log, BYPASS, scope, receive, send)
-        finally:
-            self._uploads.discard(self._job)
 
     async def _run_cached(
         self, cache: ResponseCache, scope: Scope, receive: Receive, send: Send
@@ -136,7 +134,13 @@ class JobResponse(Response):
         context_of(scope).engine_seconds = (
             event_log.ended or event_log.submitted
         ) - event_log.submitted
-        await _send_whole(scope, send, headers, view.media_type, view.body())
+        headers.append((b"content-type", view.media_type.encode()))
+        begin = {"type": "http.response.start", "status": 200, "headers": headers}
+        if WHOLE_BODY in scope.get("extensions", ()):
+            begin[WHOLE_BODY] = view.body()
+            await send(begin)
+        else:
+            await _send_parts(send, begin, view.body())
 
     async def _send_stream(
         self, event_log: EventLog, view: View, writer: StreamWriter, receive: Receive
@@ -188,16 +192,9 @@ class FollowedJob(JobResponse):
             await writer.write(b"", last=True)
 
 
-async def _send_whole(
-    scope: Scope, send: Send, headers: list[tuple[bytes, bytes]], media_type: str, body: bytes
-) -> None:
-    """Send a response of one body: in one message where the server takes it."""
-    headers.append((b"content-type", media_type.encode()))
-    begin = {"type": "http.response.start", "status": 200, "headers": headers}
-    if WHOLE_BODY in scope.get("extensions", ()):
-        await send({**begin, WHOLE_BODY: body})
-        return
-    headers.append((b"content-length", b"%d" % len(body)))
+async def _send_parts(send: Send, begin: dict[str, Any], body: bytes) -> None:
+    """Send a response of one body to a server that knows plain ASGI only."""
+    begin["headers"].append((b"content-length", b"%d" % len(body)))
     await send(begin)
     await send({"type": "http.response.body", "body": body})
 

@@ -7,6 +7,7 @@ costs as much as a check of a key, so what all requests need stands here, in ord
 import re
 import time
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from urllib.parse import parse_qsl
 
 import structlog
@@ -45,8 +46,11 @@ from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 
 log = structlog.get_logger(__name__)
 
+#: what log lines take for the request's id; as bind_contextvars sets it, which takes its time
+_logged_id: ContextVar[str] = ContextVar(f"{structlog.contextvars.STRUCTLOG_KEY_PREFIX}request_id")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_token"})
+_MOST_ACCEPTED = 64  #: Host headers that need no other look
 _LONGEST_QUERY = 8192  #: bytes
 _MOST_PARAMETERS = 100  #: of a query; routes know a few, and each takes time before any key
 _SECRET = re.compile(f"{KEY_SHAPE}|{TOKEN_SHAPE}", re.ASCII)
@@ -60,6 +64,7 @@ _NO_STORE = (b"cache-control", b"private, no-store")
 Headers = list[tuple[bytes, bytes]]
 Fields = Mapping[bytes, bytes]  #: the last header of each name
 _TYPES = ("http", "websocket")
+_JSON = b"application/json"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  #: they change nothing
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 _STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
@@ -93,7 +98,7 @@ class Door:
         fields = dict(scope["headers"])
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
-        structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        _logged_id.set(context.request_id)
         _begin_trace(services, scope, context)
         sender = _sender(context, send)
         try:
@@ -163,10 +168,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
             if context.services is not None:
                 context.services.metrics.overhead(own_seconds)
             headers = message.get("headers", ())
-            for name, _ in headers:
-                if name == b"cache-control":
-                    break
-            else:
+            if b"cache-control" not in dict(headers):
                 headers = [*headers, _NO_STORE]
             message["headers"] = [
                 *headers,
@@ -225,6 +227,8 @@ class EdgeChecks:
         self._max_body = server.max_body_bytes
         self._max_upload = server.max_upload_bytes
         self._hosts = Hosts(server)
+        #: Host headers that were accepted, each with the address that was called
+        self._accepted: set[tuple[bytes | None, str | None]] = set()
         self._origins = Origins(server.cors_origins)
         self._allowed = tuple(security.ip_allow) or None
         self._denied = tuple(security.ip_deny)
@@ -270,10 +274,15 @@ class EdgeChecks:
         value = fields.get(b"host")
         if value is None and scope.get("http_version") == "1.0":
             return
+        server = scope.get("server")
+        told = value, server[0] if server else None
+        if told in self._accepted:
+            return
         name = None if value is None else parse_host(value.decode("latin-1"))
-        local = scope["server"][0] if scope.get("server") else None
-        if name is None or not self._hosts.accept(name, local):
+        if name is None or not self._hosts.accept(name, told[1]):
             raise foreign_host(name)
+        if len(self._accepted) < _MOST_ACCEPTED:
+            self._accepted.add(told)
 
     def _check_origin(self, scope: Scope, headers: Fields) -> None:
         """Refuse pages of other sites: WebSockets, and requests that change something.
@@ -293,7 +302,8 @@ class EdgeChecks:
 
     def _limit(self, headers: Fields) -> int:
         """Return the bytes that the body may have; forms bring files."""
-        form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        kind = headers.get(b"content-type", _JSON)
+        form = kind != _JSON and kind.lower().startswith(b"multipart/form-data")
         return self._max_upload if form else self._max_body
 
 
@@ -311,7 +321,8 @@ def _check_body(headers: Fields, limit: int) -> int | None:
 
     Raises InvalidRequest, PayloadTooLarge or UnsupportedMediaType.
     """
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.lower() != b"identity":
         raise UnsupportedMediaType(
             "Send the body without a Content-Encoding.", details={"encodings": ["identity"]}
         )

@@ -3,9 +3,9 @@
 import random
 import time
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bitinglip.tracing.tracer import RequestSpan
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
-#: an extension of ASGI: the message that begins a response may hold its body under this name
+#: an extension of ASGI: the message that begins a response may hold its body under this name; then
+#: its headers say nothing of the length and of the connection
 WHOLE_BODY = "bitinglip.whole_body"
 _KEY = "bitinglip.context"
 
@@ -24,15 +25,14 @@ def new_request_id() -> str:
     return f"req-{time.time_ns() // 1_000_000:012x}{random.getrandbits(64):016x}"
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, eq=False):
     """Describes one request; times in seconds."""
 
     request_id: str
     services: "Services | None"  #: None while the server starts
     fields: Mapping[bytes, bytes]  #: the last header of each name
     cors: tuple[tuple[bytes, bytes], ...] = ()  #: headers for the browser
-    began: float = field(default_factory=time.perf_counter)
+    began: float = msgspec.field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge

@@ -15,7 +15,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
-from bitinglip.api.request_context import context_of
+from bitinglip.api.request_context import RequestContext, context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
@@ -25,6 +25,7 @@ from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
+from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
@@ -71,6 +72,7 @@ class Services:
     links: Links
     files: Files
     uploads: Uploads
+    pictures: MessagePictures
     admission: Admission
     write_behind: WriteBehind
     meter: Meter
@@ -100,6 +102,10 @@ def services_in(scope: HttpScope) -> Services | None:
 
 
 def services_of(request: HTTPConnection) -> Services:
-    services = context_of(request.scope).services
+    return serving(context_of(request.scope))
+
+
+def serving(context: RequestContext) -> Services:
+    services = context.services
     assert services is not None, "requests are refused until the server is up"
     return services

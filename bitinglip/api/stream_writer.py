@@ -8,6 +8,7 @@ from types import TracebackType
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.api.request_context import context_of
+from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.results.streams import comment
 from bitinglip.scheduling.event_log import EventLog
 
@@ -103,9 +104,10 @@ class Connection:
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_GRACE_SECONDS, self._start)
+        self._slot = _in_grace.add(self, _GRACE_SECONDS)
 
-    def _start(self) -> None:
+    def watch(self) -> None:
+        """Begin to look whether the client is there still."""
         self._watcher = asyncio.create_task(self._watch())
 
     def __exit__(
@@ -114,7 +116,7 @@ class Connection:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
+        _in_grace.discard(self, self._slot)
         if self._watcher is not None:
             self._watcher.cancel()
         if self._gone and kind is asyncio.CancelledError:
@@ -143,3 +145,6 @@ class Connection:
         except TimeoutError:
             return False
         return True
+
+
+_in_grace: CoarseTimer[Connection] = CoarseTimer(Connection.watch, step=_GRACE_SECONDS)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bitinglip.api.pictures import IsAnimation, NotAPicture, size_of
 from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
+from bitinglip.results.pictures import IsAnimation, NotAPicture, size_of
 from bitinglip.results.uploads import ReceivedFile
 from bitinglip.scheduling.job import Job
 

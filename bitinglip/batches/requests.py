@@ -22,6 +22,7 @@ from bitinglip.errors import (
 )
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings import Settings
@@ -76,6 +77,7 @@ class Requests:
         dispatcher: Dispatcher,
         admission: Admission,
         responses: Responses,
+        pictures: MessagePictures,
         count_ignored: Callable[[], None],
     ) -> None:
         """``count_ignored`` is called for each request with fields that were ignored."""
@@ -86,6 +88,7 @@ class Requests:
         self._admission = admission
         self._home = home
         self._responses = responses
+        self._pictures = pictures
         self._count_ignored = count_ignored
         self._places = asyncio.Semaphore(settings.batches.lines_at_once)
 
@@ -119,6 +122,8 @@ class Requests:
                     if event_log is None or event_log.dispatched is not None:
                         raise
                     wait = None
+                finally:
+                    self._pictures.discard(prepared.job)
             await _rest(wait)
 
     async def _take_rates(self, holder: Holder, endpoint: Endpoint) -> None:
@@ -156,7 +161,8 @@ class Requests:
         if job.guard is not None:
             work = await self._guard.checked(job.work, job.guard)
             job = msgspec.structs.replace(job, work=work)
-        return Prepared(job, prepared.view, ignored)
+        job = await self._pictures.stored(job, prepared.manifest, field=prepared.field)
+        return prepared._replace(job=job, ignored=ignored)
 
     async def _response(self, asking: Asking, body: ResponsesRequest) -> Prepared:
         """Prepare a response, which is kept as its route keeps it."""
@@ -170,7 +176,7 @@ class Requests:
             keep = Keep(self._responses, asked, echo)
             await self._responses.check_space(asked.items)
         view = partial(ResponseView, request_id=asking.request_id, echo=echo, keep=keep)
-        return Prepared(asked.job, view, asked.ignored)
+        return Prepared(asked.job, view, asked.ignored, asked.manifest, "input")
 
     def _context(self, caller: Caller, model: str) -> JobContext:
         return caller_context(

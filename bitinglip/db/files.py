@@ -194,6 +194,6 @@ def _empty_file(path: Path) -> Path:
 
 def _damaged(path: Path, why: str) -> DatabaseError:
     return DatabaseError(
-        f"{path} is damaged ({why}); restore a backup (see README, Backups), or move it away to "
+        f"{path} is damaged ({why}); restore a backup (see docs/backups.md), or move it away to "
         "start without any keys"
     )

@@ -22,5 +22,5 @@ def loading(table: str) -> Iterator[None]:
         OperationalError,  # a column
     ) as error:
         raise DatabaseError(
-            f"the table of {table} is damaged; restore a backup (see README, Backups)"
+            f"the table of {table} is damaged; restore a backup (see docs/backups.md)"
         ) from error

@@ -37,7 +37,7 @@ _STATES = {
     "55P03": "is locked by another program; try again later",
     "25006": "is read-only; changes are refused",
     "42501": "refuses its user the right to do this",
-    "XX00": "is damaged; restore a backup (see README, Backups)",
+    "XX00": "is damaged; restore a backup (see docs/backups.md)",
     "08": "does not answer; try again later",
     "53": "has no connections or memory left; try again later",
     "57": "is shutting down or was interrupted; try again later",

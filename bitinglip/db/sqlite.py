@@ -43,8 +43,8 @@ _REASONS = {
     "SQLITE_PERM": "is read-only; changes are refused",
     "SQLITE_IOERR": "cannot be written or read: the disk reports an error",
     "SQLITE_CANTOPEN": "cannot be opened; try again later",
-    "SQLITE_CORRUPT": "is damaged; restore a backup (see README, Backups)",
-    "SQLITE_NOTADB": "is damaged; restore a backup (see README, Backups)",
+    "SQLITE_CORRUPT": "is damaged; restore a backup (see docs/backups.md)",
+    "SQLITE_NOTADB": "is damaged; restore a backup (see docs/backups.md)",
 }
 
 

@@ -8,12 +8,12 @@ from typing import Literal
 import msgspec
 
 from model_store.hub.messages import Planned, Progressed, Task
+from model_store.hub.retries import pause_before
 
 Priority = Literal["low", "normal", "high"]
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}  #: the smallest goes first
 RESUMABLE = ("failed", "cancelled")
-FIRST_PAUSE, LONGEST_PAUSE = 15.0, 300.0  #: seconds between two tries while the hub is away
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,11 +113,10 @@ class Download(msgspec.Struct, kw_only=True):
         now = time.time()
         if self.failing_since is None or self.failing_since > now:
             self.failing_since, self.tries = now, 0
-        left = self.failing_since + retry_for - now
-        if left <= 0:
+        pause = pause_before(self.tries, self.failing_since + retry_for - now)
+        if pause is None:
             return None
-        pause = min(left, LONGEST_PAUSE, FIRST_PAUSE * 2.0**self.tries)
-        self.tries = min(self.tries + 1, 16)
+        self.tries += 1
         self.state, self.started_at, self.waits = "queued", None, False
         self.hub_problem = problem
         self.retry_at = datetime.now(UTC) + timedelta(seconds=pause)

@@ -57,6 +57,7 @@ class HubAccess:
             parallel=self._settings.hub.parallel,
             token=self._find_token(),
             bytes_per_second=share,
+            min_bytes_per_second=self._settings.hub.min_bytes_per_second,
             environ=network_environment(os.environ),
         )
 

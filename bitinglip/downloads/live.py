@@ -21,8 +21,6 @@ from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)
 
-_DIED = "The download's process ended without a word (exit code {code}); ask again to go on."
-
 
 class Outcome(NamedTuple):
     """Says how one run of a download's process has ended."""
@@ -103,13 +101,15 @@ class Live:
         process = self._process = await PullProcess.start(order, self.download.id)
         if self._share is not None and self._share != share:
             process.limit(self._share)
-        last: Message | None = None
+        last: Pulled | Refused | None = None
         try:
             if self.cancelled:  # while it was started
                 return Outcome("cancelled")
             async with aclosing(process.messages()) as messages:
-                async for last in messages:
-                    self._note(last, metrics, fit_note)
+                async for message in messages:
+                    self._note(message, metrics, fit_note)
+                    if isinstance(message, Pulled | Refused):
+                        last = message
         except msgspec.MsgspecError as error:
             log.warning("a download's process says what is no message", reason=str(error))
         finally:
@@ -123,7 +123,8 @@ class Live:
         if isinstance(last, Refused):
             return Outcome("failed", Fault(last.code, last.message), last.may_pass)
         log.warning("a download's process died", code=code, said=process.last_lines)
-        return Outcome("failed", Fault("DOWNLOAD_FAILED", _DIED.format(code=code)))
+        told = f"The download's process {process.ending(code)}. Ask again to go on."
+        return Outcome("failed", Fault("DOWNLOAD_FAILED", told))
 
     def _bases(self, store: ModelStore) -> tuple[str, ...] | None:
         """Return the models that an adapter may be for: it opens its base to the key."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,11 @@ _NETWORK = frozenset(
 )
 
 
+_READ_BYTES = 1 << 16
+_MOST_SAID = 200  #: characters of its last line that a message holds
+_PATH = re.compile(r"(?<![\w.:/])/[^\s'\",)]+")
+
+
 def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that say how the hub is reached, in either case of letters."""
     return {name: value for name, value in environ.items() if name.upper() in _NETWORK}
@@ -77,18 +83,16 @@ class PullProcess:
     async def messages(self) -> AsyncGenerator[Message]:
         """Yield its messages until it ends. Raises msgspec.MsgspecError for what is none."""
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=LINE_BYTES)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
-        )
+        assert self._process.stdout is not None
+        reading = _Reading(self._process.stdout.fileno(), loop)
         errors = self._errors_fd()
         loop.add_reader(errors, self._read_errors, errors)
         try:
-            while line := await self._line(reader):
+            while line := await self._line(reading.stream):
                 yield decode(line)
         finally:
             loop.remove_reader(errors)
-            transport.close()
+            reading.close()
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         try:
@@ -128,16 +132,61 @@ class PullProcess:
         """Return the last lines that it wrote to its standard error."""
         return [mask(line) for line in self._output.tail]
 
+    def ending(self, code: int) -> str:
+        """Say how it ended, without a word of its own, with this exit code; no path is in it."""
+        if code < 0:
+            name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
+            how = f"was ended from outside ({name})"
+            if -code == signal.SIGKILL:
+                how += ", as the system does where memory is short"
+        else:
+            how = f"ended with exit code {code} and without a result"
+        said = _PATH.sub("...", self.last_lines[-1])[:_MOST_SAID] if self.last_lines else ""
+        return f"{how}{f'; it said last: {said}' if said else ''}"
+
     def _errors_fd(self) -> int:
         assert self._process.stderr is not None
         return self._process.stderr.fileno()
 
     def _read_errors(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            if data := os.read(fd, 65536):
+            if data := os.read(fd, _READ_BYTES):
                 self._output.feed(data)
             else:
                 asyncio.get_running_loop().remove_reader(fd)
+
+
+class _Reading(asyncio.ReadTransport):
+    """Reads a pipe into a stream. Only its file object closes the descriptor.
+
+    uvloop's transport of a pipe closes the descriptor and then the file object, too: when another
+    thread has opened a file in between, it is that one which is closed.
+    """
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        os.set_blocking(fd, False)
+        self._fd, self._loop = fd, loop
+        self.stream = asyncio.StreamReader(limit=LINE_BYTES)
+        self.stream.set_transport(self)
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        self._loop.add_reader(self._fd, self._read)
+
+    def pause_reading(self) -> None:
+        self._loop.remove_reader(self._fd)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if data := os.read(self._fd, _READ_BYTES):
+                self.stream.feed_data(data)
+            else:
+                self.close()
+                self.stream.feed_eof()
 
 
 def _start(order: Order, download_id: str) -> "subprocess.Popen[bytes]":

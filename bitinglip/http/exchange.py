@@ -101,10 +101,18 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         headers = [*self.default_headers, *message.get("headers", ())]
         if (body := message.get(WHOLE_BODY)) is not None:
-            headers.append((b"content-length", b"%d" % len(body)))
-        self._begin(message["status"], headers)
-        if body is not None:
-            self._write(body, last=True)
+            self._respond(message["status"], headers, body)
+        else:
+            self._begin(message["status"], headers)
+
+    def _respond(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Write a whole response, whose headers say nothing of its length and of the connection."""
+        headers.append((b"content-length", b"%d" % len(body)))
+        if not self.keep_alive:
+            headers.append((b"connection", b"close"))
+        head = _head(STATUS_LINE[status], headers)
+        self.transport.write(head if self.scope["method"] == "HEAD" else head + body)
+        self._complete()
 
     def _begin(self, status: int, headers: list[Header]) -> None:
         for name, value in headers:

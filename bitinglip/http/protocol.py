@@ -30,6 +30,7 @@ _LARGE_DIGITS = len(
     "10000"
 )  #: of a declared length; shorter bodies are read though they are not wanted
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
+_NOTED = frozenset({b"expect", b"content-length", b"transfer-encoding"})
 _AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
@@ -208,16 +209,21 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._in_head:
             return  # a trailer comes after all checks, so it must not be taken for a header
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
+        self.headers.append((name, value))
+        if name in _NOTED:
+            self._note(name, value)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """Take note of a header that says how the body comes."""
+        if name == b"expect":
+            self.expect_100_continue |= value.lower() == b"100-continue"
         elif name == b"content-length":
             self._is_large = len(value) >= _LARGE_DIGITS
-        elif name == b"transfer-encoding":
+        else:
             self._chunked = True
             if value.lower() != b"chunked":
                 error = errors.InvalidRequest("The only transfer coding that is known is chunked.")
                 self._refusal = error, "invalid"
-        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._refusal is None:

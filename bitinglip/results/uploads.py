@@ -16,7 +16,6 @@ from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull, QueueFull
 from bitinglip.scheduling.job import Job
 from bitinglip.telemetry.health import Health
-from bitinglip.work import traits_of
 
 _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
 _LOST_SECONDS = 120  #: after which a file without a job is one that a crash has left
@@ -63,7 +62,7 @@ class Uploads:
         """
         new = sum(len(file) for file in files.values() if isinstance(file, bytes))
         self.take(job.id, job.key_id, new)
-        paths = traits_of(job.work).upload_paths()
+        paths = job.traits.upload_paths()
         try:
             placed = {Path(paths[name]): file for name, file in files.items()}
             await self.to_disk(new, partial(_place, placed))
@@ -88,7 +87,7 @@ class Uploads:
 
     def discard(self, job: Job) -> None:
         """Remove a job's files, if it has any; the job is over. Again is no harm."""
-        paths = traits_of(job.work).upload_paths().values()
+        paths = job.traits.upload_paths().values()
         if paths:
             self._give_back(job.id)
             asyncio.get_running_loop().run_in_executor(

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import assert_never
 
 import msgspec
@@ -32,7 +32,6 @@ class Loading:
     progress: float
 
 
-_PLACES = (Queued, Loading)  #: what comes while the job waits
 _OUTPUT = (protocol.TextDelta, protocol.AudioDelta, protocol.SegmentDelta)
 Event = Queued | Loading | protocol.JobEvent
 
@@ -59,15 +58,16 @@ class EventLog:
         self.final: protocol.Final | None = None
         self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
-        self._submitted_at = datetime.now(UTC)
-        self.load_began: float | None = None
+        self._submitted_at = time.time()
+        self.load_began: float | None = None  #: it waits for its model since then
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
         self._started = False
         self._events: list[Event] = []
         self._read = 0  #: how many of them the furthest reader has seen
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] = []  #: of any event
+        self._end_waiters: list[asyncio.Future[None]] = []  #: of the final one alone
 
     def close(self) -> int:
         """Drop the input of a job that has ended; returns the bytes that the rest holds."""
@@ -115,23 +115,22 @@ class EventLog:
         """Append an event; drop it if it comes after the final one."""
         if self.final is not None:
             return
-        now = self._clock()
         if isinstance(event, _OUTPUT):
-            self.first_token = self.first_token or now
+            self.first_token = self.first_token or self._clock()
         elif isinstance(event, protocol.Ends):
-            self.final, self.ended = event, now
+            self.final, self.ended = event, self._clock()
         elif isinstance(event, protocol.Started):
             if self._started:
                 return  # it was run again on another worker, which is not the client's affair
             self._started = True
-        elif not isinstance(event, (Queued, Loading, protocol.Progress)):
+        elif isinstance(event, (Queued, Loading)):
+            if isinstance(event, Loading) and self.load_began is None:
+                self.load_began = self._clock()
+            if self._overtakes(event):
+                self._events.pop()
+        elif not isinstance(event, protocol.Progress):
             assert_never(event)
-        if isinstance(event, Loading) and self.load_began is None:
-            self.load_began = now
-        if isinstance(event, _PLACES) and self._overtakes(event):
-            self._events[-1] = event
-        else:
-            self._events.append(event)
+        self._events.append(event)
         self._wake()
 
     def reset_output(self) -> None:
@@ -147,7 +146,7 @@ class EventLog:
         seen = 0
         while True:
             if seen == len(self._events):
-                await self._news()
+                await _woken(self._waiters)
             events = self._events[seen:]
             seen += len(events)
             self._read = max(self._read, seen)
@@ -159,18 +158,18 @@ class EventLog:
     async def started(self) -> None:
         """Wait until work on it has begun or it has ended; its output stays unread."""
         while not self._started and self.final is None:
-            await self._news()
+            await _woken(self._waiters)
 
     async def end(self) -> protocol.Final:
         """Wait for the final event, without reading the others."""
         while self.final is None:
-            await self._news()
+            await _woken(self._end_waiters)
         return self.final
 
     async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error of a failed or cancelled job."""
         while self.final is None:
-            await self._news()
+            await _woken(self._end_waiters)
         final = self.final
         if isinstance(final, protocol.Failed):
             raise error_of(final)
@@ -190,7 +189,7 @@ class EventLog:
         """Return the moment of its end; durations are by the monotonic clock."""
         if self.ended is None:
             return None
-        return self._submitted_at + timedelta(seconds=self.ended - self.submitted)
+        return datetime.fromtimestamp(self._submitted_at + self.ended - self.submitted, UTC)
 
     @property
     def queue_time(self) -> float:
@@ -202,17 +201,24 @@ class EventLog:
         return len(self._events) > self._read and type(self._events[-1]) is type(event)
 
     def _wake(self) -> None:
-        if not self._waiters:
-            return
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            _wake_all(waiters)
+        if self._end_waiters and self.final is not None:
+            waiters, self._end_waiters = self._end_waiters, []
+            _wake_all(waiters)
 
-    def _news(self) -> "asyncio.Future[None]":
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return waiter
+
+def _woken(waiters: "list[asyncio.Future[None]]") -> "asyncio.Future[None]":
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiters.append(waiter)
+    return waiter
+
+
+def _wake_all(waiters: "Iterable[asyncio.Future[None]]") -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _status_of(final: protocol.Final) -> str:

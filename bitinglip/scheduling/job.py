@@ -3,13 +3,16 @@
 import os
 import time
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from bitinglip.access.credentials import Credential
 from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
+from bitinglip.work import traits_of
+from bitinglip.work.traits import Traits
 from workers import protocol
 
 FileOutput = Literal["b64", "url"]
@@ -28,7 +31,7 @@ class Claim(NamedTuple):
     kind: str  #: of inference
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Holds a piece of inference: the message, and what only the gateway knows about it.
 
     The message holds neither key nor caller, so it can go to a worker as it is.
@@ -49,6 +52,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None  #: the client's name for jobs that stay on one replica
     response_id: str | None = None  #: of the background response that it makes
     trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
+
+    @cached_property
+    def traits(self) -> Traits[Any]:
+        """Return what differs between kinds of jobs, for this one."""
+        return traits_of(self.work)
 
     @property
     def id(self) -> str:

@@ -5,18 +5,17 @@ import hashlib
 import msgspec
 
 from bitinglip.scheduling.job import Job
-from bitinglip.work import traits_of
 from workers import protocol
 
 
 def cost(job: Job) -> float:
     """Estimate what a job will take."""
-    return traits_of(job.work).cost(job.file_bytes)
+    return job.traits.cost(job.file_bytes)
 
 
 def cost_done(job: Job, final: protocol.Success | protocol.Cancelled) -> float:
     """Return what a job took in the end; the estimate where its final event does not tell."""
-    done = traits_of(job.work).cost_done(final)
+    done = job.traits.cost_done(final)
     return cost(job) if done is None else done
 
 
@@ -26,16 +25,16 @@ def affinity(job: Job) -> bytes:
     These are texts that begin alike (the turns of a conversation), images of one prompt, and speech
     in one voice; audio files and texts to embed share nothing.
     """
-    whole = f"{job.key_id}\0{traits_of(job.work).affinity()}".encode("utf-8", "replace")
+    whole = f"{job.key_id}\0{job.traits.affinity()}".encode("utf-8", "replace")
     return hashlib.blake2b(whole, digest_size=8).digest()
 
 
 def input_bytes(job: Job) -> int:
     """Count what the client sent and the gateway keeps until the job has ended."""
-    return traits_of(job.work).input_bytes()
+    return job.traits.input_bytes()
 
 
 def without_input(job: Job) -> Job:
     """Return an ended job without its prompts, which nothing asks for any more."""
-    work = traits_of(job.work).without_input()
+    work = job.traits.without_input()
     return job if work is job.work else msgspec.structs.replace(job, work=work)

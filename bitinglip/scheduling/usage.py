@@ -4,7 +4,6 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.work import traits_of
 from workers import protocol
 
 
@@ -14,7 +13,7 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
     A token holds a byte at least. ``context``: the most tokens that its model takes, if known;
     ``gpu_us``: what requests to its model take.
     """
-    tokens, pixels, audio_us = traits_of(job.work).most_used(job.file_bytes, context)
+    tokens, pixels, audio_us = job.traits.most_used(job.file_bytes, context)
     return 1, tokens, pixels, audio_us, gpu_us
 
 
@@ -31,8 +30,9 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
         if not event_log.output_seen:
             return NOTHING
         requests = gpu_us = 0
-    made = traits_of(event_log.job.work).used(event_log.events, last)
-    return made._replace(requests=requests, gpu_us=gpu_us)
+    made = event_log.job.traits.used(event_log.events, last)
+    _, prompt, completion, pixels, audio_us, _ = made
+    return Amounts(requests, prompt, completion, pixels, audio_us, gpu_us)
 
 
 def cancelled(event_log: EventLog) -> protocol.Cancelled:
@@ -40,7 +40,7 @@ def cancelled(event_log: EventLog) -> protocol.Cancelled:
 
     Its worker tells later what it had done by then, which is charged.
     """
-    prompt, completion = traits_of(event_log.job.work).handed_over(event_log.events)
+    prompt, completion = event_log.job.traits.handed_over(event_log.events)
     progress = (e.step for e in reversed(event_log.events) if isinstance(e, protocol.Progress))
     return protocol.Cancelled(
         id=event_log.job.id,
@@ -62,4 +62,4 @@ def tokens_of(event_log: EventLog, last: protocol.Final | None = None) -> tuple[
 
     last: the last event of the job's worker, if it is another than the log's.
     """
-    return traits_of(event_log.job.work).tokens(event_log.events, last or event_log.final)
+    return event_log.job.traits.tokens(event_log.events, last or event_log.final)

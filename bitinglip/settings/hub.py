@@ -31,6 +31,13 @@ class Hub(Section):
         ge=1024,
         description="bandwidth of all downloads of the server together; null is no limit",
     )
+    min_bytes_per_second: int = Field(
+        1024,
+        ge=0,
+        le=1 << 30,
+        description="speed of a connection to the hub below which, over 30 seconds, it counts as "
+        "stalled and is made anew, or another address is asked; 0: only silence counts",
+    )
     max_queued: int = Field(
         100, ge=1, le=10_000, description="maximum unfinished downloads of all keys together"
     )

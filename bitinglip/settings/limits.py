@@ -142,6 +142,17 @@ class ImageLimits(Section):
     max_guidance: Annotated[float, Field(ge=0)] = Field(50, description="maximum guidance_scale")
 
 
+class PictureLimits(Section):
+    """Bounds the pictures in the messages of one request for text."""
+
+    max_count: Annotated[int, Field(ge=0, le=256)] = Field(
+        16, description="maximum pictures in the messages of a request; 0 allows none"
+    )
+    max_megapixels: Annotated[float, Field(gt=0, le=64)] = Field(
+        24, description="maximum megapixels of all pictures in the messages of a request"
+    )
+
+
 class SpeechLimits(Section):
     max_characters: Annotated[int, Field(ge=1)] = Field(
         4096, description="maximum characters per speech request"
@@ -195,6 +206,7 @@ class Limits(Section):
         "429, valid ones always pass; null sets no limit",
     )
     images: ImageLimits = ImageLimits()
+    pictures: PictureLimits = PictureLimits()
     speech: SpeechLimits = SpeechLimits()
     transcription: TranscriptionLimits = TranscriptionLimits()
     embedding: EmbeddingLimits = EmbeddingLimits()

@@ -1,17 +1,23 @@
 """Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
+from bitinglip.settings.upstream import Upstream
 from workers.protocol import (
     MOST_DRAFTS,
     Attention,
+    CacheFormat,
+    Graphs,
+    Overlap,
     Quantization,
     ResponseFormatName,
     SpeculationKind,
 )
+
+UPSTREAM = "upstream"  #: the engine of models that other servers answer for
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -47,6 +53,19 @@ class TextModel(Section):
         "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), and "
         "prompts by torch's attention of ragged batches, which was not measured on a card yet",
     )
+    overlap: Overlap = Field(
+        "auto",
+        description="queue each step of all answers before the tokens of the one before are known, "
+        "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
+        "steps with answers that are held to a grammar never overlap",
+    )
+    graphs: Graphs = Field(
+        "off",
+        description="compute steps of single tokens as CUDA graphs, which a card is given whole "
+        "and not operation by operation: lazy captures one for each size when it is first needed, "
+        "warmup all of them at load; off; they take a few hundred megabytes of the card, and have "
+        "not been measured on one yet",
+    )
     speculation: SpeculationKind = Field(
         "off",
         description="verify several tokens of an answer in one step: lookup drafts them from what "
@@ -55,6 +74,11 @@ class TextModel(Section):
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFTS)] = Field(
         8, description="maximum tokens that speculation drafts for an answer in one step"
+    )
+    kv_cache_dtype: CacheFormat = Field(
+        "auto",
+        description="number format of the KV cache: auto is the model's own; fp8 (e4m3) keeps "
+        "twice the tokens of a 16-bit format in the same memory, rounded to 4 significant bits",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
@@ -192,9 +216,9 @@ class Model(Section):
     )
     quantization: Quantization | None = Field(
         None,
-        description="quantise a text model's linear layers at load, to 8 bits (int8, fp8: by "
-        "torchao; llm_int8: by bitsandbytes) or 4 (nf4: by bitsandbytes); fp8 needs a card of "
-        "compute capability 8.9; null leaves the weights as they come",
+        description="quantise a text model's linear layers at load, to 8 bits (int8; fp8, for "
+        "cards of compute capability 8.9 or more; llm_int8, which needs the package bitsandbytes) "
+        "or to 4 (nf4, which needs it too); null leaves the weights as they come",
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="device kind; null prefers cuda over cpu"
@@ -243,4 +267,22 @@ class Model(Section):
     embedding: EmbeddingModel = Field(
         EmbeddingModel(), description="settings of an embedding model"
     )
+    upstream: Upstream = Field(
+        Upstream(), description="servers that answer for the model, in place of files here"
+    )
     fake: Fake = Field(Fake(), description="settings of the fake engine")
+
+    def claimed_bytes(self, detected: str) -> int | None:
+        """Return the memory that a model without weights takes; None: its files tell.
+
+        ``detected``: the engine that its files are for.
+        """
+        return {"fake": self.fake.memory_bytes, UPSTREAM: 0}.get(self.engine or detected)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upstream_is_an_engine(cls, given: Any) -> Any:
+        """Have a model that other servers answer for take nothing of the devices here."""
+        if not isinstance(given, dict) or not given.get("upstream"):
+            return given
+        return {"engine": UPSTREAM, "device": "cpu", **given}

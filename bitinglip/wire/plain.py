@@ -21,6 +21,7 @@ Converted = tuple[Any, Callable[[Any], Any]]
 
 _SCALARS = (bool, int, float, str)
 _BOUNDS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt", MinLen: "min_length", MaxLen: "max_length"}
+_set = object.__setattr__
 _unchanging: set[Callable[[Any], Any]] = set()
 _readers: "dict[type[BaseModel], PlainReader[Any]]" = {}
 
@@ -102,15 +103,11 @@ class PlainReader(Generic[M]):
         for name, convert in self._convert.items():
             if name in given:
                 values[name] = convert(given[name])
-        made = self.model.__new__(self.model)
-        made.__setstate__(
-            {
-                "__dict__": values,
-                "__pydantic_fields_set__": set(given),
-                "__pydantic_extra__": self._extra,
-                "__pydantic_private__": None,
-            }
-        )
+        made = self.model.__new__(self.model)  # and then as model_construct does, which is slow
+        _set(made, "__dict__", values)
+        _set(made, "__pydantic_fields_set__", set(given))
+        _set(made, "__pydantic_extra__", self._extra)
+        _set(made, "__pydantic_private__", None)
         return made
 
     def of_any(self, given: Any) -> Any:

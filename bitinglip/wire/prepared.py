@@ -23,7 +23,7 @@ from model_store.manifest import Manifest
 View = Callable[[EventLog], OpenAIView]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take twice as long to make
 class Asking:
     """Holds what a request has besides its body: who asks, and what the server knows of it."""
 
@@ -34,11 +34,16 @@ class Asking:
 
 
 class Prepared(NamedTuple):
-    """Holds a job, what its answer is shown by, and fields that were ignored for this model."""
+    """Holds a job, what its answer is shown by, and fields that were ignored for this model.
+
+    ``field``: the request's, which may hold pictures.
+    """
 
     job: Job
     view: View
     ignored: list[str]
+    manifest: Manifest
+    field: str = "messages"
 
 
 def prepare_text(asking: Asking, body: ChatCompletionRequest | CompletionRequest) -> Prepared:
@@ -54,12 +59,13 @@ def prepare_text(asking: Asking, body: ChatCompletionRequest | CompletionRequest
     check_length(job, manifest, context.model_settings.max_context)
     shown = CompletionView if isinstance(body, CompletionRequest) else ChatView
     view = partial(shown, request_id=asking.request_id, include_usage=body.include_usage)
-    return Prepared(job, view, ignored)
+    return Prepared(job, view, ignored, manifest)
 
 
 def prepare_embedding(asking: Asking, body: EmbeddingRequest) -> Prepared:
     """Prepare vectors of texts. Raises InvalidRequest, or what is wrong with the model."""
-    check_embeds(asking.model_of(body.model, "embedding"))
+    manifest = asking.model_of(body.model, "embedding")
+    check_embeds(manifest)
     encoding = body.encoding_format or "float"
     view = partial(EmbeddingView, request_id=asking.request_id, encoding=encoding)
-    return Prepared(body.to_job(asking.context_of(body.model)), view, [])
+    return Prepared(body.to_job(asking.context_of(body.model)), view, [], manifest)

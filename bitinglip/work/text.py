@@ -8,7 +8,7 @@ import msgspec
 
 from bitinglip.access.usage.amounts import NOTHING, Amounts
 from bitinglip.work.sizes import CHARACTERS_PER_TOKEN, MESSAGE_TOKENS, utf8_bytes
-from bitinglip.work.text_inputs import text_with, texts_of_text
+from bitinglip.work.text_inputs import pictures_of, text_with, texts_of_text, with_sources
 from bitinglip.work.traits import Most, Traits, replace
 from workers import protocol
 
@@ -16,6 +16,9 @@ _AFFINITY_CHARACTERS = 1024
 _TOKEN_BYTES = 36  #: of a token id in a tuple
 _TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
 _TEMPLATE_TOKENS = 128  #: that a chat template may add
+#: Tokens of a picture where a model brings all to one size, as most do; and where it tiles them.
+_LIKELY, _MOST_LIKELY = 576, 4096
+_PIXELS_PER_TOKEN = 28 * 28
 
 _json = msgspec.json.Encoder()
 
@@ -45,12 +48,16 @@ class TextTraits(Traits[protocol.TextJob]):
         return _text_bytes(self.work)
 
     def without_input(self) -> protocol.Job:
-        """Return the message with as many empty prompts: their number tells that of choices."""
+        """Return the message with as many empty prompts: their number tells that of choices.
+
+        The files of pictures are named still: they are removed later.
+        """
+        pictures = tuple(pictures_of(self.work))
         return replace(
             self.work,
             prompt=None,
             prompts=("",) * len(self.work.prompts),
-            messages=None,
+            messages=(protocol.ChatMessage("user", "", pictures=pictures),) if pictures else None,
             tools=(),
             template_kwargs={},
             grammar=None,
@@ -81,6 +88,11 @@ class TextTraits(Traits[protocol.TextJob]):
         prompt, _ = super().handed_over(events)
         return prompt, sum(sampled.values())
 
+    def upload_paths(self) -> dict[str, str]:
+        """Return the files of pictures, in their order; none before they are written."""
+        sources = [each.source for each in pictures_of(self.work)]
+        return {f"picture_{n}": path for n, path in enumerate(sources) if path[:5] != "data:"}
+
     def texts(self) -> dict[str, str]:
         return texts_of_text(self.work)
 
@@ -90,11 +102,21 @@ class TextTraits(Traits[protocol.TextJob]):
     def repeatable(self, seeded: bool) -> bool:  # noqa: ARG002  its sampling holds the seed
         return self.work.sampling.temperature == 0 or self.work.sampling.seed is not None
 
-    def canonical(self, uploads: Mapping[str, str]) -> protocol.Job:  # noqa: ARG002  it has none
+    def canonical(self, uploads: Mapping[str, str]) -> protocol.Job:
+        messages = self.work.messages
+        if uploads and messages is not None:
+            messages = with_sources(messages, uploads.values())
         sampling = self.work.sampling
         bias = dict(sorted(sampling.logit_bias.items()))
         sampling = msgspec.structs.replace(sampling, logit_bias=bias)
-        return replace(self.work, id="", stream=False, prefix_scope=None, sampling=sampling)
+        return replace(
+            self.work,
+            id="",
+            messages=messages,
+            stream=False,
+            prefix_scope=None,
+            sampling=sampling,
+        )
 
     @staticmethod
     def pieces(done: protocol.TextDone) -> Iterator[protocol.JobEvent]:
@@ -107,6 +129,7 @@ def _text_bytes(work: protocol.TextJob) -> int:
     size = 0
     for message in work.messages or ():
         size += sum(map(getsizeof, message.texts()))
+        size += sum(getsizeof(each.source) for each in message.pictures)
     for prompt in prompts_of(work):
         size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
     if work.grammar is not None:
@@ -132,6 +155,7 @@ def _prompt_tokens(work: protocol.TextJob) -> float:
             ids += len(prompt)
     for message in work.messages or ():
         characters += sum(map(len, message.texts()))
+        ids += sum(_LIKELY + _spread(picture) for picture in message.pictures)
     return ids + characters / CHARACTERS_PER_TOKEN
 
 
@@ -169,7 +193,13 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
         tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
         for text in message.texts():
             tokens += utf8_bytes(text)
+        tokens += sum(_MOST_LIKELY + _spread(picture) for picture in message.pictures)
     return [tokens]
+
+
+def _spread(picture: protocol.Picture) -> int:
+    """Return the tokens of a model that reads a picture at its own size."""
+    return picture.width * picture.height // _PIXELS_PER_TOKEN
 
 
 def _text_pieces(

@@ -1,7 +1,7 @@
 """Finds the texts of a text job that a model will read, by the field of the request that holds
 each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,27 @@ _VARIABLES = "chat_template_kwargs"
 #: What a schema says of values, and not to a model; members of these names are objects otherwise.
 _OF_SCHEMAS = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
 _NONE: frozenset[str] = frozenset()
+
+
+def pictures_of(work: protocol.Job) -> list[protocol.Picture]:
+    """Return the pictures of all messages of a job, in their order."""
+    messages = work.messages if isinstance(work, protocol.TextJob) else None
+    return [picture for message in messages or () for picture in message.pictures]
+
+
+def with_sources(
+    messages: Iterable[protocol.ChatMessage], sources: Iterable[str]
+) -> tuple[protocol.ChatMessage, ...]:
+    """Return messages whose pictures come from these files or URLs, without their sizes."""
+    rest = iter(sources)
+    return tuple(
+        msgspec.structs.replace(
+            message, pictures=tuple(protocol.Picture(next(rest), p.at) for p in message.pictures)
+        )
+        if message.pictures
+        else message
+        for message in messages
+    )
 
 
 def texts_of_text(work: protocol.TextJob) -> dict[str, str]:
@@ -44,7 +65,14 @@ def text_with(work: protocol.TextJob, texts: Mapping[str, str]) -> protocol.Text
 def _messages(messages: Sequence[protocol.ChatMessage]) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, message in enumerate(messages):
-        found[f"messages[{number}].content"] = message.content
+        if message.pictures:
+            found |= {
+                f"messages[{number}].content[{place}]": part
+                for place, part in enumerate(message.parts())
+                if isinstance(part, str)
+            }
+        else:
+            found[f"messages[{number}].content"] = message.content
         if message.name is not None:
             found[f"messages[{number}].name"] = message.name
         if message.reasoning is not None:
@@ -122,13 +150,31 @@ def _with_texts(
         )
         for place, call in enumerate(message.tool_calls)
     )
+    content, pictures = _content(message, number, texts)
     return msgspec.structs.replace(
         message,
-        content=texts.get(f"messages[{number}].content", message.content),
+        content=content,
+        pictures=pictures,
         name=texts.get(f"messages[{number}].name", message.name),
         reasoning=texts.get(f"messages[{number}].reasoning", message.reasoning),
         tool_calls=calls,
     )
+
+
+def _content(
+    message: protocol.ChatMessage, number: int, texts: Mapping[str, str]
+) -> tuple[str, tuple[protocol.Picture, ...]]:
+    """Return a message's text and its pictures, each between the same texts as before."""
+    if not message.pictures:
+        return texts.get(f"messages[{number}].content", message.content), ()
+    said: list[str] = []
+    pictures: list[protocol.Picture] = []
+    for place, part in enumerate(message.parts()):
+        if isinstance(part, str):
+            said.append(texts.get(f"messages[{number}].content[{place}]", part))
+        else:
+            pictures.append(msgspec.structs.replace(part, at=sum(map(len, said))))
+    return "".join(said), tuple(pictures)
 
 
 def _arguments(number: int, place: int) -> str:

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,12 +17,14 @@ from cli.show.output import clean, print_note
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from cli.stream.markdown import MarkdownWriter
 
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 _HELP = (
-    "/exit leaves, /clear forgets the conversation, /system TEXT says how to answer; Ctrl-C "
-    "cancels an answer or clears the line; a text of several lines is pasted, or begins and ends "
-    'with """.'
+    "/exit leaves, /clear forgets the conversation, /system TEXT says how to answer, /model NAME "
+    "goes on with another model, /retry asks the last question again, /plain shows answers as they "
+    "are or as Markdown again; Ctrl-C cancels an answer or clears the line; a text of several "
+    'lines is pasted, or begins and ends with """.'
 )
 _FENCE = '"""'
 _CLEARED = "The line is cleared; Ctrl-D or /exit leaves."
@@ -36,6 +40,9 @@ def chat(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show answers as they are, and not as Markdown.")
+    ] = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -45,9 +52,10 @@ def chat(
     server = CliContext.of(home, config).need_server()
     options = given_options(max_tokens=max_tokens, temperature=temperature, seed=seed)
     conversation = Conversation(server, {"model": model, **options}, system)
+    conversation.plain = plain or not sys.stdout.isatty()
     if sys.stdin.isatty():
         _check_model(server, model)
-        Session(conversation, model).run()
+        Session(conversation, partial(_check_model, server)).run()
     else:
         conversation.ask(piped_text())
 
@@ -74,9 +82,25 @@ class Conversation:
         self._options = options
         self._turns: list[dict[str, str]] = []
         self.system = system
+        self.plain = True  #: show answers as they are, and not as Markdown
+
+    @property
+    def model(self) -> str:
+        return str(self._options["model"])
+
+    @model.setter
+    def model(self, name: str) -> None:
+        self._options = {**self._options, "model": name}
 
     def clear(self) -> None:
         self._turns = []
+
+    def take_back(self) -> str | None:
+        """Forget the last question with its answer, and return it; None if there is none."""
+        if not self._turns:
+            return None
+        *self._turns, asked, _ = self._turns
+        return asked["content"]
 
     def ask(self, prompt: str) -> None:
         """Stream one turn to stdout. The history keeps nothing of a failed turn, and what came of a
@@ -86,10 +110,11 @@ class Conversation:
         turns = [*self._turns, {"role": "user", "content": prompt}]
         instructions = [{"role": "system", "content": self.system}] if self.system else []
         pieces: list[str] = []
+        screen = _Plain() if self.plain else _Set()
 
         def write(piece: str) -> None:
             pieces.append(piece)
-            typer.echo(clean(piece), nl=False)
+            screen.write(piece)
 
         try:
             answer = stream_answer(
@@ -101,8 +126,7 @@ class Conversation:
             self._keep(turns, "".join(pieces))
             raise
         finally:
-            if pieces and not pieces[-1].endswith("\n"):
-                typer.echo()
+            screen.close()
         self._keep(turns, answer.response["result"]["text"])
         if sys.stderr.isatty():
             print_note(answer.figures())
@@ -112,17 +136,52 @@ class Conversation:
             self._turns = [*turns, {"role": "assistant", "content": answer}]
 
 
+class _Plain:
+    """Prints the pieces of an answer as they are."""
+
+    def __init__(self) -> None:
+        self._last = "\n"
+
+    def write(self, piece: str) -> None:
+        self._last = piece or self._last
+        typer.echo(clean(piece), nl=False)
+
+    def close(self) -> None:
+        if not self._last.endswith("\n"):
+            typer.echo()
+
+
+class _Set:
+    """Prints the pieces of an answer as Markdown, from the first one on."""
+
+    def __init__(self) -> None:
+        self._writer: MarkdownWriter | None = None
+
+    def write(self, piece: str) -> None:
+        from cli.show.output import console
+        from cli.stream.markdown import MarkdownWriter
+
+        self._writer = self._writer or MarkdownWriter(console())
+        self._writer.write(piece)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
 class Session:
     """Reads prompts and commands from the terminal until the user leaves."""
 
-    def __init__(self, conversation: Conversation, model: str) -> None:
+    def __init__(self, conversation: Conversation, check: Callable[[str], None]) -> None:
+        """``check`` raises Failure for a model that cannot chat."""
         self._conversation = conversation
-        self._model = model
+        self._check = check
 
     def run(self) -> None:
         _enable_line_editing()
         print_note(
-            f"Talking to {self._model}. Ctrl-C cancels an answer, /exit leaves, /help tells more."
+            f"Talking to {self._conversation.model}. Ctrl-C cancels an answer, /exit leaves, /help "
+            "tells more."
         )
         while (prompt := self._next_prompt()) is not None:
             if not prompt.strip():
@@ -171,11 +230,30 @@ class Session:
             case "system":
                 self._conversation.system = argument or None
                 print_note("Noted." if argument else "No instructions any more.")
+            case "model":
+                self._change_model(argument)
+            case "retry":
+                if (asked := self._conversation.take_back()) is None:
+                    print_note("Nothing was asked yet.")
+                else:
+                    self._answer(asked)
+            case "plain":
+                self._conversation.plain = not self._conversation.plain
+                print_note("As they are." if self._conversation.plain else "As Markdown.")
             case "help":
                 print_note(_HELP)
             case _:
                 print_note(f"There is no /{command}. {_HELP}")
         return True
+
+    def _change_model(self, name: str) -> None:
+        try:
+            self._check(name)
+        except Failure as failure:
+            print_errors([str(failure)])
+        else:
+            self._conversation.model = name
+            print_note(f"Talking to {name}.")
 
 
 def _read_prompt() -> str:

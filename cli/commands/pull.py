@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cli.context import CliContext
     from model_store.hub.pull import HubOptions, Plan, PullRequest
+    from model_store.manifest import Manifest
 
 _MOST_BARS = 6  #: of single files
 _LONGEST_NAME = 40
@@ -48,30 +49,58 @@ def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> N
 
     ``token`` comes before the one of the settings.
     """
-    from model_store.hub.pull import pull
-
     hub = hub_options(place, token)
     place.home.create()
     asked = _resolved(place, asked)
     print_note(f"Pulling {asked.repo} into {place.home.models}")
     try:
         with transfer(asked.repo, f"asking the hub for {asked.repo}") as progress:
-
-            def show(found: "Plan") -> None:
-                progress.clear()
-                _show_plan(place, found)
-
-            manifest = pull(
-                offline.store(place.home, confine=place.settings().workers.confine),
-                _request(asked, hub),
-                progress,
-                planned=show,
-            )
+            manifest = _pull(place, _request(asked, hub), progress)
     except KeyboardInterrupt:
         print_note("Stopped. The same command goes on from here.")
         raise
     offline.enter(place.home, "model.pull", manifest.name, after=offline.model_facts(manifest))
     print_note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
+
+
+def _pull(place: "CliContext", request: "PullRequest", progress: "Transfer") -> "Manifest":
+    """Pull, after another program that pulls the same; wait for a hub that has begun to deliver."""
+    from model_store.errors import HubUnreachable
+    from model_store.hub.joining import pull_or_join
+    from model_store.hub.pull import pull
+    from model_store.hub.retries import pause_before
+
+    settings = place.settings()
+    store = offline.store(place.home, confine=settings.workers.confine)
+    shown: list[Plan] = []
+
+    def show(found: "Plan") -> None:
+        progress.clear()
+        if not shown:  # a further try is of the same
+            _show_plan(place, found)
+        shown.append(found)
+
+    def waits() -> None:
+        progress.clear()
+        print_note("Another program pulls it already; this waits for that.")
+
+    since, tries = time.monotonic(), 0
+    while True:
+        before = progress.moved
+        try:
+            return pull_or_join(
+                store, request, lambda: pull(store, request, progress, planned=show), waits
+            )
+        except HubUnreachable as error:
+            if progress.moved > before:
+                since, tries = time.monotonic(), 0
+            pause = pause_before(tries, since + settings.hub.retry_for - time.monotonic())
+            # What has never answered may be a wrong address, and nobody wants to wait for that.
+            if pause is None or not shown:
+                raise
+            tries += 1
+            print_note(f"{error.message} It is asked again in {duration(pause)}.")
+            time.sleep(pause)
 
 
 def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> None:
@@ -152,6 +181,7 @@ def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
         bytes_per_second=hub.bytes_per_second,
         parallel=hub.parallel,
         mirrors=tuple(hub.mirrors),
+        min_bytes_per_second=hub.min_bytes_per_second,
     )
 
 
@@ -165,7 +195,8 @@ class Transfer:
         self._spinner = spinner
         self._sizes: dict[str, int] = {}
         self._done: dict[str, int] = {}
-        self._moved = 0  #: of which none was there before
+        self.moved = 0  #: bytes in all, of which none was there before
+        self._moved = 0  #: of these, since the last plan
         self._since = time.monotonic()
         self._tenth = 0
         self._task: TaskID | None = None
@@ -201,6 +232,7 @@ class Transfer:
     def advance(self, path: str, bytes_done: int) -> None:
         before = self._done.get(path, 0)
         self._done[path] = bytes_done
+        self.moved += bytes_done - before
         self._moved += bytes_done - before
         if self._bars and self._task is not None:
             self._bars.update(self._task, advance=bytes_done - before)

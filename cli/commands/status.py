@@ -27,7 +27,7 @@ def status(
     if devices := found.get("devices"):
         show("", device_table(devices, min(console().width, _WIDEST)))
     if models := found["models"]:
-        show("", *model_table(models, len(models)))
+        show("", *model_table(models, len(models), min(console().width, _WIDEST)))
         for model in models:
             if model["cause"]:
                 print_note(f"{model['model_id']}: {model['cause']}")

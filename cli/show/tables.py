@@ -48,7 +48,7 @@ def board(
     if missing := found.get("missing_card"):
         parts.append(Text(clean(f"A card is not used: {missing}"), style="yellow"))
     if models := found.get("models"):
-        parts += ["", *model_table(models, most_models)]
+        parts += ["", *model_table(models, most_models, width)]
     if workers := found.get("workers"):
         parts += ["", worker_table(workers, width)]
     return Group(*parts)
@@ -80,7 +80,7 @@ def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
         total = each.get("memory_bytes") or 0
         table.add_row(
             _text(each.get("id")),
-            Text(clean(str(each.get("name")))[: max(12, width - 80)]),
+            Text(clean(str(each.get("name")))[: max(12, width - 80)].strip()),
             _bar(each, total, bar),
             size(each.get("reserved_bytes")),
             size(each.get("free_bytes")),
@@ -89,7 +89,7 @@ def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
             _unit(each.get("temperature_c"), "°C"),
             _unit(each.get("power_w"), "W"),
         )
-    return table
+    return _fitted(table, width, "RESERVED", "POWER", "HEAT", "MEMORY", "NAME", "BUSY")
 
 
 def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
@@ -120,7 +120,9 @@ def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
     )
 
 
-def model_table(models: Sequence[Mapping[str, Any]], most: int) -> "list[RenderableType]":
+def model_table(
+    models: Sequence[Mapping[str, Any]], most: int, width: int
+) -> "list[RenderableType]":
     """List active models first; count the others when there are too many."""
     table = _table("MODEL", "STATUS", "REPLICAS", "RUNNING", "QUEUED", "WAITED", "ETA", "UNUSED")
     for name in ("REPLICAS", "RUNNING", "QUEUED", "WAITED", "ETA", "UNUSED"):
@@ -143,6 +145,7 @@ def model_table(models: Sequence[Mapping[str, Any]], most: int) -> "list[Rendera
             _seconds(model.get("eta") if model.get("queued") else None),
             _seconds(model.get("idle_seconds")),
         )
+    table = _fitted(table, width, "UNUSED", "WAITED", "REPLICAS", "ETA")
     left = len(models) - most
     return [table, f"... {left} more"] if left > 0 else [table]
 
@@ -166,7 +169,7 @@ def worker_table(workers: Iterable[Mapping[str, Any]], width: int) -> "Table":
             ago(each["started_at"]),
             *cause,
         )
-    return table
+    return _fitted(table, width, "CAUSE", "PID", "AGE", "RESTARTS", "DEVICES")
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -179,6 +182,36 @@ def _table(*columns: str) -> "Table":
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _fitted(table: "Table", width: int, *least: str) -> "Table":
+    """Leave out columns until the table fits, the ``least`` important first."""
+    for name in least:
+        if _natural_width(table) <= width:
+            break
+        table = _without(table, name)
+    return table
+
+
+def _without(table: "Table", name: str) -> "Table":
+    """Return the table without a column."""
+    kept = [column for column in table.columns if column.header != name]
+    found = _table()
+    for column in kept:
+        found.add_column(
+            column.header, justify=column.justify, overflow=column.overflow, no_wrap=True
+        )
+    for row in zip(*(column.cells for column in kept), strict=True):
+        found.add_row(*row)
+    return found
+
+
+def _natural_width(table: "Table") -> int:
+    """Return the cells that a table takes if nothing is cut."""
+    from rich.console import Console
+
+    screen = Console(width=1000)
+    return screen.measure(table).maximum
 
 
 def _column(table: "Table", name: str) -> Any:

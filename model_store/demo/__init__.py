@@ -6,13 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from model_store.errors import NameTaken
-from model_store.kinds import FAKE
+from model_store.kinds import FAKE, UPSTREAM
 from model_store.manifest import FILES, Manifest
 from model_store.store import ModelStore
 
 
 def _make_echo(folder: Path) -> None:
     config = {"model_type": FAKE, "architectures": ["Echo"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def _make_upstream(folder: Path) -> None:
+    config = {"model_type": UPSTREAM, "architectures": ["Upstream"]}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -58,6 +63,12 @@ def make_fake_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
     """Put models of the fake engine into the store under these names; they need no weights."""
     description, make = DEMOS["demo-echo"]
     return [made for name in names if (made := _make(store, name, description, make))]
+
+
+def make_upstream_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
+    """Put models that other servers answer for into the store under these names."""
+    description = "Answered by another server; no files here."
+    return [made for name in names if (made := _make(store, name, description, _make_upstream))]
 
 
 def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:

@@ -31,6 +31,7 @@ from model_store.errors import (
     StoreError,
     TokenRefused,
 )
+from model_store.hub.certificates import refusal, tell_client, untrusted
 from model_store.hub.connections import Connections
 from model_store.hub.options import HubOptions
 from model_store.hub.partials import Wanted
@@ -78,6 +79,7 @@ def list_files(
     if hub.offline:
         raise DownloadError("The settings say hub.offline, so nothing is asked of the hub.")
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    tell_client()
     first = address_of(hub)
     addresses = [first, *(mirror.rstrip("/") for mirror in hub.mirrors)]
     notes: tuple[str, ...] = ()
@@ -215,6 +217,8 @@ def _hub_errors(
             "JSON, or lacks fields."
         ) from error
     except Exception as error:  # the client's transport is its own affair, and its errors with it
+        if (refused := refusal(error)) is not None:
+            raise _NoHub(untrusted(refused, _host(hub.endpoint)).message) from error
         raise _Unreachable(
             f"The hub cannot be reached at {_host(hub.endpoint)} ({type(error).__name__}). Another "
             "address, such as a mirror's: hub.endpoint in the settings, or HF_ENDPOINT; by a "

@@ -78,7 +78,8 @@ class Assembly:
 
     def read(self, file: Wanted) -> Path:
         """Return a small file, from the store or else from the hub."""
-        if found := _stored(self._store, file):
+        found = _stored(self._store, file)
+        if found and self._store.blobs.read_again(found.name):
             held = self._folder / f"{file.key}{_HELD}"
             _hold(found, held)
             return held if held.exists() else found

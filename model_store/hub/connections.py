@@ -7,10 +7,10 @@ body into events; proxies and certificates are what the environment says.
 
 import base64
 import http.client
-import os
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -22,9 +22,8 @@ from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import certifi
-
 from model_store.errors import DownloadError, PullCancelled
+from model_store.hub.certificates import trusted, untrusted
 
 T = TypeVar("T")
 _TIMEOUT = 15.0  #: seconds of silence
@@ -32,32 +31,51 @@ _MOST_REDIRECTS = 5
 _PIECE = 1 << 20
 _GLANCE_SECONDS = 0.1
 _LAST_SECONDS = 1.0  #: that a stopped thread has to notice; after that it finds its work refused
-_ENCRYPTED = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_SLOW_SECONDS = 30.0  #: of waiting for bytes, over which a speed is measured
 
 
 class Broken(Exception):
     """A connection was not made, was cut or fell silent."""
 
 
+class TooSlow(Broken):
+    """A connection brings fewer bytes than are waited for."""
+
+
 class Answer:
     """An answer to a GET, whose body is read as it comes."""
 
-    def __init__(self, response: Any, url: str) -> None:
+    def __init__(self, response: Any, url: str, least: int = 0) -> None:
+        """``least`` are the bytes that it brings in a second; fewer count as a stall."""
         self.status_code = int(response.status)
         self.headers: http.client.HTTPMessage = response.headers
         #: of another host than was asked
         self.is_elsewhere = _place(response.geturl()) != _place(url)
         self._response = response
+        self._least = least
 
     @property
     def is_good(self) -> bool:
         return 200 <= self.status_code < 300
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the body in pieces, each as soon as it is there. Raises Broken."""
+        """Yield the body in pieces, each as soon as it is there. Raises Broken.
+
+        Only the time of waiting for bytes counts, not that in which they are used or throttled.
+        """
+        waited, got = 0.0, 0
         try:
-            while piece := self._response.read1(_PIECE):
+            while True:
+                begun = time.monotonic()
+                if not (piece := self._response.read1(_PIECE)):
+                    return
+                waited += time.monotonic() - begun
+                got += len(piece)
                 yield piece
+                if waited >= _SLOW_SECONDS:
+                    if got < self._least * waited:
+                        raise TooSlow(f"{got} bytes in {waited:.0f} s")
+                    waited, got = 0.0, 0
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Broken(type(error).__name__) from error
 
@@ -65,7 +83,11 @@ class Answer:
 class Connections:
     """Makes requests for several threads, and ends them all at once."""
 
-    def __init__(self, cancelled: Callable[[], bool], threads: int = 1) -> None:
+    def __init__(
+        self, cancelled: Callable[[], bool], threads: int = 1, least_speed: int = 0
+    ) -> None:
+        """``least_speed`` are the bytes per second below which a connection counts as stalled."""
+        self._least_speed = least_speed
         self.stopped = threading.Event()
         self._cancelled = cancelled
         self._threads = max(1, threads)
@@ -95,7 +117,7 @@ class Connections:
         try:
             response = self._ask(url, headers)
             with response:
-                yield Answer(response, url)
+                yield Answer(response, url, self._least_speed)
         except Broken:
             self.check()  # broken off by us: the reason is another
             raise
@@ -194,23 +216,12 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 
 def _opener(notice: Callable[[socket.socket], None]) -> urllib.request.OpenerDirector:
     """Build a client of HTTP and HTTPS, and of nothing else that an address can name."""
-    try:
-        # The variables of the environment, else the authorities that come with Python's clients.
-        own = any(os.environ.get(name) for name in _ENCRYPTED)
-        context = ssl.create_default_context(
-            cafile=os.environ.get(_ENCRYPTED[0]) if own else certifi.where()
-        )
-    except OSError as error:  # SSLError is one
-        why = getattr(error, "reason", None) or error.strerror
-        raise DownloadError(
-            f"The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({why})."
-        ) from error
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(_proxies()),
         urllib.request.UnknownHandler(),
         _Http(notice),
-        _Https(notice, context),
+        _Https(notice, trusted()),
         _Redirects(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
@@ -253,7 +264,12 @@ class _EncryptedConnection(http.client.HTTPSConnection):
         self._notice = notice
 
     def connect(self) -> None:
-        super().connect()
+        try:
+            super().connect()
+        except ssl.SSLCertVerificationError as error:
+            # Of the very host, which may be one that another has redirected to.
+            host = getattr(self, "_tunnel_host", None) or self.host
+            raise untrusted(error, host) from error
         self._notice(self.sock)
 
 

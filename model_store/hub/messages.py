@@ -35,6 +35,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int = 4
     token: str | None = None
     bytes_per_second: int | None = None
+    min_bytes_per_second: int = 1024
     environ: dict[str, str] = {}  #: such as HTTPS_PROXY, whose value may hold a password
 
 

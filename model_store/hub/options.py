@@ -23,3 +23,4 @@ class HubOptions:
     bytes_per_second: int | Rate | None = None  #: of all files of a pull together
     parallel: int = 4  #: files that are fetched at the same time
     mirrors: tuple[str, ...] = ()
+    min_bytes_per_second: int = 1024  #: of a connection; fewer count as a stall

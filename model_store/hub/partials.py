@@ -1,8 +1,9 @@
-"""Keeps the part of a file that has come, on disk and as a running hash."""
+"""Keeps the part of a file that has come, and hashes the whole as the disk has it."""
 
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Self
 
 from model_store.progress import Counter
 
-BLOCK = 1 << 20  #: bytes that are written and hashed at once, and at most lost in a crash
+BLOCK = 1 << 20  #: bytes that are written at once, and at most lost in a crash
 _LONGEST_SECONDS = 0.2  #: that bytes of a slow line are kept in memory
 
 
@@ -35,11 +36,11 @@ def git_sha1(size: int) -> "hashlib._Hash":
 
 
 class Part:
-    """An unfinished file; what an earlier pull left of it is read and hashed first.
+    """An unfinished file, which begins with what an earlier pull left of it.
 
-    The hash is made of the bytes on their way to the disk, not by reading them back: right after
-    they were written, reading would only ask the memory of the system. What a crash or another
-    process could have changed meanwhile, the part of an earlier pull, is read.
+    The hash is made of the whole file once it is on the disk, by reading it back: of what came in
+    this pull and in earlier ones alike. A file that fits in memory is read from there, and the
+    disk is not asked; one that does not is read from the disk.
     """
 
     def __init__(self, wanted: Wanted, path: Path, counter: Counter) -> None:
@@ -49,13 +50,12 @@ class Part:
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._due = 0.0  #: when the next write is, at the latest
-        self._begin()
+        self.sha256 = ""  #: of the file, once it was verified
         if path.exists() and path.stat().st_size > wanted.size:
             path.unlink()
         path.touch(mode=0o600)
-        with path.open("rb", buffering=0) as old:
-            while chunk := old.read(BLOCK):
-                self._note(chunk)
+        self.size = path.stat().st_size
+        counter.add(wanted.path, self.size)
         self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
@@ -69,21 +69,24 @@ class Part:
     ) -> None:
         self._file.close()
 
-    def _begin(self) -> None:
-        self.size = 0
-        self._sha256 = hashlib.sha256()
-        self._git = None if self.wanted.sha256 else git_sha1(self.wanted.size)
+    def verify(self, check: Callable[[], None]) -> bool:
+        """Return whether size and hash are those that the hub tells; ``sha256`` is known then.
 
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    @property
-    def is_right(self) -> bool:
-        """Return whether size and hash are those that the hub tells, on disk and in memory."""
-        digest = self._git.hexdigest() if self._git else self.sha256
-        on_disk = os.fstat(self._file.fileno()).st_size
-        return digest == self.wanted.key and self.size == on_disk == self.wanted.size
+        Reads the file, once it is on the disk. ``check`` is called in between, and may raise.
+        """
+        os.fsync(self._file.fileno())
+        digest = hashlib.sha256()
+        git = None if self.wanted.sha256 else git_sha1(self.wanted.size)
+        size = 0
+        with self.path.open("rb", buffering=0) as file:
+            while chunk := file.read(BLOCK):
+                check()
+                size += len(chunk)
+                digest.update(chunk)
+                if git:
+                    git.update(chunk)
+        self.sha256 = digest.hexdigest()
+        return size == self.wanted.size and self.wanted.key == (git or digest).hexdigest()
 
     @property
     def coming(self) -> int:
@@ -108,11 +111,9 @@ class Part:
         view = memoryview(block)
         while view:
             written = self._file.write(view)
-            self._note(bytes(view[:written]) if written < len(block) else block)
+            self.size += written
+            self._counter.add(self.wanted.path, written)
             view = view[written:]
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
 
     def begin_anew(self) -> None:
         """Throw away what has come."""
@@ -120,12 +121,4 @@ class Part:
         self._pending_bytes = 0
         self._file.truncate(0)
         self._counter.add(self.wanted.path, -self.size)
-        self._begin()
-
-    def _note(self, chunk: bytes) -> None:
-        """Record that these bytes are in the file now."""
-        self._sha256.update(chunk)
-        if self._git:
-            self._git.update(chunk)
-        self.size += len(chunk)
-        self._counter.add(self.wanted.path, len(chunk))
+        self.size = 0

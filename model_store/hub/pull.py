@@ -55,7 +55,7 @@ def _look(
 ) -> tuple[Plan, Choice]:
     """Return the plan and the choice of files; ``ahead``: with what decides the memory."""
     request.check()
-    with Connections(cancelled) as connections, tempfile.TemporaryDirectory() as folder:
+    with _connections(request, cancelled) as connections, tempfile.TemporaryDirectory() as folder:
         listing = _list(store, request, connections)
         work = Assembly(store, listing, request.hub, connections, Path(folder))
         choice = choose(listing, request.include, work.read, allow_pickles=request.allow_pickles)
@@ -79,7 +79,7 @@ def pull(
     """
     request.check()
     store.check_free(request.model)
-    with Connections(cancelled, request.hub.parallel) as connections:
+    with _connections(request, cancelled) as connections:
         listing = _list(store, request, connections)
         with store.pulling(request.repo) as folder:
             work = Assembly(store, listing, request.hub, connections, folder)
@@ -148,6 +148,10 @@ def update(
             planned=planned,
         )
     return change
+
+
+def _connections(request: PullRequest, cancelled: Callable[[], bool]) -> Connections:
+    return Connections(cancelled, request.hub.parallel, request.hub.min_bytes_per_second)
 
 
 def _list(store: ModelStore, request: PullRequest, connections: Connections) -> Listing:

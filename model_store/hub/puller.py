@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from model_store.errors import HubUnreachable, NameTaken, PullRunning, StoreError
+from model_store.errors import HubUnreachable, StoreError
 from model_store.hub.messages import (
     MOST_FILES,
     Message,
@@ -37,14 +37,13 @@ from model_store.hub.messages import (
     told,
 )
 from model_store.hub.options import Rate
-from model_store.manifest import HUB, Manifest
+from model_store.manifest import Manifest
 
 if TYPE_CHECKING:
     from model_store.hub.plan import Plan
     from model_store.hub.request import PullRequest
     from model_store.store import ModelStore
 
-T = TypeVar("T")
 #: fetches a model into a store
 Fetch = Callable[["ModelStore", "PullRequest"], Manifest]
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
@@ -58,7 +57,6 @@ _HUB = {
 _TELL_SECONDS = 0.25  #: between two messages of progress
 _NICE = 5
 _OOM_SCORE = "900"
-_WAIT_SECONDS = 0.5  #: between two looks at whether another process's pull has ended
 
 
 class Teller:
@@ -67,7 +65,7 @@ class Teller:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
-        self._planned = False
+        self._planned = self._ended = False
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
@@ -79,6 +77,13 @@ class Teller:
     def say(self, message: Message) -> None:
         with self._lock:
             self._write(message)
+
+    def end(self, message: Pulled | Refused) -> None:
+        """Say the last message: nothing comes after it, whatever other threads are told."""
+        with self._lock:
+            self._tell()
+            self._write(message)
+            self._ended = True
 
     def note(self, plan: "Plan") -> None:
         self._noted = plan
@@ -112,9 +117,12 @@ class Teller:
     def tell(self) -> None:
         """Tell how far it is, if there is news."""
         with self._lock:
-            if self._grown:
-                grown, self._grown = self._grown, {}
-                self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._grown and not self._ended:
+            grown, self._grown = self._grown, {}
+            self._write(Progressed(bytes_done=self._total_done, files=told(grown.items())))
 
     def _tell_again_and_again(self) -> None:
         # By a clock of its own: where no more comes, what has come is told all the same.
@@ -130,35 +138,35 @@ class Teller:
 
 def main() -> int:
     lines = _lines(0)
-    try:
-        order = decode_order(next(lines))
-    except StopIteration:
-        return 1
-    _yield_to_the_server()
-    rate = Rate(order.bytes_per_second)
-    threading.Thread(target=_obey, args=(lines, rate), daemon=True).start()
     # What a library prints must not get between the messages.
     teller = Teller(os.dup(1))
     os.dup2(2, 1)
-    teller.start()
-    os.environ.update({**order.environ, **_HUB})
     try:
+        order = decode_order(next(lines))
+        _yield_to_the_server()
+        rate = Rate(order.bytes_per_second)
+        threading.Thread(target=_obey, args=(lines, rate), daemon=True).start()
+        teller.start()
+        os.environ.update({**order.environ, **_HUB})
         done = _work(order, rate, teller)
-    except StoreError as error:
-        teller.say(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
+    except StopIteration:  # the server is gone before it has said a word
         return 1
-    except Exception as error:  # noqa: BLE001  the server is told, whatever it is
+    except StoreError as error:
+        teller.end(Refused(error.code, error.message, isinstance(error, HubUnreachable)))
+        return 1
+    except BaseException as error:  # noqa: BLE001  the server is told, whatever it is
         # Without its text, which may hold an address with a signature.
         sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
         sys.stderr.write(f"{type(error).__name__}\n")
         why = f"The download ended by a fault of the server ({type(error).__name__})."
-        teller.say(Refused("INTERNAL_ERROR", why))
+        teller.end(Refused("INTERNAL_ERROR", why))
         return 1
-    teller.say(done)
+    teller.end(done)
     return 0
 
 
 def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
+    from model_store.hub.joining import alone, pull_or_join
     from model_store.hub.options import HubOptions
     from model_store.hub.pull import PullRequest, pull, update
     from model_store.store import ModelStore
@@ -170,6 +178,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
         bytes_per_second=rate,
         parallel=order.parallel,
         mirrors=order.mirrors,
+        min_bytes_per_second=order.min_bytes_per_second,
     )
 
     request = PullRequest(
@@ -184,23 +193,25 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
     def fetch(into: ModelStore, wanted: PullRequest) -> Manifest:
         return pull(into, wanted, teller, planned=teller.note)
 
+    def waits() -> None:
+        teller.say(Waits())
+
     if order.task == "repair":
-        return _repair(store, request, fetch, teller)
+        return _repair(store, request, lambda *what: alone(lambda: fetch(*what), waits))
     if order.task == "update":
-        change = _alone(lambda: update(store, request, teller, planned=teller.note), teller)
+        change = alone(lambda: update(store, request, teller, planned=teller.note), waits)
         return _pulled(store.get(order.name), change.files)
-    return _pulled(_pull(store, order, lambda: fetch(store, request), teller))
+    return _pulled(pull_or_join(store, request, lambda: fetch(store, request), waits))
 
 
-def _repair(store: "ModelStore", request: "PullRequest", fetch: Fetch, teller: Teller) -> Pulled:
+def _repair(store: "ModelStore", request: "PullRequest", fetch: Fetch) -> Pulled:
     from model_store.repair import repair
 
-    def fetch_alone(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
-        wanted = replace(request, revision=old.revision, include=paths)
-        return _alone(lambda: fetch(into, wanted), teller)
+    def fetch_again(into: "ModelStore", old: Manifest, paths: Sequence[str]) -> Manifest:
+        return fetch(into, replace(request, revision=old.revision, include=paths))
 
     # What is read is no part of the download, whose progress is told.
-    found = repair(store, request.model, fetch_alone)
+    found = repair(store, request.model, fetch_again)
     repaired = {"repaired": [each.path for each in found]} if found else {}
     return _pulled(store.get(request.model), repaired)
 
@@ -214,34 +225,6 @@ def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> 
         manifest.total_bytes,
         {what: paths[:MOST_FILES] for what, paths in (changes or {}).items()},
     )
-
-
-def _alone(pull: Callable[[], T], teller: Teller) -> T:
-    """Pull, after any other process that pulls the same repository."""
-    told = False
-    while True:
-        try:
-            return pull()
-        except PullRunning:
-            if not told:
-                teller.say(Waits())
-            told = True
-            time.sleep(_WAIT_SECONDS)
-
-
-def _pull(
-    store: "ModelStore", order: Order, pull: Callable[[], Manifest], teller: Teller
-) -> Manifest:
-    """Pull a new model, unless another process, which was waited for, has brought just this one."""
-    before = set(store.names())
-    try:
-        return _alone(pull, teller)
-    except NameTaken:
-        found = store.listing.find(order.name)
-        same = found is not None and found.source == f"{HUB}{order.repo}" and not order.include
-        if found is None or not same or order.name in before:
-            raise
-        return found
 
 
 def _lines(fd: int) -> Iterator[bytes]:
@@ -264,8 +247,8 @@ def _obey(lines: Iterator[bytes], rate: Rate) -> None:
 def _yield_to_the_server() -> None:
     """Leave processors to others first, and be ended first where memory is short: what has come
     is kept."""
-    os.nice(_NICE)
     with contextlib.suppress(OSError):
+        os.nice(_NICE)
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 

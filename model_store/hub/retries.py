@@ -16,6 +16,19 @@ _LONGEST_ASKED = 300.0  #: seconds that a server may ask to wait: the hub counts
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
+FIRST_PAUSE, LONGEST_PAUSE = 15.0, 300.0  #: seconds between two pulls while the hub is away
+
+
+def pause_before(tries: int, left: float) -> float | None:
+    """Return the seconds to wait for a hub that is away, after so many pulls without a byte.
+
+    ``left`` are the seconds for which it is still waited; None once they are over.
+    """
+    if left <= 0:
+        return None
+    return min(left, LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+
+
 class Answer(Protocol):
     """Names what is looked at of an answer, whichever HTTP client it is from."""
 

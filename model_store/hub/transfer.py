@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP: resumes it, retries it, and hashes it as it comes.
+"""Downloads one file over HTTP: resumes it, retries it, and hashes what the disk has of it.
 
 The partial file is named by its content's hash, so it survives a crash, a restart and a change of
 revision. The hub's client does neither (it begins anew, and trusts the length).
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from model_store.disk import check_room, store_errors
 from model_store.errors import DownloadError, Gated, HubUnreachable, TokenRefused
-from model_store.hub.connections import Answer, Broken, Connections
+from model_store.hub.certificates import Untrusted
+from model_store.hub.connections import Answer, Broken, Connections, TooSlow
 from model_store.hub.partials import Part, Wanted
 from model_store.hub.retries import Patience, Throttle, may_pass
 from model_store.progress import Counter
@@ -51,8 +52,7 @@ class Fetcher:
             with Part(wanted, unfinished, self.counter) as part:
                 for _ in range(2):
                     self._complete(part)
-                    if part.is_right:
-                        part.sync()
+                    if part.verify(self.connections.check):
                         part.path.replace(whole)
                         return whole, part.sha256
                     part.begin_anew()
@@ -99,7 +99,10 @@ class Fetcher:
         last = url == part.wanted.urls[-1]
         most = part.size
         while part.size < part.wanted.size:
-            answer = self._try(url, part, token, last=last)
+            try:
+                answer = self._try(url, part, token, last=last)
+            except TooSlow:
+                answer, most = None, part.size  # what trickles in is no progress
             if part.size > most:  # than ever: one that begins anew each time makes no progress
                 most = part.size
                 patience.progressed()
@@ -130,6 +133,12 @@ class Fetcher:
                 if not last:
                     raise _Elsewhere(f" (HTTP status {answer.status_code})")
                 raise _refused(part.wanted, answer, token)
+        except TooSlow:
+            raise
+        except Untrusted as error:
+            if last:
+                raise
+            raise _Elsewhere(f" ({error.message})") from error
         except Broken:
             return None  # what came is kept, and the next try goes on from there
 

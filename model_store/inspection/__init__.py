@@ -19,7 +19,7 @@ from model_store.inspection.files import model_files, needs_code, open_files
 from model_store.inspection.pipeline import check_index, components, inspect_pipeline
 from model_store.inspection.transformer import inspect_transformer
 from model_store.inspection.weights import CODE, check_indices
-from model_store.kinds import FAKE, kind_of, read_any_json, read_json
+from model_store.kinds import WITHOUT_WEIGHTS, kind_of, read_any_json, read_json
 from model_store.manifest import ADAPTER, Manifest
 from model_store.selection import required
 
@@ -43,10 +43,13 @@ def inspect(folder: Path) -> Inspection:
         found = inspect_pipeline(folder)
     else:
         config = read_json(folder / "config.json")
-        if config.get("model_type") == FAKE:
-            chat = ("completion", "chat")
+        if (own := config.get("model_type")) in WITHOUT_WEIGHTS:
             return Inspection(
-                "text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat
+                "text",
+                WITHOUT_WEIGHTS[own],
+                model_type=own,
+                has_chat_template=True,
+                capabilities=("completion", "chat"),
             )
         found = inspect_transformer(folder, kind, config)
     found.license, languages = describe(folder)

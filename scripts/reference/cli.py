@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from cli.examples import EXAMPLES
 from cli.main import app
 from scripts.reference.page import table
 
@@ -33,6 +34,8 @@ def _commands(command: Any, name: str, parent: Any) -> Iterator[str]:
                 yield from _commands(found, f"{name} {each}", context)
         return
     yield f"\n## `{_usage(command, name, context)}`\n\n{_help(command)}\n"
+    examples = "\n".join(EXAMPLES.get(name.removeprefix("bitinglip "), ()))
+    yield f"\n```sh\n{examples}\n```\n"
     rows = [row for row in (_row(each, context) for each in command.params) if row is not None]
     if rows:
         yield "\n" + table(("option", "default", "meaning"), rows)

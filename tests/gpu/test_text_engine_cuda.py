@@ -11,7 +11,7 @@ from tests.support.engine_runs import run_to_end
 from tests.support.models.text import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
 from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
-from workers.engines.text.sampler import Sampler, collect
+from workers.engines.text.sampler import Sampler
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import (
     Attention,
@@ -169,12 +169,11 @@ def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
         if position:  # the first call loads kernels, and notes the prompts
             torch.cuda.set_sync_debug_mode("error")
         try:
-            pending = there.enqueue(on_card, rows, positions)
+            sample = there.queue(on_card, rows, positions)
+            sample.count()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        found = collect(pending)
-        for slots, tokens in pending.counted():
-            there.penalties.count(slots, tokens)
+        found, _ = sample.collect()
         expected = here.sample(values, rows, positions)
         pairs = list(zip(found, expected, strict=True))
         differ += sum(one.token != other.token for one, other in pairs)

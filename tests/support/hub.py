@@ -4,6 +4,7 @@ bytes on another, as the real one has them."""
 import hashlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -289,15 +290,21 @@ def fake_hub(folder: Path) -> Iterator[FakeHub]:
 
 
 @contextmanager
-def serve(hub: FakeHub) -> Iterator[FakeHub]:
+def serve(hub: FakeHub, tls: tuple[Path, Path] | None = None) -> Iterator[FakeHub]:
+    """Serves a hub; ``tls`` are a certificate and its key, for HTTPS."""
     servers = []
     for handler in (_Near, _Far):
         bound = type(handler.__name__, (handler,), {"hub": hub})
         server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
         server.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
-    hub.url, hub.far_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    scheme = "https" if tls else "http"
+    hub.url, hub.far_url = (f"{scheme}://127.0.0.1:{server.server_port}" for server in servers)
     try:
         yield hub
     finally:

@@ -20,6 +20,11 @@ class JobTable(dict[str, Request]):
         if job_id in self:
             self._cancelled.append(job_id)
 
+    @property
+    def cancelling(self) -> bool:
+        """True if a job that was here is to end at the next step."""
+        return bool(self._cancelled)
+
     def end_cancelled(self, end: Callable[[Request], Event]) -> list[Event]:
         """End the cancelled jobs that still run, each once; ``end`` removes one from the table."""
         job_ids, self._cancelled = dict.fromkeys(self._cancelled), []

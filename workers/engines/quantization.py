@@ -15,17 +15,17 @@ from types import MappingProxyType
 class Format:
     """Describes a format that linear layers are quantised to while they load."""
 
-    package: str  #: whose code quantises
+    package: str | None  #: whose code quantises; None: no other than torch
     parameter_bytes: float  #: of a weight, with the scales of its block
-    row_bytes: int = 0  #: of a row's scale, and of its zero point
+    row_bytes: int = 0  #: of a row's scale
     capability: tuple[int, int] | None = None  #: the least compute capability of a card
 
 
 #: The mildest first. A block of nf4 is 64 weights of half a byte with a float32 scale.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        "int8": Format("torchao", 1, 5),
-        "fp8": Format("torchao", 1, 4, (8, 9)),
+        "int8": Format(None, 1, 4),
+        "fp8": Format(None, 1, 4, (8, 9)),
         "llm_int8": Format("bitsandbytes", 1, 4),
         "nf4": Format("bitsandbytes", 0.5 + 4 / 64),
     }
@@ -56,7 +56,9 @@ EXTRA = "bitinglip[quantization]"  #: holds the packages of FORMATS
 def package_lack(name: str) -> str | None:
     """Say which package a format lacks in this installation; None if it is there."""
     package = FORMATS[name].package
-    return None if _installed(package) else f"{package} is not installed (install {EXTRA})"
+    if package is None or _installed(package):
+        return None
+    return f"{package} is not installed (install {EXTRA})"
 
 
 def card_lack(name: str, capability: tuple[int, int] | None) -> str | None:

@@ -82,15 +82,20 @@ ResponseFormatName = Literal[
 
 #: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
 Attention = Literal["sdpa", "triton"]
+Overlap = Literal["auto", "on", "off"]
+Graphs = Literal["off", "lazy", "warmup"]
 
+
+#: What the paged cache holds: numbers in the model's format, or of 8 bits (float8 e4m3).
+CacheFormat = Literal["auto", "fp8"]
 
 #: How tokens are drafted, to be verified several in a step: not, or by what the text said before.
 SpeculationKind = Literal["off", "lookup"]
 
 MOST_DRAFTS = 16  #: tokens of a row in a step
 
-#: Formats that a text model's linear layers are quantised to at load: int8 and fp8 by torchao,
-#: llm_int8 and nf4 by bitsandbytes. See ``workers.engines.quantization``.
+#: Formats that a text model's linear layers are quantised to at load; bitsandbytes makes llm_int8
+#: and nf4. See ``workers.engines.quantization``.
 Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]
 
 
@@ -99,6 +104,9 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
     attention: Attention = "sdpa"
+    overlap: Overlap = "auto"
+    graphs: Graphs = "off"
+    kv_cache_dtype: CacheFormat = "auto"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
     prefix_ram_bytes: int = 0  #: of RAM for prefixes that leave the cache

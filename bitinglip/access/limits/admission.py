@@ -97,7 +97,10 @@ class Admission:
             headers = full_headers(policy, decision.readings)
             return Admitted(key_id, policy, headers=headers, refusal=full)
         try:
-            decision = await self._store.take(cells, self._clock(), share=share)
+            if isinstance(self._store, MemoryStore):  # which needs no coroutine
+                decision = self._store.take_now(cells, self._clock(), share=share)
+            else:
+                decision = await self._store.take(cells, self._clock(), share=share)
         except BaseException:
             self._leave_place(key_id, policy)
             raise

@@ -21,6 +21,8 @@ class LimitClass(StrEnum):
     STREAM = "stream"  #: follows a task over a WebSocket: one of the tier's places
     LIGHT = "light"  #: runs no model
 
+    __hash__ = str.__hash__  # in C; looked up at each request
+
 
 class Limit(NamedTuple):
     """Describes one rate of a policy; ``name`` is for headers, ``cell`` tells it from the key's

@@ -60,9 +60,13 @@ class MemoryStore:
         self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
     ) -> Decision:
         """Take units without waiting for anything: all cells are checked, then all are changed."""
-        asked, readings, wait = [], [], 0
+        held, asked, readings, wait = self._cells, [], [], 0
         for cell in cells:
-            state, rate = self._state(cell), cell.rate
+            name, rate = cell
+            found = held.get(name)
+            state = 0 if found is None else found[1]
+            if found is not None and found[0] != rate.quota:
+                state = self._state(cell)
             new, longer = gcra.step(rate, state, now, cost, share)
             asked.append((cell, state, new, longer))
             readings.append(gcra.read(rate, new, now, share))

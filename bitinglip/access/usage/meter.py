@@ -11,6 +11,8 @@ requests at once may exceed a quota by what each of them takes longer.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import add, sub
 from typing import NamedTuple
 
 from bitinglip.access.limits.token_rates import Taken, TokenRates
@@ -112,10 +114,7 @@ class Meter:
         """Return the refusal of a request that would use some of these units."""
         if not (plan := self._plan_of(key_id)):
             return None
-        estimate = [0] * len(NAMES)
-        for unit in units:
-            estimate[unit] = 1
-        return self._refusal(plan, self._account(key_id), estimate)
+        return self._refusal(plan, self._account(key_id), _one_of_each(tuple(units)))
 
     def check(self, key_id: str, estimate: Callable[[], Units]) -> None:
         """Raise QuotaExceeded if ``reserve`` would, without reserving anything."""
@@ -159,14 +158,13 @@ class Meter:
         reservation.settled = True
         account = reservation.account
         if reservation.estimate is not NO_UNITS:
-            for unit, amount in enumerate(reservation.estimate):
-                account.reserved[unit] -= amount
+            account.reserved[:] = map(sub, account.reserved, reservation.estimate)
+        units = used.units
         if reservation.taken is not None and self._rates is not None:
-            self._rates.settle(reservation.taken, used.units[TOKENS])
+            self._rates.settle(reservation.taken, units[TOKENS])
         if used == NOTHING:
             return
         self._present()
-        units = used.units
         _add(account.daily, units)
         _add(account.monthly, units)
         expected = self._gpu.get(reservation.model)
@@ -275,9 +273,7 @@ class Meter:
         if (row := self._rows.get(name)) is None:
             self._rows[name] = list(amounts)
             return
-        for index, amount in enumerate(amounts):
-            if amount:
-                row[index] += amount
+        row[:] = map(add, row, amounts)
 
     def _present(self) -> None:
         """Begin a new day where the clock has."""
@@ -292,17 +288,14 @@ class Meter:
                 account.monthly = [0] * len(NAMES)
 
 
+@lru_cache(maxsize=16)
+def _one_of_each(units: Sequence[int]) -> Sequence[int]:
+    """Return amounts with one of each of these units."""
+    return tuple([int(unit in units) for unit in range(len(NAMES))])
+
+
 def _add(sums: list[int], units: Units) -> None:
-    """Add to sums of units; written out, because each request comes here four times."""
-    requests, tokens, pixels, audio_us, gpu_us = units
-    sums[0] += requests
-    sums[1] += tokens
-    if pixels:
-        sums[2] += pixels
-    if audio_us:
-        sums[3] += audio_us
-    if gpu_us:
-        sums[4] += gpu_us
+    sums[:] = map(add, sums, units)
 
 
 def _end_of(quota: Quota, day: Day) -> float:

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/messages", tags=["anthropic"])
 async def create_message(request: Request) -> Response:
     """Write the next message of a conversation."""
     body = await read_body(request, MessagesRequest)
-    job = _job(request, body)
+    job = await _job(request, body)
     view = partial(MessagesView, request_id=request_id_of(request), thinking=body.shows_thinking)
     services = services_of(request)
     return JobResponse(services.dispatcher, services.uploads, job, view)
@@ -39,12 +39,12 @@ async def create_message(request: Request) -> Response:
 @requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def count_tokens(request: Request) -> Response:
     """Count the tokens of a conversation."""
-    job = _job(request, await read_body(request, CountTokensRequest))
+    job = await _job(request, await read_body(request, CountTokensRequest))
     services, view = services_of(request), partial(CountView, request_id=request_id_of(request))
     return JobResponse(services.dispatcher, services.uploads, job, view)
 
 
-def _job(request: Request, body: MessagesRequest | CountTokensRequest) -> Job:
+async def _job(request: Request, body: MessagesRequest | CountTokensRequest) -> Job:
     """Make the job; the response names its request as Anthropic's clients look for it."""
     manifest = find_model_of(request, body.model, "text")
     context = job_context(request, body.model)
@@ -52,6 +52,7 @@ def _job(request: Request, body: MessagesRequest | CountTokensRequest) -> Job:
         note_fields(request, unknown)
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)
+    job = await services_of(request).pictures.stored(job, manifest)
     request_context = context_of(request.scope)
     request_context.notices += ((b"request-id", request_context.request_id.encode()),)
     return job

@@ -21,7 +21,7 @@ from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Claim
+from bitinglip.scheduling.job import Claim, Job
 from bitinglip.tasks.responses import OPEN, KeptResponse
 from bitinglip.wire.openai_lists import page_of
 from bitinglip.wire.responses.asked import Asked, Keep, find_response, prepare_response
@@ -45,10 +45,11 @@ async def create_response(request: Request) -> Response:
     keep = Keep(services.responses, asked, echo) if body.stores else None
     if keep is not None:
         await services.responses.check_space(asked.items)
-        if body.background:
-            return await _in_background(request, keep, stream=bool(body.stream))
+    job = await services.pictures.stored(asked.job, asked.manifest, field="input")
+    if keep is not None and body.background:
+        return await _in_background(request, keep, job, stream=bool(body.stream))
     view = partial(ResponseView, request_id=request_id_of(request), echo=echo, keep=keep)
-    return JobResponse(services.dispatcher, services.uploads, asked.job, view)
+    return JobResponse(services.dispatcher, services.uploads, job, view)
 
 
 @router.post("/input_tokens", openapi_extra=json_body(ResponsesRequest))
@@ -59,6 +60,7 @@ async def count_input_tokens(request: Request) -> Response:
     services, asked = services_of(request), await _asked(request, body)
     work = msgspec.structs.replace(asked.job.work, count_only=True, stream=False)
     job = msgspec.structs.replace(asked.job, work=work)
+    job = await services.pictures.stored(job, asked.manifest, field="input")
     view = partial(InputTokensView, request_id=request_id_of(request))
     return JobResponse(services.dispatcher, services.uploads, job, view)
 
@@ -121,9 +123,9 @@ async def _asked(request: Request, body: ResponsesRequest) -> Asked:
     return asked
 
 
-async def _in_background(request: Request, keep: Keep, *, stream: bool) -> Response:
+async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool) -> Response:
     """Accept the response as a task; its row is there before anybody can ask for it."""
-    services, job = services_of(request), keep.job
+    services = services_of(request)
     if job.guard is not None:
         job = await checked_job(request.scope, job)
     await keep.write(keep.echo, job)

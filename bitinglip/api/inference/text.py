@@ -40,6 +40,7 @@ async def generate_text(request: Request) -> Response:
         )
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)
+    job = await services_of(request).pictures.stored(job, manifest)
     return await respond(request, job, background=background)
 
 
@@ -47,18 +48,19 @@ async def generate_text(request: Request) -> Response:
 @requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def chat_completions(request: Request) -> Response:
     """Write the next turn of a conversation."""
-    return _respond(request, await read_body(request, ChatCompletionRequest))
+    return await _respond(request, await read_body(request, ChatCompletionRequest))
 
 
 @openai.post("/completions", openapi_extra=json_body(CompletionRequest))
 @requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def completions(request: Request) -> Response:
     """Continue a text."""
-    return _respond(request, await read_body(request, CompletionRequest))
+    return await _respond(request, await read_body(request, CompletionRequest))
 
 
-def _respond(request: Request, body: ChatCompletionRequest | CompletionRequest) -> Response:
+async def _respond(request: Request, body: ChatCompletionRequest | CompletionRequest) -> Response:
     services, prepared = services_of(request), prepare_text(asking(request), body)
     if prepared.ignored:
         note_fields(request, prepared.ignored)
-    return JobResponse(services.dispatcher, services.uploads, prepared.job, prepared.view)
+    job = await services.pictures.stored(prepared.job, prepared.manifest)
+    return JobResponse(services.dispatcher, services.uploads, job, prepared.view)

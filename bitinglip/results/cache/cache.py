@@ -31,7 +31,6 @@ from bitinglip.scheduling.job import Job
 from bitinglip.settings import Settings
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.telemetry.cache_metrics import CacheMetrics
-from bitinglip.work import traits_of
 from model_store.store import ModelStore
 from workers import protocol
 
@@ -242,7 +241,7 @@ class ResponseCache:
 
 async def _digests(job: Job) -> dict[str, str]:
     """Return the digests of a job's uploads, by the fields of its message."""
-    paths = traits_of(job.work).upload_paths()
+    paths = job.traits.upload_paths()
     return {name: await asyncio.to_thread(_digest, path) for name, path in paths.items()}
 
 

@@ -15,7 +15,6 @@ import msgspec
 from bitinglip.access.keys import Caller
 from bitinglip.scheduling.job import Job
 from bitinglip.settings import Model, Settings
-from bitinglip.work import traits_of
 from model_store.adapters import adapters_of
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
@@ -31,7 +30,7 @@ def repeatable(job: Job) -> bool:
 
     Answers with the addresses of files are none: the files are a task's own, and they expire.
     """
-    return job.output != "url" and traits_of(job.work).repeatable(job.seeded)
+    return job.output != "url" and job.traits.repeatable(job.seeded)
 
 
 class Identity:
@@ -45,7 +44,7 @@ class Identity:
     def key(self, job: Job, caller: Caller, uploads: Mapping[str, str]) -> bytes:
         """Return the key of a request. Raises UnknownModel."""
         model = self._model(job.model)
-        work = traits_of(job.work).canonical(uploads)
+        work = job.traits.canonical(uploads)
         guarded = (self._sharing(caller), model, work, job.guard)
         return hashlib.sha256(_encode(guarded)).digest()
 

@@ -15,10 +15,12 @@ import structlog
 from bitinglip import errors
 from bitinglip.access.usage.amounts import Units
 from bitinglip.access.usage.meter import Meter
+from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
+from bitinglip.scheduling.dispatch.open_job import OpenJob
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim, Job
 from bitinglip.scheduling.kinds import cost, input_bytes
@@ -34,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 OnTraced = Callable[[EventLog, tuple[float, float] | None], None]
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
+_LATE_SECONDS = 1.0  #: by which long timeouts may be late, at the most
 
 
 class Dispatcher:
@@ -61,8 +64,9 @@ class Dispatcher:
         #: is told of each traced job that has ended, and when its replica was loaded
         self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
+        self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_LATE_SECONDS)
 
-    def open(self, job: Job, *, admitted: bool = False) -> "_OpenJob":
+    def open(self, job: Job, *, admitted: bool = False) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
@@ -70,7 +74,7 @@ class Dispatcher:
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
         done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
-        return _OpenJob(partial(self._admit, job, admitted=admitted), self._expire, self._leave)
+        return OpenJob(self, job, admitted=admitted)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -230,11 +234,14 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def _admit(self, job: Job, *, admitted: bool) -> InFlightJob:
-        self._check(job)
+    def admit(self, job: Job, *, admitted: bool) -> InFlightJob:
+        """Take a job in; for ``open`` alone."""
+        loaded = self._check(job)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
         event_log = EventLog(job, self._clock, guard=output)
+        if not loaded:
+            event_log.load_began = event_log.submitted
         size, job_cost = input_bytes(job), cost(job)
         self.delivery.input_memory.take(job.key_id, size)
         try:
@@ -260,7 +267,8 @@ class Dispatcher:
             context = manifest.max_context
         return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
-    def _check(self, job: Job) -> None:
+    def _check(self, job: Job) -> bool:
+        """Return whether a replica of its model is there."""
         if self.draining:
             raise errors.ShuttingDown()
         self._manager.check(job.model)
@@ -276,6 +284,7 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
+        return bool(replicas)
 
     def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
         of_key = 0
@@ -293,7 +302,8 @@ class Dispatcher:
             load_eta=lambda: self.delivery.load_eta(job.model),
         )
 
-    def _leave(self, entry: InFlightJob) -> None:
+    def leave(self, entry: InFlightJob) -> None:
+        """End a job that still runs, and release what it holds; for ``open`` alone."""
         entry.abandoned = True
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
@@ -317,7 +327,8 @@ class Dispatcher:
                 return replica.began, replica.began + replica.load_seconds
         return None
 
-    def _expire(self, entry: InFlightJob) -> None:
+    def expire(self, entry: InFlightJob) -> None:
+        """Fail a job whose time is over."""
         seconds = entry.event_log.job.timeout
         self.delivery.fail(
             entry, errors.Timeout(f"The request did not finish within {seconds:g} s.")
@@ -353,35 +364,6 @@ class Dispatcher:
         if drafted := final.drafted_tokens:
             accepted = min(drafted, final.accepted_tokens)
             self._metrics.tokens_drafted(model=model, drafted=drafted, accepted=accepted)
-
-
-class _OpenJob:
-    """Holds a job from its admission until its caller leaves; see ``Dispatcher.open``.
-
-    A generator in its place would cost as much as a check of a key.
-    """
-
-    __slots__ = ("_admit", "_entry", "_expire", "_leave", "_timer")
-
-    def __init__(
-        self,
-        admit: Callable[[], InFlightJob],
-        expire: Callable[[InFlightJob], None],
-        leave: Callable[[InFlightJob], None],
-    ) -> None:
-        self._admit = admit
-        self._expire = expire
-        self._leave = leave
-
-    def __enter__(self) -> EventLog:
-        self._entry = entry = self._admit()
-        seconds = entry.event_log.job.timeout
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
-        return entry.event_log
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._leave(self._entry)
 
 
 def _end_of(final: protocol.Final) -> str:

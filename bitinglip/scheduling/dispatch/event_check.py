@@ -3,7 +3,7 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.work import traits_of
+from bitinglip.scheduling.job import Job
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -16,10 +16,10 @@ class EventCheck:
 
     __slots__ = ("_choices", "_job", "_left", "_types")
 
-    def __init__(self, job: protocol.Job, cost: float) -> None:
-        self._job = job
-        self._choices = job.choices if isinstance(job, protocol.TextJob) else 0
-        traits = traits_of(job)
+    def __init__(self, job: Job, cost: float) -> None:
+        self._job = work = job.work
+        self._choices = work.choices if isinstance(work, protocol.TextJob) else 0
+        traits = job.traits
         self._types = traits.event_types
         self._left = traits.most_event_bytes(cost)
 
@@ -27,19 +27,19 @@ class EventCheck:
         """Raise BadFrame for an event that a sound worker does not send."""
         if type(event) not in self._types:
             raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
-        if isinstance(event, protocol.TextDelta) and event.choice >= self._choices:
-            raise BadFrame(f"choice {event.choice} of {self._choices}")
-        if isinstance(event, protocol.TextDelta) and _is_plain(event):
-            self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
+        if isinstance(event, protocol.TextDelta):
+            if event.choice >= self._choices:
+                raise BadFrame(f"choice {event.choice} of {self._choices}")
+            # Quick: it comes for each token.
+            size = len(event.text) if _is_plain(event) else _text_size(event)
         else:
-            self._left -= _EVENT_BYTES + self._size(event)
+            size = 0 if isinstance(event, protocol.Started) else self._size(event)
+        self._left -= _EVENT_BYTES + size
         if self._left < 0:
             raise BadFrame("more events for one job than it can have")
 
     def _size(self, event: protocol.JobEvent) -> int:
         match event:
-            case protocol.TextDelta():
-                return _text_size(event)
             case protocol.TextDone(choices=choices):
                 if len(choices) != self._choices:
                     raise BadFrame(f"{len(choices)} choices for {self._choices}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from bitinglip.access.usage.meter import Reservation
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.event_check import EventCheck
@@ -23,8 +25,7 @@ from bitinglip.scheduling.queue.service_time import ServiceTime
 MAX_ISOLATION_SECONDS = 5.0  #: seconds that a job is isolated at most
 
 
-@dataclass(slots=True, eq=False)
-class InFlightJob:
+class InFlightJob(msgspec.Struct, eq=False):
     """A job between admission and the release of everything it holds."""
 
     event_log: EventLog
@@ -141,7 +142,7 @@ class ModelQueue:
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
-        entry.events = EventCheck(entry.event_log.job.work, entry.cost)
+        entry.events = EventCheck(entry.event_log.job, entry.cost)
         replica.took(entry.cost)
         return entry, replica
 

@@ -42,7 +42,10 @@ class RecentJobs:
         return (event_log for event_log, _ in reversed(self._kept.values()))
 
     def _drop_oldest_of(self, key: str) -> None:
-        job_id = next(name for name, (each, _) in self._kept.items() if each.job.key_id == key)
+        if len(self._jobs) == 1:
+            job_id = next(iter(self._kept))
+        else:
+            job_id = next(name for name, (each, _) in self._kept.items() if each.job.key_id == key)
         _, size = self._kept.pop(job_id)
         self.bytes -= size
         self._bytes[key] -= size

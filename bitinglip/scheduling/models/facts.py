@@ -180,16 +180,17 @@ class ResourceFacts:
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
-        fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
-            fake_bytes=own.fake.memory_bytes if fake else None,
+            graphs=own.text.graphs != "off",
+            claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
             ),
@@ -305,7 +306,8 @@ class ResourceFacts:
 
     def _spread(self, manifest: Manifest, own: Model) -> int:
         engine = engine_info(own.engine or manifest.engine)
-        return len(self.devices) if engine.multi_device else 1
+        alone = own.quantization in ("int8", "fp8")  # which are quantised as they reach a card
+        return len(self.devices) if engine.multi_device and not alone else 1
 
     def observe(
         self, manifest: Manifest, replica: Replica, *, loaded: bool = False

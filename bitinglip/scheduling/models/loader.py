@@ -301,6 +301,9 @@ class ReplicaLoader:
             text=protocol.TextOptions(
                 response_template=own.text.response_template,
                 attention=own.text.attention,
+                overlap=own.text.overlap,
+                graphs=own.text.graphs,
+                kv_cache_dtype=own.text.kv_cache_dtype,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
                 prefix_ram_bytes=own.text.prefix_ram_bytes,

@@ -24,6 +24,9 @@ from workers.engines.quantization import FORMATS, UNPACKED
 _MB = 1_000_000
 _BYTES = {**DTYPE_BYTES, "float64": 8}
 
+#: The graphs of a text model: not measured yet; they are counted with the load or the steps that
+#: capture them.
+GRAPHS = 300 * _MB
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
 #: torch imports Triton where it is installed, as it is beside its CUDA builds.
@@ -60,10 +63,12 @@ class LoadConfig:
     quantization: str | None = None  #: text: a key of FORMATS
     max_context: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"  #: text: "fp8" is one byte a number
     max_batch: int | None = None
+    graphs: bool = False  #: text: steps are computed as CUDA graphs
     pixels: int = 0  #: image: of one image as it is usually asked for
     offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
-    fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
+    claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     prefix_ram_bytes: int = 0  #: text: of RAM for prefixes that leave the cache
 
@@ -84,8 +89,8 @@ class Footprint:
 
 def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     """Estimate the memory of a worker with this model on a device of that kind."""
-    if load_config.fake_bytes is not None:
-        return Footprint(load_config.fake_bytes)
+    if load_config.claimed_bytes is not None:
+        return Footprint(load_config.claimed_bytes)
     kind = "cuda" if load_config.device == "cuda" else "cpu"
     if manifest.kind == "image":
         return _of_image(manifest, load_config, kind)
@@ -104,6 +109,7 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
         overhead=_overhead(load_config, kind)
+        + _graphs(load_config, kind)
         + (load_config.prefix_ram_bytes if kind == "cpu" else 0),
     )
 
@@ -131,9 +137,14 @@ def _overhead(load_config: LoadConfig, kind: str) -> int:
     return context + _PROCESS[kind]
 
 
+def _graphs(load_config: LoadConfig, kind: str) -> int:
+    return GRAPHS if load_config.graphs and kind == "cuda" else 0
+
+
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
     """Return the bytes of one token in the KV cache, over all layers; 0 if they are not known."""
-    return (manifest.kv_bytes_per_token or 0) * _element(manifest, load_config) // 2
+    element = 1 if load_config.kv_cache_dtype == "fp8" else _element(manifest, load_config)
+    return (manifest.kv_bytes_per_token or 0) * element // 2
 
 
 def _of_embedding(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
@@ -235,7 +246,7 @@ def own_dtype(manifest: Manifest) -> str | None:
 
 def bytes_by_dtype(manifest: Manifest, load_config: LoadConfig) -> dict[str, int]:
     """Return the memory that a model would take in each number format that can be set for it."""
-    if load_config.fake_bytes is not None:
+    if load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, dtype=name) for name in DTYPE_BYTES}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}
@@ -246,7 +257,7 @@ def bytes_by_quantization(manifest: Manifest, load_config: LoadConfig) -> dict[s
 
     Nothing for one that comes quantised, and for kinds that are not quantised.
     """
-    if not manifest.linear_parameters or load_config.fake_bytes is not None:
+    if not manifest.linear_parameters or load_config.claimed_bytes is not None:
         return {}
     each = {name: replace(load_config, quantization=name) for name in FORMATS}
     return {name: estimate(manifest, changed).total for name, changed in each.items()}

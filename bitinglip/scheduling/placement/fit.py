@@ -24,7 +24,7 @@ from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
 _ROWS = (32, 16, 8, 4, 2, 1)
-_IN_SECTION = {"offload": "image.offload"}
+_IN_SECTION = {"offload": "image.offload", "kv_cache_dtype": "text.kv_cache_dtype"}
 NO_QUANTIZATIONS: Mapping[str, str | None] = MappingProxyType({})
 _LEAST_CACHE = 64 * 1024 * 1024
 
@@ -191,7 +191,7 @@ class _Fit:
 
     def _suggestions(self, load_config: LoadConfig) -> Iterator[Suggestion]:
         """Yield the mildest value of each setting that is enough alone; else all together."""
-        if self._manifest.kind not in ("text", "image") or load_config.fake_bytes is not None:
+        if self._manifest.kind not in ("text", "image") or load_config.claimed_bytes is not None:
             return
         found = False
         all_steps = _steps(self._manifest, load_config, self._quantizations)
@@ -235,6 +235,8 @@ def _steps(
     smaller = bytes_by_quantization(manifest, load_config)
     if load_config.quantization is None:
         steps.append([{"quantization": each} for each in quantizations if each in smaller])
+    if load_config.kv_cache_dtype == "auto" and manifest.kind == "text":
+        steps.append([{"kv_cache_dtype": "fp8"}])
     context = load_config.max_context or manifest.max_context or 0
     steps.append([{"max_context": size} for size in _CONTEXTS if size < context])
     cache = _cache(manifest, load_config)
@@ -295,6 +297,7 @@ def fit_info(
             "quantization": load_config.quantization,
             "max_context": load_config.max_context,
             "kv_cache_bytes": load_config.kv_cache_bytes,
+            "kv_cache_dtype": load_config.kv_cache_dtype,
             "max_batch": load_config.max_batch,
             "offload": load_config.offload,
         },

@@ -76,7 +76,7 @@ class Footprints:
         load_seconds: float | None = None,
     ) -> None:
         """Learn the memory of a loaded model, and its load time if it was just loaded."""
-        if load_config.fake_bytes is not None:
+        if load_config.claimed_bytes is not None:
             return  # its memory is a setting
         found = self._of(manifest, load_config)
         # Memory of the cache is touched only as it fills up, so less than that tells nothing.
@@ -93,7 +93,7 @@ class Footprints:
 
     def raise_minimum(self, manifest: Manifest, load_config: LoadConfig, at_least: int) -> None:
         """Plan with more memory the next time: the model ran out of it."""
-        if load_config.fake_bytes is None:
+        if load_config.claimed_bytes is None:
             found = self._of(manifest, load_config)
             found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True
 

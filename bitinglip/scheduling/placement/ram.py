@@ -35,7 +35,7 @@ def ram_need(manifest: Manifest, load_config: LoadConfig) -> RamNeed:
 
     Nothing on a CPU, whose memory the estimate counts, and on made-up devices.
     """
-    if load_config.device != "cuda" or load_config.fake_bytes is not None:
+    if load_config.device != "cuda" or load_config.claimed_bytes is not None:
         return NO_RAM
     if manifest.kind != "image":
         kept = load_config.prefix_ram_bytes if manifest.kind == "text" else 0

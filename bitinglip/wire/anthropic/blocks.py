@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.wire.openai_body import Label, OpenAIBody
 from bitinglip.wire.text.fields import MAX_MESSAGES, MAX_PARTS, parts
+from bitinglip.wire.text.pictures import check_part, one_turn, said
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -16,6 +17,7 @@ _json = msgspec.json.Encoder()
 #: by type: the fields that a block must have
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
+    "image": ("source",),
     "thinking": ("thinking",),
     "redacted_thinking": (),
     "tool_use": ("id", "name"),
@@ -23,6 +25,14 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 BlockType = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Source(OpenAIBody):
+    """Holds what a picture is made from: base64; any other block that has one is refused."""
+
+    type: BlockType
+    media_type: Annotated[str, Field(max_length=64)] | None = None
+    data: str | None = None
 
 
 class TextBlock(OpenAIBody):
@@ -34,12 +44,38 @@ class TextBlock(OpenAIBody):
     cache_control: Label = None
 
     @model_validator(mode="after")
-    def _is_text(self) -> Self:
+    def _is_known(self) -> Self:
         check_block(self, frozenset({"text"}))
         return self
 
 
-def check_block(block: "TextBlock | Block", types: Iterable[str]) -> None:
+class ResultBlock(OpenAIBody):
+    """Holds a text or a picture of what a tool has answered."""
+
+    type: BlockType
+    text: str | None = None
+    source: Source | None = None
+    citations: Label = None
+    cache_control: Label = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        check_block(self, frozenset({"text", "image"}))
+        return self
+
+    @property
+    def picture(self) -> str | None:
+        return picture_of(self)
+
+
+def picture_of(block: "ResultBlock | Block") -> str | None:
+    """Return the picture of a block as a URL; None of any other."""
+    if block.type != "image" or block.source is None:
+        return None
+    return f"data:{block.source.media_type};base64,{block.source.data}"
+
+
+def check_block(block: "TextBlock | ResultBlock | Block", types: Iterable[str]) -> None:
     """Raise PydanticCustomError for a type that is not among these, or a field that is missing."""
     kind = block.type
     if kind not in types:
@@ -47,8 +83,19 @@ def check_block(block: "TextBlock | Block", types: Iterable[str]) -> None:
             "unsupported", "is not supported as a block of type '{kind}'", {"kind": kind}
         )
     for name in _NEEDED[kind]:
-        if getattr(block, name) is None:
-            raise PydanticCustomError("missing", "It has no '{name}'", {"name": name})
+        check_part(block, name)
+    if kind == "image" and not isinstance(block, TextBlock) and block.source is not None:
+        _check_source(block.source)
+
+
+def _check_source(source: Source) -> None:
+    """Raise PydanticCustomError for a picture that would have to be fetched, or is incomplete."""
+    if source.type != "base64":
+        raise PydanticCustomError(
+            "unsupported", "is not supported with a source of type '{kind}'", {"kind": source.type}
+        )
+    for name in ("media_type", "data"):
+        check_part(source, name)
 
 
 #: a string is one text
@@ -59,11 +106,19 @@ Texts = Annotated[
 ]
 
 
+Results = Annotated[
+    list[ResultBlock],
+    Field(max_length=MAX_PARTS, fail_fast=True),
+    BeforeValidator(parts, json_schema_input_type=str | list[ResultBlock] | None),
+]
+
+
 class Block(OpenAIBody):
     """Holds a part of a message. What only Anthropic can read of it (signatures) has no effect."""
 
     type: BlockType
     text: str | None = None
+    source: Source | None = None
     thinking: str | None = None
     signature: Label = None
     data: Label = None
@@ -71,7 +126,7 @@ class Block(OpenAIBody):
     name: Name | None = None
     input: dict[str, Any] | None = None
     tool_use_id: Name | None = None
-    content: Texts = Field(default_factory=list)
+    content: Results = Field(default_factory=list)
     is_error: Label = None
     caller: Label = None
     toolset_name: Label = None
@@ -82,6 +137,10 @@ class Block(OpenAIBody):
     def _is_known(self) -> Self:
         check_block(self, _NEEDED)
         return self
+
+    @property
+    def picture(self) -> str | None:
+        return picture_of(self)
 
 
 class AnthropicMessage(OpenAIBody):
@@ -96,7 +155,11 @@ class AnthropicMessage(OpenAIBody):
 
     @model_validator(mode="after")
     def _blocks_fit_the_role(self) -> Self:
-        foreign = {"assistant": ("tool_result",), "user": _OF_ASSISTANTS, "system": _NOT_TEXT}
+        foreign = {
+            "assistant": ("tool_result", "image"),
+            "user": _OF_ASSISTANTS,
+            "system": _NOT_TEXT,
+        }
         for block in self.content:
             if block.type in foreign[self.role]:
                 raise PydanticCustomError(
@@ -108,7 +171,7 @@ class AnthropicMessage(OpenAIBody):
 
 
 _OF_ASSISTANTS = ("thinking", "redacted_thinking", "tool_use")
-_NOT_TEXT = (*_OF_ASSISTANTS, "tool_result")
+_NOT_TEXT = (*_OF_ASSISTANTS, "tool_result", "image")
 
 AnthropicMessages = Annotated[
     list[AnthropicMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
@@ -125,42 +188,48 @@ def chat_messages(
     """
     told = [each.text for each in system if each.text]
     turns = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
-    said: list[str] = []  # by the user, since the last other turn: joined once, however many
+    # by the user, since the last other turn: joined once, however many
+    own: list[protocol.ChatMessage] = []
     for turn in (turn for message in messages for turn in _turns(message)):
-        if turn.role == "user" or (turn.role == "system" and (turns or said)):
-            said.append(turn.content)
+        if turn.role == "user" or (turn.role == "system" and (turns or own)):
+            own.append(turn)
             continue
-        turns += _user_turn(said)
-        said = []
+        turns += _user_turn(own)
+        own = []
         turns.append(turn)
-    return (*turns, *_user_turn(said))
+    return (*turns, *_user_turn(own))
 
 
-def _user_turn(said: list[str]) -> list[protocol.ChatMessage]:
-    return [protocol.ChatMessage("user", "\n\n".join(said))] if said else []
+def _user_turn(own: list[protocol.ChatMessage]) -> list[protocol.ChatMessage]:
+    return [one_turn(own, "\n\n")] if own else []
 
 
 def _turns(message: AnthropicMessage) -> Iterator[protocol.ChatMessage]:
     if message.role == "assistant":
         yield _assistant(message.content)
         return
-    texts: list[str] = []
+    spoken: list[Block] = []
     for block in message.content:
         if block.type == "tool_result":
-            yield from _spoken(message.role, texts)
-            texts = []
-            yield protocol.ChatMessage(
-                "tool", text_of(block.content), tool_call_id=block.tool_use_id
-            )
+            if spoken:
+                yield _spoken(message.role, spoken)
+            spoken = []
+            yield _result(block)
         else:
-            texts.append(block.text or "")
-    if texts or not message.content:
-        yield protocol.ChatMessage(message.role, "".join(texts))
+            spoken.append(block)
+    if spoken or not message.content:
+        yield _spoken(message.role, spoken)
 
 
-def _spoken(role: str, texts: list[str]) -> Iterator[protocol.ChatMessage]:
-    if texts:
-        yield protocol.ChatMessage(role, "".join(texts))
+def _spoken(role: str, blocks: Iterable[Block]) -> protocol.ChatMessage:
+    text, pictures = said(blocks)
+    return protocol.ChatMessage(role, text, pictures=pictures)
+
+
+def _result(block: Block) -> protocol.ChatMessage:
+    """Return what a tool has answered, a line break between two texts."""
+    text, pictures = said(block.content, "\n")
+    return protocol.ChatMessage("tool", text, tool_call_id=block.tool_use_id, pictures=pictures)
 
 
 def _assistant(blocks: Iterable[Block]) -> protocol.ChatMessage:
@@ -184,7 +253,3 @@ def _assistant(blocks: Iterable[Block]) -> protocol.ChatMessage:
         tool_calls=tuple(calls),
         reasoning="\n".join(thoughts) or None,
     )
-
-
-def text_of(blocks: Iterable[TextBlock]) -> str:
-    return "\n".join(each.text or "" for each in blocks)

@@ -24,6 +24,7 @@ from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.request import ResponsesRequest, id_of_response
 from bitinglip.wire.text.length import check_length
+from model_store.manifest import Manifest
 from workers import protocol
 
 Grow = Callable[[int], None]
@@ -40,6 +41,7 @@ class Asked(NamedTuple):
     job: Job
     items: list[Shown]
     ignored: list[str]
+    manifest: Manifest  #: of the model
 
 
 async def prepare_response(
@@ -57,7 +59,7 @@ async def prepare_response(
         history = await _history(asking.caller, kept, body.previous_response_id, grow)
         job = body.to_job(context, [*history, *items], new_id)
         check_length(job, manifest, context.model_settings.max_context)
-    return Asked(job, items, body.unknown_switches(manifest.template_switches))
+    return Asked(job, items, body.unknown_switches(manifest.template_switches), manifest)
 
 
 class Keep:

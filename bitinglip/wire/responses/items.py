@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from bitinglip.wire.body import AllowedValues
 from bitinglip.wire.openai_body import Label, OpenAIBody
 from bitinglip.wire.text.fields import MAX_PARTS
+from bitinglip.wire.text.pictures import PictureUrl, check_part, said
 from workers import protocol
 
 MAX_ITEMS = 8192
@@ -17,6 +19,7 @@ _PACKED = "bitinglip-1."  #: begins a text that is packed
 _LONGEST_NAME = 256
 Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 Kind = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
+_PICTURE = "input_image"
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
 #: by type: the fields that an item must have
 _NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -29,16 +32,22 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 
 
 class ItemPart(OpenAIBody):
-    """A part of an item's content; pictures, files and sounds are refused by their type."""
+    """A part of an item's content; files and sounds are refused by their type."""
 
     type: Kind
     text: str | None = None
+    image_url: PictureUrl | None = None
+    file_id: Annotated[Any, AllowedValues((None,))] = None
+    detail: Label = None
     refusal: str | None = None
     annotations: Label = None
     logprobs: Label = None
 
     @model_validator(mode="after")
-    def _is_text(self) -> Self:
+    def _is_known(self) -> Self:
+        if self.type == _PICTURE:
+            check_part(self, "image_url")
+            return self
         if self.type not in _TEXT_PARTS:
             raise PydanticCustomError(
                 "unsupported", "is not supported as a part of type '{kind}'", {"kind": self.type}
@@ -46,6 +55,10 @@ class ItemPart(OpenAIBody):
         if self.said is None:
             raise PydanticCustomError("missing", "It has no text")
         return self
+
+    @property
+    def picture(self) -> str | None:
+        return self.image_url if self.type == _PICTURE else None
 
     @property
     def said(self) -> str | None:
@@ -97,6 +110,12 @@ class Item(OpenAIBody):
             if getattr(self, name) is None:
                 raise PydanticCustomError("missing", "It has no '{name}'", {"name": name})
         check_name(self.namespace, self.name)
+        own = self.content if kind == "message" and self.role == "user" else None
+        for parts in (self.content, self.output, self.summary):
+            if parts is not own and any(part.picture is not None for part in parts or ()):
+                raise PydanticCustomError(
+                    "unsupported", "is not supported with a picture that is not in a user's message"
+                )
         return self
 
     @property
@@ -154,11 +173,17 @@ def _shown(item: Item, tail: str) -> Shown:
 def _shown_part(part: ItemPart, role: str | None) -> Shown:
     if part.type == "refusal":
         return {"type": "refusal", "refusal": part.refusal}
+    if part.picture is not None:
+        return input_image(part.picture)
     return output_text(part.text or "") if role == "assistant" else input_text(part.text or "")
 
 
 def input_text(text: str) -> Shown:
     return {"type": "input_text", "text": text}
+
+
+def input_image(url: str) -> Shown:
+    return {"type": _PICTURE, "image_url": url, "file_id": None, "detail": "auto"}
 
 
 def output_text(text: str, logprobs: Sequence[Shown] = ()) -> Shown:
@@ -299,15 +324,27 @@ def chat_messages(
         if item["type"] == "function_call_output":
             turns.append(protocol.ChatMessage("tool", item["output"], tool_call_id=item["call_id"]))
             continue
-        text = _text_of(item)
         role = "system" if item["role"] in ("system", "developer") else item["role"]
         if role == "system" and not turns:
-            told.append(text)
+            told.append(_text_of(item))
         else:
-            turns.append(protocol.ChatMessage(role, text))
+            turns.append(_spoken(role, item["content"]))
     turns += _closed(open_turn)
     first = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
     return (*first, *turns)
+
+
+def _spoken(role: str, parts: Iterable[Shown]) -> protocol.ChatMessage:
+    text, pictures = said(map(_Shown, parts))
+    return protocol.ChatMessage(role, text, pictures=pictures)
+
+
+class _Shown:
+    """Reads a part that is stored as JSON."""
+
+    def __init__(self, part: Shown) -> None:
+        self.text = _texts((part,))
+        self.picture: str | None = part.get("image_url")
 
 
 def _is_assistants(item: Shown) -> bool:

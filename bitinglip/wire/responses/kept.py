@@ -8,11 +8,13 @@ from bitinglip.wire.responses.items import (
     Shown,
     function_call,
     function_call_output,
+    input_image,
     input_text,
     message_item,
     output_text,
     reasoning_item,
 )
+from bitinglip.work.text_inputs import pictures_of, with_sources
 from workers import protocol
 
 #: the ids of items that we have made end in that of their response, and their place in it
@@ -63,8 +65,13 @@ def kept_input(
     They are the whole conversation as the model got it, without what was before it by reference.
     ``instructed``: the first message holds instructions, which are no items.
     """
-    messages = checked.messages
-    if messages is None or messages == sent.messages:
+    if checked.messages is None:
+        return None
+    # What the job runs with names files; the URLs are what the client has sent.
+    sources = [each.source for each in pictures_of(sent)]
+    messages = with_sources(checked.messages, sources)
+    plain = with_sources(sent.messages or (), sources)
+    if messages == plain:
         return None
     return items_of(messages[1:] if instructed else messages, response_id)
 
@@ -90,6 +97,10 @@ def _items_of(message: protocol.ChatMessage) -> Iterator[Shown]:
         if message.content:
             yield message_item("msg", [output_text(message.content)])
     else:
-        yield message_item("msg", [input_text(message.content)], role=message.role)
+        parts = [
+            input_text(each) if isinstance(each, str) else input_image(each.source)
+            for each in message.parts() or [""]
+        ]
+        yield message_item("msg", parts, role=message.role)
     for call in message.tool_calls:
         yield function_call("fc", call)

@@ -11,6 +11,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce, whole
 from bitinglip.wire.plain import PlainReader, leaves_plain
+from bitinglip.wire.text.pictures import ImageUrl, check_part, said
 from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
 from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
@@ -79,9 +80,24 @@ def _text_parts(value: Any) -> Any:
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
+class Part(Body):
+    """Holds a text or a picture of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_is(self) -> Self:
+        check_part(self, self.type)
+        if self.text is not None and self.image_url is not None:
+            raise PydanticCustomError("value", "It has a text and a picture; send two parts")
+        return self
+
+    @property
+    def picture(self) -> str | None:
+        """Return the URL of a picture; None of a text."""
+        return None if self.image_url is None else self.image_url.url
 
 
 class Message(Body):
@@ -89,9 +105,9 @@ class Message(Body):
 
     role: Role
     content: Annotated[
-        list[TextPart] | None,
+        list[Part] | None,
         Field(max_length=MAX_PARTS, fail_fast=True),
-        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart] | None),
+        BeforeValidator(_text_parts, json_schema_input_type=str | list[Part] | None),
     ] = None
     reasoning: str | None = None
     tool_calls: Annotated[list[CallEntry] | None, Field(max_length=MAX_CALLS)] = None
@@ -115,7 +131,7 @@ class Message(Body):
         )
 
 
-_plain_part = PlainReader(TextPart)
+_plain_part = PlainReader(Part, satisfied=("_has_what_it_is",))
 PLAIN_MESSAGE = PlainReader(
     Message,
     {"content": (str, lambda text: [_plain_part.of({"type": "text", "text": text})])},
@@ -125,7 +141,7 @@ PLAIN_MESSAGE = PlainReader(
 
 def chat_message(
     role: Role,
-    content: Iterable[TextPart],
+    content: Iterable[Part],
     name: str | None = None,
     *,
     tool_calls: Iterable[CallEntry] | None = None,
@@ -136,13 +152,16 @@ def chat_message(
 
     Only assistants call tools and reason, and only tools answer calls: others' are left out.
     """
-    text = "".join([part.text for part in content])
+    text, pictures = said(content)
     if role == "assistant" and (tool_calls or reasoning):
         calls = tuple(each.to_job() for each in tool_calls or ())
-        return protocol.ChatMessage(role, text, name, tool_calls=calls, reasoning=reasoning)
+        return protocol.ChatMessage(
+            role, text, name, tool_calls=calls, reasoning=reasoning, pictures=pictures
+        )
     if role == "tool":
-        return protocol.ChatMessage(role, text, name, tool_call_id=tool_call_id)
-    return protocol.ChatMessage("system" if role == "developer" else role, text, name)
+        return protocol.ChatMessage(role, text, name, tool_call_id=tool_call_id, pictures=pictures)
+    role = "system" if role == "developer" else role
+    return protocol.ChatMessage(role, text, name, pictures=pictures)
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]

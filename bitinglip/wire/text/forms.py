@@ -85,6 +85,8 @@ class NativeForms(Body):
 
     def asked_grammar(self) -> protocol.Grammar | None:
         """Return the grammar that is asked for, if one is. Raises InvalidRequest."""
+        if self.model_fields_set.isdisjoint(_NATIVE_FORMS):
+            return None
         return _only(
             self.response_format,
             _given({"regex": self.regex, "choice": self.choice, "grammar": self.grammar}),
@@ -103,6 +105,8 @@ class OpenAIForms(Body):
 
     def asked_grammar(self) -> protocol.Grammar | None:
         """Return the grammar that is asked for, if one is. Raises InvalidRequest."""
+        if self.model_fields_set.isdisjoint(_OPENAI_FORMS):
+            return None
         given = _given(
             {
                 "guided_json": self.guided_json,
@@ -121,6 +125,10 @@ class OpenAIForms(Body):
             }
             given |= {f"structured_outputs.{name}": value for name, value in _given(fields).items()}
         return _only(self.response_format, given)
+
+
+_NATIVE_FORMS = frozenset(NativeForms.model_fields)
+_OPENAI_FORMS = frozenset(OpenAIForms.model_fields)
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

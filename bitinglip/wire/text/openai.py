@@ -23,14 +23,15 @@ from bitinglip.wire.text.fields import (
     Logprobs,
     MaxTokens,
     OneOrMore,
+    Part,
     Role,
     SamplingFields,
     Stops,
-    TextPart,
     chat_message,
     parts,
 )
 from bitinglip.wire.text.forms import OpenAIForms
+from bitinglip.wire.text.pictures import ImageUrl
 from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import Switches
 from bitinglip.wire.text.tools import (
@@ -52,7 +53,20 @@ class StreamOptions(OpenAIBody):
     include_obfuscation: Label = None
 
 
-class OpenAIPart(TextPart, OpenAIBody):
+def _address(value: Any) -> Any:
+    """Return the address of a picture as an object, which some clients send as a text."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+class OpenAIImageUrl(ImageUrl, OpenAIBody):
+    detail: Label = None
+
+
+class OpenAIPart(Part, OpenAIBody):
+    image_url: Annotated[
+        OpenAIImageUrl | None,
+        BeforeValidator(_address, json_schema_input_type=str | OpenAIImageUrl | None),
+    ] = None
     cache_control: Label = None
     prompt_cache_breakpoint: Label = None
 
@@ -184,7 +198,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
         return None
 
 
-_part = PlainReader(OpenAIPart)
+_part = PlainReader(OpenAIPart, satisfied=("_has_what_it_is",))
 _message = PlainReader(
     OpenAIMessage,
     {"content": (str, lambda text: [_part.of({"type": "text", "text": text})])},

@@ -44,6 +44,8 @@ class Switches(Body):
 
     def template_variables(self) -> dict[str, Any]:
         """Return the variables; what was given by name in chat_template_kwargs comes first."""
+        if self.model_fields_set.isdisjoint(_SWITCHES):
+            return {}
         switches: dict[str, Any] = {}
         thinks = self.enable_thinking
         if self.reasoning_effort is not None:
@@ -60,10 +62,13 @@ class Switches(Body):
 
         ``known`` is None where that was not looked up: then all are given to it.
         """
-        if known is None:
+        if known is None or self.model_fields_set.isdisjoint(_SWITCHES):
             return []
         return [
             name
             for name, variables in _KNOWN_BY.items()
             if getattr(self, name) is not None and variables.isdisjoint(known)
         ]
+
+
+_SWITCHES = frozenset(Switches.model_fields)

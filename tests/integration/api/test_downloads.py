@@ -235,6 +235,7 @@ def test_download_whose_process_dies_fails_and_is_taken_up_again(
     os.kill(puller_of(download), signal.SIGKILL)
     name, last = events(admin, download)[-1]
     assert (name, last["error"]["code"]) == ("failed", "DOWNLOAD_FAILED")
+    assert "ended from outside (SIGKILL), as the system does where" in last["error"]["message"]
     let_go(hub)
     assert ask(admin, "killed")["id"] == download["id"]
     assert events(admin, download)[-1][0] == "completed"
@@ -251,7 +252,7 @@ def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
         assert (found["state"], found["error"]) == ("queued", None)
         assert "cannot be reached" in found["waits_for"]
         assert found["retry_at"] > found["created_at"]
-        monkeypatch.setattr("bitinglip.downloads.download.FIRST_PAUSE", 0.01)
+        monkeypatch.setattr("model_store.hub.retries.FIRST_PAUSE", 0.01)
         assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
         eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))
     finally:
@@ -385,6 +386,8 @@ def test_download_of_an_adapter_opens_no_model_that_its_key_is_not_for(
     assert "the API key is for no such model" in told["error"]["message"]
     assert ends["of-ours"][0] == "completed", ends
     assert admin.get("/api/v1/models/of-ours").json()["type"] == "text"
+
+
 def test_download_is_taken_off_the_list_when_it_is_forgotten(
     hub: FakeHub, admin: httpx.Client
 ) -> None:

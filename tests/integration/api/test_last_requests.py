@@ -35,6 +35,15 @@ def test_last_requests_tell_stages_tokens_and_key(
     assert PROMPT["prompt"] not in admin.get(REQUESTS).text
 
 
+def test_last_requests_tell_how_long_a_request_waited_for_its_model(
+    client: httpx.Client, admin: httpx.Client
+) -> None:
+    admin.post("/api/v1/models/demo/unload").raise_for_status()
+    waited = shown(admin, client.post(NATIVE, json=PROMPT))["seconds"]
+    assert waited["load"] > 0
+    assert shown(admin, client.post(NATIVE, json=PROMPT))["seconds"]["load"] is None
+
+
 def test_last_requests_hold_those_that_were_refused(admin: httpx.Client) -> None:
     refused = httpx.post(str(admin.base_url.join(NATIVE)), json=PROMPT)
     row = shown(admin, refused)

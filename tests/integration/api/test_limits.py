@@ -179,7 +179,7 @@ def test_rate_is_charged_for_bad_requests_and_not_for_our_failures(
     def full(*_: object, **__: object) -> None:
         raise QueueFull()
 
-    monkeypatch.setattr(limited.services.dispatcher, "_admit", full)
+    monkeypatch.setattr(limited.services.dispatcher, "admit", full)
     assert client.post(NATIVE, json=PROMPT).status_code == 503
     assert client.post(NATIVE, json={**PROMPT, "async": True}).status_code == 503
     assert client.post(CHAT, json=MESSAGES).status_code == 503

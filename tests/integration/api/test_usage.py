@@ -135,7 +135,7 @@ def test_usage_of_a_server_error_is_zero(
     def full(*_: object, **__: object) -> None:
         raise QueueFull()
 
-    monkeypatch.setattr(metered.services.dispatcher, "_admit", full)
+    monkeypatch.setattr(metered.services.dispatcher, "admit", full)
     assert client.post(NATIVE, json=PROMPT).status_code == 503
     assert total(client)["requests"] == 1
 

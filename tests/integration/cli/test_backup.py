@@ -36,10 +36,9 @@ def refused(home: Path, *arguments: str) -> str:
 
 
 def _restore_steps() -> str:
-    """The commands of README's section on backups that restore one."""
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## Backups") : text.index("## Configuration")]
-    blocks: list[str] = re.findall(r"```\n(.*?)```", section, re.DOTALL)
+    """The commands of the page on backups that restore one."""
+    text = (ROOT / "docs" / "backups.md").read_text()
+    blocks: list[str] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return blocks[1]
 
 

@@ -47,6 +47,32 @@ def test_chat_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> None:
     ]
 
 
+def test_chat_shows_markdown_asks_again_and_changes_its_model(stub: Stub) -> None:
+    stub.pieces = ["# He", "ad\n\nis **bo", "ld**\n"]
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for(">>> ")
+        chat.type("one\n")
+        chat.wait_for("tokens/s")
+        chat.wait_for(">>> ")
+        assert "bold" in chat.shown
+        chat.type("/plain\n")
+        chat.wait_for("As they are")
+        chat.type("/retry\n")
+        chat.wait_for(r"# Head\s+is \*\*bold\*\*")
+        chat.wait_for(">>> ")
+        chat.type("/model org/painter\n")
+        chat.wait_for("cannot chat")
+        chat.type("/model demo-text\n")
+        chat.wait_for(r"Talking to demo-text\.\x1b")
+        chat.type("two\n")
+        chat.wait_for("tokens/s")
+    one = {"role": "user", "content": "one"}
+    asked = [(body["model"], body["messages"]) for body in stub.bodies()]
+    assert asked[:2] == [("demo-text", [one])] * 2
+    assert asked[2][0] == "demo-text"
+    assert asked[2][1][0] == one
+
+
 def test_interrupt_cancels_the_answer_then_clears_the_line_then_leaves(stub: Stub) -> None:
     stub.pieces, stub.pause = ["word "] * 200, 0.05
     with terminal(stub.home, "chat", "demo-text") as chat:

@@ -1,6 +1,7 @@
 """Commands that look after a store which no server has open."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from bitinglip.home import Home
 from model_store.store import ModelStore
 from tests.support.cli_runner import Ran, command
-from tests.support.hub import REPO, FakeHub
+from tests.support.hub import REPO, FakeHub, Fault
 from tests.support.large_models import WEIGHTS, large_hub, renew
 from tests.support.model_folders import llama
+from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,44 @@ def test_care_that_contradicts_itself_is_wrong_usage(
     home: Path, hub: FakeHub, words: tuple[str, ...]
 ) -> None:
     assert models(home, hub, *words).code == 2
+
+
+def test_pull_asks_a_hub_again_that_has_begun_to_deliver(
+    home: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_store.hub.retries.nap", lambda *_: None)
+    monkeypatch.setattr("model_store.hub.retries.FIRST_PAUSE", 0.01)
+    renew(hub)
+    hub.near_faults[WEIGHTS] = Fault(times=8, status=503)  # a pull by itself tries six times
+    done = models(home, hub, "pull", REPO, "--name", "patient")
+    assert done.code == 0, done.err
+    assert "(HTTP status 503); pull again to go on. It is asked again in " in done.err
+    assert done.err.count("Revision") == 1
+    hub.down = True
+    try:
+        away = models(home, hub, "pull", REPO, "--name", "away")
+    finally:
+        hub.down = False
+    assert away.code == 1, "what has never answered is not waited for"
+    assert "asked again" not in away.err
+
+
+def test_pull_joins_that_of_another_program(home: Path, hub: FakeHub) -> None:
+    store, asked = ModelStore(Home(home).models), len(hub.requests)
+
+    def listings() -> int:
+        return sum(path.startswith("/api/") for path, _ in hub.requests[asked:])
+
+    def end_after_a_look() -> None:
+        with store.pulling(REPO):
+            held.set()
+            eventually(lambda: listings() > 1)  # the command has found it, and looks again
+
+    held = threading.Event()
+    other = threading.Thread(target=end_after_a_look)
+    other.start()
+    held.wait()
+    done = models(home, hub, "pull", REPO, "--name", "joined")
+    other.join()
+    assert done.code == 0, done.err
+    assert "Another program pulls it already" in done.err

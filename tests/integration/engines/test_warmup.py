@@ -34,15 +34,15 @@ def steps_of(
 ) -> list[tuple[int, int]]:
     """Note the steps that are computed from here on: prompt tokens, and rows of one token."""
     noted: list[tuple[int, int]] = []
-    usual = Runner.run
+    usual = Runner.launch
 
-    def noting(self: Runner, plan: Any) -> Any:
+    def noting(self: Runner, plan: Any, carry: Any) -> Any:
         if fails(plan):
             raise torch.OutOfMemoryError("CUDA out of memory")
         noted.append((sum(each.end - each.start for each in plan.prefills), len(plan.decodes)))
-        return usual(self, plan)
+        return usual(self, plan, carry)
 
-    monkeypatch.setattr(Runner, "run", noting)
+    monkeypatch.setattr(Runner, "launch", noting)
     return noted
 
 

@@ -62,7 +62,7 @@ def test_footprint_grows_after_running_out_of_memory() -> None:
 
 
 def test_footprint_of_a_fake_model_is_what_it_pretends() -> None:
-    footprints, load_config = Footprints(), LoadConfig("fake", fake_bytes=7)
+    footprints, load_config = Footprints(), LoadConfig("fake", claimed_bytes=7)
     footprints.observe(MODEL, load_config, memory_bytes=100, load_seconds=1.0)
     footprints.raise_minimum(MODEL, load_config, 100)
     assert footprints.need(MODEL, load_config).bytes == 7

@@ -283,7 +283,7 @@ def test_start_with_a_damaged_database_is_refused_in_one_line(tmp_path: Path, na
     assert len(said) == 1
     assert str(home / "bitinglip.db") in said[0]
     if name in ("not a database", "a page of zeros"):
-        assert "restore a backup (see README, Backups)" in said[0]
+        assert "restore a backup (see docs/backups.md)" in said[0]
 
 
 # ---- /proc, streams, signals -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_plan_knows_what_decides_the_memory_before_any_weights_come(
     odd = looked_at(store, hub).expected
     assert odd is not None, "a header that lies is refused once it is here"
     assert odd.dtype is None
+
+
+def test_pull_reads_no_text_that_has_rotted_in_the_store(store: ModelStore, hub: FakeHub) -> None:
+    """Its size and its times are as they were, so that only reading it tells."""
+    pulled(store, hub, name="first")
+    config = store.path("first") / "config.json"
+    before = config.stat()
+    config.write_bytes(b"x" * before.st_size)
+    os.utime(config, ns=(before.st_atime_ns, before.st_mtime_ns))
+    pulled(store, hub, name="second")
+    assert store.verify("second") == []
+    assert store.verify("first") == ["config.json"]
 
 
 def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:

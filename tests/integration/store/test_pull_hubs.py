@@ -102,6 +102,18 @@ def test_stall_ends_in_another_try(
     assert hub.sent[WEIGHTS] == len(hub.files[WEIGHTS])
 
 
+@pytest.mark.usefixtures("quick")
+def test_stall_is_a_connection_that_trickles_too(
+    store: ModelStore, hub: FakeHub, mirror: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never silent; the file comes from the mirror in the end, and what trickled in stays."""
+    monkeypatch.setattr(connections, "_SLOW_SECONDS", 0.05)
+    hub.slow = 0.03
+    pulled(store, hub, mirrors=(mirror.url,), min_bytes_per_second=1 << 40, parallel=1)
+    assert store.verify(REPO) == []
+    assert mirror.sent[WEIGHTS] < len(hub.files[WEIGHTS])
+
+
 def test_bandwidth_of_a_pull_can_be_bounded(store: ModelStore, hub: FakeHub) -> None:
     begun = time.monotonic()
     pulled(store, hub, bytes_per_second=4 * BIG)
@@ -319,16 +331,6 @@ def test_offline_variable_of_the_hub_is_one_line(
     finally:
         close_session()
     assert not hub.requests
-
-
-def test_certificates_of_the_environment_are_read(
-    store: ModelStore, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file that holds none: it is looked at, and what is wrong with it ends the pull."""
-    (tmp_path / "empty.pem").write_text("")
-    for path in (tmp_path / "empty.pem", tmp_path / "none.pem"):
-        monkeypatch.setenv("SSL_CERT_FILE", str(path))
-        assert "SSL_CERT_FILE" in refused(store, hub, DownloadError)
 
 
 @pytest.mark.parametrize("address", ["gopher://me:secret@x", "http://me:secret@[x:y"])

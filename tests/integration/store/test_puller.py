@@ -1,13 +1,16 @@
 """The process that pulls for the server: what it is told, and what it says."""
 
 import asyncio
+import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import pytest
+import uvloop
 
-from bitinglip.downloads.process import PullProcess
+from bitinglip.downloads.process import _PROGRAM, PullProcess
 from model_store.hub.messages import (
     MOST_FILES,
     Message,
@@ -101,6 +104,42 @@ def test_puller_says_why_it_refuses(tmp_path: Path) -> None:
     assert (refused.code, code) == ("DOWNLOAD_FAILED", 1)
 
 
+def test_puller_that_ends_without_a_word_is_told_by_its_exit_code_and_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its program cannot be imported, and its pipes are read as the server does, by uvloop.
+
+    That closes descriptors of pipes by itself: the file, whose number may be another's by then,
+    must not be closed once more.
+    """
+    closed_before: list[int] = []
+
+    class Pipe(io.FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                try:
+                    os.fstat(self.fileno())
+                except OSError as error:
+                    closed_before.append(error.errno or 0)
+            super().close()
+
+    async def pull() -> str:
+        order = Order(root=str(tmp_path / "store"), repo="a/b", name="m")
+        process = await PullProcess.start(order, "dl_1")
+        popen = process._process
+        assert popen.stdout is not None
+        with popen.stdout as before:
+            popen.stdout = Pipe(os.dup(before.fileno()))
+        assert [message async for message in process.messages()] == []
+        return process.ending(await process.close())
+
+    broken = _PROGRAM.replace("model_store.hub.puller", "model_store./srv/none")
+    monkeypatch.setattr("bitinglip.downloads.process._PROGRAM", broken)
+    said = uvloop.run(pull())
+    assert said.startswith("ended with exit code 1 and without a result; it said last: SyntaxErr")
+    assert closed_before == []
+
+
 def test_puller_tells_of_few_files_and_what_is_new() -> None:
     ours, theirs = os.pipe()
     teller = Teller(theirs)
@@ -111,14 +150,22 @@ def test_puller_tells_of_few_files_and_what_is_new() -> None:
     teller.advance("conversion", 5)
     teller.tell()
     teller.tell()
+    teller.advance("b", 11)
+    pulled = Pulled("m", "text", "hub:a/b", None, 20)
+    teller.end(pulled)
+    teller.advance("b", 12)
+    teller.tell()
     os.close(theirs)
     with open(ours, "rb") as pipe:
-        assert [decode(line) for line in pipe] == [
+        *lines, last = pipe
+        assert [decode(line) for line in lines] == [
             Planned(
                 bytes_total=20, bytes_done=10, files={"a": 10, "b": 10}, done={"a": 0, "b": 10}
             ),
             Progressed(bytes_done=20, files={"a": 10}),
+            Progressed(bytes_done=21, files={"b": 11}),
         ]
+    assert decode(last) == pulled, "nothing comes after the last message"
     many = told((f"f{number}", number) for number in range(MOST_FILES + 5))
     assert len(many) == MOST_FILES
     assert "f4" not in many

@@ -60,7 +60,6 @@ def _qwen(tower: dict[str, Any], **text: Any) -> dict[str, Any]:
 
 
 _CONFIGS: Mapping[str, dict[str, Any]] = {
-    "qwen2_vl": _qwen({"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": 48}),
     "qwen2_5_vl": _qwen(
         {
             "depth": 2,

@@ -1,6 +1,7 @@
 """The shape of the command line: options that all have, wrong usage, quick imports."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from cli.commands import keys
+from cli.examples import EXAMPLES
 from cli.main import app
+from tests.support.doc_examples import check_command
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -165,3 +168,15 @@ def test_keys_end_by_their_expiry_or_their_age() -> None:
         key = {"revoked_at": None, "expires_at": expires, "rotate_by": rotate}
         assert keys._state(key) == state
     assert keys._end_of({"expires_at": late, "rotate_by": early}) == early
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_commands_ends_with_examples_that_are_right(command: str) -> None:
+    assert COMMANDS[command].epilog
+    parts = [part.split(" > ")[0] for line in EXAMPLES[command] for part in line.split(" | ")]
+    ours = [shlex.split(part) for part in parts if "bitinglip " in part]
+    assert len(ours) == len(EXAMPLES[command])
+    for arguments in ours:
+        own = arguments[arguments.index("bitinglip") + 1 :]
+        assert " ".join(own).startswith(command)
+        check_command(own)

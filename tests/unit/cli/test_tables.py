@@ -108,3 +108,26 @@ def test_device_that_is_not_well_is_told_of_below_the_table() -> None:
     assert "0 is slowed by heat and power limit" in lines
     lines = shown(status(missing_card="No driver is installed: install one."))
     assert "A card is not used: No driver is installed: install one." in lines
+
+
+_HEADS = (
+    "DEVICE NAME MEMORY RESERVED FREE TOTAL BUSY HEAT POWER MODEL STATUS REPLICAS RUNNING QUEUED "
+    "WAITED ETA UNUSED WORKER STATE PID DEVICES RESTARTS AGE CAUSE"
+)
+COLUMNS = set(_HEADS.split())
+
+
+@pytest.mark.parametrize("width", [48, 60, 72, 80, 100, 130])
+def test_table_leaves_out_columns_before_it_cuts_one(width: int) -> None:
+    lines = shown(status(models=[model("org/assistant", status="ready", running=2)]), width)
+    tables = [line for line in lines if not line.startswith("BitingLip")]
+    heads = [
+        line.split() for line in tables if line.split()[:1] in (["DEVICE"], ["MODEL"], ["WORKER"])
+    ]
+    assert len(heads) == 3
+    columns = {column for head in heads for column in head}
+    assert columns <= COLUMNS
+    assert {"FREE", "TOTAL"} <= set(heads[0])
+    assert {"STATUS", "RUNNING", "QUEUED"} <= set(heads[1])
+    assert {"STATE", "MEMORY"} <= set(heads[2])
+    assert not [line for line in tables if "\N{HORIZONTAL ELLIPSIS}" in line]

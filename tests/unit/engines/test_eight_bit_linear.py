@@ -1,4 +1,4 @@
-"""Layers of 8 bits compute what torchao's own compute, in fewer bytes."""
+"""Layers of 8 bits compute what their rounded weights say, and what torchao's own compute."""
 
 import os
 import warnings
@@ -7,48 +7,60 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workers.engines.eight_bit_linear import EightBitLinear, join_eight_bit, take_over
 from workers.engines.packed_linear import pack
+from workers.engines.text.quantized import eight_bits
 
 WIDTH, OUTS = 96, 40
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-
-
-def quantized(name: str, layer: nn.Module) -> nn.Module:
-    """A module whose linear layers torchao has quantised."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torchao: Any = pytest.importorskip("torchao.quantization")
-        kinds = {"int8": torchao.Int8WeightOnlyConfig, "fp8": torchao.Float8WeightOnlyConfig}
-        torchao.quantize_(layer, kinds[name]())
-    return layer
-
-
-def layers(*, bias: bool, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(WIDTH, OUTS, bias=bias, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 60])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_eight_bit_layer_computes_what_torchao_computes(
+def test_eight_bit_layer_computes_what_rounded_weights_do(
     name: str, bias: bool, rows: int, dtype: torch.dtype
 ) -> None:
-    model = quantized(name, layers(bias=bias, dtype=dtype))
-    x = torch.randn(2, rows, WIDTH, dtype=dtype)
+    torch.manual_seed(3)
+    stored, scale = eight_bits(torch.randn(OUTS, WIDTH), FORMATS[name])
+    extra = torch.randn(OUTS).to(dtype) if bias else None
+    layer = EightBitLinear(stored, scale, extra)
+    x = torch.randn(2, rows, WIDTH).to(dtype)
+    found = layer(x)
+    expected = functional.linear(x.float(), layer.weight, None if extra is None else extra.float())
+    assert found.dtype is dtype
+    bound = {torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(found.float(), expected, atol=bound, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_eight_bit_rounding_keeps_within_half_a_step(name: str) -> None:
+    torch.manual_seed(4)
+    weight = torch.randn(OUTS, WIDTH) * torch.logspace(-6, 3, OUTS)[:, None]
+    weight[3] = 0
+    stored, scale = eight_bits(weight, FORMATS[name])
+    off = (stored.float() * scale[:, None] - weight).abs()
+    step = scale[:, None] if name == "int8" else weight.abs() / 16 + scale[:, None] * 2**-9
+    assert (off <= step * 1.01).all()
+    assert not stored[3].float().any()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_eight_bit_layer_takes_the_place_of_torchaos(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torchao: Any = pytest.importorskip("torchao.quantization")
+        kinds = {"int8": torchao.Int8WeightOnlyConfig, "fp8": torchao.Float8WeightOnlyConfig}
+        model = nn.Sequential(nn.Linear(WIDTH, OUTS))
+        torchao.quantize_(model, kinds[name]())
+    x = torch.randn(5, WIDTH)
     expected = model(x)
     take_over(model)
-    ours: Any = model[0]  # type: ignore[index]
-    assert isinstance(ours, EightBitLinear)
-    assert ours.stored.dtype is FORMATS[name]
-    found = model(x)
-    assert found.shape == expected.shape
-    assert found.dtype is dtype
-    rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found, expected, atol=rounding, rtol=rounding)
+    assert isinstance(model[0], EightBitLinear)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def made(seed: int, outs: int) -> EightBitLinear:
@@ -77,7 +89,7 @@ def test_eight_bit_layers_of_which_some_have_a_bias_are_not_joined() -> None:
 
 
 def test_eight_bit_layer_leaves_others_as_they_are() -> None:
-    model = layers(bias=True)
+    model = nn.Sequential(nn.Linear(WIDTH, OUTS))
     plain = model[0]
     take_over(model)
     assert model[0] is plain

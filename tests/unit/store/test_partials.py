@@ -27,9 +27,12 @@ def test_resume_after_any_piece_lacks_at_most_a_block(tmp_path: Path, piece: int
         assert again.size == path.stat().st_size
         again.take(DATA[again.size :])
         again.write()
-        assert again.is_right
+        assert again.verify(lambda: None)
+        assert again.sha256 == again.wanted.sha256
         path.write_bytes(DATA[:-1])
-        assert not again.is_right, "the disk has less than was written"
+        assert not again.verify(lambda: None), "the disk has less than was written"
+        path.write_bytes(DATA[:-1] + b"x")
+        assert not again.verify(lambda: None), "the disk has other bytes than were written"
 
 
 def test_resume_throws_away_what_is_longer_than_the_file(tmp_path: Path) -> None:

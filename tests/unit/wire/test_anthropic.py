@@ -96,9 +96,13 @@ def test_user_turns_in_a_row_and_what_the_system_says_later_are_one_turn() -> No
 @pytest.mark.parametrize(
     ("block", "kind"),
     [
-        ({"type": "image", "source": {"type": "base64", "data": ""}}, "image"),
+        ({"type": "image", "source": {"type": "url", "url": "https://a/b.png"}}, "url"),
+        ({"type": "image", "source": {"type": "file", "file_id": "f"}}, "file"),
         ({"type": "document", "source": {"type": "text", "data": ""}}, "document"),
-        ({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]}, "image"),
+        (
+            {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document"}]},
+            "document",
+        ),
         ({"type": "server_tool_use", "id": "a", "name": "web_search"}, "server_tool_use"),
     ],
     ids=str,

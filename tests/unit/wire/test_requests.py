@@ -182,7 +182,7 @@ def test_fields_that_ask_for_nothing_else_are_taken() -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "text": "x"}]}]},
             "messages[0].content[0].type",
         ),
         ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name"),

@@ -115,7 +115,12 @@ def test_references_to_an_item_come_once() -> None:
     ("fields", "param"),
     [
         ({"input": [{"type": "message", "role": "user", "content": [
-            {"type": "input_image", "image_url": "http://a"}]}]}, "input[0].content[0]"),
+            {"type": "input_image", "image_url": "http://a"}]}]},
+            "input[0].content[0].image_url"),
+        ({"input": [{"type": "message", "role": "user", "content": [
+            {"type": "input_file", "filename": "f"}]}]}, "input[0].content[0]"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [
+            {"type": "input_image", "image_url": "data:,"}]}]}, "input[0]"),
         ({"input": [{"type": "computer_call", "id": "a"}]}, "input[0]"),
         ({"tools": [{"type": "code_interpreter", "container": {}}]}, "tools[0]"),
         ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0]"),

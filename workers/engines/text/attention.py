@@ -57,7 +57,7 @@ def _decode_in_place(
     shape = cache.shapes[layer]
     return paged_decode(
         query[: rows.count],
-        cache.pages[layer],
+        cache.as_stored(layer),
         rows.table,
         rows.lengths,
         longest=rows.longest,

@@ -1,6 +1,6 @@
 """Builds the tensors of one step, which every layer uses."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.plan import Sequence as Text
 from workers.engines.text.ragged import RaggedPrompts
+from workers.engines.text.sampling_params import upload
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
 Masks = dict[int | None, Tensor | None]
@@ -56,6 +58,14 @@ class PromptPiece:
 
 
 @dataclass(slots=True, frozen=True)
+class Carry:
+    """Holds the tokens that the step before has chosen, which only the device knows yet."""
+
+    tokens: Tensor  #: [rows] int64; negative where there is none
+    rows: Mapping[Text, int]  #: where each sequence's is
+
+
+@dataclass(slots=True, frozen=True)
 class Batch:
     """Holds all tokens of one step, one after the other."""
 
@@ -69,6 +79,8 @@ class Batch:
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
     paged: PagedRows | None = None  #: in place of ``decodes``
     ragged: RaggedPrompts | None = None  #: in place of ``prompts``
+    #: [chunks of ``order``] bool, those that are computed from no token; None: there is none
+    void: Tensor | None = None
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
@@ -115,36 +127,47 @@ class BatchBuilder:
         self._dtype = dtype
         self._device = device
 
-    def build(self, plan: Plan) -> Batch:
+    def build(self, plan: Plan, carry: Carry | None = None) -> Batch:
+        """Return a plan's tensors; ``carry`` has the tokens that sequences are promised."""
         # The longest first, so that rows of similar length are neighbours.
         decodes = sorted(plan.decodes, key=lambda chunk: (-len(chunk.drafts), -chunk.end))
         decoded = len(decodes) + sum(len(chunk.drafts) for chunk in decodes)
         chunks = decodes + plan.prefills
-        numbers: tuple[list[int], list[int], list[int]] = ([], [], [])
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         for chunk in chunks:
-            self._add_tokens(chunk, *numbers)
-        ids, positions, slots = torch.tensor(numbers, device=self._device).unbind()
+            self._add_tokens(chunk, ids, positions, slots)
         last = [*range(decoded), *_last_rows(decoded, plan.prefills)]
         last += _scored_rows(decoded, plan.prefills)
+        sent = upload(
+            self._device,
+            ints={
+                "ids": ids,
+                "positions": positions,
+                "slots": slots,
+                "sampled": last if plan.prefills else [],
+                **promised_rows(decodes, carry),
+            },
+        )
+        order = [chunk for chunk in chunks if chunk.samples]
         return Batch(
-            ids=ids,
-            positions=positions,
-            slots=slots,
-            decodes=[] if self._in_place else self._groups(decodes),
+            ids=sent["ids"],
+            positions=sent["positions"],
+            slots=sent["slots"],
+            decodes=[] if self._in_place else self._groups(decodes, sent["positions"][:decoded]),
             paged=self._paged(decodes) if self._in_place and decodes else None,
             prompts=[] if self._ragged else self._pieces(decoded, plan.prefills),
             ragged=self._ragged_prompts(decoded, plan.prefills),
-            sampled=self._index(last) if plan.prefills else None,
-            order=[chunk for chunk in chunks if chunk.samples],
+            sampled=sent["sampled"] if plan.prefills else None,
+            order=order,
+            void=None if carry is None else fill_in(sent["ids"], carry, sent, len(order)),
         )
-
-    def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self._device)
 
     def _add_tokens(
         self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
     ) -> None:
-        ids += chunk.tokens
+        ids += chunk.tokens or [0]  # only the device knows it yet
         positions += range(chunk.start, chunk.end)
         slots += self._slots(chunk, chunk.start)
 
@@ -156,21 +179,23 @@ class BatchBuilder:
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
         """Return the rows' blocks and lengths, a row for each token."""
         longest = max(len(chunk.sequence.blocks) for chunk in chunks)
-        table: list[list[int]] = []
+        table: list[int] = []
         lengths: list[int] = []
         for chunk in chunks:
             row = chunk.sequence.blocks
             row = [*row, *[NULL_BLOCK] * (longest - len(row))]
-            table += [row] * (chunk.end - chunk.start)
+            table += row * (chunk.end - chunk.start)
             lengths += range(chunk.start + 1, chunk.end + 1)
+        sent = upload(self._device, ints={"table": table, "lengths": lengths})
         return PagedRows(
             len(lengths),
-            torch.tensor(table, dtype=torch.int32, device=self._device),
-            torch.tensor(lengths, dtype=torch.int32, device=self._device),
+            sent["table"].int().view(len(lengths), longest),
+            sent["lengths"].int(),
             max(lengths),
         )
 
-    def _groups(self, chunks: Sequence[Chunk]) -> list[DecodeGroup]:
+    def _groups(self, chunks: Sequence[Chunk], places: Tensor) -> list[DecodeGroup]:
+        """Return rows of similar length together. places: of their tokens"""
         groups = []
         first = start = 0
         while first < len(chunks):
@@ -184,18 +209,18 @@ class BatchBuilder:
             ):
                 last += 1
             end = start + (last - first) * (1 + drafts)
-            groups.append(self._group(start, end, chunks[first:last]))
+            groups.append(self._group(start, end, chunks[first:last], places[start:end]))
             first, start = last, end
         return groups
 
-    def _group(self, start: int, end: int, chunks: Sequence[Chunk]) -> DecodeGroup:
+    def _group(self, start: int, end: int, chunks: Sequence[Chunk], places: Tensor) -> DecodeGroup:
         table = BlockTable.of([chunk.sequence.blocks for chunk in chunks], self._device)
         tokens = table.blocks.shape[0] // table.sequences * self._block_size
-        numbers = [[[place] for place in range(c.start, c.end)] for c in chunks]
-        places = torch.tensor(numbers, device=self._device)  # [rows, tokens of a row, 1]
+        places = places.view(len(chunks), -1, 1)  # [rows, tokens of a row, 1]
         keys = torch.arange(tokens, device=self._device)
         masks: Masks = {
-            window: self._mask(places, keys, window).unsqueeze(1) for window in self._windows
+            window: mask_of(places, keys, window, self._dtype).unsqueeze(1)
+            for window in self._windows
         }
         return DecodeGroup(start, end, table, masks)
 
@@ -222,15 +247,35 @@ class BatchBuilder:
             return None
         places = torch.arange(chunk.start, chunk.end, device=self._device)[:, None]
         keys = torch.arange(chunk.end, device=self._device)
-        return self._mask(places, keys, window)
+        return mask_of(places, keys, window, self._dtype)
 
-    def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
-        hidden = keys > places
-        if window is not None:
-            hidden |= keys <= places - window
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(hidden, float("-inf"))
+
+def mask_of(places: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return a mask [.., tokens], 0 where seen; places: [.., 1], keys: [tokens]."""
+    hidden = keys > places
+    if window is not None:
+        hidden |= keys <= places - window
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))
+
+
+def promised_rows(decodes: Sequence[Chunk], carry: Carry | None) -> dict[str, list[int]]:
+    """Return the rows whose tokens only the device knows, and where it has them."""
+    if carry is None:
+        return {}
+    rows = [row for row, chunk in enumerate(decodes) if chunk.start >= len(chunk.sequence.tokens)]
+    return {"late": rows, "sources": [carry.rows[decodes[row].sequence] for row in rows]}
+
+
+def fill_in(ids: Tensor, carry: Carry, sent: Mapping[str, Tensor], samples: int) -> Tensor:
+    """Write the tokens that only the device knows into ``ids``; see ``promised_rows``.
+
+    Returns which of the rows that sample, [samples] bool, have none.
+    """
+    tokens = carry.tokens.index_select(0, sent["sources"])
+    ids.index_copy_(0, sent["late"], tokens.clamp(min=0))
+    void = torch.zeros(samples, dtype=torch.bool, device=ids.device)
+    return void.index_copy_(0, sent["late"], tokens < 0)
 
 
 def _moved(masks: Masks, device: torch.device) -> Masks:

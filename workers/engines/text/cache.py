@@ -1,12 +1,16 @@
 """Keeps the keys and values of all running sequences, in blocks of fixed size on the device."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from workers.engines.text import float8
 from workers.engines.text.blocks import NULL_BLOCK
+from workers.engines.text.sampling_params import upload
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,13 +48,17 @@ class BlockTable:
             range(blocks[0], blocks[-1] + 1)
         )
         contiguous = slice(blocks[0], blocks[-1] + 1) if together else None
-        return cls(len(rows), torch.tensor(blocks, device=device), contiguous)
+        return cls(len(rows), upload(device, ints={"blocks": blocks})["blocks"], contiguous)
 
 
 class PagedCache:
     """Holds a tensor of pages per layer, on the layer's device.
 
-    Its shape is [(blocks + 1) * block_size, width], keys beside values.
+    Its shape is [(blocks + 1) * block_size, width], keys beside values; with a spare block, which
+    rows that are not in use write to, one more.
+
+    With ``eight_bits`` it holds float8 numbers (as bytes, which every operation of torch knows),
+    and reads give them in the number format of the computation.
 
     Side by side, one copy writes a token and one gather reads it. Block 0 pads block tables: it
     is never written, so it stays zero, and a masked zero disturbs nothing.
@@ -63,19 +71,27 @@ class PagedCache:
         block_size: int,
         *,
         dtype: torch.dtype,
+        spare: bool = False,
+        eight_bits: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
+        self._dtype = dtype
+        self.eight_bits = eight_bits
+        stored = torch.uint8 if eight_bits else dtype
         self.block_size = block_size
-        tokens = (blocks + 1) * block_size
+        self.spare_slot = (blocks + 1) * block_size  #: of the spare block, if there is one
+        count = blocks + 1 + spare
+        tokens = count * block_size
         self.pages = [
-            torch.zeros(tokens, shape.width, dtype=dtype, device=shape.device) for shape in shapes
+            torch.zeros(tokens, shape.width, dtype=stored, device=shape.device) for shape in shapes
         ]
-        self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
-        self._workspaces: dict[torch.device, Tensor] = {}
-        self.block_bytes = block_bytes(shapes, block_size, dtype)
+        self._by_block = [page.view(count, -1) for page in self.pages]
+        self._workspaces: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._shares = True  #: reads use the workspaces
+        self.block_bytes = block_bytes(shapes, block_size, dtype, eight_bits=eight_bits)
         #: of a block's numbers: what it holds means the same only where this is the same
         self.layout = repr(
-            (dtype, block_size, [(s.kv_heads, s.key_dim, s.value_dim) for s in shapes])
+            (stored, block_size, [(s.kv_heads, s.key_dim, s.value_dim) for s in shapes])
         )
 
     def copy_out(self, blocks: Sequence[int]) -> Tensor:
@@ -103,7 +119,13 @@ class PagedCache:
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Write rows [tokens, width] to slots [tokens] of the cache."""
-        self.pages[layer].index_copy_(0, slots, rows)
+        kept = float8.narrow(rows) if self.eight_bits else rows
+        self.pages[layer].index_copy_(0, slots, kept)
+
+    def as_stored(self, layer: int) -> Tensor:
+        """Return a layer's pages for kernels, in the format of their numbers."""
+        page = self.pages[layer]
+        return page.view(float8.DTYPE) if self.eight_bits else page
 
     def read(self, layer: int, table: BlockTable) -> tuple[Tensor, Tensor]:
         """Read the blocks of some sequences, in order.
@@ -117,6 +139,8 @@ class PagedCache:
             rows = self._by_block[layer][table.contiguous]
         else:
             rows = self._gather(self._by_block[layer], table.blocks)
+        if self.eight_bits:
+            rows = float8.widen(rows, self._workspace(rows.device, self._dtype, rows.shape))
         rows = rows.view(sequences, -1, shape.width)
         split = shape.kv_heads * shape.key_dim
         heads = (sequences, rows.shape[1], shape.kv_heads)
@@ -128,22 +152,39 @@ class PagedCache:
         """Free the workspaces' memory; the next read takes what it needs."""
         self._workspaces.clear()
 
+    @contextmanager
+    def own_copies(self) -> Iterator[None]:
+        """Let reads copy to memory of their own, which no other step takes or frees."""
+        self._shares = False
+        try:
+            yield
+        finally:
+            self._shares = True
+
     def _gather(self, pages: Tensor, blocks: Tensor) -> Tensor:
-        """Copy blocks to the device's workspace. pages: [all blocks, width] -> [blocks, width]
+        """Copy blocks to a workspace. pages: [all blocks, width] -> [blocks, width]"""
+        out = self._workspace(pages.device, pages.dtype, (len(blocks), pages.shape[1]))
+        return torch.index_select(pages, 0, blocks, out=out)
+
+    def _workspace(
+        self, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> Tensor:
+        """Return memory of the device to write to, of that shape.
 
         All layers share it: their kernels run in order, so one layer's attention has read it
         before the next one writes. It grows by doubling: a copy of its own for each length would
         be a new size every few tokens, which CUDA's allocator keeps, each of them.
         """
-        wanted = len(blocks) * pages.shape[1]
-        workspace = self._workspaces.get(pages.device)
+        if not self._shares:
+            return torch.empty(shape, dtype=dtype, device=device)
+        wanted, key = math.prod(shape), (device, dtype)
+        workspace = self._workspaces.get(key)
         if workspace is None or workspace.numel() < wanted:
-            self._workspaces.pop(pages.device, None)
+            self._workspaces.pop(key, None)
             del workspace  # before the larger one is made
-            workspace = pages.new_empty(1 << (wanted - 1).bit_length())
-            self._workspaces[pages.device] = workspace
-        rows = workspace[:wanted].view(len(blocks), -1)
-        return torch.index_select(pages, 0, blocks, out=rows)
+            workspace = torch.empty(1 << (wanted - 1).bit_length(), dtype=dtype, device=device)
+            self._workspaces[key] = workspace
+        return workspace[:wanted].view(shape)
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
@@ -152,6 +193,9 @@ class PagedCache:
             page.index_fill_(0, index.to(page.device), 0)
 
 
-def block_bytes(shapes: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
+def block_bytes(
+    shapes: Sequence[LayerShape], block_size: int, dtype: torch.dtype, *, eight_bits: bool = False
+) -> int:
     """Count the bytes of one block over all layers."""
-    return sum(shape.width for shape in shapes) * block_size * dtype.itemsize
+    size = 1 if eight_bits else dtype.itemsize
+    return sum(shape.width for shape in shapes) * block_size * size

@@ -22,6 +22,7 @@ from workers.engines.text.parsing.recognition import (
     prompted_format,
     response_format,
 )
+from workers.engines.text.pictures import PictureReader, Read
 from workers.engines.text.templates import ChatTemplate, PromptEnd
 from workers.protocol import ChatMessage, Grammar, TextJob, Tool
 
@@ -62,10 +63,10 @@ class Conversation:
         tokenizer: Any,
         model_type: str,
         wanted: str | None,
-        *,
-        pictures: bool = False,
+        pictures: PictureReader | None = None,
     ) -> None:
-        """``wanted``: the setting text.response_template; ``pictures``: the model reads them."""
+        """``wanted``: the setting text.response_template; ``pictures`` reads them, if the model
+        does."""
         self._templates = templates
         self._pictures = pictures
         self._added = added_tokens(tokenizer)
@@ -102,13 +103,22 @@ class Conversation:
             tools=tools,
             variables=job.template_kwargs,
             end=PromptEnd(header=job.generation_prompt, goes_on=job.continue_final),
-            parts=self._pictures,
+            parts=self._pictures is not None,
             control=self._control,
         )
 
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with marks. Raises Refused; one thread at a time may call."""
         return self._control.encode(prompt)
+
+    def encode_with_pictures(self, prompt: str, messages: Sequence[ChatMessage]) -> Read:
+        """Return the ids of a prompt with its pictures, and what the model reads of these.
+
+        Raises Refused; one thread at a time may call.
+        """
+        if self._pictures is None:
+            raise Refused("INVALID_REQUEST", "This model reads no pictures.", param="messages")
+        return self._pictures.read(prompt, messages, self.encode)
 
     def reading(self, job: TextJob, prompt: str) -> Reading | None:
         """Return how the answer is to be read; None if its text is all there is."""

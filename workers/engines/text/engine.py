@@ -6,31 +6,32 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from workers.engines import defaults, torch_env
-from workers.engines.activity import FirstUse, busy_with
+from workers.engines.activity import busy_with
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text import speculation
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.cache_plan import cache_plan
 from workers.engines.text.chat_templates import chat_templates
 from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
+from workers.engines.text.draw import UNDECIDED
+from workers.engines.text.flight import NONE, Launcher
 from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
-from workers.engines.text.plan import Chunk, Plan, Sequence
+from workers.engines.text.pipeline import Pipeline
+from workers.engines.text.plan import Chunk, Sequence
 from workers.engines.text.prefix_ram import open_prefix_ram
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
 from workers.engines.text.runners import open_runner
-from workers.engines.text.sampler import Choice, Sampler
+from workers.engines.text.sample import Choice
+from workers.engines.text.sampler import Sampler
 from workers.engines.text.scheduler import Scheduler
-from workers.engines.text.scores import Scores, prompt_scores
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob, TextOptions
@@ -43,9 +44,6 @@ _CUDA_STEP_TIMEOUT = 60.0
 _BLOCK_SIZE = 16
 _REST = 0.002  #: seconds
 
-#: Stands for the token of a row that none can be chosen for yet.
-_NONE = Choice(-3)
-
 
 class TextEngine:
     """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
@@ -57,6 +55,7 @@ class TextEngine:
     _detokenizers: DetokenizerFactory
     _grammars: Grammars
     _loaded: LoadedModel
+    _pipeline: Pipeline
     _speculation: speculation.Speculation | None
 
     def __init__(
@@ -71,7 +70,6 @@ class TextEngine:
         self._step_tokens = step_tokens
         self._block_size = block_size
         self._sampler = Sampler()
-        self._first_use = FirstUse()
         self._requests: JobTable[Request] = JobTable()
         self._generations: dict[Sequence, Generation] = {}  #: those that go on, of all requests
 
@@ -87,32 +85,30 @@ class TextEngine:
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
         progress(0.7)
-        rows = spec.max_batch or defaults.TEXT_ROWS
-        context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
-        device = loaded.device.type
-        budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
-        plan = CachePlan(budget, self._block_size, rows, context)
-        options = spec.text or TextOptions()
-        self._runner, why = open_runner(loaded, plan, options.attention)
+        device, options = loaded.device.type, spec.text or TextOptions()
+        plan = cache_plan(spec, loaded.max_positions, self._block_size)
+        self._runner, why = open_runner(loaded, plan, options.attention, options.graphs)
         self._speculation = speculation.of(options, why, device)
         progress(0.9)
         rows = min(self._runner.rows, self._runner.blocks)
-        context = min(context, self._runner.blocks * self._block_size)
+        context = min(plan.context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
         templates = chat_templates(tokenizer, Path(spec.path))
-        wanted, seen = options.response_template, loaded.pictures is not None
-        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, pictures=seen)
+        wanted = options.response_template
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
+        overlaps = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
+        overlaps = overlaps and self._speculation is None  # drafts follow tokens that are known
         kept = open_prefix_ram(spec, self._runner.cache, why)
         self._allocator = BlockAllocator(self._runner.blocks, self._block_size, kept)
-        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
+        self._set_up(loaded, rows, overlaps=overlaps)
         self._preprocessor = Preprocessor(
             tokenizer,
             chat,
             max_context=context,
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
-            pictures=loaded.pictures,
+            starts=loaded.starts,
         )
         return Ready(
             slots=rows,
@@ -125,11 +121,22 @@ class TextEngine:
             sequential=why,
         )
 
-    def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:
+    def _set_up(self, loaded: LoadedModel, rows: int, *, overlaps: bool) -> None:
         self._loaded = loaded
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
-        self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
+        tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
+        self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=tokens)
+        self._pipeline = Pipeline(
+            Launcher(self._runner, self._sampler, self._grammars.rows, self._generations),
+            self._runner,
+            self._scheduler,
+            self._allocator,
+            device=loaded.device,
+            overlaps=overlaps and self._runner.overlaps,
+            take=self._take,
+            fail=self._fail,
+        )
 
     def _warm_up(self, ready: Ready) -> None:
         """Compute the largest steps once: what memory they take is told with the load."""
@@ -149,7 +156,7 @@ class TextEngine:
         )
         for job in jobs:
             self.submit(job)
-        while self._requests:
+        while self.in_flight:
             self.step()
         return len(jobs[0].prompts[0].ids)
 
@@ -194,16 +201,22 @@ class TextEngine:
         self._requests.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events = self._requests.end_cancelled(self._end_cancelled)
+        pipeline = self._pipeline
+        events = pipeline.land() if self._requests.cancelling else []
+        events += self._requests.end_cancelled(self._end_cancelled)
         if self._grammars.busy:
             events += self._go_on()
+        if len(self._grammars.rows):  # their masks need the tokens
+            events += pipeline.land()
         if self._speculation is not None:
             self._speculation.draft(self._generations.values())
-        plan = self._scheduler.schedule()
+        plan, landed = pipeline.plan()
+        events += landed
         for sequence in plan.started:
             events += self._requests[sequence.id].begin()
         if plan.chunks:
-            return events + self._run(plan)
+            return events + pipeline.run(plan, overlaps=not self._grammars.rows)
+        events += pipeline.land()
         if not events:
             time.sleep(_REST)  # all that is here waits for a grammar
         return events
@@ -231,82 +244,6 @@ class TextEngine:
         generation = self._generations[sequence]
         return self._settle(request, generation, request.complete(generation))
 
-    def _run(self, plan: Plan) -> list[Event]:
-        """Compute a plan, in smaller and smaller parts if it does not fit into memory."""
-        computed = self._try(plan)
-        if computed is None:
-            return self._run_in_parts(plan)
-        order, choices, scores = computed
-        self._scheduler.commit(plan)
-        for chunk, found in scores:
-            self._generations[chunk.sequence].score(chunk.start, found)
-        events: list[Event] = []
-        for each in speculation.by_chunk(order, choices):
-            events += self._take(each)
-        return events
-
-    def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores] | None:
-        """Compute a plan; returns None if memory does not suffice.
-
-        The error ends here: its traceback holds on to all that the failed step had computed, so
-        nothing may be tried again while it is alive.
-        """
-        kind = "prompts" if plan.prefills else "tokens"
-        try:
-            with self._first_use.of(kind):
-                computed = self._compute(plan)
-        except Exception as error:
-            if not torch_env.is_out_of_memory(error):
-                raise
-            return None
-        self._first_use.done(kind)
-        return computed
-
-    def _run_in_parts(self, plan: Plan) -> list[Event]:
-        """Compute a plan that ran out of memory: free what is cached, then try half of it.
-
-        Nothing of the plan was committed, so it can be computed again; a request fails only when
-        one token of it alone is too much.
-        """
-        self._runner.release_workspace()
-        torch_env.release_cached(self._loaded.device)
-        parts = plan.halves()
-        if not parts:
-            return self._fail(plan.chunks[0])
-        if plan.prefills:
-            self._scheduler.limit_step(max(plan.tokens // 2, len(plan.decodes) + 1))
-        events: list[Event] = []
-        for part in parts:
-            left = part.of(self._generations)  # the part before may have ended a request
-            events += self._run(left) if left.chunks else []
-        return events
-
-    @torch.inference_mode()
-    def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores]:
-        order, logits = self._runner.run(plan)
-        places = list(speculation.sampled_places(order))
-        scores = prompt_scores(plan, logits[len(places) :], self._generations)
-        if not order:
-            return [], [], scores
-        unready = self._grammars.rows.unready(chunk.sequence for chunk in order)
-        if unready:
-            ready = [row for row, (each, _) in enumerate(places) if each not in unready]
-            made = iter(self._sample(logits[ready], [places[row] for row in ready]))
-            choices = [_NONE if each in unready else next(made) for each, _ in places]
-            return order, choices, scores
-        return order, self._sample(logits[: len(places)], places), scores
-
-    def _sample(self, logits: torch.Tensor, places: list[tuple[Sequence, int]]) -> list[Choice]:
-        """Choose a token for each row; beside its sequence stands how many drafts are before it."""
-        if not places:
-            return []
-        rows = [(self._generations[sequence], drafts) for sequence, drafts in places]
-        return self._sampler.sample(
-            logits,
-            [generation.sampling for generation, _ in rows],
-            [generation.produced + drafts for generation, drafts in rows],
-        )
-
     def _take(self, verified: speculation.Verified) -> list[Event]:
         """Take a row's token, and those of its drafts that were right."""
         sequence, accepted = verified.chunk.sequence, verified.accepted
@@ -332,10 +269,12 @@ class TextEngine:
         generation = self._generations.get(chunk.sequence)
         if generation is None:  # its request has ended in this very step
             return []
-        if choice is _NONE:
+        if choice is NONE:
             self._scheduler.postpone(chunk.sequence)
             return []
         request = self._requests[chunk.sequence.id]
+        if choice.token == UNDECIDED:
+            return self._fail(chunk)
         if choice.token < 0:
             self._scrub(each.sequence for each in request.generations)
             self._forget(request)
@@ -356,7 +295,7 @@ class TextEngine:
 
     def _end(self, generation: Generation) -> None:
         del self._generations[generation.sequence]
-        self._scheduler.remove(generation.sequence)
+        self._pipeline.end(generation.sequence)
         self._sampler.release(generation.sampling)
         self._grammars.rows.remove(generation.sequence)
 
@@ -378,7 +317,7 @@ class TextEngine:
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests) + len(self._grammars.checks)
+        return len(self._requests) + len(self._grammars.checks) + self._pipeline.in_flight
 
     def device_bytes(self) -> int | None:
         return torch_env.held_bytes(self._loaded.device)

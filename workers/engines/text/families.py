@@ -6,6 +6,8 @@ from typing import Any, Literal
 import transformers
 from transformers.models.auto import modeling_auto
 
+from workers.engines.torch_env import load_failed
+
 #: A decoder of text alone; one that reads pictures, too; an encoder of the prompt and a decoder.
 Family = Literal["causal", "vision", "seq2seq"]
 
@@ -27,6 +29,23 @@ def family_of(config: Any) -> Family:
         known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type]
         return "vision" if not names or names[0] == known else "causal"
     return "causal"
+
+
+def decoder_starts(model: Any) -> tuple[int, ...]:
+    """Return the tokens that ``generate()`` lets the decoder of a model begin with.
+
+    Raises Refused for one whose files name none.
+    """
+    settings = model.generation_config
+    own = model.config.get_text_config(decoder=True)
+    found = (
+        getattr(each, "decoder_start_token_id", None) for each in (settings, model.config, own)
+    )
+    first = next((each for each in (*found, settings.bos_token_id) if isinstance(each, int)), None)
+    if first is None:
+        raise load_failed("The model's files name no token that its decoder begins with.")
+    forced = settings.forced_bos_token_id
+    return (first, forced) if isinstance(forced, int) else (first,)
 
 
 def auto_class(family: Family) -> Any:

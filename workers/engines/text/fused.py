@@ -164,7 +164,8 @@ def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     that the fused decoder computes as one are joined on the way: joined after it, the parts would
     leave gaps there that are too small for the next joined ones.
     """
-    if can_fuse(model) and not can_pack(dtype, device):
+    quantized = any(isinstance(each, EightBitLinear) for each in model.modules())
+    if not quantized and can_fuse(model) and not can_pack(dtype, device):
         for layer in model.model.layers:
             join(*_qkv(layer.self_attn), device=device, dtype=dtype)
             join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device, dtype=dtype)

@@ -15,9 +15,11 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from workers.engines.numbers import no_numbers
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.self_check import TOLERANCE
+from workers.engines.text.self_check import tolerance
 from workers.engines.torch_env import load_failed
 
+ENCODED = "prompt"  #: the input that names the tokens which an encoder reads
+_LENGTHS = 12, 5  #: tokens of the prompt and the answer that try a model
 #: Inputs that say something of each token; what comes after a prompt is plain text.
 _OF_TOKENS = ("token_type_ids", "mm_token_type_ids")
 
@@ -41,7 +43,7 @@ class GenerateSteps:
         """
         ids = torch.tensor([tokens], device=self._device)
         if self._encodes:
-            given = self._encoded(inputs["input_ids"])
+            given = self._encoded(inputs.get(ENCODED) or tokens)  # a warm-up has no prompt
         else:
             given = {"attention_mask": torch.ones_like(ids)}
             given |= {name: _stretched(name, each, len(tokens)) for name, each in inputs.items()}
@@ -69,7 +71,8 @@ class GenerateSteps:
             logits[self._never] = -torch.inf
         return given, logits
 
-    def _encoded(self, ids: Tensor) -> dict[str, Any]:
+    def _encoded(self, prompt: list[int]) -> dict[str, Any]:
+        ids = torch.tensor([prompt], device=self._device)
         mask = torch.ones_like(ids)
         encoder = self._model.get_encoder()
         output = encoder(input_ids=ids, attention_mask=mask, return_dict=True)
@@ -87,21 +90,26 @@ def check_steps(loaded: LoadedModel) -> None:
 
     Raises Refused where they differ.
     """
-    steps, vocab = GenerateSteps(loaded), loaded.vocab_size
-    prompt, said = (torch.arange(count) * 31 % vocab for count in (12, 5))
-    inputs = {"input_ids": prompt[None].to(loaded.device)}
-    output = loaded.model(**inputs, decoder_input_ids=said[None].to(loaded.device), use_cache=False)
+    steps = GenerateSteps(loaded)
+    prompt, said = (
+        [(17 + 31 * place) % loaded.vocab_size for place in range(count)] for count in _LENGTHS
+    )
+    output = loaded.model(
+        input_ids=torch.tensor([prompt], device=loaded.device),
+        decoder_input_ids=torch.tensor([said], device=loaded.device),
+        use_cache=False,
+    )
     expected = output.logits[0].float()
     if not bool(expected.isfinite().all()):
         raise no_numbers(loaded.dtype)
-    given, found = steps.begin(said[:1].tolist(), inputs)
+    given, found = steps.begin(said[:1], {ENCODED: prompt})
     worst = 0.0
     for place in range(len(said)):
         if place:
-            given, found = steps.go_on(said[: place + 1].tolist(), given)
+            given, found = steps.go_on(said[: place + 1], given)
         near = (found.float() - expected[place])[found.isfinite()]
         worst = max(worst, near.square().mean().sqrt().item())
-    if not worst <= TOLERANCE[loaded.dtype] * expected.std().item():
+    if not worst <= tolerance(loaded) * expected.std().item():
         raise load_failed("The text engine does not compute this model as its library does.")
 
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 from workers.engines.stop_strings import StopFinder
 from workers.engines.text.conversation import Reading
 from workers.engines.text.detokenizer import DetokenizerFactory
+from workers.engines.text.logprobs import Logprobs
 from workers.engines.text.parsing.answer import AnswerParser, Piece
 from workers.engines.text.plan import Sequence
-from workers.engines.text.sampler import Choice, Logprobs
+from workers.engines.text.sample import Choice
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import (
     Sampling,

@@ -17,14 +17,22 @@ from workers.engines.base import reason
 from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
 from workers.engines.text.adapter import merged
-from workers.engines.text.families import Family, auto_class, family_of, reads_pictures
+from workers.engines.text.families import (
+    Family,
+    auto_class,
+    decoder_starts,
+    family_of,
+    reads_pictures,
+)
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.text.pictures import PictureReader, open_processor
 from workers.engines.text.quantized import (
+    EIGHT_BITS,
     MEMORY_SHARE,
     check_quantized,
     library_setting,
     quantization_of,
+    quantize,
 )
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
@@ -32,6 +40,7 @@ from workers.protocol import Load
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
+_RELATIVE_CONTEXT = 1024  #: the same, of an encoder-decoder that was made for no length
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +55,7 @@ class LoadedModel:
     model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
     family: Family = "causal"
+    starts: tuple[int, ...] = ()  #: tokens that a decoder begins with, if an encoder has the prompt
     pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
     quantization: str | None = None  #: of its linear layers; None: they are in full precision
 
@@ -56,7 +66,8 @@ def load(spec: Load) -> LoadedModel:
     config = _config(folder)
     _check_files(folder, config)
     device = torch_env.device(spec)
-    quantization = quantization_of(spec, config, device)
+    cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
+    quantization = quantization_of(spec, config, device, spread=cards > 1)
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
     family = family_of(config)
@@ -65,7 +76,6 @@ def load(spec: Load) -> LoadedModel:
         processor = open_processor(folder, config, tokenizer)
         pictures = PictureReader(processor, dtype=dtype, device=device)
         pictures.check(tokenizer)
-    cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
     model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
@@ -81,6 +91,7 @@ def load(spec: Load) -> LoadedModel:
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
         family=family,
+        starts=decoder_starts(model) if family == "seq2seq" else (),
         pictures=pictures,
         quantization=quantization,
     )
@@ -141,8 +152,8 @@ def _model(
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
-    full = quantization is None
-    if full and not spread and where is not None and spec.adapter is None and may_fuse(config):
+    is_ours = quantization in EIGHT_BITS or (quantization is None and may_fuse(config))
+    if is_ours and not spread and where is not None and spec.adapter is None:
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = auto_class(family_of(config)).from_pretrained(
@@ -165,7 +176,9 @@ def _model(
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
-    elif full:
+    elif quantization is None or quantization in EIGHT_BITS:
+        if quantization is not None:
+            quantize(model, quantization, device, dtype)
         move(model, device, dtype)
     return model.eval().requires_grad_(False)
 
@@ -241,6 +254,8 @@ def max_positions(config: Any) -> int:
     """
     config = config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None and config.is_encoder_decoder:  # T5 and its kin count distances only
+        positions = getattr(config, "n_positions", None) or _RELATIVE_CONTEXT
     if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
         return _RECURRENT_CONTEXT
     if not isinstance(positions, int) or positions < 1:

@@ -43,6 +43,10 @@ class PenaltyTable:
             self._add(new, logits)
         return [self._slots[row] for row in rows]
 
+    def slot(self, row: SamplingParams) -> int | None:
+        """Return the row of a request in the table, if it has one."""
+        return self._slots.get(row)
+
     def release(self, row: SamplingParams) -> None:
         """Forget a request; with the last one the table's memory is freed."""
         slot = self._slots.pop(row, None)
@@ -68,11 +72,13 @@ class PenaltyTable:
         return logits
 
     def count(self, slots: Tensor, tokens: Tensor) -> None:
-        """Count a sampled token of each row; both [rows] int64."""
+        """Count a sampled token of each row, none where it is negative; both [rows] int64."""
         counts, seen = self._tables()
-        places = slots * counts.shape[1] + tokens
-        counts.view(-1).index_add_(0, places, counts.new_ones(()).expand(len(places)))
-        seen.view(-1).index_fill_(0, places, True)
+        there = tokens >= 0
+        places = slots * counts.shape[1] + tokens.clamp(min=0)
+        counts.view(-1).index_add_(0, places, there.to(counts.dtype))
+        known = seen.view(-1)
+        known.index_copy_(0, places, known.index_select(0, places) | there)
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         if self._counts is None or self._seen is None:

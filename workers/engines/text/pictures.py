@@ -128,7 +128,8 @@ def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
         parts = {"image_processor": images, "tokenizer": tokenizer}
         settings, _ = known.get_processor_dict(folder, local_files_only=True)
         attributes = [parts.get(part) for part in known.get_attributes()]
-        lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _unchecked})
+        unchecked = {"check_argument_for_proper_class": _unchecked}
+        lenient: Any = type(known.__name__, (known,), unchecked)
         # The library looks at the names of the arguments of this very class.
         return lenient.from_args_and_dict(attributes, settings)
 

@@ -16,6 +16,8 @@ class Sequence:
     prompt_length: int = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
+    promised: int = 0  #: tokens after ``tokens`` that a step is choosing, which nobody knows yet
+    most: int | None = None  #: tokens that it may have in all; None: no limit is known
     started: bool = False  #: was part of a plan at least once
     paused: bool = False  #: no token can be chosen for it for a while
     scores: bool = False  #: the logits at the prompt's tokens are wanted, too
@@ -31,8 +33,23 @@ class Sequence:
         self.prompt_length = len(self.tokens)
 
     @property
+    def length(self) -> int:
+        """Count its tokens, with those that are not known yet."""
+        return len(self.tokens) + self.promised
+
+    @property
     def pending(self) -> int:
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    @property
+    def held_up(self) -> bool:
+        """Return whether no token can be computed for it for a while.
+
+        Its mask is late, or the token that it waits for is its last.
+        """
+        if self.paused:
+            return True
+        return bool(self.promised) and self.most is not None and self.length >= self.most
 
 
 @dataclass(slots=True, frozen=True)

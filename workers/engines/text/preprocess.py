@@ -13,9 +13,9 @@ from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
+from workers.engines.text.generate_steps import ENCODED
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.engines.text.pictures import PictureReader, Read
 from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -59,10 +59,13 @@ class Preprocessor:
         max_context: int,
         vocab_size: int,
         grammars: GrammarCompiler,
-        pictures: PictureReader | None = None,
+        starts: Sequence[int] = (),
     ) -> None:
-        """Set up; no other thread may use ``tokenizer``."""
-        self._pictures = pictures
+        """Set up; no other thread may use ``tokenizer``.
+
+        ``starts``: what a decoder begins with, if an encoder reads the prompts.
+        """
+        self._starts = list(starts)
         self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
@@ -138,13 +141,16 @@ class Preprocessor:
             rendered = self._chat.render(job, self._most_characters)
             grammar, reading = self._chat.constrained(job, self._chat.reading(job, rendered))
             if any(each.pictures for each in job.messages):
-                ids, inputs = self._with_pictures(job.messages, rendered)
+                with self._lock:
+                    ids, inputs = self._chat.encode_with_pictures(rendered, job.messages)
             else:
                 ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
         if job.count_only:
             raise counted(job, len(ids))
+        if self._starts:
+            return self._for_encoder(job, ids, param, reading, grammar)
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
@@ -157,12 +163,31 @@ class Preprocessor:
             grammar=grammar,
         )
 
-    def _with_pictures(self, messages: Sequence[ChatMessage], rendered: str) -> Read:
-        """Return a rendered prompt's tokens, those of its pictures included. Raises Refused."""
-        if self._pictures is None:
-            raise Refused("INVALID_REQUEST", "This model reads no pictures.", param="messages")
-        with self._lock:
-            return self._pictures.read(rendered, messages, self._chat.encode)
+    def _for_encoder(
+        self,
+        job: TextJob,
+        ids: list[int],
+        param: str,
+        reading: Reading | None,
+        grammar: Grammar | None,
+    ) -> PreparedPrompt:
+        """Return a prompt for an encoder: it takes nothing of the answer's context."""
+        if job.echo or job.continue_final:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                "An encoder reads this model's prompts: an answer does not go on from one.",
+                param="echo" if job.echo else "continue_final_message",
+            )
+        if len(ids) > self._max_context:
+            raise self._too_long(job, len(ids), param)
+        return PreparedPrompt(
+            self._starts,
+            self._fit(job, len(self._starts), param, 0),
+            encoded=len(ids),
+            inputs={ENCODED: ids},
+            reading=reading,
+            grammar=grammar,
+        )
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:
@@ -185,7 +210,9 @@ class Preprocessor:
         if job.messages is None:
             ids = self._encode(text, special=job.special_tokens)
         else:
-            ids = self._encode(text, special=False, marked=is_marked(text))
+            # What an encoder reads ends in a token that no template writes.
+            special = bool(self._starts)
+            ids = self._encode(text, special=special, marked=is_marked(text) and not special)
         if not ids:
             ids = self._beginning(param)
         return ids

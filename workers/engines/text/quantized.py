@@ -1,14 +1,21 @@
-"""Has a library quantise a text model's linear layers as they load, or read quantised ones.
+"""Quantises a text model's linear layers as they load, and has libraries read quantised files.
 
-Which layers stay in full precision the library says: embeddings, the output head, norms.
+To 8 bits it is done here: a scale a row, the numbers that torchao's weight-only formats have. That
+library itself is not used for it: while it is installed, every import of transformers imports it,
+which takes as long as torch, and its layers widen a weight in each call.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
+from workers.engines.eight_bit_linear import EightBitLinear
 from workers.engines.quantization import FORMATS, UNPACKED, card_lack, package_lack, reader_lack
 from workers.engines.torch_env import load_failed
 from workers.protocol import Load
@@ -16,12 +23,15 @@ from workers.protocol import Load
 #: The part of each device's memory that the library fills when it quantises. What the rest is for
 #: the ledger has counted already.
 MEMORY_SHARE = 0.9
+EIGHT_BITS: Mapping[str, torch.dtype] = MappingProxyType(
+    {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+)
 
-_PACKAGES = ("torchao.", "bitsandbytes.")
 _BLOCK = 64  #: weights of nf4 that have one scale
+_CHUNK = 1 << 24  #: weights that are quantised at once, in float32
 
 
-def quantization_of(spec: Load, config: Any, device: torch.device) -> str | None:
+def quantization_of(spec: Load, config: Any, device: torch.device, *, spread: bool) -> str | None:
     """Return how the weights of a load will be quantised: the setting, or the files' method.
 
     None for full precision, to which some methods' weights are unpacked as well. Raises Refused
@@ -39,7 +49,7 @@ def quantization_of(spec: Load, config: Any, device: torch.device) -> str | None
         return None if method in UNPACKED else method
     if spec.quantization is None:
         return None
-    _check(spec.quantization, spec, device)
+    _check(spec.quantization, spec, device, spread=spread)
     return spec.quantization
 
 
@@ -50,51 +60,86 @@ def library_setting(quantization: str | None, config: Any, dtype: torch.dtype) -
         return transformers.FineGrainedFP8Config(dequantize=True)
     if method == "mxfp4":
         return transformers.Mxfp4Config(dequantize=True)
-    if method is not None or quantization is None:
-        return None
     if quantization == "llm_int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     if quantization == "nf4":
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    # It takes a second to import, which few models need.
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    return None
 
-    kind = Int8WeightOnlyConfig if quantization == "int8" else Float8WeightOnlyConfig
-    return transformers.TorchAoConfig(kind())
+
+def quantize(model: Any, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Put layers of 8 bits, on the device, in the place of a model's linear ones.
+
+    The weights may be mapped from their files; they are read and freed one by one. Embeddings, the
+    output head, and what the library keeps in float32 stay as they are. Raises Refused if no layer
+    is left.
+    """
+    kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
+    found = 0
+    for path, module in list(model.named_modules()):
+        for own, child in list(module.named_children()):
+            full = f"{path}.{own}" if path else own
+            if type(child) is nn.Linear and should_convert_module(full, kept):
+                setattr(module, own, _eight_bits(child, EIGHT_BITS[name], device, dtype))
+                found += 1
+    if not found:
+        raise _no_layer(name)
+
+
+def eight_bits(weight: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Quantise rows, each by its largest number. [rows, in] -> the same in 8 bits, [rows] scales"""
+    exact = weight.float()
+    is_int = stored is torch.int8
+    most = 127.5 if is_int else torch.finfo(stored).max
+    scale = exact.abs().amax(1).clamp(min=torch.finfo(torch.float32).smallest_normal) / most
+    exact = exact / scale[:, None]
+    exact = exact.round().clamp(-128, 127) if is_int else exact.clamp(-most, most)
+    return exact.to(stored), scale
 
 
 def check_quantized(model: Any, quantization: str | None) -> None:
     """Raise Refused for a model whose layers a library has quantised not at all, or to no use."""
-    if quantization not in FORMATS:
+    if quantization is None or quantization not in FORMATS or quantization in EIGHT_BITS:
         return
-    found = [module for module in model.modules() if _is_quantized(module)]
-    said = f"The setting quantization is {quantization}, but"
+    found = [each for each in model.modules() if type(each).__module__.startswith("bitsandbytes.")]
     if not found:
-        raise load_failed(f"{said} no layer of this model is linear.")
-    if quantization == "nf4" and any(_odd(module) for module in found):
-        raise load_failed(f"{said} a layer's inputs are no multiple of {_BLOCK}.")
+        raise _no_layer(quantization)
+    if quantization == "nf4" and any(each.in_features % _BLOCK for each in found):
+        raise load_failed(
+            f"The setting quantization is nf4, but a layer's inputs are no multiple of {_BLOCK}."
+        )
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    """True for a layer of bitsandbytes', and for one whose weight is a tensor of torchao's."""
-    weight = getattr(module, "weight", None)
-    kinds = (type(module), type(weight), type(getattr(weight, "data", None)))
-    return any(kind.__module__.startswith(_PACKAGES) for kind in kinds)
+def _eight_bits(
+    layer: nn.Linear, stored: torch.dtype, device: torch.device, dtype: torch.dtype
+) -> EightBitLinear:
+    """Return a layer in 8 bits on the device; its rows are quantised there, some at a time."""
+    weight = layer.weight.detach()
+    small = torch.empty(weight.shape, dtype=stored, device=device)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=device)
+    step = max(1, _CHUNK // weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step].to(device).to(dtype)
+        small[start : start + step], scale[start : start + step] = eight_bits(part, stored)
+    bias = None if layer.bias is None else layer.bias.detach().to(device, dtype).clone()
+    return EightBitLinear(small, scale, bias)
 
 
-def _odd(module: Any) -> bool:
-    return bool(module.in_features % _BLOCK)
-
-
-def _check(name: str, spec: Load, device: torch.device) -> None:
+def _check(name: str, spec: Load, device: torch.device, *, spread: bool) -> None:
     said = f"The setting quantization is {name}, but"
     if spec.adapter is not None:
         raise load_failed(f"{said} an adapter is merged into weights of full precision only.")
+    if spread and name in EIGHT_BITS:
+        raise load_failed(f"{said} a model over several devices is not quantised to it.")
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if lack := card_lack(name, capability) or package_lack(name):
         raise load_failed(f"{said} {lack}.")
+
+
+def _no_layer(name: str) -> Exception:
+    return load_failed(f"The setting quantization is {name}, but no layer of this model is linear.")
 
 
 def _method(config: Any) -> str | None:

@@ -11,7 +11,7 @@ from workers.engines.text.generation import Generation
 from workers.engines.text.plan import Sequence
 from workers.engines.text.prefix_keys import PrefixKeys
 from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
-from workers.engines.text.sampler import Choice
+from workers.engines.text.sample import Choice
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import Cancelled, Event, Failed, Started, TextDelta, TextDone, TextJob
 
@@ -65,7 +65,7 @@ class Request:
             "ends": self._ends,
             "streams": job.stream and not self._ranks,
             "echo": prompt.text if job.echo else "",
-            "goes_on": job.messages is None or job.continue_final,
+            "goes_on": not prompt.encoded and (job.messages is None or job.continue_final),
             "reading": prompt.reading,
         }
         return [
@@ -73,6 +73,7 @@ class Request:
                 Sequence(
                     job.id,
                     prompt.ids,
+                    most=len(prompt.ids) + prompt.max_tokens,
                     scores=scores,
                     holders=holders,
                     keys=self._keys(),

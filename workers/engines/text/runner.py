@@ -1,5 +1,6 @@
 """Computes a plan's logits with the model and its cache. Pure scheduling ends here."""
 
+import logging
 from collections.abc import Sequence as Rows
 from typing import NoReturn
 
@@ -7,11 +8,13 @@ import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
+from workers.engines.cuda_graphs import Capture
 from workers.engines.eight_bit_linear import take_over
 from workers.engines.text import ragged
-from workers.engines.text.batch import BatchBuilder
+from workers.engines.text.batch import BatchBuilder, Carry
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.decode_graphs import DecodeGraphs
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel
@@ -19,19 +22,30 @@ from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.torch_env import load_failed
 
+log = logging.getLogger(__name__)
+
 
 class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
+    overlaps = True  #: a step takes tokens that only the device knows
 
     def __init__(
-        self, loaded: LoadedModel, cache_plan: CachePlan, *, in_place: bool = False
+        self,
+        loaded: LoadedModel,
+        cache_plan: CachePlan,
+        *,
+        in_place: bool = False,
+        capture: Capture | None = None,
+        captures_all: bool = False,
     ) -> None:
         """Set up the cache and check the model.
 
         ``in_place``: a kernel reads the cache of single tokens where it lies, and one call computes
-        all pieces of prompts, where torch has it.
+        all pieces of prompts, where torch has it. ``capture``: steps of
+        single tokens are computed as graphs, captured when they are first needed, or
+        ``captures_all`` of them now.
 
         Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
         as it was.
@@ -45,24 +59,68 @@ class Runner:
             library.close()
             raise
         self.rows = cache_plan.rows
-        self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
+        self.blocks = _block_count(shapes, cache_plan, loaded.dtype, spare=capture is not None)
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
             self._decoder = FusedDecoder(loaded.model)
-        self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
+        self._cache = PagedCache(
+            shapes,
+            self.blocks,
+            cache_plan.block_size,
+            dtype=loaded.dtype,
+            spare=capture is not None,
+            eight_bits=cache_plan.eight_bits,
+        )
+        self._graphs: DecodeGraphs | None = None
         self._builder = BatchBuilder(
             cache_plan.block_size,
             {shape.window for shape in shapes},
             dtype=loaded.dtype,
             device=loaded.device,
             in_place=in_place,
-            ragged=in_place and library.plain and ragged.usable(shapes, loaded.dtype),
+            ragged=in_place
+            and library.plain
+            and not cache_plan.eight_bits
+            and ragged.usable(shapes, loaded.dtype),
         )
-        same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
+        same, used = check.passes(
+            self.run,
+            blocks=self.blocks,
+            block_size=cache_plan.block_size,
+            eight_bits=cache_plan.eight_bits,
+        )
         self.scrub(used)
         if not same:
             self._refuse(library)
+        if capture is not None:
+            self._graphs = DecodeGraphs(
+                self._decoder.forward,
+                self._cache,
+                rows=min(self.rows, self.blocks),
+                context=min(cache_plan.context, self.blocks * cache_plan.block_size),
+                device=loaded.device,
+                capture=capture,
+                in_place=in_place,
+            )
+            self._check_graphs(check, captures_all=captures_all)
+
+    def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
+        """Compare steps as graphs with the library's; do without them where they differ."""
+        size = self._cache.block_size
+        small = self._cache.eight_bits
+        same, used = check.passes(self.run, blocks=self.blocks, block_size=size, eight_bits=small)
+        self.scrub(used)
+        if not same:
+            log.warning("steps are computed without graphs: as graphs they give other logits")
+            self._graphs = None
+        elif self._graphs is not None and captures_all:
+            self._graphs.warm_up()
+
+    @property
+    def graphs(self) -> int:
+        """Count the graphs that were captured."""
+        return 0 if self._graphs is None else self._graphs.captured
 
     @property
     def cache(self) -> PagedCache:
@@ -71,9 +129,20 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
         """Compute a plan; returns the chunks that sample, and their logits, [chunks, vocab]."""
-        batch = self._builder.build(plan)
-        logits = self._decoder.forward(batch, self._cache)
-        return batch.order, logits
+        order, logits, _ = self.launch(plan, None)
+        return order, logits
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan, carry: Carry | None) -> tuple[list[Chunk], Tensor, Tensor | None]:
+        """Queue a plan on the device; reads nothing back.
+
+        ``carry`` has the tokens that the step before has promised. Returns what ``run`` does, and
+        which of the chunks are computed from no token.
+        """
+        if self._graphs is not None and (found := self._graphs.run(plan, carry)) is not None:
+            return found
+        batch = self._builder.build(plan, carry)
+        return batch.order, self._decoder.forward(batch, self._cache), batch.void
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
@@ -86,6 +155,8 @@ class Runner:
         self._cache.release_workspace()
 
     def close(self) -> None:
+        if self._graphs is not None:
+            self._graphs.close()
         self._decoder.close()
 
     def _refuse(self, library: LibraryDecoder) -> NoReturn:
@@ -95,14 +166,17 @@ class Runner:
         raise load_failed("The text engine does not compute this model as its library does.")
 
 
-def _block_count(shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype) -> int:
-    """Count the blocks that fit into the budget, beside one for padding."""
-    each = block_bytes(shapes, plan.block_size, dtype)
-    affordable = plan.budget_bytes // each - 1
+def _block_count(
+    shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype, *, spare: bool
+) -> int:
+    """Count the blocks that fit into the budget, beside one for padding and a ``spare`` one."""
+    each = block_bytes(shapes, plan.block_size, dtype, eight_bits=plan.eight_bits)
+    affordable = plan.budget_bytes // each - 1 - spare
     useful = -(-plan.max_tokens // plan.block_size)
     if affordable < 1:
+        least = (2 + spare) * each
         raise Refused(
             "MODEL_LOAD_FAILED",
-            f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {2 * each}.",
+            f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {least}.",
         )
     return min(affordable, useful)

@@ -1,68 +1,27 @@
 """Chooses the next token of many rows at once, each row by its own settings.
 
 Everything up to the tokens is queued on the device for all rows together, without a read in
-between; then one read brings the tokens to the host.
+between; then one copy brings the tokens to the host, while the device may go on with the next step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from workers.engines.text.draw import UNDECIDED, Draw
+from workers.engines.text.draw import Draw
 from workers.engines.text.grammar.mask import masked
+from workers.engines.text.logprobs import QueuedLogprobs
 from workers.engines.text.penalties import Penalties, PenaltyTable
+from workers.engines.text.sample import BROKEN, VOID, Choice, QueuedSample, Sample
 from workers.engines.text.sampling_params import SamplingParams, upload
 from workers.engines.text.truncation import Truncation, by_candidates
 
 T = TypeVar("T", int, float)
 
-BROKEN = -1  #: the token of a row whose logits are not finite
 #: Logits to sample from at once on a CPU, so that what is computed stays in its cache.
 _CPU_ELEMENTS = 1 << 18
-#: Alternatives that are computed at least, so that ties do not depend on other rows.
-_TOP_LOGPROBS = 20
-_LEAST_LOGPROB = -9999.0  #: of tokens that a model rules out: infinity is no number in JSON
-
-
-@dataclass(slots=True, frozen=True)
-class Logprobs:
-    """Holds natural logarithms of the model's own probabilities, before any setting."""
-
-    chosen: float
-    top: list[tuple[int, float]]  #: (token, logprob), best first
-
-
-@dataclass(slots=True, frozen=True)
-class Choice:
-    """Holds the token that a row chose; -1 if its logits are not finite."""
-
-    token: int
-    logprobs: Logprobs | None = None
-
-
-@dataclass(slots=True, frozen=True)
-class PendingSample:
-    """Holds a step's choices, which are queued on the device."""
-
-    rows: Sequence[SamplingParams]
-    logits: Tensor  #: [rows, vocab], as the model gave them
-    tokens: Tensor  #: [rows] int64; -1: the logits are not finite, -2: the draw is undecided
-    random: list[int]  #: the indices of the rows that are drawn
-    draw: Draw | None
-    penalised: tuple[Tensor, Tensor] | None  #: their indices and their slots in the table
-    wanted: Tensor | None  #: the indices of the rows whose logprobs are asked for
-
-    def counted(self) -> list[tuple[Tensor, Tensor]]:
-        """Return slots of the penalty table and the tokens to count there, if there are any."""
-        if self.penalised is None:
-            return []
-        rows, slots = self.penalised
-        # A broken row ends with this step; what is counted for it does not matter.
-        return [(slots, self.tokens.index_select(0, rows).clamp_(min=0))]
 
 
 class Sampler:
@@ -78,36 +37,51 @@ class Sampler:
 
         A row whose logits are not finite gives token -1: its model has failed, not its neighbours'.
         """
-        at_once = len(rows)
+        sample = self.queue(logits, rows, positions)
+        choices, _ = sample.collect()
+        sample.count()
+        return choices
+
+    def queue(
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingParams],
+        positions: Sequence[int],
+        void: Tensor | None = None,
+    ) -> Sample:
+        """Queue the choice of one token per row; see ``sample``.
+
+        void: [rows] bool, rows that were computed from no token, whose own is none either
+        """
+        at_once = max(1, len(rows))
         if logits.device.type == "cpu":
             at_once = max(1, _CPU_ELEMENTS // logits.shape[-1])
-        choices: list[Choice] = []
-        counted: list[tuple[Tensor, Tensor]] = []
+        parts = []
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
-            pending = self.enqueue(logits[part], rows[part], positions[part])
-            choices += collect(pending)
-            counted += pending.counted()
-        # Last, when memory cannot run out any more: a step that failed is computed again.
-        for slots, tokens in counted:
-            self.penalties.count(slots, tokens)
-        return choices
+            empty = None if void is None else void[part]
+            parts.append(self.enqueue(logits[part], rows[part], positions[part], empty))
+        return Sample(parts, self.penalties)
 
     def release(self, row: SamplingParams) -> None:
         """Forget a request that has ended."""
         self.penalties.release(row)
 
     def enqueue(
-        self, logits: Tensor, rows: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> PendingSample:
+        self,
+        logits: Tensor,
+        rows: Sequence[SamplingParams],
+        positions: Sequence[int],
+        void: Tensor | None = None,
+    ) -> QueuedSample:
         """Queue the choice of a token per row on the device; reads nothing back."""
         best, tokens = logits.max(dim=-1)  # [rows], [rows]
         broken = ~(best.abs() < inf)  # also where it is not a number
         if all(row.plain for row in rows):
-            tokens.masked_fill_(broken, BROKEN)
-            return PendingSample(rows, logits, tokens, [], None, None, None)
+            return QueuedSample(rows, _final(tokens, broken, void))
         random = [index for index, row in enumerate(rows) if not row.greedy]
         penalised = [index for index, row in enumerate(rows) if row.penalised]
+        wanted = [index for index, row in enumerate(rows) if row.logprobs is not None]
         slots = self.penalties.slots([rows[index] for index in penalised], logits)
         groups = by_candidates([rows[index] for index in random], logits.shape[-1])
         sent = _send(logits, rows, positions, random, penalised, slots, groups)
@@ -127,14 +101,17 @@ class Sampler:
                 tokens.index_copy_(0, sent["random"], drawn)
             else:
                 tokens = drawn
-        return PendingSample(
+        tokens = _final(tokens, broken, void)
+        logprobs, queued = _logprobs(logits, tokens, rows, wanted, sent)
+        return QueuedSample(
             rows,
-            logits,
-            tokens.masked_fill(broken, BROKEN),
+            tokens,
             random,
-            draw,
+            draw if groups else None,
             (sent["penalised"], sent["slots"]) if penalised else None,
-            sent["wanted"] if len(sent["wanted"]) else None,
+            wanted,
+            logprobs if groups else None,
+            queued,
         )
 
     def _adjust(
@@ -166,22 +143,10 @@ def _constrained(logits: Tensor, rows: Sequence[SamplingParams]) -> Tensor:
     return masked(logits, [index for index, _ in held], [each.words for _, each in held])
 
 
-def collect(pending: PendingSample) -> list[Choice]:
-    """Wait for the choices, and decide rows whose nucleus is large."""
-    tokens = pending.tokens
-    chosen: list[int] = tokens.tolist()
-    undecided = [index for index, token in enumerate(chosen) if token == UNDECIDED]
-    if undecided and pending.draw is not None:
-        again = pending.draw.choose_again([pending.random.index(row) for row in undecided])
-        for row, token in zip(undecided, again, strict=True):
-            chosen[row] = token
-        sent = upload(tokens.device, ints={"rows": undecided, "tokens": again})
-        tokens.index_copy_(0, sent["rows"], sent["tokens"])
-    found = _logprobs(pending)
-    return [
-        Choice(token, found.get(index) if token >= 0 else None)
-        for index, token in enumerate(chosen)
-    ]
+def _final(tokens: Tensor, broken: Tensor, void: Tensor | None) -> Tensor:
+    """Return the tokens with those taken back of rows that have none."""
+    tokens = tokens.masked_fill_(broken, BROKEN)
+    return tokens if void is None else tokens.masked_fill_(void, VOID)
 
 
 def _send(
@@ -272,30 +237,20 @@ def _columns(sent: dict[str, Tensor], *names: str) -> list[Tensor | None]:
     return [sent[name].unsqueeze(1) if len(sent[name]) else None for name in names]
 
 
-def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
-    """Return log-probabilities by the index of the row, for rows that ask for them."""
-    if pending.wanted is None:
-        return {}
-    tokens = pending.tokens.index_select(0, pending.wanted).clamp_(min=0)
-    counts = {i: row.logprobs for i, row in enumerate(pending.rows) if row.logprobs is not None}
-    found = logprobs_of(pending.logits.index_select(0, pending.wanted), tokens, [*counts.values()])
-    return dict(zip(counts, found, strict=True))
+def _logprobs(
+    logits: Tensor,
+    tokens: Tensor,
+    rows: Sequence[SamplingParams],
+    wanted: list[int],
+    sent: dict[str, Tensor],
+) -> tuple[Tensor | None, QueuedLogprobs | None]:
+    """Queue the log-probabilities of the rows that ask for them.
 
-
-def logprobs_of(logits: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[Logprobs]:
-    """Return the log-probability of a token of each row, beside those of its best ones.
-
-    logits: [rows, vocab]; tokens: [rows] int64; counts: of alternatives, for each row.
+    -> all of these rows, [wanted, vocab], and those that are to be told
     """
-    logprobs = logits.float().log_softmax(dim=-1)
-    most = min(max(_TOP_LOGPROBS, *counts), logprobs.shape[1])
-    values, ids = logprobs.topk(most, dim=-1)
-    values = values.clamp_(min=_LEAST_LOGPROB)
-    chosen = logprobs.gather(1, tokens.unsqueeze(1)).clamp_(min=_LEAST_LOGPROB)
-    found = torch.cat((chosen.view(torch.int32), values.view(torch.int32), ids.int()), 1).cpu()
-    numbers = found[:, : most + 1].contiguous().view(torch.float32).tolist()
-    names = found[:, most + 1 :].tolist()
-    return [
-        Logprobs(own, list(zip(name[:count], top[:count], strict=True)))
-        for count, (own, *top), name in zip(counts, numbers, names, strict=True)
-    ]
+    if not wanted:
+        return None, None
+    counts = [rows[index].logprobs or 0 for index in wanted]
+    logprobs = logits.index_select(0, sent["wanted"]).float().log_softmax(dim=-1)
+    chosen = tokens.index_select(0, sent["wanted"]).clamp_(min=0)
+    return logprobs, QueuedLogprobs.of(logprobs, chosen, counts)

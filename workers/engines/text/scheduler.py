@@ -9,6 +9,8 @@ A job may have several sequences. Each job has a row before another has its seco
 blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
 one prompt share its full blocks: the first computes them while the others wait. Those of different
 jobs share the blocks of what they have in common at their beginning, if their keys are equal.
+
+A step may be planned before the tokens of the one before are known: these are promised then.
 """
 
 from collections import Counter, deque
@@ -21,6 +23,10 @@ from workers.engines.text.plan import Chunk, Plan, Sequence
 #: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
 _SCORED_TOKENS = 256
 _CAUTIOUS_STEPS = 256  #: steps after which a limit that memory set is tried at twice its size
+
+
+class MustLand(Exception):
+    """A sequence has to lose its blocks, while a step is in flight that writes to them."""
 
 
 class Scheduler:
@@ -43,6 +49,7 @@ class Scheduler:
         self._running: list[Sequence] = []  #: oldest first
         self._rows: Counter[str] = Counter()  #: of the running sequences, by their job
         self._scored_left = 0  #: tokens that this step may still score
+        self._in_flight = False  #: the step before the one that is being planned has not landed
 
     @property
     def running_count(self) -> int:
@@ -80,13 +87,23 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is, and free its blocks."""
-        if sequence in self._running:
-            self._leave(sequence)
-        else:
-            self._waiting.remove(sequence)
+        # The end of a text is of less use than its start.
+        self._allocator.release(reversed(self.withdraw(sequence)))
 
-    def schedule(self) -> Plan:
-        """Plan a step, and reserve the blocks that it writes to."""
+    def withdraw(self, sequence: Sequence) -> list[int]:
+        """Forget a sequence wherever it is; return its blocks, which stay in use."""
+        if sequence in self._running:
+            return self._leave(sequence)
+        self._waiting.remove(sequence)
+        return []
+
+    def schedule(self, *, in_flight: bool = False) -> Plan:
+        """Plan a step, and reserve the blocks that it writes to.
+
+        Raises MustLand if a sequence has to lose its blocks while the step before is ``in_flight``;
+        once that has landed, a step can be planned.
+        """
+        self._in_flight = in_flight
         self._scored_left = _SCORED_TOKENS
         preempted = self._make_way()
         made_way = len(preempted)
@@ -95,7 +112,7 @@ class Scheduler:
         budget = self._step_tokens - sum(chunk.end - chunk.start for chunk in decodes)
         prefills = self._plan_running_prefills(budget)
         stuck = not decodes and not prefills and len(self._running) > 1
-        if stuck and not any(sequence.paused for sequence in self._running):
+        if stuck and not any(sequence.held_up for sequence in self._running):
             prefills = self._unblock_oldest(preempted)
         budget -= sum(chunk.end - chunk.start for chunk in prefills)
         if len(preempted) == made_way:
@@ -109,11 +126,31 @@ class Scheduler:
         """Note that the plan's tokens are in the cache."""
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.known
-            self._publish(chunk.sequence)
+            self._publish(chunk.sequence, chunk.known)
         self._recover()
 
+    def launched(self, plan: Plan) -> None:
+        """Note that the plan's tokens are being computed, and each sequence's next one chosen."""
+        for chunk in plan.chunks:
+            chunk.sequence.computed = chunk.known
+            chunk.sequence.promised += chunk.samples
+        self._recover()
+
+    def landed(self, chunk: Chunk) -> None:
+        """Note that the token after a chunk is known, if it has one; it is to be added now.
+
+        Only now may others find its blocks: what it has written is known to be sound.
+        """
+        chunk.sequence.promised -= chunk.samples
+        self._publish(chunk.sequence, chunk.known)
+
+    def retract(self, sequence: Sequence) -> None:
+        """Compute a sequence's last token once more: what follows was computed from another."""
+        sequence.computed = len(sequence.tokens) - 1
+        sequence.promised = 0
+
     def accept(self, sequence: Sequence, drafts: int, *, again: bool = False) -> None:
-        """Note that the first drafts of a committed chunk are tokens of the sequence now.
+        """Note that the first drafts of a chunk that has landed are tokens of the sequence now.
 
         ``again``: the sequence is to be computed from its beginning.
         """
@@ -121,7 +158,7 @@ class Scheduler:
         if again:
             self._preempt(sequence)
         else:
-            self._publish(sequence)
+            self._publish(sequence, sequence.computed)
 
     def postpone(self, sequence: Sequence) -> None:
         """Compute a sequence's last token again, once it is no longer paused."""
@@ -131,7 +168,7 @@ class Scheduler:
     def _plan_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
         chunks = []
         for sequence in list(self._running):
-            if sequence.pending != 1 or not sequence.blocks or sequence.paused:
+            if sequence.pending != 1 or not sequence.blocks or sequence.held_up:
                 continue
             if self._make_room(sequence, preempted):
                 chunks.append(_chunk(sequence, 1))
@@ -259,9 +296,12 @@ class Scheduler:
         full = (len(sequence.tokens) - 1) // self._allocator.block_size
         return self._allocator.find(sequence.keys.of(sequence.tokens, 0, full))
 
-    def _publish(self, sequence: Sequence) -> None:
-        """Let the full blocks be found, except for one whose last token may be computed again."""
-        full = (sequence.computed - 1) // self._allocator.block_size
+    def _publish(self, sequence: Sequence, end: int) -> None:
+        """Let the full blocks of the tokens before ``end`` be found.
+
+        Except for one whose last token may be computed again.
+        """
+        full = (end - 1) // self._allocator.block_size
         if sequence.keys is None or full <= sequence.published:
             return
         first = sequence.published
@@ -298,21 +338,21 @@ class Scheduler:
         self._allocator.release(blocks[count:])
         sequence.blocks += blocks[:count]
         sequence.computed += count * size
-        self._publish(sequence)
+        self._publish(sequence, sequence.computed)
         if not sequence.started:
             sequence.cached = sequence.computed
 
-    def _leave(self, sequence: Sequence) -> None:
-        """Make a sequence run no more, and free its blocks."""
+    def _leave(self, sequence: Sequence) -> list[int]:
+        """Make a sequence run no more; return the blocks that it held."""
         self._running.remove(sequence)
         self._rows[sequence.id] -= 1
         if not self._rows[sequence.id]:
             del self._rows[sequence.id]
         if sequence.holders is not None:
             sequence.holders.remove(sequence)
-        self._allocator.release(reversed(sequence.blocks))  # the end is of less use than the start
-        sequence.blocks = []
+        blocks, sequence.blocks = sequence.blocks, []
         sequence.computed = 0
+        return blocks
 
     def _fits(self, sequence: Sequence, shared: int) -> bool:
         """True if all of its tokens fit beside those that the running prompts still need.
@@ -352,10 +392,12 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._leave(sequence)
+        if self._in_flight:
+            raise MustLand
+        self.remove(sequence)
         self._waiting.appendleft(sequence)
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:
     end = sequence.computed + count
-    return Chunk(sequence, sequence.computed, end, samples=end == len(sequence.tokens))
+    return Chunk(sequence, sequence.computed, end, samples=end == sequence.length)

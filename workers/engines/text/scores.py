@@ -1,21 +1,20 @@
 """Finds the log-probabilities of prompts that are echoed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from workers.engines.text.generation import Generation
+from workers.engines.text.logprobs import PromptLogprobs
 from workers.engines.text.plan import Chunk, Plan, Sequence
-from workers.engines.text.sampler import Logprobs, logprobs_of
+from workers.engines.text.sampling_params import upload
 
-Scores = list[tuple[Chunk, list[Logprobs]]]
+Scores = list[tuple[Chunk, PromptLogprobs]]
 
 
-def prompt_scores(plan: Plan, logits: Tensor, generations: Mapping[Sequence, Generation]) -> Scores:
-    """Return the log-probabilities of the tokens that chunks of prompts tell of.
+def prompt_scores(plan: Plan, logits: Tensor, alternatives: Callable[[Sequence], int]) -> Scores:
+    """Queue the log-probabilities of the tokens that chunks of prompts tell of.
 
-    logits: [their tokens, vocab], chunk after chunk
+    logits: [their tokens, vocab], chunk after chunk; ``alternatives``: how many a sequence wants.
     """
     scores: Scores = []
     start = 0
@@ -24,8 +23,8 @@ def prompt_scores(plan: Plan, logits: Tensor, generations: Mapping[Sequence, Gen
             continue
         end = start + chunk.scored
         told = chunk.sequence.tokens[chunk.start + 1 :][: chunk.scored]
-        tokens = torch.tensor(told, device=logits.device)
-        count = generations[chunk.sequence].sampling.logprobs or 0
-        scores.append((chunk, logprobs_of(logits[start:end], tokens, [count] * len(told))))
+        tokens = upload(logits.device, ints={"tokens": told})["tokens"]
+        count = alternatives(chunk.sequence)
+        scores.append((chunk, PromptLogprobs(logits[start:end], tokens, count)))
         start = end
     return scores

@@ -32,14 +32,18 @@ _EXACT = (None, "int8", "fp8")
 Run = Callable[[Plan], tuple[list[Chunk], Tensor]]
 
 
+def tolerance(loaded: LoadedModel) -> float:
+    """Return how far logits may be from the library's, in standard deviations of the latter."""
+    own = TOLERANCE[loaded.dtype]
+    return own if loaded.quantization in _EXACT else max(own, TOLERANCE[torch.float16])
+
+
 class SelfCheck:
     """Holds what a model's library computes of some prompts."""
 
     def __init__(self, loaded: LoadedModel, lengths: Rows[int] | None = None) -> None:
         """``lengths``: tokens of the prompts. Raises Refused if the library gives no numbers."""
-        self._tolerance = TOLERANCE[loaded.dtype]
-        if loaded.quantization not in _EXACT:
-            self._tolerance = max(self._tolerance, TOLERANCE[torch.float16])
+        self._tolerance = tolerance(loaded)
         self._prompts = [
             [(17 + 31 * place + 7 * row) % loaded.vocab_size for place in range(length)]
             for row, length in enumerate(
@@ -50,12 +54,18 @@ class SelfCheck:
         if not all(bool(each.isfinite().all()) for each in self._expected):
             raise no_numbers(loaded.dtype)
 
-    def passes(self, run: Run, *, blocks: int, block_size: int) -> tuple[bool, list[int]]:
-        """Tell whether ``run`` computes the same, and which blocks it has written."""
+    def passes(
+        self, run: Run, *, blocks: int, block_size: int, eight_bits: bool = False
+    ) -> tuple[bool, list[int]]:
+        """Tell whether ``run`` computes the same, and which blocks it has written.
+
+        ``eight_bits``: the cache holds such numbers, which round as much as bfloat16 at its worst.
+        """
         rows = within(self._prompts, blocks, block_size)
         theirs = self._expected[: len(rows)]
         worst, used = compare(run, rows, theirs, BlockAllocator(blocks, block_size))
-        allowed = self._tolerance * torch.cat(list(theirs)).std().item()
+        most = max(self._tolerance, TOLERANCE[torch.bfloat16]) if eight_bits else self._tolerance
+        allowed = most * torch.cat(list(theirs)).std().item()
         return worst <= allowed, used
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
+from workers.engines.text.batch import Carry
 from workers.engines.text.cache_plan import CachePlan
-from workers.engines.text.generate_steps import GenerateSteps
+from workers.engines.text.generate_steps import ENCODED, GenerateSteps
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.torch_env import load_failed
@@ -42,6 +43,7 @@ class SequentialRunner:
 
     shares_blocks = False  #: a cache belongs to one sequence
     cache = None  #: of blocks
+    overlaps = False  #: what it computes, it computes from tokens that are known
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
         """Raises Refused if the model returns no cache, or its cache is beyond the budget."""
@@ -70,6 +72,11 @@ class SequentialRunner:
         if not rows:
             return [], torch.empty(0, self._vocab, device=self._device)
         return order, torch.cat(rows)
+
+    def launch(self, plan: Plan, carry: Carry | None) -> tuple[list[Chunk], Tensor, None]:
+        """Compute a plan; returns what ``Runner.launch`` does. Nothing is carried to here."""
+        assert carry is None
+        return *self.run(plan), None
 
     def scrub(self, blocks: Rows[int]) -> None:
         """Do nothing: the caches of a broken sequence go with it."""
@@ -149,8 +156,7 @@ class SequentialRunner:
 
     def _probe(self, length: int, encoded: int = _PROBES[0]) -> int:
         """Return the bytes that the cache of a sequence takes, after a prompt of an encoder."""
-        inputs = {"input_ids": torch.zeros(1, encoded, dtype=torch.long, device=self._device)}
-        given = inputs if self._encodes else {}
+        given = {ENCODED: [0] * encoded} if self._encodes else {}
         return _bytes_of(self._forward([0] * length, _State(), given)[0])
 
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from workers.engines.text.generation import Generation
 from workers.engines.text.lookup import LookupIndex
 from workers.engines.text.plan import Chunk, Sequence
-from workers.engines.text.sampler import BROKEN, Choice
+from workers.engines.text.sample import BROKEN, Choice
 from workers.engines.torch_env import load_failed
 from workers.protocol import TextOptions
 

@@ -121,8 +121,9 @@ class ChatTemplate:
         """Return the prompt for these messages, up to where the model's answer begins.
 
         ``variables``: further ones for the template. ``parts``: the template is of a model that
-        reads pictures. ``control`` marks what clients have written like control tokens. Raises :class:`Refused` with INVALID_REQUEST when the template refuses
-        the messages, and with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
+        reads pictures. ``control`` marks what clients have written like control tokens. Raises
+        :class:`Refused` with INVALID_REQUEST when the template refuses the messages, and with
+        CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
         """
         if characters(messages) > max_characters:
             raise _too_long(max_characters)

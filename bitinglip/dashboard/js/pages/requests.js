@@ -11,7 +11,7 @@ import { Badge, Button, Card, Empty, Failure, Loading, PageHead, Segments } from
 const MOST = 200;
 const SHOWN = [["work", "Inference"], ["failed", "Failed"], ["", "All"]];
 /** Stages in the order in which they come, with their colours. */
-const STAGES = [["queue", "Queue", 2], ["load", "Load of the model", 3], ["first_token", "First token", 1], ["rest", "Rest of the work", 0], ["overhead", "Gateway", 7]];
+const STAGES = [["queue", "Queue", "--series-2"], ["load", "Load of the model", "--series-3"], ["first_token", "First token", "--series-1"], ["rest", "Rest of the work", "--series-0"], ["overhead", "Gateway", "--foreign"]];
 
 export default function Requests() {
   const { now } = useStore(live);
@@ -38,7 +38,7 @@ export default function Requests() {
 
 function Legend() {
   return html`<ul class="legend" aria-hidden="true">${STAGES.map(([name, title, colour]) => html`<li key=${name}>
-    <span class="swatch" style=${{ background: `var(--series-${colour})` }}></span>${title}</li>`)}</ul>`;
+    <span class="swatch" style=${{ background: `var(${colour})` }}></span>${title}</li>`)}</ul>`;
 }
 
 function Table({ list, choose }) {
@@ -50,7 +50,7 @@ function Table({ list, choose }) {
       <td data-label="Status"><${Badge} state=${String(each.status)} tone=${tone(each.status)} /></td>
       <td data-label="Model" class=${each.model ? "" : "none"}>${each.model ?? "–"}</td>
       <td data-label="Key" class=${each.key_name ? "" : "none"}>${each.key_name ?? "–"}</td>
-      <td data-label="Tokens" class=${`number nowrap ${each.completion_tokens === null ? "none" : ""}`}>${tokens(each)}</td>
+      <td data-label="Tokens" class=${`number nowrap ${tokens(each) === "–" ? "none" : ""}`}>${tokens(each)}</td>
       <td data-label="Total" class="number nowrap">${seconds(each.seconds.total)}</td>
       <td data-label="Stages" class=${each.task_id ? "stages" : "none"}>${each.task_id ? html`<${Stages} request=${each} />` : "–"}</td>
       <td data-label="Ended" class="nowrap"><time datetime=${each.at} title=${moment(each.at)}>${relative(each.at)}</time></td>
@@ -58,7 +58,7 @@ function Table({ list, choose }) {
 }
 
 const tone = (status) => (status < 400 ? "ok" : status === 499 ? "plain" : status < 500 ? "warn" : "bad");
-const tokens = ({ prompt_tokens: read, completion_tokens: made }) => (made === null ? "–" : `${whole(read)} + ${whole(made)}`);
+const tokens = ({ prompt_tokens: read, completion_tokens: made }) => (read || made ? `${whole(read)} + ${whole(made)}` : "–");
 
 /** The seconds of each stage; those of the work after the first token are its rest. */
 function partsOf({ seconds: told }) {
@@ -72,18 +72,18 @@ function Stages({ request }) {
   const all = parts.reduce((sum, { value }) => sum + value, 0) || 1;
   const told = parts.map(({ title, value }) => `${title} ${seconds(value)}`).join(", ");
   return html`<div class="bar" role="img" aria-label=${told} title=${told}>
-    ${parts.map(({ name, colour, value }) => html`<span key=${name} style=${{ width: `${(100 * value) / all}%`, minWidth: 0, background: `var(--series-${colour})` }}></span>`)}</div>`;
+    ${parts.map(({ name, colour, value }) => html`<span key=${name} style=${{ width: `${(100 * value) / all}%`, minWidth: 0, background: `var(${colour})` }}></span>`)}</div>`;
 }
 
 function Details({ request, onClose }) {
   const facts = [["When", moment(request.at)], ["Status", request.status], ["Model", request.model], ["Kind", request.kind], ["Worker", request.worker],
-    ["Key", request.key_name && `${request.key_name} (${request.key_id})`], ["Tokens", request.completion_tokens === null ? null : `${whole(request.prompt_tokens)} read, ${whole(request.completion_tokens)} made`],
+    ["Key", request.key_name && `${request.key_name} (${request.key_id})`], ["Tokens", tokens(request) !== "–" && `${whole(request.prompt_tokens)} read, ${whole(request.completion_tokens)} made`],
     ["Request", request.request_id], ["Task", request.task_id]];
   const parts = partsOf(request);
   return html`<${Dialog} title=${`${request.method} ${request.route}`} wide onClose=${onClose} foot=${html`<${Button} onClick=${onClose}>Close<//>`}>
     <${Stages} request=${request} />
     <table class="table"><thead><tr><th scope="col">Stage</th><th scope="col" class="number">Took</th></tr></thead>
-      <tbody>${parts.map(({ name, title, colour, value }) => html`<tr key=${name}><th scope="row"><span class="swatch inline" style=${{ background: `var(--series-${colour})` }}></span>${title}</th><td class="number">${seconds(value)}</td></tr>`)}
+      <tbody>${parts.map(({ name, title, colour, value }) => html`<tr key=${name}><th scope="row"><span class="swatch inline" style=${{ background: `var(${colour})` }}></span>${title}</th><td class="number">${seconds(value)}</td></tr>`)}
         <tr><th scope="row">Total</th><td class="number">${seconds(request.seconds.total)}</td></tr></tbody></table>
     <dl class="facts">${facts.filter(([, value]) => value).map(([name, value]) => html`<dt key=${name}>${name}</dt><dd>${value}</dd>`)}</dl>
   <//>`;

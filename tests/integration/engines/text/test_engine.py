@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.engine_runs import run_to_end
+from tests.support.models.poisoned import make_poisoned_model
 from tests.support.models.text import (
     EOS,
     FAMILIES,
@@ -35,11 +35,13 @@ from workers.protocol import (
     ChatMessage,
     Event,
     Failed,
+    Overlap,
     Sampling,
     Started,
     TextDelta,
     TextDone,
     TextJob,
+    TextOptions,
 )
 
 PROMPTS = [
@@ -98,12 +100,15 @@ def test_greedy_output_is_that_of_generate_alone_and_in_any_company(
     lengths = [20, 7, 30, 12, 25, 16]
     expected = {str(n): reference.text(prompt, lengths[n]) for n, prompt in enumerate(PROMPTS)}
     jobs = [job(str(n), prompt, max_tokens=lengths[n]) for n, prompt in enumerate(PROMPTS)]
-    engine, _ = load(models[family], step_tokens=11)
-    for one in jobs[:2]:
-        assert run(engine, one)[one.id].text == expected[one.id]
-    events = random_arrival(engine, jobs, seed=len(family))
-    assert {name: end.text for name, end in done(events).items() if name in expected} == expected
-    engine.close()
+    overlaps: tuple[Overlap, ...] = ("off", "on")
+    for overlap in overlaps:
+        engine, _ = load(models[family], step_tokens=11, text=TextOptions(overlap=overlap))
+        for one in jobs[:2]:
+            assert run(engine, one)[one.id].text == expected[one.id]
+        events = random_arrival(engine, jobs, seed=len(family))
+        ends = done(events).items()
+        assert {name: end.text for name, end in ends if name in expected} == expected
+        engine.close()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.3)])
@@ -340,19 +345,11 @@ def test_chat_with_a_model_without_a_template_is_refused(tmp_path: Path) -> None
 # ---- faults ----------------------------------------------------------------------------------
 
 
-def test_nan_in_a_row_fails_it_alone(models: dict[str, Path], tmp_path: Path) -> None:
-    make_tiny_model("llama", tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    poison = train_tokenizer().convert_tokens_to_ids("Z")
-    weights["model.embed_tokens.weight"][poison] = float("inf")
-    config = (tmp_path / "config.json").read_text()
-    config = config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
-    (tmp_path / "config.json").write_text(config)
-    weights["lm_head.weight"] = load_file(models["llama"] / "model.safetensors")[
-        "model.embed_tokens.weight"
-    ].clone()
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    engine, _ = load(tmp_path, kv_cache_bytes=20 * 3 * 64 * 4 * BLOCK_SIZE)
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_nan_in_a_row_fails_it_alone(tmp_path: Path, overlap: Overlap) -> None:
+    folder = make_poisoned_model(tmp_path)
+    cache = 20 * 3 * 64 * 4 * BLOCK_SIZE
+    engine, _ = load(folder, kv_cache_bytes=cache, text=TextOptions(overlap=overlap))
     alone = run(engine, job("good"))["good"].text
     for one in (job("good"), job("bad", "Z Z Z")):
         engine.submit(engine.prepare(one))
@@ -370,10 +367,10 @@ def test_error_of_the_device_ends_the_worker(
     """Its context is poisoned: going on would give garbage with a good face."""
     engine, _ = load(models["llama"])
 
-    def broken(_plan: Plan) -> Any:
+    def broken(_plan: Plan, _carry: None) -> Any:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(engine._runner, "run", broken)
+    monkeypatch.setattr(engine._runner, "launch", broken)
     engine.submit(engine.prepare(job("x")))
     with pytest.raises(RuntimeError, match="device-side"):
         engine.step()

@@ -17,7 +17,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Refused
 from workers.engines.text import loading
-from workers.engines.text.batch import BatchBuilder
+from workers.engines.text.batch import BatchBuilder, Carry
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache
 from workers.engines.text.engine import TextEngine
@@ -195,14 +195,14 @@ def out_of_memory_when(
     error: Exception = OUT_OF_MEMORY_ERRORS["allocator"],
 ) -> None:
     """A device that is too small for some plans: it fails as torch does, and computes the rest."""
-    whole = engine._runner.run
+    whole = engine._runner.launch
 
-    def run_or_fail(plan: Plan) -> Any:
+    def launch_or_fail(plan: Plan, carry: Carry | None) -> Any:
         if too_much(plan):
             raise error
-        return whole(plan)
+        return whole(plan, carry)
 
-    monkeypatch.setattr(engine._runner, "run", run_or_fail)
+    monkeypatch.setattr(engine._runner, "launch", launch_or_fail)
 
 
 @shapes

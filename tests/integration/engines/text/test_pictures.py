@@ -1,6 +1,7 @@
 """Models that read pictures, in the text engine, against the library's own generate()."""
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.models.vision import FAMILIES, library_processor, make_vision_model, png
 from tests.support.text_harness import load, run
 from workers.engines.base import Answered, Refused
-from workers.protocol import ChatMessage, Picture, Sampling, TextJob
+from workers.protocol import ChatMessage, Picture, Sampling, TextDone, TextJob
 
 TEXT = "What do you see here, and what is it like?"
 
@@ -40,30 +41,37 @@ def seen(folder: Path, content: str, *pictures: tuple[int, int]) -> ChatMessage:
     return ChatMessage("user", content, pictures=tuple(placed))
 
 
-def generate(family: str, folder: Path, messages: Sequence[ChatMessage], count: int) -> str:
-    """Return what the library's generate() says, greedy, by its own processor and template."""
-    processor = library_processor(family, folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    told = [
-        {
-            "role": each.role,
-            "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                for part in each.parts()
-            ],
-        }
-        for each in messages
+class Library:
+    """Says what the library's generate() says, greedy, by its own processor and template."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self._processor = library_processor(family, folder)
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._model.eval().generation_config.eos_token_id = None
+
+    def answer(self, messages: Sequence[ChatMessage], count: int) -> str:
+        told = [{"role": each.role, "content": _content(each)} for each in messages]
+        tokenizer = self._processor.tokenizer
+        prompt = tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False)
+        images = [
+            Image.open(io.BytesIO(Path(picture.source).read_bytes())).convert("RGB")
+            for each in messages
+            for picture in each.pictures
+        ]
+        inputs = self._processor(images=images or None, text=[prompt], return_tensors="pt")
+        output = self._model.generate(
+            **inputs, max_new_tokens=count, do_sample=False, pad_token_id=0
+        )
+        said = output[0, inputs["input_ids"].shape[1] :]
+        shown: str = tokenizer.decode(said, skip_special_tokens=True)
+        return shown
+
+
+def _content(message: ChatMessage) -> list[dict[str, str]]:
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in message.parts()
     ]
-    tokenizer = processor.tokenizer
-    text = tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False)
-    sources = [picture.source for each in messages for picture in each.pictures]
-    images = [Image.open(io.BytesIO(Path(each).read_bytes())).convert("RGB") for each in sources]
-    inputs = processor(images=images or None, text=[text], return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=count, do_sample=False, pad_token_id=0)
-    said = output[0, inputs["input_ids"].shape[1] :]
-    shown: str = tokenizer.decode(said, skip_special_tokens=True)
-    return shown
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,10 +92,111 @@ def test_picture_chat_says_what_generate_says_alone_and_beside_others(
         ),
     }
     jobs = [chat(name, *messages) for name, messages in chats.items()]
-    expected = {name: generate(family, folder, messages, 9) for name, messages in chats.items()}
+    library = Library(family, folder)
+    expected = {name: library.answer(messages, 9) for name, messages in chats.items()}
     assert len(set(expected.values())) > 1
     assert run(engine, jobs[0])["one"].text == expected["one"]
     ends = run(engine, *jobs)
     assert {name: end.text for name, end in ends.items()} == expected
     assert ends["two"].prompt_tokens > ends["text"].prompt_tokens
+    engine.close()
+
+
+def test_picture_prompt_is_computed_again_as_it_was(tmp_path: Path) -> None:
+    """Jobs that had to give way begin again, with what they said behind their pictures."""
+    folder = make_vision_model("qwen2_5_vl", tmp_path / "model")
+    engine, ready = load(folder, kv_cache_bytes=220_000, max_context=96)
+    jobs = [chat(str(n), seen(tmp_path, TEXT, (n, n)), max_tokens=24) for n in range(5)]
+    expected = {one.id: run(engine, one)[one.id].text for one in jobs}
+    computed: list[int] = []
+    engine._loaded.model.model.visual.register_forward_hook(lambda *_: computed.append(1))
+    assert {name: end.text for name, end in run(engine, *jobs).items()} == expected
+    assert ready.slots > 1
+    assert len(computed) > len(jobs)
+    engine.close()
+
+
+def test_picture_tokens_that_a_client_writes_are_text(llava: Path, tmp_path: Path) -> None:
+    engine, _ = load(llava)
+    one = engine.prepare(chat("a", seen(tmp_path, TEXT, (0, 1)))).prompts[0]
+    typed = engine.prepare(chat("b", seen(tmp_path, TEXT + " <image>", (0, 1)))).prompts[0]
+    image = engine._loaded.tokenizer.convert_tokens_to_ids("<image>")
+    assert one.ids.count(image) == typed.ids.count(image) == 4
+    assert len(typed.ids) > len(one.ids)
+    assert engine.prepare(chat("c", ChatMessage("user", "<image>"))).prompts[0].inputs is None
+    engine.close()
+
+
+def test_picture_counts_in_the_tokens_of_a_prompt(llava: Path, tmp_path: Path) -> None:
+    engine, _ = load(llava, max_context=64)
+    one = chat("a", seen(tmp_path, "hi", (0, 1)))
+    with pytest.raises(Answered) as counted:
+        engine.prepare(msgspec.structs.replace(one, count_only=True))
+    final = counted.value.final
+    assert isinstance(final, TextDone)
+    assert final.prompt_tokens == run(engine, one)["a"].prompt_tokens
+    many = chat("b", seen(tmp_path, "hi", *((0, seed) for seed in range(1, 15))))
+    with pytest.raises(Refused) as refused:
+        engine.prepare(many)
+    assert refused.value.code == "CONTEXT_LENGTH_EXCEEDED"
+    engine.close()
+
+
+def test_picture_that_no_decoder_reads_is_refused_without_its_words(
+    llava: Path, tmp_path: Path
+) -> None:
+    engine, _ = load(llava)
+    good = seen(tmp_path, TEXT, (0, 1))
+    path = Path(good.pictures[0].source)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(Refused) as refused:
+        engine.prepare(chat("a", good))
+    assert refused.value.code == "INVALID_REQUEST"
+    assert str(tmp_path) not in refused.value.message
+    assert "0x" not in refused.value.message
+    engine.close()
+
+
+def test_picture_for_a_template_of_parts_only(llava: Path, tmp_path: Path) -> None:
+    """Many templates of such models take no plain text as content."""
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message['role'] }}]{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    engine, _ = load(llava)
+    parts, _ = load(folder)
+    for message in (ChatMessage("user", TEXT), seen(tmp_path, TEXT, (3, 1))):
+        expected = engine.prepare(chat("a", message)).prompts[0].ids
+        assert parts.prepare(chat("a", message)).prompts[0].ids == expected
+    last = (ChatMessage("user", TEXT), ChatMessage("assistant", "It is"))
+    ids = [
+        each.prepare(msgspec.structs.replace(chat("a", *last), continue_final=True)).prompts[0].ids
+        for each in (engine, parts)
+    ]
+    assert ids[0] == ids[1]
+    engine.close()
+    parts.close()
+
+
+def test_picture_processor_that_does_not_load_refuses_the_model(
+    llava: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Nothing"}')
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(Refused) as refused:
+        load(folder)
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+    assert "processor of images" in refused.value.message
+
+
+def test_picture_for_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    engine, _ = load(make_tiny_model("llama", tmp_path / "model"))
+    with pytest.raises(Refused) as refused:
+        engine.prepare(chat("a", seen(tmp_path, TEXT, (0, 1))))
+    assert refused.value.code == "INVALID_REQUEST"
     engine.close()

@@ -18,19 +18,24 @@ from tests.support.models.text import make_tiny_model, write_model
 from tests.support.text_harness import job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
+from workers.engines.eight_bit_linear import EightBitLinear
 from workers.engines.text.loading import load as load_model
-from workers.engines.text.quantized import _is_quantized
+from workers.engines.text.quantized import EIGHT_BITS, eight_bits
 from workers.protocol import Load, Quantization
 
 FORMATS: tuple[Quantization, ...] = ("int8", "fp8", "llm_int8", "nf4")
 TOKENS = 16
 
 
-def package(name: str) -> Any:
-    """Import a package that quantises; what it warns of when it is imported is its own."""
+OURS: tuple[Quantization, ...] = ("int8", "fp8")
+PACKAGES = {"int8": "torchao", "fp8": "torchao", "llm_int8": "bitsandbytes", "nf4": "bitsandbytes"}
+
+
+def package(name: str) -> None:
+    """Skip a test without the library of a format; its own warnings at the import are nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip(quantization.FORMATS[name].package)
+        pytest.importorskip(PACKAGES[name])
 
 
 def setting(name: str) -> Any:
@@ -86,13 +91,59 @@ def test_quantization_computes_what_the_library_generates(path: Path, name: Quan
     library = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, quantization_config=setting(name)
     )
-    ids = torch.tensor([prompt])
-    expected = library.generate(
-        ids, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None
-    )
     assert ready.quantization == name
-    text = engine._loaded.tokenizer.decode(expected[0, len(prompt) :], skip_special_tokens=True)
+    expected = generated(library, prompt)
+    text = engine._loaded.tokenizer.decode(expected, skip_special_tokens=True)
     assert answers["a"].choices[0].text == text
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("name", OURS)
+def test_quantization_of_ours_computes_what_rounded_weights_generate(
+    tmp_path: Path, family: str, name: Quantization
+) -> None:
+    """The library's own class in full precision, with weights that were rounded to 8 bits."""
+    folder = make_tiny_model(family, tmp_path / family)
+    engine, _ = load(folder, quantization=name)
+    prompt = engine._loaded.tokenizer("one two").input_ids
+    answers = run(engine, job("a", max_tokens=TOKENS), job("b", "three", max_tokens=TOKENS))
+    engine.close()
+    library = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for layer in library.model.layers.modules():
+        if isinstance(layer, torch.nn.Linear):
+            small, scale = eight_bits(layer.weight.detach(), EIGHT_BITS[name])
+            layer.weight.data = small.float() * scale[:, None]
+    assert answers["a"].choices[0].text == engine._loaded.tokenizer.decode(
+        generated(library, prompt), skip_special_tokens=True
+    )
+
+
+def generated(library: Any, prompt: list[int]) -> list[int]:
+    ids = library.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    found: list[int] = ids[0, len(prompt) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.filterwarnings("ignore")
+def test_quantization_of_ours_has_the_numbers_of_torchao(path: Path, name: Quantization) -> None:
+    package(name)
+    ours = load_model(spec(path, quantization=name)).model
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, quantization_config=setting(name)
+    )
+    for mine, other in zip(ours.model.layers, theirs.model.layers, strict=True):
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            layer, weight = getattr(mine.mlp, part), getattr(other.mlp, part).weight
+            torch.testing.assert_close(layer.scale, weight.scale[:, 0], rtol=1e-6, atol=0)
+            apart = (layer.stored.float() - weight.qdata.float()).abs()
+            assert (apart > 0).float().mean() < 5e-3  # halves are rounded either way
 
 
 @pytest.mark.parametrize(("name", "most"), [("int8", 0.1), ("fp8", 0.5), ("nf4", 1.0)])
@@ -100,7 +151,8 @@ def test_quantization_computes_what_the_library_generates(path: Path, name: Quan
 def test_quantization_stays_near_full_precision(
     path: Path, name: Quantization, most: float
 ) -> None:
-    package(name)
+    if name not in OURS:
+        package(name)
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
         exact = load_model(spec(path)).model(ids).logits
@@ -109,29 +161,22 @@ def test_quantization_stays_near_full_precision(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
-@pytest.mark.parametrize("name", ["int8", "fp8"])
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OURS)
 def test_quantization_is_counted_by_the_headers(
     tmp_path: Path, family: str, name: Quantization
 ) -> None:
-    """The estimate knows what the library quantises, and what it leaves."""
-    package(name)
+    """The estimate knows what is quantised, and what is left."""
     folder = make_tiny_model(family, tmp_path / family)
     facts = inspect(folder)
     model = load_model(spec(folder, quantization=name)).model
-    quantized = [each for each in model.modules() if _is_quantized(each)]
-    assert facts.linear_parameters == sum(each.weight.numel() for each in quantized)
-    assert facts.linear_rows == sum(each.weight.shape[0] for each in quantized)
-    manifest = manifest_of(facts)
-    counted = estimate(manifest, LoadConfig("cuda", quantization=name, dtype="float32")).weights
-    assert counted == sum(map(held, {id(each): each for each in model.parameters()}.values()))
-
-
-def held(parameter: torch.Tensor) -> int:
-    """The bytes of a parameter, with its scales."""
-    parts = [getattr(parameter, part, None) for part in ("qdata", "scale", "zero_point")]
-    found = [part for part in parts if part is not None] or [parameter]
-    return sum(part.numel() * part.element_size() for part in found)
+    quantized = [each for each in model.modules() if isinstance(each, EightBitLinear)]
+    assert facts.linear_parameters == sum(each.stored.numel() for each in quantized)
+    assert facts.linear_rows == sum(each.out_features for each in quantized)
+    held = sum(each.stored.nbytes + each.scale.nbytes for each in quantized)
+    biases = [each.bias for each in quantized if each.bias is not None]
+    held += sum(each.nbytes for each in [*model.parameters(), *biases])
+    config = LoadConfig("cuda", quantization=name, dtype="float32")
+    assert estimate(manifest_of(facts), config).weights == held
 
 
 def manifest_of(facts: Any) -> Manifest:
@@ -150,9 +195,7 @@ def test_quantization_without_its_package_is_refused_by_name(
     assert "bitsandbytes is not installed" in said
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_quantization_of_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
-    package("int8")
     folder = make_tiny_model("gpt2", tmp_path / "gpt2")
     said = said_of(lambda: load_model(spec(folder, quantization="int8")))
     assert "no layer of this model is linear" in said

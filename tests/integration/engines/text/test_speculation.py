@@ -208,14 +208,14 @@ def test_speculation_survives_steps_that_do_not_fit(
 ) -> None:
     """A step with drafts runs out of memory: it is computed again in parts, then without drafts."""
     runner = engine._runner
-    compute = runner.run
+    compute = runner.launch
 
-    def narrow(plan: Any) -> Any:
+    def narrow(plan: Any, carry: Any) -> Any:
         if plan.tokens > 1 and all(event.samples for event in plan.decodes) and not plan.prefills:
             raise torch.OutOfMemoryError("made up")
-        return compute(plan)
+        return compute(plan, carry)
 
-    monkeypatch.setattr(runner, "run", narrow)
+    monkeypatch.setattr(runner, "launch", narrow)
     jobs = [repetitive("a"), repetitive("b", PROMPTS[1])]
     same(engine, plain, *jobs)
 
@@ -231,15 +231,15 @@ def test_speculation_of_a_broken_draft_leaves_its_row_alone(
 ) -> None:
     """The logits after a draft that was wrong are not finite: its row is computed again."""
     runner = engine._runner
-    compute, scrub = runner.run, runner.scrub
+    compute, scrub = runner.launch, runner.scrub
     scrubbed: list[int] = []
 
     def noting(blocks: list[int]) -> None:
         scrubbed.extend(blocks)
         scrub(blocks)
 
-    def broken(plan: Any) -> Any:
-        order, logits = compute(plan)
+    def broken(plan: Any, carry: Any) -> Any:
+        order, logits, void = compute(plan, carry)
         row = 0
         for chunk in order:
             for place, draft in enumerate(chunk.drafts):
@@ -247,9 +247,9 @@ def test_speculation_of_a_broken_draft_leaves_its_row_alone(
                     logits[row + place + 1 : row + 1 + len(chunk.drafts)] = float("nan")
                     break
             row += 1 + len(chunk.drafts)
-        return order, logits
+        return order, logits, void
 
-    monkeypatch.setattr(runner, "run", broken)
+    monkeypatch.setattr(runner, "launch", broken)
     monkeypatch.setattr(runner, "scrub", noting)
     same(engine, plain, repetitive("x", max_tokens=60), repetitive("y", PROMPTS[1]))
     assert scrubbed

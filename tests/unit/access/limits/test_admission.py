@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from bitinglip.access.keys import Caller
 from bitinglip.access.limits.admission import Admission, Admitted
-from bitinglip.access.limits.gcra import SECOND
+from bitinglip.access.limits.gcra import FULL, SECOND
 from bitinglip.access.limits.headers import duration
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.policy import LimitClass
-from bitinglip.access.limits.store import Cell, MemoryStore
+from bitinglip.access.limits.store import Cell, Decision, MemoryStore
 from bitinglip.access.scopes import Scope
 from bitinglip.errors import ConcurrencyLimitExceeded, InvalidApiKey, RateLimitExceeded
 from bitinglip.settings.limits import Limits
@@ -25,8 +25,15 @@ PATH = "/v1/completions"
 
 
 class BrokenStore(MemoryStore):
-    def _state(self, cell: Cell) -> int:
-        raise OSError(cell.id)
+    def take_now(
+        self,
+        cells: Sequence[Cell],
+        now: int,  # noqa: ARG002
+        *,
+        cost: int = 1,  # noqa: ARG002
+        share: int = FULL,  # noqa: ARG002
+    ) -> Decision:
+        raise OSError(cells[0].id)
 
 
 class Desk:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from workers.engines.text import float8
 from workers.engines.text.cache import BlockTable, LayerShape, PagedCache
 
 CPU = torch.device("cpu")
@@ -36,6 +37,17 @@ def test_cache_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCach
     assert max(sizes) < 2 * 4 * elements
 
 
+def test_cache_reads_for_a_graph_are_in_memory_of_their_own(cache: PagedCache) -> None:
+    shared, _ = cache.read(0, scattered(9))
+    with cache.own_copies():
+        own, _ = cache.read(0, scattered(9))
+        cache.release_workspace()
+    again, _ = cache.read(1, scattered(9))
+    assert torch.equal(own, cache.read(0, scattered(9))[0])
+    places = [each.untyped_storage().data_ptr() for each in (shared, own, again)]
+    assert places[1] not in (places[0], places[2])
+
+
 def test_cache_reads_are_the_blocks_whatever_was_read_before(
     cache: PagedCache,
 ) -> None:
@@ -54,3 +66,34 @@ def test_cache_workspace_is_given_back(cache: PagedCache) -> None:
     assert not cache._workspaces
     keys, _ = cache.read(0, scattered(2))
     assert keys.shape == (1, 2 * BLOCK_SIZE, 2, 4)
+
+
+ALL_BYTES = torch.arange(256, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cache_of_eight_bits_widens_every_number_exactly(dtype: torch.dtype) -> None:
+    expected = ALL_BYTES.view(float8.DTYPE).to(dtype)
+    found = float8.widen(ALL_BYTES, torch.empty(256, dtype=dtype))
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+def test_cache_of_eight_bits_keeps_what_is_too_large_and_what_is_no_number() -> None:
+    rows = torch.tensor([[1e9, -1e9, float("nan"), 0.0, 1.0]])
+    found = float8.widen(float8.narrow(rows), torch.empty_like(rows))
+    assert found[0, 2].isnan()
+    assert found.nan_to_num().tolist() == [[448.0, -448.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("blocks", [[3, 4], [4, 2]])
+def test_cache_of_eight_bits_reads_what_was_written(blocks: list[int]) -> None:
+    small = PagedCache([SHAPE], BLOCKS, BLOCK_SIZE, dtype=torch.float32, eight_bits=True)
+    rows = torch.randn(2 * BLOCK_SIZE, SHAPE.width, generator=torch.Generator().manual_seed(1))
+    slots = [block * BLOCK_SIZE + place for block in blocks for place in range(BLOCK_SIZE)]
+    small.write(0, torch.tensor(slots), rows)
+    keys, values = small.read(0, BlockTable.of([blocks], CPU))
+    expected = rows.to(float8.DTYPE).float()
+    assert torch.equal(keys.flatten(2)[0], expected[:, :8])
+    assert torch.equal(values.flatten(2)[0], expected[:, 8:])
+    assert small.pages[0].element_size() == 1

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from workers.engines.text.sampler import Choice, Sampler
+from workers.engines.text.sample import Choice
+from workers.engines.text.sampler import Sampler
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import Sampling
 

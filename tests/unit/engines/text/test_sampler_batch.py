@@ -240,7 +240,7 @@ def test_sampling_takes_the_same_operations_for_one_row_and_for_many(one: dict[s
 
 def test_sampling_with_penalties_takes_few_operations() -> None:
     found = operations(64, temperature=1.0, top_p=0.95, repetition_penalty=1.1)
-    assert found.total() < 80, found
+    assert found.total() < 84, found
 
 
 def test_upload_keeps_names_kinds_and_values() -> None:

@@ -12,7 +12,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from workers.engines.text.sampler import Choice, Sampler
+from workers.engines.text.sample import Choice
+from workers.engines.text.sampler import Sampler
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import Sampling
 

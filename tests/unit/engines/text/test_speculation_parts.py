@@ -8,7 +8,7 @@ from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.lookup import LookupIndex
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.prefix_keys import PrefixKeys
-from workers.engines.text.sampler import Choice
+from workers.engines.text.sample import Choice
 from workers.engines.text.scheduler import Scheduler
 from workers.engines.text.speculation import _fair_share, by_chunk, sampled_places
 

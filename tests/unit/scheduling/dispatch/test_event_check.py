@@ -32,7 +32,8 @@ FINALS: dict[str, protocol.Success] = {
 
 
 def check(job: protocol.Job) -> EventCheck:
-    return EventCheck(job, cost(Job(work=job, model="m", key_id="k")))
+    enveloped = Job(work=job, model="m", key_id="k")
+    return EventCheck(enveloped, cost(enveloped))
 
 
 @pytest.mark.parametrize("job", [TEXT, IMAGE, SPEECH, HEARD], ids=lambda job: kind_of(type(job)))

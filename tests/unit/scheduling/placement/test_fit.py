@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
+    GRAPHS,
     Footprint,
     LoadConfig,
     bytes_by_dtype,
@@ -251,7 +252,7 @@ def test_fit_evicts_the_idle_model_that_the_planner_evicts() -> None:
         (replace(CUDA, max_batch=1, max_context=2048), 32 * GB, 2048 * 131_072 * 2),
         (LoadConfig("cuda", max_batch=1, max_context=2048), 16 * GB, 2048 * 131_072),
         (LoadConfig("cpu"), 72 * GB, 512 << 20),
-        (LoadConfig("fake", fake_bytes=5), 5, 0),
+        (LoadConfig("fake", claimed_bytes=5), 5, 0),
     ],
 )
 def test_estimate_follows_the_load_config(
@@ -259,7 +260,7 @@ def test_estimate_follows_the_load_config(
 ) -> None:
     footprint = estimate(LLAMA, load_config)
     assert (footprint.weights, footprint.cache) == (weights, cache)
-    if load_config.fake_bytes is not None:
+    if load_config.claimed_bytes is not None:
         assert footprint.total == 5
 
 
@@ -273,12 +274,18 @@ def test_estimates_follow_the_format_that_a_config_names(named: str | None, weig
     assert own_dtype(msgspec.structs.replace(manifest, kind="image")) == "float32"
 
 
+def test_estimate_counts_graphs_on_a_card() -> None:
+    added = estimate(LLAMA, replace(CUDA, graphs=True)).total - estimate(LLAMA, CUDA).total
+    assert added == GRAPHS
+    assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
+
+
 def test_estimates_by_number_format_are_those_of_the_settings() -> None:
     found = bytes_by_dtype(LLAMA, LoadConfig("cuda"))
     expected = {name: estimate(LLAMA, replace(CUDA, dtype=name)).total for name in found}
     assert found == expected
     assert found["float32"] > found["bfloat16"] == found["float16"]
-    assert bytes_by_dtype(LLAMA, LoadConfig("fake", fake_bytes=5)) == {}
+    assert bytes_by_dtype(LLAMA, LoadConfig("fake", claimed_bytes=5)) == {}
 
 
 QUANTIZABLE = msgspec.structs.replace(

@@ -65,7 +65,7 @@ def text(*shards: int) -> Manifest:
             LoadConfig("cuda", prefix_ram_bytes=3 * GB),
             RamNeed(PROCESS + 3 * GB + 2_048_000_000, 3 * GB),
         ),
-        (text(20 * GB), LoadConfig("cuda", fake_bytes=7), RamNeed()),
+        (text(20 * GB), LoadConfig("cuda", claimed_bytes=7), RamNeed()),
         (IMAGE, LoadConfig("fake"), RamNeed()),
         (IMAGE, CARD, RamNeed(PROCESS + 2_048_000_000)),
         # In another number format than its files', a part is gathered before it is moved.

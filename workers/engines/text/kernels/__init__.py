@@ -9,10 +9,11 @@ MOST_ROWS = 16  #: that a kernel multiplies with a weight of 8 bits: the least o
 
 _LEAST_CAPABILITY = (8, 0)
 _LEAST_CAPABILITY_OF_HALVES = (7, 5)
+_LEAST_CAPABILITY_OF_FLOAT8 = (8, 9)
 
 
-def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the kernels cannot run on a device, or None.
+def unusable(device: torch.device, dtype: torch.dtype, *, float8: bool = False) -> str | None:
+    """Return why the kernels cannot run on a device, or None; ``float8``: they read such numbers.
 
     Triton's interpreter runs them on a CPU, if TRITON_INTERPRET is set before its first import.
     """
@@ -23,6 +24,8 @@ def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return "the model does not run on a CUDA device"
     least = _LEAST_CAPABILITY_OF_HALVES if dtype == torch.float16 else _LEAST_CAPABILITY
+    if float8:
+        least = _LEAST_CAPABILITY_OF_FLOAT8
     capability = torch.cuda.get_device_capability(device)
     if capability < least:
         return f"the card's compute capability {'.'.join(map(str, capability))} is too low"

@@ -35,8 +35,9 @@ def paged_decode(
     """Compute the attention of one token of each row.
 
     query: [rows, heads, key_dim]; pages: [positions, width], of each position all keys, then all
-    values; table: [rows, blocks] int32; lengths: [rows] int32, with the token itself; ``longest``
-    is the largest of them; sinks: [heads]. -> [rows, heads * value_dim]
+    values, in the query's format or float8; table: [rows, blocks] int32; lengths: [rows] int32,
+    with the token itself; ``longest`` is the largest of them; sinks: [heads].
+    -> [rows, heads * value_dim]
     """
     rows, heads, key_dim = query.shape
     if query.stride(1) != key_dim or query.stride(2) != 1:
@@ -168,7 +169,7 @@ def _attend_part(
             mask=there[None, :] & (kd < KEY_DIM)[:, None],
             other=0.0,
         )
-        scores = tl.dot(query, keys, input_precision="ieee") * scaling
+        scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * scaling
         if SOFTCAP:
             scores = softcap * (2 / (1 + tl.exp(-2 * scores / softcap)) - 1)
         scores = tl.where(there[None, :], scores, float("-inf"))
@@ -180,7 +181,8 @@ def _attend_part(
             mask=there[:, None] & (vd < VALUE_DIM)[None, :],
             other=0.0,
         )
-        weighted = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        values = values.to(query.dtype)
+        weighted = tl.dot(weights.to(query.dtype), values, input_precision="ieee")
         seen = seen * shrink[:, None] + weighted
         total = total * shrink + tl.sum(weights, 1)
         best = new

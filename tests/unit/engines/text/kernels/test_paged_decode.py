@@ -118,6 +118,12 @@ def test_decode_attention_in_half_precision_is_near_the_formula() -> None:
     assert (case.run().float() - case.expected()).abs().max() < 2e-3
 
 
+def test_decode_attention_reads_pages_of_eight_bits() -> None:
+    case = Case([5, 290], heads=4, kv_heads=2, dim=32)
+    case.pages = case.pages.to(torch.float8_e4m3fn)
+    assert (case.run() - case.expected()).abs().max() < 5e-6
+
+
 def test_decode_attention_of_a_row_is_the_same_beside_others_bit_for_bit() -> None:
     case = Case([300, 9, 1030], heads=2, kv_heads=1, dim=16)
     together = case.run()

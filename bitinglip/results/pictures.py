@@ -7,6 +7,7 @@ from typing import BinaryIO
 _MOST_SEGMENTS = 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
+_GIF = (b"GIF87a", b"GIF89a")
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = (0x01, *range(0xD0, 0xD9))  #: markers without a length
@@ -22,12 +23,17 @@ class IsAnimation(ValueError):
     """The picture has several frames."""
 
 
-def size_of(file: BinaryIO) -> Size:
+def size_of(file: BinaryIO, *, gif: bool = False) -> Size:
     """Return a picture's width and height in pixels. Raises NotAPicture or IsAnimation.
 
-    It reads headers of segments only, and at most a thousand of them, whatever the file holds.
+    ``gif``: a GIF is one, too, whose first frame is read. It reads headers of segments only, and
+    at most a thousand of them, whatever the file holds.
     """
     head = file.read(30)
+    if gif and head[:6] in _GIF:
+        width, height = _little(head[6:8]), _little(head[8:10])
+        if width and height:
+            return width, height
     for known, read in _READERS:
         if known(head):
             file.seek(0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bitinglip.api.pictures import IsAnimation, NotAPicture, size_of
+from bitinglip.results.pictures import IsAnimation, NotAPicture, size_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

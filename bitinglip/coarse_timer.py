@@ -1,0 +1,54 @@
+"""Calls back after a while, by one timer of the event loop for all that wait.
+
+Nearly all timers of requests are cancelled before they ring, and one of the loop's own costs as
+much as a check of a key. Those here ring up to a step late.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+#: what ``add`` returns, and ``discard`` takes
+Slot = int
+
+
+class CoarseTimer(Generic[T]):
+    """Holds items until their time has come; for one event loop at a time."""
+
+    def __init__(self, ring: Callable[[T], None], *, step: float) -> None:
+        """``ring`` is called with each item; ``step``: seconds by which that may be late."""
+        self._ring = ring
+        self._step = step
+        self._slots: dict[Slot, dict[T, None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, item: T, seconds: float) -> Slot:
+        """Ring for an item after so many seconds, unless it is discarded before."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # another one, of a test; its predecessor runs no more
+            self._loop, self._timer = loop, None
+            self._slots.clear()
+        slot = int((loop.time() + seconds) / self._step) + 1
+        held = self._slots.get(slot)
+        if held is None:
+            held = self._slots[slot] = {}
+            if self._timer is None:
+                self._timer = loop.call_later(self._step, self._look)
+        held[item] = None
+        return slot
+
+    def discard(self, item: T, slot: Slot) -> None:
+        """Forget an item; that has rung, it is no harm."""
+        held = self._slots.get(slot)
+        if held is not None:
+            held.pop(item, None)
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        now = int(self._loop.time() / self._step)
+        for slot in [each for each in self._slots if each <= now]:
+            for item in self._slots.pop(slot):
+                self._ring(item)
+        self._timer = self._loop.call_later(self._step, self._look) if self._slots else None

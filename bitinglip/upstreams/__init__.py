@@ -1,0 +1,1 @@
+"""Models that other servers answer for, through an OpenAI-compatible API."""

@@ -1,0 +1,136 @@
+"""Turns the streamed answer of an OpenAI-compatible server into the events of a job. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.protocol import (
+    Event,
+    FinishReason,
+    TextChoice,
+    TextDelta,
+    TextDone,
+    TextJob,
+    ToolCall,
+    ToolCallDelta,
+)
+
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+class BadAnswer(Exception):
+    """The server sent what is no answer of this API."""
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Choice:
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
+    finish: FinishReason | None = None
+    pieces: int = 0  #: that have come
+
+
+class AnswerReader:
+    """Reads the chunks of one job's answer."""
+
+    def __init__(self, job: TextJob) -> None:
+        self._job = job
+        self._choices = [_Choice() for _ in range(job.choices)]
+        self._usage: dict[str, Any] = {}
+
+    @property
+    def pieces(self) -> int:
+        """Return how many pieces of the answer have come: about as many tokens."""
+        return sum(choice.pieces for choice in self._choices)
+
+    def take(self, chunk: Any) -> list[Event]:
+        """Return the events of a chunk. Raises BadAnswer."""
+        try:
+            self._usage = chunk.get("usage") or self._usage
+            events: list[Event] = []
+            for each in chunk.get("choices") or ():
+                events += self._take_choice(each)
+            return events if self._job.stream else []
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise BadAnswer("The upstream's answer has another form.") from error
+
+    def done(self) -> TextDone:
+        """Return the final event. Raises BadAnswer for an answer that ends early."""
+        if any(choice.finish is None for choice in self._choices):
+            raise BadAnswer("The upstream's answer ended before its end.")
+        details = self._usage.get("prompt_tokens_details") or {}
+        return TextDone(
+            id=self._job.id,
+            choices=tuple(_text_choice(choice) for choice in self._choices),
+            prompt_tokens=_count(self._usage, "prompt_tokens"),
+            completion_tokens=_count(self._usage, "completion_tokens") or self.pieces,
+            cached_tokens=_count(details, "cached_tokens"),
+        )
+
+    def _take_choice(self, each: dict[str, Any]) -> list[Event]:
+        number = each.get("index") or 0
+        choice = self._choices[number]
+        delta = each.get("delta") or {}
+        text = each.get("text") or delta.get("content") or ""
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        calls = tuple(_take_call(choice, call) for call in delta.get("tool_calls") or ())
+        if (finish := each.get("finish_reason")) is not None:
+            choice.finish = _REASONS.get(finish, "stop")
+        if not (text or reasoning or calls):
+            return []
+        if not (isinstance(text, str) and isinstance(reasoning, str)):
+            raise TypeError
+        choice.text.append(text)
+        choice.reasoning.append(reasoning)
+        choice.pieces += 1
+        index = choice.pieces - 1
+        return [
+            TextDelta(
+                id=self._job.id,
+                text=text,
+                index=index,
+                choice=number,
+                reasoning=reasoning,
+                tool_calls=calls,
+            )
+        ]
+
+
+def _take_call(choice: _Choice, call: dict[str, Any]) -> ToolCallDelta:
+    function = call.get("function") or {}
+    number = call.get("index", len(choice.calls))
+    if number == len(choice.calls):
+        choice.calls.append(_Call(str(call["id"]), str(function["name"])))
+    known = choice.calls[number]
+    piece = function.get("arguments") or ""
+    known.arguments.append(piece)
+    return ToolCallDelta(index=number, id=known.id, name=known.name, arguments=piece)
+
+
+def _text_choice(choice: _Choice) -> TextChoice:
+    return TextChoice(
+        text="".join(choice.text),
+        finish_reason=choice.finish or "stop",
+        reasoning="".join(choice.reasoning),
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
+            for call in choice.calls
+        ),
+    )
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and value >= 0 else 0

@@ -1,0 +1,212 @@
+"""Speaks HTTP with the servers that answer for models; connections are kept and shared."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+
+from bitinglip.settings.upstream import Upstream
+from bitinglip.upstreams.answer import AnswerReader, BadAnswer
+from bitinglip.upstreams.request import request_of
+from bitinglip.upstreams.servers import Server, Servers
+from workers.codes import Code
+from workers.engines.base import Refused
+from workers.protocol import Event, TextDone, TextJob
+
+log = structlog.get_logger(__name__)
+
+LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=100)
+_MOST_LINE = 4 << 20  #: bytes of one event of an answer
+_MOST_ERROR = 64 << 10  #: bytes that are read of an error
+_PROBE_SECONDS = 5.0
+#: answers that another server may do better; nothing of the answer has been made
+_ELSEWHERE = (429, 502, 503, 529)
+#: statuses whose message is for the client
+_CODES: dict[int, Code] = {
+    400: "INVALID_REQUEST",
+    413: "PAYLOAD_TOO_LARGE",
+    422: "INVALID_REQUEST",
+}
+_AWAY = "No server that this model stands for answers; try again later."
+
+
+class NothingSent(Exception):
+    """A server did not take the request: another one may be asked."""
+
+
+class UpstreamClient:
+    """Asks the servers of one model."""
+
+    def __init__(self, http: httpx.AsyncClient, upstream: Upstream, name: str, servers: Servers):
+        self._http = http
+        self._upstream = upstream
+        self._model = upstream.model or name
+        self.servers = servers
+        self._headers: dict[str, str] = {}
+        self._timeout = httpx.Timeout(
+            upstream.read_timeout, connect=upstream.connect_timeout, pool=upstream.connect_timeout
+        )
+
+    async def open(self) -> None:
+        """Read the key, and find a server that answers. Raises Refused if none does."""
+        if (path := self._upstream.key_file) is not None:
+            try:
+                key = await asyncio.to_thread(_read_key, path)
+            except (OSError, UnicodeDecodeError) as error:
+                why = getattr(error, "strerror", None) or "it is no text"
+                raise _not_loaded(f"The upstream's key file cannot be read: {why}.") from error
+            self._headers["authorization"] = f"Bearer {key}"
+        whys = await asyncio.gather(*(self.probe(each) for each in self.servers.all))
+        if all(whys):
+            raise _not_loaded(f"No server answers for it: {whys[0]}.")
+
+    async def probe(self, server: Server) -> str | None:
+        """Ask a server for its models; return what is wrong with it, if something is."""
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                answer = await self._http.get(f"{server.url}/models", headers=self._headers)
+        except (httpx.HTTPError, TimeoutError) as error:
+            self.servers.failed(server)
+            return f"{server.url} does not answer ({type(error).__name__})"
+        if answer.status_code in (401, 403):
+            self.servers.failed(server)
+            return f"{server.url} refuses the key in upstream.key_file"
+        if answer.status_code >= 500:
+            self.servers.failed(server)
+            return f"{server.url} answers with status {answer.status_code}"
+        self.servers.answered(server)
+        return None
+
+    async def run(
+        self, job: TextJob, reader: AnswerReader, tell: Callable[[list[Event]], None]
+    ) -> TextDone:
+        """Have a job done by one of the servers; ``tell`` gets its events as they come.
+
+        Raises Refused. A request goes to another server only if the first one did not take it.
+        """
+        path, body = request_of(job, self._model)
+        headers = dict(self._headers)
+        if job.trace is not None:
+            headers["traceparent"] = job.trace
+        last = Refused("WORKER_CRASHED", _AWAY)
+        for server in self.servers.order(job):
+            server.taken += 1
+            server.running += 1
+            try:
+                async with self._answer(server, path, body, headers) as answer:
+                    return await self._read(answer, reader, tell)
+            except NothingSent as error:
+                self._note_failure(server, error.__cause__)
+                if isinstance(error.__cause__, Refused):
+                    last = error.__cause__
+            except (httpx.HTTPError, BadAnswer) as error:
+                self._note_failure(server, error)
+                reason = str(error) if isinstance(error, BadAnswer) else type(error).__name__
+                text = f"The server that this model stands for broke off: {reason}"
+                raise Refused("WORKER_CRASHED", text) from error
+            finally:
+                server.running -= 1
+        raise last
+
+    def _note_failure(self, server: Server, error: BaseException | None) -> None:
+        if server.is_well:
+            log.warning("an upstream server failed", server=server.url, error=type(error).__name__)
+        self.servers.failed(server)
+
+    @asynccontextmanager
+    async def _answer(
+        self, server: Server, path: str, body: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; raises NothingSent, or Refused for an answer that is an error."""
+        request = self._http.build_request(
+            "POST", f"{server.url}/{path}", json=body, headers=headers, timeout=self._timeout
+        )
+        try:
+            answer = await self._http.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NothingSent from error
+        try:
+            if answer.status_code != 200:
+                refused = _refused(answer.status_code, await _error_of(answer))
+                if answer.status_code in _ELSEWHERE:
+                    raise NothingSent from refused
+                raise refused
+            self.servers.answered(server)
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def _read(
+        self, answer: httpx.Response, reader: AnswerReader, tell: Callable[[list[Event]], None]
+    ) -> TextDone:
+        async for data in _events(answer):
+            chunk = json.loads(data)
+            if isinstance(chunk, dict) and chunk.get("error"):
+                raise Refused("INFERENCE_FAILED", _message(chunk))
+            if events := reader.take(chunk):
+                tell(events)
+        return reader.done()
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the data of each server-sent event until the last. Raises BadAnswer."""
+    rest = bytearray()
+    async for part in answer.aiter_bytes():
+        rest += part
+        *lines, tail = rest.split(b"\n")
+        rest = tail
+        if len(rest) > _MOST_LINE:
+            raise BadAnswer("an event of its answer is too long.")
+        for line in lines:
+            if line.startswith(b"data:"):
+                data = bytes(line[5:].strip())
+                if data == b"[DONE]":
+                    return
+                yield data
+
+
+async def _error_of(answer: httpx.Response) -> str:
+    data = bytearray()
+    async for part in answer.aiter_bytes():
+        data += part
+        if len(data) > _MOST_ERROR:
+            break
+    try:
+        return _message(json.loads(bytes(data)))
+    except ValueError:
+        return ""
+
+
+def _read_key(path: str) -> str:
+    return Path(path).expanduser().read_text().strip()
+
+
+def _message(body: Any) -> str:
+    """Return what an error says, in OpenAI's form or in others'."""
+    error = body.get("error") if isinstance(body, dict) else None
+    told = error.get("message") if isinstance(error, dict) else error
+    return told if isinstance(told, str) else ""
+
+
+def _refused(status: int, message: str) -> Refused:
+    """Return our error for an upstream's; a refused key is not the client's."""
+    if status in _CODES and message:
+        return Refused(_CODES[status], message)
+    if status in (429, 503, 529):
+        return Refused("OVERLOADED", "The server that this model stands for is busy.")
+    if status in (401, 403):
+        return Refused("INFERENCE_FAILED", "The server that this model stands for refuses our key.")
+    if status == 404:
+        text = "The server that this model stands for does not have it (upstream.model)."
+        return Refused("INFERENCE_FAILED", text)
+    text = f"The server that this model stands for answered with status {status}."
+    return Refused("INFERENCE_FAILED", text)
+
+
+def _not_loaded(text: str) -> Refused:
+    return Refused("MODEL_LOAD_FAILED", text)

@@ -1,0 +1,143 @@
+"""Converts a text job into the body of an OpenAI-compatible request. Pure."""
+
+import json
+from typing import Any, NamedTuple
+
+from bitinglip.wire.text.fields import MAX_TOKENS
+from workers.engines.base import Refused
+from workers.protocol import ChatMessage, Grammar, Sampling, TextJob, ToolCall
+
+
+class Request(NamedTuple):
+    path: str  #: below the server's address
+    body: dict[str, Any]
+
+
+def request_of(job: TextJob, model: str) -> Request:
+    """Return the streamed request that asks an upstream for what a job wants.
+
+    Raises Refused for what the API has no field for.
+    """
+    _check(job)
+    body: dict[str, Any] = {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **_sampling(job.sampling),
+    }
+    if job.n > 1:
+        body["n"] = job.n
+    if job.messages is None:
+        return Request("completions", {**body, **_prompt(job)})
+    body["messages"] = [_message(each) for each in job.messages]
+    if job.tools:
+        body |= _tools(job)
+    if job.grammar is not None:
+        body["response_format"] = _response_format(job.grammar)
+    if job.template_kwargs:
+        body["chat_template_kwargs"] = job.template_kwargs
+    return Request("chat/completions", body)
+
+
+def _check(job: TextJob) -> None:
+    unsupported = {
+        "echo": job.echo,
+        "best_of": job.best_of is not None,
+        "logprobs": job.sampling.logprobs is not None,
+        "continue_final_message": job.continue_final,
+        "add_generation_prompt": not job.generation_prompt,
+        "truncation": job.drop_turns,
+        "typical_p": job.sampling.typical_p != 1,
+    }
+    for field, asked in unsupported.items():
+        if asked:
+            raise _unsupported(field)
+    if job.count_only:
+        raise Refused("UNSUPPORTED_PARAMETER", "An upstream's tokens cannot be counted here.")
+    if job.grammar is not None and job.messages is None:
+        raise _unsupported(job.grammar.param)
+
+
+def _unsupported(field: str) -> Refused:
+    text = f"'{field}' cannot be passed on to the server that this model stands for."
+    return Refused("UNSUPPORTED_PARAMETER", text, param=field)
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    """Return the fields that differ from what the API does by itself."""
+    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.max_tokens < MAX_TOKENS:
+        body["max_tokens"] = sampling.max_tokens
+    optional = {
+        "seed": sampling.seed,
+        "stop": list(sampling.stop) or None,
+        "presence_penalty": sampling.presence_penalty or None,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+        # Not OpenAI's own, but vLLM, llama.cpp and BitingLip know them.
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p or None,
+        "repetition_penalty": penalty if (penalty := sampling.repetition_penalty) != 1 else None,
+        "min_tokens": sampling.min_tokens or None,
+        "ignore_eos": sampling.ignore_eos or None,
+        "stop_token_ids": list(sampling.stop_token_ids) or None,
+    }
+    return body | {name: value for name, value in optional.items() if value is not None}
+
+
+def _prompt(job: TextJob) -> dict[str, Any]:
+    if not job.prompts:
+        return {"prompt": job.prompt or ""}
+    prompts = [each if isinstance(each, str) else list(each) for each in job.prompts]
+    return {"prompt": prompts}
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        made["name"] = message.name
+    if message.reasoning is not None:
+        made["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        made["tool_calls"] = [_call(each) for each in message.tool_calls]
+        made["content"] = made["content"] or None
+    if message.tool_call_id is not None:
+        made["tool_call_id"] = message.tool_call_id
+    return made
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tools(job: TextJob) -> dict[str, Any]:
+    functions: list[dict[str, Any]] = []
+    for tool in job.tools:
+        function: dict[str, Any] = {"name": tool.name}
+        if tool.description is not None:
+            function["description"] = tool.description
+        if tool.parameters is not None:
+            function["parameters"] = tool.parameters
+        if tool.strict:
+            function["strict"] = True
+        functions.append({"type": "function", "function": function})
+    choice: Any = job.tool_choice
+    if choice not in ("auto", "none", "required"):
+        choice = {"type": "function", "function": {"name": choice}}
+    made: dict[str, Any] = {"tools": functions, "tool_choice": choice}
+    if not job.parallel_tool_calls:
+        made["parallel_tool_calls"] = False
+    return made
+
+
+def _response_format(grammar: Grammar) -> dict[str, Any]:
+    match grammar.kind:
+        case "json_object":
+            return {"type": "json_object"}
+        case "json_schema":
+            schema = json.loads(grammar.source)
+            named = {"name": "answer", "schema": schema, "strict": grammar.strict}
+            return {"type": "json_schema", "json_schema": named}
+        case _:
+            raise _unsupported(grammar.param)

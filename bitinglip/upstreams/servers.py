@@ -1,0 +1,85 @@
+"""Chooses among the servers that answer for a model, by their health. Pure but for the clock."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from bitinglip.settings.models import Balancing
+from workers.protocol import TextJob
+
+_SHORTEST, _LONGEST = 1.0, 60.0  #: seconds for which a server that failed is left alone
+_BEGINNING = 1024  #: characters that tell a conversation from others
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One of them: how it is, and how much it does for us."""
+
+    url: str
+    running: int = 0
+    failures: int = 0  #: in a row
+    again_at: float = 0.0  #: when it is tried again
+    taken: int = 0  #: requests that it was given
+
+    @property
+    def is_well(self) -> bool:
+        return self.failures == 0
+
+
+class Servers:
+    """Orders them for each request: those that are well first, by the model's balancing."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        balancing: Balancing,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.all = [Server(url.rstrip("/")) for url in urls]
+        self._balancing = balancing
+        self._clock = clock
+
+    def order(self, job: TextJob) -> list[Server]:
+        """Return the servers to try, the first one first.
+
+        Those that failed a moment ago come last, so that a request is tried there only if no other
+        server takes it.
+        """
+        now = self._clock()
+        key = _conversation(job) if self._balancing == "sticky" else ""
+
+        def rank(server: Server) -> tuple[object, ...]:
+            away = server.again_at > now
+            if self._balancing == "sticky":
+                return away, hashlib.sha256(f"{server.url} {key}".encode()).digest()
+            if self._balancing == "round_robin":
+                return away, server.taken
+            return away, not server.is_well, server.running, server.taken
+
+        return sorted(self.all, key=rank)
+
+    def failed(self, server: Server) -> None:
+        """Leave a server alone for a while, longer each time."""
+        server.failures += 1
+        pause = min(_LONGEST, _SHORTEST * 2.0 ** min(server.failures - 1, 10))
+        server.again_at = self._clock() + pause
+
+    def answered(self, server: Server) -> None:
+        """Believe in a server again."""
+        server.failures, server.again_at = 0, 0.0
+
+    def due(self) -> Iterable[Server]:
+        """Return the servers that failed and may be asked how they are."""
+        now = self._clock()
+        return [each for each in self.all if not each.is_well and each.again_at <= now]
+
+
+def _conversation(job: TextJob) -> str:
+    """Return what stays the same in the turns of a conversation."""
+    if job.messages:
+        first = next((each for each in job.messages if each.role == "user"), job.messages[0])
+        beginning = job.messages[0].content[:_BEGINNING] + first.content[:_BEGINNING]
+    else:
+        beginning = (job.prompt or "")[:_BEGINNING]
+    return f"{job.prefix_scope} {beginning}"

@@ -1,0 +1,188 @@
+"""Stands in for a worker process: takes the pool's commands, and has other servers do the jobs.
+
+It runs on the gateway's event loop and speaks the protocol of workers, so queueing, cancellation,
+accounting and metrics are the same for models here and elsewhere.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from bitinglip.upstreams.answer import AnswerReader
+from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.servers import Server
+from workers.engines.base import Refused
+from workers.framing import decode_commands, encode_frame
+from workers.protocol import (
+    Cancel,
+    Cancelled,
+    Command,
+    Event,
+    Failed,
+    Heartbeat,
+    Import,
+    Imported,
+    Load,
+    LoadFailed,
+    Ready,
+    Started,
+    Stop,
+    TextJob,
+)
+
+log = structlog.get_logger(__name__)
+
+_SLOTS = 64  #: jobs at once where the settings do not say; the servers have queues of their own
+
+
+class UpstreamWorker:
+    """Implements the pool's handle of a worker."""
+
+    pid = 0  #: of no process
+    folder: Path | None = None
+
+    def __init__(self, client: UpstreamClient) -> None:
+        self._client = client
+        self.events_fd, self._events = os.pipe()
+        self.output_fd, output = os.pipe()
+        os.close(output)  # it writes nothing
+        os.set_blocking(self.events_fd, False)
+        os.set_blocking(self._events, False)
+        os.set_blocking(self.output_fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._unwritten = bytearray()
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._on_exit: Callable[[], None] | None = None
+        self._code: int | None = None
+        self._done = 0
+        self._tell([Imported()])
+
+    # ---- the handle ------------------------------------------------------------------------------
+
+    def bytes_read(self) -> int | None:
+        return None
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        self._on_exit = on_exit
+
+    def send(self, command: bytes) -> None:
+        for each in decode_commands(command):
+            self._take(each)
+
+    def kill(self) -> None:
+        self._end(-9)
+
+    def reap(self) -> int | None:
+        return self._code
+
+    def close(self) -> None:
+        for fd in (self.events_fd, self.output_fd, self._events):
+            os.close(fd)
+
+    # ---- commands --------------------------------------------------------------------------------
+
+    def _take(self, command: Command) -> None:
+        match command:
+            case Load():
+                self._spawn(self._load(command))
+            case Cancel(id=job_id):
+                if (task := self._jobs.get(job_id)) is not None:
+                    task.cancel()
+            case Stop():
+                self._end(0)
+            case Import():
+                pass  # there is nothing to be imported
+            case TextJob():
+                task = asyncio.create_task(self._run(command))
+                self._jobs[command.id] = task
+                task.add_done_callback(lambda _: self._jobs.pop(command.id, None))
+            case _:
+                text = "The servers that this model stands for are asked for text only."
+                self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
+
+    async def _load(self, spec: Load) -> None:
+        try:
+            await self._client.open()
+        except Refused as error:
+            self._tell([LoadFailed(code=error.code, message=error.message)])
+            self._end(1)
+            return
+        self._tell(
+            [
+                Ready(
+                    slots=spec.max_batch or _SLOTS,
+                    max_context=spec.max_context,
+                    has_chat_template=True,
+                )
+            ]
+        )
+        while True:
+            await asyncio.sleep(spec.heartbeat_seconds)
+            self._tell([Heartbeat(steps=self._done, in_flight=len(self._jobs), memory_bytes=0)])
+            for server in self._client.servers.due():
+                self._spawn(self._probe(server))
+
+    async def _probe(self, server: Server) -> None:
+        if await self._client.probe(server) is None:
+            log.info("an upstream server answers again", server=server.url)
+
+    async def _run(self, job: TextJob) -> None:
+        final: Event
+        reader = AnswerReader(job)
+        try:
+            self._tell([Started(id=job.id)])
+            final = await self._client.run(job, reader, self._tell)
+        except asyncio.CancelledError:
+            final = Cancelled(id=job.id, completion_tokens=reader.pieces)
+        except Refused as error:
+            final = error.final(job.id)
+        except Exception:  # the edge of a job: each has a final event, whatever the server sends
+            log.exception("an upstream's answer could not be used")
+            text = "The answer of the server that this model stands for could not be used."
+            final = Failed(id=job.id, code="INFERENCE_FAILED", message=text)
+        self._done += 1
+        self._tell([final])
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    def _end(self, code: int) -> None:
+        """End all that runs, and tell the pool once."""
+        if self._code is not None:
+            return
+        self._code = code
+        for task in (*self._jobs.values(), *self._others):
+            task.cancel()
+        self._loop.remove_writer(self._events)
+        if self._on_exit is not None:
+            self._loop.call_soon(self._on_exit)
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    def _tell(self, events: list[Event]) -> None:
+        if self._code is not None:
+            return
+        waits = bool(self._unwritten)
+        self._unwritten += encode_frame(events)
+        if not waits:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what the pipe has room for; the pool reads it in a later turn of this loop."""
+        with contextlib.suppress(BlockingIOError):
+            while self._unwritten:
+                del self._unwritten[: os.write(self._events, self._unwritten)]
+        if self._unwritten:
+            self._loop.add_writer(self._events, self._write)
+        else:
+            self._loop.remove_writer(self._events)

@@ -1,0 +1,133 @@
+"""Models whose encoder reads the prompt, in the text engine, against the library's generate()."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from tests.support.engine_runs import finals, run_to_end
+from tests.support.models.seq2seq import FAMILIES, make_seq2seq_model
+from tests.support.text_harness import done, job, load, run
+from workers.engines.base import Answered, Refused
+from workers.protocol import Cancelled, ChatMessage, Sampling, TextDelta, TextDone, TextJob
+
+PROMPTS = [
+    "Translate this: the prompt is longer than the others, and an encoder reads all of it.",
+    "one two three",
+    "T",
+]
+
+
+class Library:
+    """Says what the library's generate() says, greedy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model.generation_config.eos_token_id = None
+
+    def answer(self, prompt: str, count: int) -> str:
+        ids = self._tokenizer(prompt, return_tensors="pt")["input_ids"]
+        forced = self._model.generation_config.forced_bos_token_id is not None
+        output = self._model.generate(ids, max_new_tokens=count + forced, do_sample=False)
+        text: str = self._tokenizer.decode(output[0, 1 + forced :], skip_special_tokens=True)
+        return text
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_seq2seq_model("t5", tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoder_text_is_that_of_generate_alone_and_beside_others(
+    family: str, tmp_path: Path
+) -> None:
+    folder = make_seq2seq_model(family, tmp_path / family)
+    engine, ready = load(folder)
+    assert ready.sequential == "an encoder reads the prompt, and a decoder answers"
+    jobs = [job(str(n), prompt, max_tokens=9 + n) for n, prompt in enumerate(PROMPTS)]
+    library = Library(folder)
+    expected = {str(n): library.answer(each, 9 + n) for n, each in enumerate(PROMPTS)}
+    assert len(set(expected.values())) == len(PROMPTS)
+    assert run(engine, jobs[0])["0"].text == expected["0"]
+    ends = run(engine, *jobs, job("noise", PROMPTS[1], temperature=1.0, seed=3))
+    assert {name: end.text for name, end in ends.items() if name in expected} == expected
+    engine.close()
+
+
+def test_encoder_prompt_counts_beside_the_answer_s_context(t5: Path) -> None:
+    engine, ready = load(t5, max_context=48, kv_cache_bytes=4 << 20)
+    assert ready.max_context == 48
+    end = run(engine, job("a", "one " * 10, max_tokens=40))["a"]
+    assert (end.prompt_tokens, end.completion_tokens) == (31, 40)
+    tokens = msgspec.structs.replace(job("b"), prompt=None, prompts=((9, 8, 7, 1), (9, 8, 7, 1)))
+    both = run(engine, tokens)["b"]
+    assert both.prompt_tokens == 8
+    assert both.choices[0].text == both.choices[1].text
+    with pytest.raises(Refused) as refused:
+        engine.prepare(job("c", "one " * 30))
+    assert (refused.value.code, refused.value.param) == ("CONTEXT_LENGTH_EXCEEDED", "prompt")
+    with pytest.raises(Refused) as refused:
+        engine.prepare(job("d", "one", max_tokens=60))
+    assert refused.value.param == "max_tokens"
+    with pytest.raises(Answered) as counted:
+        engine.prepare(msgspec.structs.replace(job("e", "one"), count_only=True))
+    assert isinstance(counted.value.final, TextDone)
+    assert counted.value.final.prompt_tokens == run(engine, job("f", "one"))["f"].prompt_tokens
+    engine.close()
+
+
+def test_encoder_text_streams_stops_and_tells_its_logprobs(t5: Path) -> None:
+    engine, _ = load(t5)
+    plain = run(engine, job("a", PROMPTS[0], logprobs=2, seed=7, temperature=1.0))["a"]
+    again = run_to_end(engine, job("a", PROMPTS[0], logprobs=2, seed=7, temperature=1.0))
+    pieces = [event.text for event in again if isinstance(event, TextDelta)]
+    assert "".join(pieces) == plain.text
+    assert len(plain.choices[0].logprobs) == 12
+    assert all(each.logprob is not None for each in plain.choices[0].logprobs)
+    stop = plain.text[4:6]
+    ended = run(engine, job("a", PROMPTS[0], seed=7, temperature=1.0, stop=(stop,)))["a"]
+    assert ended.text == plain.text[: plain.text.index(stop)]
+    assert ended.choices[0].finish_reason == "stop"
+    several = msgspec.structs.replace(job("a", PROMPTS[0], seed=7, temperature=1.0), n=2)
+    first, second = run(engine, several)["a"].choices
+    assert (first.text, second.finish_reason) == (plain.text, "length")
+    engine.close()
+
+
+def test_encoder_job_is_cancelled_beside_others(t5: Path) -> None:
+    engine, _ = load(t5)
+    keep, gone = job("keep", PROMPTS[0], max_tokens=30), job("gone", PROMPTS[1], max_tokens=60)
+    expected = run(engine, keep)["keep"].text
+    for one in (keep, gone):
+        engine.submit(engine.prepare(one))
+    events = [event for _ in range(5) for event in engine.step()]
+    engine.cancel("gone")
+    events += run_to_end(engine)
+    cancelled = finals(events)["gone"]
+    assert isinstance(cancelled, Cancelled)
+    assert cancelled.completion_tokens <= 6
+    assert done(events)["keep"].text == expected
+    engine.close()
+
+
+def test_encoder_model_takes_no_echo_and_no_chat_without_a_template(t5: Path) -> None:
+    engine, _ = load(t5)
+    with pytest.raises(Refused) as refused:
+        engine.prepare(msgspec.structs.replace(job("a"), echo=True))
+    assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "echo")
+    chat = TextJob(id="a", messages=(ChatMessage("user", "hi"),), sampling=Sampling(max_tokens=4))
+    with pytest.raises(Refused) as refused:
+        engine.prepare(chat)
+    assert "no chat template" in refused.value.message
+    engine.close()
+
+
+def test_encoder_never_says_what_its_files_forbid(t5: Path) -> None:
+    engine, _ = load(t5)
+    one = job("a", PROMPTS[0], logit_bias={3: 100.0}, logprobs=0)
+    assert 3 not in [each.id for each in run(engine, one)["a"].choices[0].logprobs]
+    engine.close()

@@ -1,0 +1,212 @@
+"""Models that other servers answer for, over real HTTP between real gateways."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.api_server import Served, serve
+from tests.support.sse import iter_events
+from tests.support.wait import eventually
+
+CHAT = "/v1/chat/completions"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def chat(model: str, words: str = "hello", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": words}], **fields}
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers as ``reply`` says: a status and a body, or pieces of a stream."""
+
+    reply: Any
+    seen: list[dict[str, Any]]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send(200, b'{"data": []}')
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen.append({"path": self.path, "body": body, "key": self.headers["authorization"]})
+        status, data = self.reply
+        self._send(status, data)
+
+    def _send(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def scripted(reply: Any, port: int = 0) -> Iterator[type[Scripted]]:
+    handler = type("Handler", (Scripted,), {"reply": reply, "seen": []})
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        handler.url = f"http://127.0.0.1:{server.server_port}/v1"  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield handler
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+ANSWER = (
+    b'data: {"choices": [{"index": 0, "delta": {"content": "from there"}}]}\n\n'
+    b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
+    b"data: [DONE]\n\n"
+)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of ours that answers for another one's models."""
+    with serve(tmp_path_factory.mktemp("there")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[type[Scripted]]:
+    with scripted((200, ANSWER)) as handler:
+        yield handler
+
+
+@pytest.fixture(scope="module")
+def here(there: Served, script: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("here")
+    (root / "key").write_text(there.keys["admin"] + "\n")
+    key = {"key_file": str(root / "key")}
+    models: dict[str, Any] = {
+        "far": {"upstream": {"url": f"{there.url}/v1", "model": "demo", **key}},
+        "second": {"upstream": {"url": [f"http://127.0.0.1:{free_port()}/v1", script.url], **key}},
+        "scripted": {"upstream": {"url": script.url, **key}},
+        "gone": {"upstream": f"http://127.0.0.1:{free_port()}/v1"},
+        "refused": {"upstream": {"url": f"{there.url}/v1", "model": "demo"}},
+    }
+    with serve(root, models=models) as served:
+        yield served
+
+
+@pytest.fixture
+def client(here: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=here.url, headers=here.headers("admin"), timeout=60) as client:
+        yield client
+    here.wait_idle()
+
+
+def test_upstream_answers_like_a_model_that_is_here(client: httpx.Client, there: Served) -> None:
+    answer = client.post(CHAT, json=chat("far")).json()
+    assert answer["choices"][0]["message"]["content"] == "one two"
+    assert answer["usage"]["total_tokens"] == 3
+    with client.stream("POST", CHAT, json=chat("far", stream=True)) as stream:
+        lines = [line for line in stream.iter_lines() if line.startswith("data: {")]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+    assert [each["content"] for each in deltas if each.get("content")] == ["one", " two"]
+    body = {"model": "far", "prompt": "hello", "stream": True}
+    with client.stream("POST", "/api/v1/inference/text-generation", json=body) as stream:
+        names = [name for name, _ in iter_events(stream.iter_lines())]
+    assert names[-4:] == ["started", "token", "token", "completed"]
+    listed = client.get("/v1/models").json()["data"]
+    assert "far" in [each["id"] for each in listed]
+    there.wait_idle()
+
+
+def test_upstream_s_request_ends_when_its_client_goes(client: httpx.Client, there: Served) -> None:
+    before = there.in_flight
+    with client.stream("POST", CHAT, json=chat("far", "!stall", stream=True)) as stream:
+        next(stream.iter_lines())
+        eventually(lambda: there.in_flight == before + 1)
+    there.wait_idle()
+
+
+def test_upstream_gets_its_own_key_and_name(
+    client: httpx.Client, script: Any, there: Served
+) -> None:
+    script.seen.clear()
+    answer = client.post(CHAT, json=chat("scripted", max_tokens=7))
+    assert answer.json()["choices"][0]["message"]["content"] == "from there"
+    (seen,) = script.seen
+    assert seen["path"] == "/v1/chat/completions"
+    assert seen["key"] == f"Bearer {there.keys['admin']}"
+    assert (seen["body"]["model"], seen["body"]["max_tokens"]) == ("scripted", 7)
+
+
+def test_upstream_that_does_not_answer_is_passed_over(client: httpx.Client) -> None:
+    for _ in range(3):
+        assert client.post(CHAT, json=chat("second")).status_code == 200
+
+
+def test_upstream_without_any_server_says_so(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=chat("gone"))
+    assert answer.status_code == 502
+    assert "ConnectError" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "words"),
+    [
+        ((400, b'{"error": {"message": "too hot"}}'), 400, "too hot"),
+        ((400, b"nonsense"), 500, "status 400"),
+        ((401, b"{}"), 500, "refuses our key"),
+        ((404, b"{}"), 500, "upstream.model"),
+        ((429, b"{}"), 503, "busy"),
+        ((500, b"{}"), 500, "status 500"),
+        ((200, b"nonsense"), 502, "broke off"),
+        ((200, b'data: {"choices": 5}\n\n'), 502, "broke off"),
+        ((200, b"data: not json\n\n"), 500, "could not be used"),
+        ((200, b'data: {"error": {"message": "it broke"}}\n\n'), 500, "it broke"),
+        ((200, ANSWER[:80]), 502, "broke off"),
+    ],
+)
+def test_upstream_s_errors_are_clear_ones(
+    client: httpx.Client, script: Any, reply: tuple[int, bytes], status: int, words: str
+) -> None:
+    script.reply = reply
+    try:
+        answer = client.post(CHAT, json=chat("scripted"))
+    finally:
+        script.reply = (200, ANSWER)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    assert client.post(CHAT, json=chat("scripted")).status_code == 200  # it is used again
+
+
+def test_upstream_that_comes_back_is_used_again(tmp_path: Path) -> None:
+    port = free_port()
+    models = {"m": {"upstream": {"url": f"http://127.0.0.1:{port}/v1"}}}
+    with serve(tmp_path, models=models) as own:
+        with httpx.Client(base_url=own.url, headers=own.headers("admin"), timeout=60) as mine:
+            with scripted((200, ANSWER), port):
+                assert mine.post(CHAT, json=chat("m")).status_code == 200
+            assert mine.post(CHAT, json=chat("m")).status_code == 502
+            with scripted((200, ANSWER), port):
+                deadline = time.monotonic() + 30
+                while mine.post(CHAT, json=chat("m")).status_code != 200:
+                    assert time.monotonic() < deadline
+        own.wait_idle()
+
+
+def test_upstream_is_asked_for_text_only(client: httpx.Client) -> None:
+    body = {"model": "far", "input": "text"}
+    assert client.post("/v1/embeddings", json=body).status_code == 400
+    refused = client.post(CHAT, json=chat("far", logprobs=True, top_logprobs=1))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")

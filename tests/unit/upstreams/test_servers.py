@@ -1,0 +1,68 @@
+"""Which of a model's servers a request goes to."""
+
+import pytest
+
+from bitinglip.settings.models import Balancing
+from bitinglip.upstreams.servers import Servers
+from workers.protocol import ChatMessage, Sampling, TextJob
+
+URLS = [f"http://s{number}/v1" for number in range(4)]
+
+
+def job(words: str = "hello", scope: str | None = None) -> TextJob:
+    turns = (ChatMessage("system", "s"), ChatMessage("user", words), ChatMessage("assistant", "a"))
+    return TextJob(id="j", messages=turns, sampling=Sampling(max_tokens=1), prefix_scope=scope)
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [100.0]
+
+
+def made(clock: list[float], balancing: Balancing = "least_work") -> Servers:
+    return Servers(URLS, balancing, lambda: clock[0])
+
+
+@pytest.mark.parametrize("balancing", ["least_work", "round_robin"])
+def test_servers_take_turns(clock: list[float], balancing: Balancing) -> None:
+    servers = made(clock, balancing)
+    for _ in range(8):
+        servers.order(job())[0].taken += 1
+    assert [each.taken for each in servers.all] == [2, 2, 2, 2]
+
+
+def test_server_that_does_least_is_asked_first(clock: list[float]) -> None:
+    servers = made(clock)
+    for number, each in enumerate(servers.all):
+        each.running = number != 2
+    assert servers.order(job())[0] is servers.all[2]
+
+
+def test_server_of_a_conversation_stays_and_only_its_own_move(clock: list[float]) -> None:
+    servers = made(clock, "sticky")
+    first = {n: servers.order(job(str(n)))[0] for n in range(40)}
+    assert len(set(first.values())) == 4
+    assert servers.order(job("7"))[0] is first[7]
+    gone = first[7]
+    servers.failed(gone)
+    for number, server in first.items():
+        now = servers.order(job(str(number)))[0]
+        assert (now is server) == (server is not gone)
+    scoped = {servers.order(job("7", scope))[0] for scope in "abcdefgh"}
+    assert len(scoped) > 1  # keys with the same words are others' conversations
+
+
+def test_server_that_failed_is_tried_last_and_later_again(clock: list[float]) -> None:
+    servers = made(clock)
+    bad = servers.all[0]
+    for failures, pause in ((1, 1.0), (2, 2.0), (3, 4.0), (12, 60.0)):
+        while bad.failures < failures:
+            servers.failed(bad)
+        assert servers.order(job())[-1] is bad
+        assert bad not in servers.due()
+        assert bad.again_at - clock[0] == pause
+        clock[0] = bad.again_at
+        assert bad in servers.due()
+    servers.answered(bad)
+    assert bad.is_well
+    assert not servers.due()
