@@ -50,7 +50,7 @@ from bitinglip.tls import Certificate
 from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
-from workers.launcher import Launcher, SpawnLauncher
+from workers.launcher import Launcher, kept_by
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
@@ -98,8 +98,8 @@ def build(
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
             start_periodic(background, services, certificate)
-            if isinstance(own, SpawnLauncher) and own.kept is not None:
-                start_keeping(background, services, own.kept)
+            if (kept := kept_by(own)) is not None:
+                start_keeping(background, services, kept)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
@@ -132,9 +132,9 @@ async def _open(
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
-    if isinstance(launcher, SpawnLauncher) and launcher.kept is not None:
-        machine.devices.discount(launcher.kept.unused_bytes)
-        stack.callback(launcher.kept.close)
+    if (kept := kept_by(launcher)) is not None:
+        machine.devices.discount(kept.unused_bytes)
+        stack.callback(kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:

@@ -301,6 +301,12 @@ class _Loan:
             self._kept.give_back(self._piece)
 
 
+def kept_by(launcher: Launcher) -> KeptMemory | None:
+    """Return the memory that outlives a launcher's workers, if it keeps some."""
+    kept: KeptMemory | None = getattr(launcher, "kept", None)
+    return kept
+
+
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
     """Make a pipe; each stack closes its end."""
     read, write = os.pipe()

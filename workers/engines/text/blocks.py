@@ -6,6 +6,7 @@ remembered, then those that were released first, or those of an owner who holds 
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from itertools import islice, takewhile
 from typing import Protocol
 
 from workers.engines.text.fair_lru import FairLru
@@ -139,6 +140,18 @@ class BlockAllocator:
             if self._holders.get(block) == times:
                 alone.append(block)
         return alone
+
+    def bring_back(self, keys: Iterable[bytes]) -> list[int]:
+        """Take blocks with what the first keys name, as many as are kept outside and fit in."""
+        if self.kept is None:
+            return []
+        wanted = list(takewhile(self.kept.has, islice(keys, self.free_count)))
+        if not wanted:
+            return []
+        blocks = self.allocate(len(wanted))  # which may be what makes some leave
+        count = self.kept.restore(blocks, wanted)
+        self.release(blocks[count:])
+        return blocks[:count]
 
     def leave(self) -> None:
         """Let what takes over contents have those of all published blocks that nobody holds."""

@@ -15,7 +15,6 @@ A step may be planned before the tokens of the one before are known: these are p
 
 from collections import Counter, deque
 from dataclasses import replace
-from itertools import takewhile
 
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.plan import Chunk, Plan, Sequence
@@ -325,19 +324,15 @@ class Scheduler:
 
     def _restore(self, sequence: Sequence) -> None:
         """Bring back the next blocks of a sequence's beginning that have left the cache."""
-        kept = self._allocator.kept
-        if kept is None or sequence.keys is None or sequence.scores:
+        if sequence.keys is None or sequence.scores:
             return
         size, first = self._allocator.block_size, len(sequence.blocks)
-        last = min((len(sequence.tokens) - 1) // size, first + self._allocator.free_count)
-        keys = list(takewhile(kept.has, sequence.keys.of(sequence.tokens, first, last)))
-        if not keys:
+        full = (len(sequence.tokens) - 1) // size
+        blocks = self._allocator.bring_back(sequence.keys.of(sequence.tokens, first, full))
+        if not blocks:
             return
-        blocks = self._allocator.allocate(len(keys))  # which may be what makes some leave
-        count = kept.restore(blocks, keys)
-        self._allocator.release(blocks[count:])
-        sequence.blocks += blocks[:count]
-        sequence.computed += count * size
+        sequence.blocks += blocks
+        sequence.computed += len(blocks) * size
         self._publish(sequence, sequence.computed)
         if not sequence.started:
             sequence.cached = sequence.computed
