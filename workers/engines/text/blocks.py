@@ -15,15 +15,17 @@ from workers.engines.text.fair_lru import FairLru
 NULL_BLOCK = 0
 
 
-_AT_ONCE = 64  #: blocks that leave together: their contents are copied
-
-
 class NoFreeBlocks(Exception):
     """More blocks were asked for than are free."""
 
 
 class KeptPrefixes(Protocol):
     """Keeps what blocks held when they were handed out again, by their keys."""
+
+    @property
+    def room(self) -> int:
+        """Return how many blocks it can keep."""
+        ...
 
     def has(self, key: bytes) -> bool: ...
 
@@ -156,8 +158,11 @@ class BlockAllocator:
     def leave(self) -> None:
         """Let what takes over contents have those of all published blocks that nobody holds."""
         if self.kept is not None:
-            while blocks := self._evict(_AT_ONCE):
-                self._blank.extend(blocks)
+            while len(self._kept) > self.kept.room:  # they would push each other out
+                block = self._kept.pop()
+                self._forget(block)
+                self._blank.append(block)
+            self._blank.extend(self._evict(len(self._kept)))
             self.kept.close()
 
     def books(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers import lent_memory
+from workers.engines import torch_env
 from workers.engines.text.kept_blocks import KeptBlocks
 from workers.engines.torch_env import load_failed
 from workers.protocol import Load
@@ -36,6 +37,10 @@ _HARMLESS = frozenset(
         "fake",
     }
 )
+
+
+_AT_ONCE = 16  #: blocks that are copied together: the copies take memory
+_MOST_COMING = 4  #: such copies that are on their way from a card
 
 
 class Cache(Protocol):
@@ -65,18 +70,33 @@ class PrefixRam:
     def has(self, key: bytes) -> bool:
         return key in self._kept
 
+    @property
+    def room(self) -> int:
+        """Return how many blocks can be kept."""
+        return self._kept.slots
+
     @torch.inference_mode()
     def leave(self, blocks: Iterable[tuple[int, bytes]]) -> None:
-        """Keep blocks, with their keys, whose contents are about to be lost."""
+        """Keep blocks, with their keys, whose contents are about to be lost.
+
+        Where memory does not suffice for that they are lost.
+        """
         self._arrive(wait=False)
         new = [(block, key) for block, key in blocks if not self._kept.touch(key)]
-        if not new:
-            return
-        contents = self._cache.copy_out([block for block, _ in new])
-        keys = [key for _, key in new]
+        try:
+            for start in range(0, len(new), _AT_ONCE):
+                self._send(new[start : start + _AT_ONCE])
+        except Exception as error:
+            if not torch_env.is_out_of_memory(error):
+                raise
+
+    def _send(self, blocks: list[tuple[int, bytes]]) -> None:
+        contents = self._cache.copy_out([block for block, _ in blocks])
+        keys = [key for _, key in blocks]
         if contents.device.type == "cpu":
             self._keep(keys, contents)
             return
+        self._arrive(wait=len(self._coming) >= _MOST_COMING)
         there = torch.empty(contents.shape, dtype=torch.uint8, pin_memory=True)
         there.copy_(contents, non_blocking=True)
         event = torch.cuda.Event()
@@ -85,17 +105,27 @@ class PrefixRam:
 
     @torch.inference_mode()
     def restore(self, blocks: Rows[int], keys: Rows[bytes]) -> int:
-        """Write the contents of the first keys into blocks; return how many are still kept."""
+        """Write the contents of the first keys into blocks; return how many were still kept."""
         self._arrive(wait=True)
+        restored = 0
+        try:
+            while found := self._found(keys[restored : restored + _AT_ONCE]):
+                self._cache.copy_in(blocks[restored : restored + len(found)], torch.stack(found))
+                restored += len(found)
+        except Exception as error:
+            if not torch_env.is_out_of_memory(error):
+                raise
+        return restored
+
+    def _found(self, keys: Iterable[bytes]) -> list[Tensor]:
+        """Return the contents of the first keys, up to one that is not kept."""
         found: list[Tensor] = []
         for key in keys:
             contents = self._kept.get(key)
             if contents is None:
                 break
             found.append(contents)
-        if found:
-            self._cache.copy_in(blocks[: len(found)], torch.stack(found))
-        return len(found)
+        return found
 
     def close(self) -> None:
         """Wait for what is on its way."""

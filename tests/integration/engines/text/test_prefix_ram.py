@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import make_tiny_model
@@ -65,3 +66,25 @@ def test_prefix_ram_is_refused_where_it_can_keep_nothing(llama: Path, tmp_path: 
     folder = make_sequential_model("lfm2", tmp_path / "lfm2")
     with pytest.raises(Refused, match=r"text\.prefix_ram_bytes is set, which is not for this"):
         load(folder, text=RAM)
+
+
+def test_prefixes_that_memory_does_not_suffice_for_are_lost(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card runs out of memory while blocks are copied out or back: they are computed again."""
+    engine, _ = load(llama, kv_cache_bytes=CACHE, text=RAM)
+    cache = engine._runner.cache
+    assert cache is not None
+    expected = [run(engine, within("a", "x", prompt))["x"].text for prompt in PROMPTS]
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    for name in ("copy_in", "copy_out"):
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, name, full)
+            found = [run(engine, within("a", "x", prompt))["x"] for prompt in PROMPTS]
+        assert [end.text for end in found] == expected
+        if name == "copy_in":
+            assert not any(end.cached_tokens for end in found)
+    engine.close()
