@@ -1,5 +1,6 @@
 """Starts a real server, which tests share if they leave it as they found it."""
 
+import gc
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ if not Path("/proc/driver/nvidia").exists():
 #: A machine that stands still makes an example late and no property false.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+gc.disable()  # until all is imported: nothing of that is ever let go
 httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
 
@@ -32,7 +34,12 @@ _LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let long files begin first: one that began last would be waited for."""
+    """Let long files begin first: one that began last would be waited for.
+
+    The collector need not look again and again through the libraries that are imported by now.
+    """
+    gc.freeze()
+    gc.enable()
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
 
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("bitinglip", "workers", "model_store", "cli")
 MOST_LINES = 400
@@ -19,17 +17,18 @@ def sources() -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", list(sources()), ids=lambda path: str(path.relative_to(ROOT)))
-def test_file_is_short_and_named_for_its_content(path: Path) -> None:
-    lines = path.read_text().count("\n")
-    assert lines <= MOST_LINES, f"{path.name} has {lines} lines; which second job does it do?"
-    assert path.stem not in DRAWERS
+def test_files_are_short_and_named_for_their_content() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in sources()}
+    assert len(lines) > 1000
+    long = {name: count for name, count in lines.items() if count > MOST_LINES}
+    assert not long, "which second job do these do?"
+    assert [name for name in lines if Path(name).stem in DRAWERS] == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_package_names_are_not_taken_by_others(package: str) -> None:
-    owners = set(importlib.metadata.packages_distributions().get(package, ["bitinglip"]))
-    assert owners == {"bitinglip"}, f"'{package}' is also brought by {owners}"
+def test_package_names_are_not_taken_by_others() -> None:
+    distributions = importlib.metadata.packages_distributions()
+    owners = {package: set(distributions.get(package, ["bitinglip"])) for package in PACKAGES}
+    assert owners == {package: {"bitinglip"} for package in PACKAGES}
 
 
 def test_pickle_is_never_loaded() -> None:
@@ -39,8 +38,11 @@ def test_pickle_is_never_loaded() -> None:
     assert reader.read_text().count("weights_only=True") == 1
     for package in PACKAGES:
         for path in set((ROOT / package).rglob("*.py")) - {reader}:
-            assert "import unpickle" not in path.read_text(), path
-            for node in ast.walk(ast.parse(path.read_text())):
+            text = path.read_text()
+            assert "import unpickle" not in text, path
+            if "pickle" not in text and ".load" not in text:
+                continue  # nothing below can be in it, and to parse all takes seconds
+            for node in ast.walk(ast.parse(text)):
                 names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else ()
                 assert "pickle" not in names, path
                 if isinstance(node, ast.Attribute):

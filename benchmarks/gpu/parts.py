@@ -39,6 +39,12 @@ PARTS = (
         "How fast is the text engine, by rows and prompt lengths, and where does a step's time go?",
     ),
     Part(
+        "text steps",
+        "benchmarks.gpu.text_steps:measure",
+        120,
+        "What do overlapped steps, graphs and the kernel gain, and are the answers the same?",
+    ),
+    Part(
         "server",
         "benchmarks.gpu.server:measure",
         170,

@@ -16,16 +16,25 @@ from benchmarks.gpu.torch_setup import prepare_torch
 from benchmarks.random_llama import SHAPES, build_model, build_tokenizer
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.loading import LoadedModel
-from workers.protocol import Failed, Load, Sampling, Started, TextDelta, TextDone, TextJob
+from workers.protocol import (
+    Failed,
+    Load,
+    Sampling,
+    Started,
+    TextDelta,
+    TextDone,
+    TextJob,
+    TextOptions,
+)
 
 _WORDS = ["the", "of", "is", "a", "to", "return", "file", "name"]  #: a token each
 _LEAST_TOKENS = 20  #: that a call of generate() is timed over
-_GREEDY: dict[str, Any] = {"temperature": 0.0}
-_USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
-class _Grid:
+class Grid:
     """Holds the measurements of one model. ``expected``: ms of a decode step, by (rows, prompt)."""
 
     shape: str
@@ -37,16 +46,16 @@ class _Grid:
 
 _GRIDS = {
     "real": (
-        _Grid(
+        Grid(
             "8b",
             (1, 8, 32, 128),
             (128, 2000),
             40,
             {(1, 128): "5.8-6.3 on an H200, 7.3-7.8 on an H100", (8, 128): "6-6.5 on an H200"},
         ),
-        _Grid("1b", (1, 8, 32, 128), (128, 2000), 40, {}),
+        Grid("1b", (1, 8, 32, 128), (128, 2000), 40, {}),
     ),
-    "tiny": (_Grid("tiny", (1, 4), (16,), 3, {}),),
+    "tiny": (Grid("tiny", (1, 4), (16,), 3, {}),),
 }
 
 
@@ -57,13 +66,13 @@ def measure(record: Recorder) -> None:
     for grid in _GRIDS[record.shape]:
         model = build_model(grid.shape, record.device)
         _library(record, grid, model)
-        with _engine(record, grid, model) as engine:
+        with open_engine(record, grid, model) as engine:
             del model
-            bench = _Bench(record, grid, engine)
+            bench = Bench(record, grid, engine)
             for prompt in grid.prompts:
                 for rows in grid.rows:
-                    bench.measure(rows, prompt, _GREEDY)
-            bench.measure(grid.rows[-1], grid.prompts[0], _USUAL)
+                    bench.measure(rows, prompt, GREEDY)
+            bench.measure(grid.rows[-1], grid.prompts[0], USUAL)
             for rows in dict.fromkeys((grid.rows[0], grid.rows[-2])):
                 bench.profile(rows, grid.prompts[0])
             _memory(record, grid)
@@ -84,10 +93,10 @@ def measure_compiled_generate(record: Recorder) -> None:
     record.figure(f"{grid.shape}, generate() compiled, 1 row", figure, "ms/token")
 
 
-class _Bench:
+class Bench:
     """Runs the jobs of one engine and takes the times."""
 
-    def __init__(self, record: Recorder, grid: _Grid, engine: TextEngine) -> None:
+    def __init__(self, record: Recorder, grid: Grid, engine: TextEngine) -> None:
         self._record = record
         self._grid = grid
         self._engine = engine
@@ -98,11 +107,12 @@ class _Bench:
         layer += 3 * shape.hidden * shape.intermediate
         self._weight_bytes = 2 * (shape.layers * layer + shape.hidden * shape.words)
 
-    def measure(self, rows: int, prompt: int, sampling: dict[str, Any]) -> None:
-        label = f"{self._grid.shape}, {_rows(rows)}, prompts of {prompt}"
-        label += "" if sampling is _GREEDY else ", top_p 0.95"
+    def measure(self, rows: int, prompt: int, sampling: dict[str, Any], how: str = "") -> float:
+        """Measure steps of so many rows; return the median seconds. ``how`` goes on the label."""
+        label = f"{self._grid.shape}, {_rows(rows)}, prompts of {prompt}{how}"
+        label += "" if sampling is GREEDY else ", top_p 0.95"
         seconds, tokens, first = self._begin(rows, prompt, sampling)
-        if sampling is _GREEDY:
+        if sampling is GREEDY:
             note = f"first token of the first row after {1000 * first:.0f} ms"
             self._record.figure(f"{label}: reading", tokens / seconds, "tokens/s", note=note)
         steps = [self._step() for _ in range(self._grid.steps)]
@@ -114,12 +124,13 @@ class _Bench:
             1000 * median,
             "ms",
             achieved=("copy", moved / median),
-            expected=self._grid.expected.get((rows, prompt), "") if sampling is _GREEDY else "",
+            expected=self._grid.expected.get((rows, prompt), "") if sampling is GREEDY else "",
             note=f"{rows / median:.0f} tokens/s; slowest {1000 * max(steps):.1f} ms",
         )
+        return median
 
     def profile(self, rows: int, prompt: int) -> None:
-        self._begin(rows, prompt, _GREEDY)
+        self._begin(rows, prompt, GREEDY)
         record_step(self._record, f"{self._grid.shape}, {_rows(rows)}", self._step)
         self._end()
 
@@ -152,8 +163,8 @@ class _Bench:
         return time.perf_counter() - began, tokens, first
 
     def _step(self) -> float:
-        """Return seconds of a step; it ends with the tokens on the host, so nothing is still
-        running."""
+        """Return seconds of a step; it ends with tokens on the host, those of the step before if
+        the next is queued already."""
         began = time.perf_counter()
         self._engine.step()
         return time.perf_counter() - began
@@ -170,7 +181,9 @@ def _rows(count: int) -> str:
 
 
 @contextmanager
-def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
+def open_engine(
+    record: Recorder, grid: Grid, model: Any, options: TextOptions | None = None
+) -> Iterator[TextEngine]:
     """Return an engine over a model that has no files, with room for the largest of the grid."""
     loaded = LoadedModel(
         model=model,
@@ -184,7 +197,7 @@ def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
     shape = SHAPES[grid.shape]
     per_token = 4 * shape.layers * shape.kv_heads * shape.hidden // shape.heads
     tokens = grid.rows[-1] * (grid.prompts[-1] + 6 * grid.steps + 64)
-    engine = TextEngine(load_model=lambda _spec: loaded)
+    engine = TextEngine(load_model=lambda _spec, _placed: loaded)
     spec = Load(
         model=grid.shape,
         engine="text",
@@ -192,6 +205,7 @@ def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
         device=record.device,
         max_batch=grid.rows[-1],
         kv_cache_bytes=max(tokens * per_token, 1 << 20),
+        text=options,
     )
     with record.seconds(f"{grid.shape}, weights there already: load of the engine"):
         engine.load(spec, lambda _fraction: None)
@@ -201,7 +215,7 @@ def _engine(record: Recorder, grid: _Grid, model: Any) -> Iterator[TextEngine]:
         engine.close()
 
 
-def _library(record: Recorder, grid: _Grid, model: Any) -> None:
+def _library(record: Recorder, grid: Grid, model: Any) -> None:
     """Return one row of generate() with a static cache, not compiled, over the same weights."""
     _generate(model, 2, compiled=False)
     figure = _token_milliseconds(record, model, grid.steps, compiled=False)
@@ -234,7 +248,7 @@ def _generate(model: Any, tokens: int, *, compiled: bool) -> None:
     )
 
 
-def _memory(record: Recorder, grid: _Grid) -> None:
+def _memory(record: Recorder, grid: Grid) -> None:
     """Record the memory that the allocator holds and nothing uses."""
     if record.device == "cuda":
         used, held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()

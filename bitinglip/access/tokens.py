@@ -23,6 +23,7 @@ from bitinglip.access.scopes import Scope, parse_scopes
 from bitinglip.audit.entry import SERVER, Action, Actor, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
+from bitinglip.db.retention import Retention
 from bitinglip.db.tables import RevokedToken
 from bitinglip.errors import InsufficientScope, InvalidRequest, InvalidToken
 
@@ -87,6 +88,7 @@ class Tokens:
         self._secret = secret
         self._revoked: dict[str, int] = {}  #: Unix time of the expiry by id
         self._known: dict[bytes, Claims] = {}  #: by the digest of the whole token
+        self._retention = Retention(LIFETIME + 2 * _LEEWAY)
 
     @classmethod
     async def open(cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> Self:
@@ -176,8 +178,11 @@ class Tokens:
         await self._store(caller.token, ends, by)
 
     async def forget_expired(self) -> None:
-        """Remove the revocations of tokens that have expired. Raises DatabaseUnavailable."""
-        oldest = int(time.time()) - 2 * _LEEWAY
+        """Remove the revocations of tokens that have expired. Raises DatabaseUnavailable.
+
+        A clock that jumps ahead expires none, as it may be set back.
+        """
+        oldest = int(self._retention.now()) - 2 * _LEEWAY
         expired = [token for token, ends in self._revoked.items() if ends < oldest]
         if not expired:
             return
@@ -206,7 +211,8 @@ class Tokens:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[digest] = claims
-        if claims.exp <= time.time():
+        # Also of one that is known: it was made under a clock that has been set back since.
+        if not claims.nbf - _LEEWAY <= time.time() < claims.exp:
             raise InvalidToken()
         return claims
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from bitinglip import errors
+from bitinglip.access.limits.headers import quota_headers
 from bitinglip.access.limits.policy import TOKENS
 from bitinglip.api.request_context import context_of, route_path
 from bitinglip.wire.anthropic.errors import anthropic_error, anthropic_status
@@ -87,6 +88,10 @@ def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:
         )
     if isinstance(error, errors.QuotaExceeded):
         context.token_headers = None
+        if reason != "other":
+            context.limit_headers = quota_headers(
+                context.limit_headers, reason, error.details["limit"], error.retry_after or 0
+            )
     if context.services is not None:
         context.services.refusals.count(reason, context.tier)
 

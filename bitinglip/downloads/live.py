@@ -16,7 +16,7 @@ from bitinglip.downloads.process import PullProcess
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.disk import store_errors
 from model_store.hub.messages import Message, Planned, Progressed, Pulled, Refused, Waits
-from model_store.manifest import Manifest
+from model_store.manifest import HUB, Manifest
 from model_store.store import ModelStore
 
 log = structlog.get_logger(__name__)
@@ -96,15 +96,33 @@ class Live:
         """
         if self.cancelled:
             return Outcome("cancelled")
-        share = self._share
+        if await self._is_here(store):
+            return Outcome("completed")
+        last, ending = await self._run(hub, store, metrics, fit_note)
+        if isinstance(last, Pulled):
+            await asyncio.to_thread(store.listing.look)  # before anybody is told
+            return Outcome("completed")
+        if self.cancelled:
+            return Outcome("cancelled")
+        if last is not None:
+            return Outcome("failed", Fault(last.code, last.message), last.may_pass)
+        if await self._is_here(store):
+            return Outcome("completed")
+        told = f"The download's process {ending}. Ask again to go on."
+        return Outcome("failed", Fault("DOWNLOAD_FAILED", told))
+
+    async def _run(
+        self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics, fit_note: FitNote
+    ) -> tuple[Pulled | Refused | None, str]:
+        """Run the process to its end; return its last word, if it had one, and how it ended."""
+        share, last = self._share, None
         order = await asyncio.to_thread(hub.order, self.download.wanted, share, self._bases(store))
         process = self._process = await PullProcess.start(order, self.download.id)
         if self._share is not None and self._share != share:
             process.limit(self._share)
-        last: Pulled | Refused | None = None
         try:
             if self.cancelled:  # while it was started
-                return Outcome("cancelled")
+                process.kill()
             async with aclosing(process.messages()) as messages:
                 async for message in messages:
                     self._note(message, metrics, fit_note)
@@ -115,16 +133,26 @@ class Live:
         finally:
             self._process = None
             code = await asyncio.shield(process.close())
-        if isinstance(last, Pulled):
-            await asyncio.to_thread(store.listing.look)  # before anybody is told
-            return Outcome("completed")
-        if self.cancelled:
-            return Outcome("cancelled")
-        if isinstance(last, Refused):
-            return Outcome("failed", Fault(last.code, last.message), last.may_pass)
-        log.warning("a download's process died", code=code, said=process.last_lines)
-        told = f"The download's process {process.ending(code)}. Ask again to go on."
-        return Outcome("failed", Fault("DOWNLOAD_FAILED", told))
+        ending = process.ending(code)
+        if last is None and not self.cancelled:
+            log.warning("a download's process died", how=ending, said=process.last_lines)
+        return last, ending
+
+    async def _is_here(self, store: ModelStore) -> bool:
+        """Return whether a process has brought the model that was ended before it could say so.
+
+        It was not there when it was asked for.
+        """
+        wanted, download = self.download.wanted, self.download
+        if wanted.task != "pull" or wanted.include:
+            return False
+        await asyncio.to_thread(store.listing.look)
+        found = store.listing.find(wanted.name)
+        if found is None or found.source != f"{HUB}{wanted.repo}":
+            return False
+        download.kind, download.commit = found.kind, found.revision
+        download.bytes_total = download.bytes_total or found.total_bytes
+        return True
 
     def _bases(self, store: ModelStore) -> tuple[str, ...] | None:
         """Return the models that an adapter may be for: it opens its base to the key."""

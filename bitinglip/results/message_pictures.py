@@ -130,7 +130,8 @@ def _place(messages: Sequence[ChatMessage]) -> str:
 def _decoded(url: str, param: str) -> bytes:
     """Return what a data: URL holds. Raises InvalidRequest."""
     kind, comma, data = url.partition(",")
-    if not comma or not kind.lower().endswith(";base64"):
+    kind = kind.lower()
+    if not comma or not kind.startswith("data:") or not kind.endswith(";base64"):
         raise InvalidRequest(f"'{param}' is no data: URL in base64.", param=param)
     try:
         return base64.b64decode(data, validate=True)

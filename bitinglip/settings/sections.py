@@ -250,7 +250,8 @@ class Devices(Section):
 
 
 class Queue(Section):
-    max_waiting: Annotated[int, Field(ge=0)] = Field(
+    # Not 0: what waits is what a model is loaded for.
+    max_waiting: Annotated[int, Field(ge=1)] = Field(
         256,
         description="maximum requests queued per model; further ones are refused with QUEUE_FULL",
     )

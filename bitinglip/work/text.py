@@ -91,7 +91,9 @@ class TextTraits(Traits[protocol.TextJob]):
     def upload_paths(self) -> dict[str, str]:
         """Return the files of pictures, in their order; none before they are written."""
         sources = [each.source for each in pictures_of(self.work)]
-        return {f"picture_{n}": path for n, path in enumerate(sources) if path[:5] != "data:"}
+        return {
+            f"picture_{n}": path for n, path in enumerate(sources) if path[:5].lower() != "data:"
+        }
 
     def texts(self) -> dict[str, str]:
         return texts_of_text(self.work)

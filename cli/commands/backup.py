@@ -9,13 +9,14 @@ import typer
 from cli import offline
 from cli.context import CliContext
 from cli.errors import Failure
-from cli.options import ConfigOption, HomeOption
-from cli.show.output import print_note, size
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import print_note, show_json, size
 
 
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write the copy to.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -36,7 +37,11 @@ def backup(
         copying.to_file(settings, target)
     if place.secret_key.exists():  # entering makes one where there is none
         offline.enter(place, "backup", str(target))
-    rows = ", ".join(f"{name} {count}" for name, count in files.row_counts(target).items())
+    counts = dict(files.row_counts(target))
+    if as_json:
+        show_json({"file": str(target), "bytes": target.stat().st_size, "rows": counts})
+        return
+    rows = ", ".join(f"{name} {count}" for name, count in counts.items())
     print_note(f"Copied the database to {target}: {size(target.stat().st_size)}, checked.")
     print_note(f"It holds these rows: {rows}.")
     print_note(

@@ -12,12 +12,20 @@ app = typer.Typer(no_args_is_help=True, help="Check and show the settings.")
 
 
 @app.command()
-def check(sets: SetOption = None, home: HomeOption = None, config: ConfigOption = None) -> None:
+def check(
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Say what is wrong with the settings: every problem, with file, line and nearest valid key."""
     from bitinglip.settings_loader import check_bind
 
     place = CliContext.of(home, config)
     check_bind(place.settings(sets or ()))
+    if as_json:
+        show_json({"valid": True, "source": _source(place)})
+        return
     typer.echo(f"The settings are valid ({_source(place)}).")
 
 

@@ -64,10 +64,9 @@ def copy(
 ) -> None:
     """Copy the database of this home into PostgreSQL, or from PostgreSQL back into SQLite.
 
-    The server must not run. The target must be empty; the source stays as it is. Afterwards set
-    database.url to the target (null for sqlite).
+    The server must not run. The target must be empty; the source stays as it is.
 
-    Example: bitinglip db copy postgresql+psycopg://bitinglip@localhost/bitinglip
+    Afterwards set database.url to the target (null for sqlite).
     """
     from bitinglip.home import HomeLock
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import Failure
-from cli.show.output import ago, print_note, show_table, size
+from cli.show.output import ago, print_done, print_note, show_table, size
 
 if TYPE_CHECKING:
     from cli.client import Client, Event
@@ -107,7 +107,7 @@ def list_downloads(server: "Client") -> list[dict[str, Any]]:
     return server.list(_DOWNLOADS)
 
 
-def cancel_download(server: "Client", name: str, *, purge: bool) -> None:
+def cancel_download(server: "Client", name: str, *, purge: bool, as_json: bool) -> None:
     """Cancel the download of this id, or the newest of the model of this name."""
     rows = list_downloads(server)
     found = next((row for row in rows if name in (row["id"], row["model"])), None)
@@ -117,4 +117,5 @@ def cancel_download(server: "Client", name: str, *, purge: bool) -> None:
         raise Failure(f"{found['model']} is here already; `bitinglip models remove` removes it")
     server.delete(f"{_DOWNLOADS}/{found['id']}" + ("?purge=true" if purge else ""))
     kept = "what had come is removed" if purge else "pull again to go on where it stopped"
-    print_note(f"Cancelled the download of {found['model']}; {kept}.")
+    said = f"Cancelled the download of {found['model']}; {kept}."
+    print_done(said, {"id": found["id"], "model": found["model"]}, as_json=as_json)

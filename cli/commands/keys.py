@@ -8,7 +8,15 @@ from cli import offline
 from cli.completion import models, scopes
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import moment, print_note, show_json, show_list, show_pairs, show_table
+from cli.show.output import (
+    moment,
+    print_done,
+    print_note,
+    show_json,
+    show_list,
+    show_pairs,
+    show_table,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Make, show, change, rotate and revoke API keys.")
 
@@ -272,7 +280,12 @@ def rotate(
 
 
 @app.command()
-def revoke(key_id: IdArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def revoke(
+    key_id: IdArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """End a key for good. Its record stays."""
     from cli.client import path_of
 
@@ -281,7 +294,7 @@ def revoke(key_id: IdArgument, home: HomeOption = None, config: ConfigOption = N
         server.delete(path_of("keys", key_id))
     else:
         offline.revoke_key(place, key_id)
-    print_note(f"Revoked {key_id}.")
+    print_done(f"Revoked {key_id}.", {"id": key_id, "revoked": True}, as_json=as_json)
 
 
 _COLUMNS = ("ID", "NAME", "TIER", "STATE", "SECRET", "EXPIRES", "LAST USED", "SCOPES")

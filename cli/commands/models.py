@@ -18,6 +18,7 @@ from cli.show.output import (
     ago,
     amount,
     moment,
+    print_done,
     print_note,
     show_json,
     show_list,
@@ -123,13 +124,14 @@ def cancel(
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove what has come, instead of keeping it.")
     ] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Cancel a download of a running server."""
     from cli.commands.downloads import cancel_download
 
-    cancel_download(CliContext.of(home, config).need_server(), name, purge=purge)
+    cancel_download(CliContext.of(home, config).need_server(), name, purge=purge, as_json=as_json)
 
 
 @app.command("import")
@@ -140,6 +142,7 @@ def import_model(
     base: Annotated[
         str | None, typer.Option(help="Of an adapter: its base's name, if its files name another.")
     ] = None,
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -163,6 +166,9 @@ def import_model(
                 base=base,
                 confine=place.settings().workers.confine,
             )
+    if as_json:
+        show_json(found)
+        return
     what = f"adapter of {found['base']}" if found.get("kind") == "adapter" else found["type"]
     print_note(f"Imported {found['model_id']}: {what}, {size(found['bytes'])}.")
     if why := found.get("cause"):
@@ -233,7 +239,12 @@ def show(
 
 
 @app.command()
-def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def remove(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Delete a model from the store; one that is in use is refused."""
     from cli.client import path_of
 
@@ -243,11 +254,16 @@ def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
             server.delete(path_of("models", name))
         else:
             offline.remove_model(place.home, name)
-    print_note(f"Removed {name}.")
+    print_done(f"Removed {name}.", {"model_id": name, "removed": True}, as_json=as_json)
 
 
 @app.command()
-def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def load(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Load a model now, and return when it is ready.
 
     The settings models.<name>.keep_alive and models.<name>.pin say how long it stays loaded.
@@ -257,7 +273,7 @@ def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = Non
     server = CliContext.of(home, config).need_server()
     with waiting(f"loading {name}"):
         found = server.post(path_of("models", name, "load"), patience=None)
-    print_note(f"{found['model_id']} is {found['status']}.")
+    print_done(f"{found['model_id']} is {found['status']}.", found, as_json=as_json)
 
 
 @app.command()
@@ -274,14 +290,19 @@ def fit(
 
 
 @app.command()
-def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def unload(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Stop a model's worker and give its memory back."""
     from cli.client import path_of
 
     server = CliContext.of(home, config).need_server()
     with waiting(f"unloading {name}"):
-        server.post(path_of("models", name, "unload"), patience=None)
-    print_note(f"{name} is unloaded.")
+        found = server.post(path_of("models", name, "unload"), patience=None)
+    print_done(f"{name} is unloaded.", found, as_json=as_json)
 
 
 COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "USED", "FITS", "STATUS")

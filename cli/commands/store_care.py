@@ -11,7 +11,7 @@ from cli.commands.models import NameArgument, Priority, app
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import print_note, show_json, show_table, size, waiting
+from cli.show.output import print_done, print_note, show_json, show_table, size, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +134,7 @@ def export(
     links: Annotated[
         bool, typer.Option("--links", help="Link the files where possible; never change them then.")
     ] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -147,21 +148,33 @@ def export(
     target = folder.expanduser().absolute()
     with transfer(f"Copying {name}") as progress:
         count = export_model(offline.store(place.home), name, target, progress, links=links)
-    print_note(f"{target} holds {name}: {size(count)}.")
+    facts = {"model_id": name, "folder": str(target), "bytes": count}
+    print_done(f"{target} holds {name}: {size(count)}.", facts, as_json=as_json)
 
 
 @app.command()
-def pin(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def pin(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Keep a model: no clean-up removes it."""
     _change(CliContext.of(home, config), name, pinned=True)
-    print_note(f"{name} is pinned.")
+    print_done(f"{name} is pinned.", {"model_id": name, "pinned": True}, as_json=as_json)
 
 
 @app.command()
-def unpin(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def unpin(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Let clean-ups remove a model again."""
     _change(CliContext.of(home, config), name, pinned=False)
-    print_note(f"{name} is not pinned.")
+    facts = {"model_id": name, "pinned": False}
+    print_done(f"{name} is not pinned.", facts, as_json=as_json)
 
 
 @app.command()
@@ -171,11 +184,14 @@ def note(
         str,
         typer.Argument(metavar="TEXT", help="What to remember; an empty text removes the note."),
     ],
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Write a note on a model; `models show` shows it."""
     _change(CliContext.of(home, config), name, notes=text)
+    said = f"{name} has the note." if text else f"{name} has no note."
+    print_done(said, {"model_id": name, "notes": text}, as_json=as_json)
 
 
 def _change(place: CliContext, name: str, **change: Any) -> None:

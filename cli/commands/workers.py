@@ -11,6 +11,7 @@ from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import (
     ago,
     clean,
+    print_done,
     print_note,
     show_json,
     show_list,
@@ -41,20 +42,27 @@ def list_workers(
 
 
 @app.command()
-def restart(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def restart(
+    worker_id: IdArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Replace a worker by a fresh one."""
     from cli.client import path_of
 
     server = CliContext.of(home, config).need_server()
     with waiting(f"restarting {worker_id}"):
         server.post(path_of("workers", worker_id, "restart"), patience=None)
-    print_note(f"{worker_id} is being restarted.")
+    said = f"{worker_id} is being restarted."
+    print_done(said, {"id": worker_id, "state": "restarting"}, as_json=as_json)
 
 
 @app.command()
 def drain(
     worker_id: IdArgument,
     wait: Annotated[bool, typer.Option(help="Wait until the worker has ended.")] = True,
+    as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -66,7 +74,9 @@ def drain(
     with waiting(f"draining {worker_id}"):
         while wait and any(row["id"] == worker_id for row in server.list("/api/v1/workers")):
             time.sleep(_POLL_SECONDS)
-    print_note(f"{worker_id} is drained." if wait else f"{worker_id} is being drained.")
+    said = f"{worker_id} is drained." if wait else f"{worker_id} is being drained."
+    state = "stopped" if wait else "draining"
+    print_done(said, {"id": worker_id, "state": state}, as_json=as_json)
 
 
 @app.command()
@@ -92,14 +102,19 @@ def show(
 
 
 @app.command()
-def stop(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+def stop(
+    worker_id: IdArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Stop a worker until its model is asked for again; a busy one is refused."""
     from cli.client import path_of
 
     server = CliContext.of(home, config).need_server()
     with waiting(f"stopping {worker_id}"):
         server.delete(path_of("workers", worker_id))
-    print_note(f"Stopped {worker_id}.")
+    print_done(f"Stopped {worker_id}.", {"id": worker_id, "state": "stopped"}, as_json=as_json)
 
 
 def show_workers(rows: list[dict[str, Any]]) -> None:

@@ -119,6 +119,14 @@ def print_note(text: str) -> None:
     typer.secho(clean(text), dim=True, err=True)
 
 
+def print_done(text: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Say what a command has done: a remark to a person, or facts to a program."""
+    if as_json:
+        show_json(facts)
+    else:
+        print_note(text)
+
+
 def size(count: int | None) -> str:
     """Format bytes in powers of ten (1.2 GB); ``-`` if unknown."""
     from model_store.sizes import size_text

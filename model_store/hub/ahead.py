@@ -24,6 +24,7 @@ Start = Callable[[Wanted, int], bytes | None]
 _CONFIGS = ("config.json", INDEX, "modules.json", "config_sentence_transformers.json")
 _MOST_CONFIG_BYTES = 20_000_000
 _FIRST_BYTES = 1 << 17  #: that hold most headers whole
+_LONGEST_NAME = 100
 _MOST_HEADER_BYTES = 1 << 23  #: that are fetched for this
 
 
@@ -49,6 +50,9 @@ def expected_model(
             found = inspect_ahead(Path(folder), choice.kind, weights, dtype)
         except BadFiles:
             return None
+    # It is told to the server in a line, which what a config claims must not lengthen.
+    found.voices, found.languages = (), ()
+    found.model_type = found.model_type and found.model_type[:_LONGEST_NAME]
     return Manifest(
         name=name,
         source=f"{HUB}{listing.repo}",

@@ -24,6 +24,7 @@ from model_store.progress import Counter, Progress
 from model_store.store import ModelStore
 
 _HELD = ".held"
+_SMALL = 1 << 26  #: bytes that are read in a moment: texts, whose damage would look like another's
 
 
 def bytes_there(store: ModelStore, folder: Path, file: Wanted) -> int:
@@ -45,6 +46,14 @@ def _stored(store: ModelStore, file: Wanted) -> Path | None:
     with suppress(OSError):  # a clean-up or a removal has taken it
         return found if found and found.stat().st_size == file.size else None
     return None
+
+
+def _whole(store: ModelStore, file: Wanted) -> Path | None:
+    """Return the file's content if the store has it; a small one is read, lest it has rotted."""
+    found = _stored(store, file)
+    if found and file.size <= _SMALL:
+        return store.blobs.read_again(found.name)
+    return found
 
 
 class Assembly:
@@ -78,8 +87,7 @@ class Assembly:
 
     def read(self, file: Wanted) -> Path:
         """Return a small file, from the store or else from the hub."""
-        found = _stored(self._store, file)
-        if found and self._store.blobs.read_again(found.name):
+        if found := _whole(self._store, file):
             held = self._folder / f"{file.key}{_HELD}"
             _hold(found, held)
             return held if held.exists() else found
@@ -155,7 +163,7 @@ class Assembly:
         blobs = self._store.blobs
         held = self._folder / f"{file.key}{_HELD}"
         with store_errors(f"{file.path} cannot be written"):
-            if found := _stored(self._store, file):
+            if found := _whole(self._store, file):
                 _hold(found, held)
                 return found.name
             with suppress(FileNotFoundError):

@@ -182,7 +182,7 @@ def _image(folder: Path) -> Subject:
 
 
 def _speech(folder: Path) -> Subject:
-    bark.make(folder / "model")
+    bark.make(folder / "model", tokens=10)
     opened = _open("speech", folder)
     stage = inside(opened[0])._model.bark._stages["semantic"]
     norm = stage._model.layernorm_final

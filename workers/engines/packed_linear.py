@@ -4,7 +4,7 @@ On a CPU that is a layout of oneDNN's own, a copy of the weights. Elsewhere the 
 an input become one over the same bytes, so that the model lies in the device's memory once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +68,16 @@ def _pack(*layers: nn.Linear) -> PackedLinear:
     return PackedLinear(_whole(weights), None if biases is None else _whole(biases))
 
 
-def join(*layers: nn.Linear, device: torch.device, dtype: torch.dtype | None = None) -> None:
+def join(
+    *layers: nn.Linear,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    put: Callable[[Tensor, Tensor], object] = lambda source, out: out.copy_(source),
+) -> None:
     """Move layers that share an input to a device, their weights side by side in one storage.
 
-    dtype: the number format that they get on the way; None keeps theirs.
+    dtype: the number format that they get on the way; None keeps theirs. ``put`` copies a tensor to
+    another one.
 
     Each layer's weight (and bias) becomes a view of its rows there, so the layers still compute
     what they did, and nothing is left to free that would not fit what is allocated next. Layers
@@ -84,7 +90,7 @@ def join(*layers: nn.Linear, device: torch.device, dtype: torch.dtype | None = N
         joined = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
         rows = joined.split_with_sizes([len(part) for part in parts])
         for layer, part, own in zip(layers, parts, rows, strict=True):
-            own.copy_(part)
+            put(part, own)
             setattr(layer, name, nn.Parameter(own, requires_grad=False))
 
 

@@ -47,6 +47,7 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 #: Methods whose kernels are fetched from a hub at run time, which is never done here: these weights
 #: are computed in full precision.
 UNPACKED = frozenset({"fp8", "mxfp4"})
+WIDENED = UNPACKED | {"compressed-tensors"}  #: and what widens its weights when they are first used
 
 #: What the packages are called where they are installed from, if not by their import name.
 _PROJECTS = {"compressed_tensors": "compressed-tensors"}

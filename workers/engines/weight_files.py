@@ -65,6 +65,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def tensor_bytes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each tensor by its name. Raises Refused with MODEL_LOAD_FAILED."""
+    headers = (_header(path) for path in _weight_files(folder))
+    return {name: tensor["bytes"] for header in headers for name, tensor in header.items()}
+
+
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """Return the number format of most of the weights; None if torch has no such format.
 
@@ -92,11 +98,15 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
                 raise load_failed(f"The header of {path.name} is not valid.")
             header = json.loads(file.read(length))
         return {
-            name: {"dtype": str(tensor["dtype"]), "shape": list(tensor["shape"])}
+            name: {
+                "dtype": str(tensor["dtype"]),
+                "shape": list(tensor["shape"]),
+                "bytes": int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0]),
+            }
             for name, tensor in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, IndexError) as error:
         raise load_failed(f"The header of {path.name} is not valid.") from error
 
 

@@ -1,6 +1,7 @@
 """Writes the headers of limits, in both families, from one reading: bytes, made once for a
 response."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -60,6 +61,21 @@ def full_headers(policy: Policy, readings: Sequence[Reading]) -> Headers:
     """Return the headers of a request that found no place; it has taken nothing of the rates."""
     others = [each for each in limit_headers(policy, readings) if each[0] != b"ratelimit"]
     return (*others, (b"ratelimit", b'"%b";r=0' % CONCURRENT.encode()))
+
+
+def quota_headers(others: Headers, quota: str, limit: float, wait: float) -> Headers:
+    """Return the headers of a request that a quota refuses, which is back in ``wait`` seconds.
+
+    Of the others only the policies stay; its own says in which unit it is, and no window: a month
+    has no fixed length.
+    """
+    name, unit = quota.encode(), quota.rpartition(".")[2].replace("_", "-").encode()
+    policies = [value for key, value in others if key == b"ratelimit-policy" and value]
+    policies.append(b'"%b";q=%d;qu="%b"' % (name, limit, unit))
+    return (
+        (b"ratelimit-policy", b", ".join(policies)),
+        (b"ratelimit", b'"%b";r=0;t=%d' % (name, math.ceil(wait))),
+    )
 
 
 def duration(microseconds: int) -> bytes:

@@ -19,7 +19,7 @@ from workers.engines.defaults import (
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
-from workers.engines.quantization import FORMATS, UNPACKED
+from workers.engines.quantization import FORMATS, WIDENED
 
 _MB = 1_000_000
 _BYTES = {**DTYPE_BYTES, "float64": 8}
@@ -119,7 +119,7 @@ def _weights(manifest: Manifest, load_config: LoadConfig, *, packed: float) -> i
     device's own makes of those in full precision."""
     element = _element(manifest, load_config)
     if manifest.quantization is not None:
-        if manifest.quantization not in UNPACKED:
+        if manifest.quantization not in WIDENED:
             return manifest.weight_bytes
         return int(manifest.parameters * element * packed)
     whole = manifest.weight_bytes * element / _stored(manifest) * packed

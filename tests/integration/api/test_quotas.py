@@ -100,7 +100,11 @@ def test_quota_is_refused_alike_on_every_surface(metered: Served, admin: httpx.C
             }
             assert refused.headers["x-should-retry"] == "false"
             assert 1 <= int(refused.headers["retry-after"]) <= 86_400
-            assert "ratelimit" not in refused.headers
+            wait = refused.headers["retry-after"]
+            assert refused.headers["ratelimit"] == f'"daily.tokens";r=0;t={wait}'
+            own = refused.headers["ratelimit-policy"].rpartition(", ")[2]
+            assert own == '"daily.tokens";q=3;qu="tokens"'
+            assert "x-ratelimit-remaining-requests" not in refused.headers
         answer = client.post("/api/v1/inference/image-generation", json={**IMAGE, "async": True})
         assert answer.status_code == 202  # another unit
     assert refusals(metered, "daily.tokens") == before + 5

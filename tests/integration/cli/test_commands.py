@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from tests.support.cli_process import run
 from tests.support.stub_api import KEY, KEY_RECORD, WORKER, Stub, stub_api
 
@@ -44,6 +46,26 @@ def test_models_show_prints_text_as_text(stub: Stub) -> None:
     assert json.loads(run(stub.home, "models", "show", "org/painter", "--json").stdout)["type"] == (
         "image"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        ("models load demo-text", {"model_id": "demo-text", "status": "ready"}),
+        ("models unload demo-text", {"model_id": "demo-text"}),
+        ("models remove demo-text", {"model_id": "demo-text", "removed": True}),
+        ("workers restart demo-text/0", {"id": "demo-text/0", "state": "restarting"}),
+        ("workers stop demo-text/0", {"id": "demo-text/0", "state": "stopped"}),
+        ("keys revoke AbC123", {"id": "AbC123", "revoked": True}),
+    ],
+)
+def test_json_says_what_a_command_has_done(
+    stub: Stub, arguments: str, facts: dict[str, object]
+) -> None:
+    told = CliRunner().invoke(app, [*arguments.split(), "--home", str(stub.home), "--json"])
+    assert told.exit_code == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert {name: found[name] for name in facts} == facts
 
 
 @pytest.mark.parametrize(

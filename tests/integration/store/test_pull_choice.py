@@ -80,21 +80,25 @@ def test_plan_knows_what_decides_the_memory_before_any_weights_come(
             assert 0 < headers < 1000, "the files' sizes, of which the headers are a part"
             assert found.components.keys() == made.components.keys()
     hub.files[SECOND] = hub.files[FIRST] = (1 << 40).to_bytes(8, "little") + b"x"
+    told = {**json.loads(hub.files["config.json"]), "model_type": "x" * 1_000_000}
+    hub.files["config.json"] = json.dumps(told).encode()
     odd = looked_at(store, hub).expected
     assert odd is not None, "a header that lies is refused once it is here"
     assert odd.dtype is None
+    assert len(str(odd)) < 10_000
 
 
 def test_pull_reads_no_text_that_has_rotted_in_the_store(store: ModelStore, hub: FakeHub) -> None:
     """Its size and its times are as they were, so that only reading it tells."""
     pulled(store, hub, name="first")
-    config = store.path("first") / "config.json"
-    before = config.stat()
-    config.write_bytes(b"x" * before.st_size)
-    os.utime(config, ns=(before.st_atime_ns, before.st_mtime_ns))
+    rotten = ["config.json", "tokenizer_config.json"]
+    for path in (store.path("first") / name for name in rotten):
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     pulled(store, hub, name="second")
     assert store.verify("second") == []
-    assert store.verify("first") == ["config.json"]
+    assert store.verify("first") == rotten
 
 
 def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:

@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,33 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tokens import LIFETIME, Tokens
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
-from bitinglip.errors import DatabaseUnavailable, InsufficientScope, InvalidToken
+from bitinglip.errors import (
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InsufficientScope,
+    InvalidToken,
+)
 from bitinglip.home import Home
 
+HOUR = 3600.0
 PEPPER, SECRET = b"p" * 32, b"s" * 32
 Act = Callable[[KeyRing, Tokens], Awaitable[None]]
+
+
+class Clocks:
+    """Holds the calendar's clock and the steady one, which no one sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._wall, self._steady = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        monkeypatch.setattr(time, "time", lambda: self._wall)
+        monkeypatch.setattr(time, "clock_gettime", lambda _id: self._steady)
+
+    def set_by(self, seconds: float) -> None:
+        self._wall += seconds
+
+    def pass_by(self, seconds: float) -> None:
+        self._wall += seconds
+        self._steady += seconds
 
 
 @pytest.fixture
@@ -141,13 +164,13 @@ def test_token_that_is_revoked_stays_so(home: Home) -> None:
 def test_revocation_of_a_token_is_forgotten_once_it_has_expired(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time()
+    clocks = Clocks(monkeypatch)
 
     async def act(ring: KeyRing, tokens: Tokens) -> None:
         await tokens.revoke(tokens.issue(await made(ring)).text)
         await tokens.forget_expired()
         assert len(tokens._revoked) == 1
-        monkeypatch.setattr("bitinglip.access.tokens.time.time", lambda: now + LIFETIME + 60)
+        clocks.pass_by(LIFETIME + 60)
         await tokens.forget_expired()
         assert tokens._revoked == {}
 
@@ -156,6 +179,64 @@ def test_revocation_of_a_token_is_forgotten_once_it_has_expired(
 
     using(home, act)
     using(home, empty)
+
+
+def test_revocation_of_a_token_outlives_a_clock_that_was_ahead_for_a_while(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch)
+
+    async def act(ring: KeyRing, tokens: Tokens) -> None:
+        text = tokens.issue(await made(ring)).text
+        await tokens.revoke(text)
+        clocks.set_by(2 * HOUR)
+        await tokens.forget_expired()
+        clocks.set_by(-2 * HOUR)
+        refused(tokens, text)
+
+    using(home, act)
+
+
+def test_token_of_a_clock_that_was_hours_ahead_is_not_good_for_hours(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its signature is known or not."""
+    clocks = Clocks(monkeypatch)
+
+    async def act(ring: KeyRing, tokens: Tokens) -> None:
+        key = await made(ring)
+        known, unknown = tokens.issue(key).text, tokens.issue(key).text
+        tokens.authenticate(known)
+        clocks.set_by(-2 * HOUR)
+        for text in (known, unknown):
+            refused(tokens, text)
+        clocks.set_by(2 * HOUR)
+        tokens.authenticate(known)
+        clocks.pass_by(LIFETIME)
+        refused(tokens, known)
+
+    using(home, act)
+
+
+def test_secret_in_grace_lives_longer_by_what_its_clock_is_set_back(home: Home) -> None:
+    """There is no telling which of the two times was wrong: the calendar's counts, as for keys."""
+
+    async def run() -> None:
+        moment = time.time()
+        database = await Database.open(home.database)
+        ring = await KeyRing.open(
+            database, PEPPER, AuditLog(database, PEPPER), clock=lambda: moment
+        )
+        record, key = await ring.create(name="a")
+        ring.authenticate(key)
+        await ring.rotate(record.id, timedelta(seconds=HOUR), home)
+        for after, good in ((HOUR - 1, True), (HOUR + 1, False), (HOUR + 1 - 2 * HOUR, True)):
+            moment = record.created_at.timestamp() + after
+            with nullcontext() if good else pytest.raises(ExpiredApiKey):
+                ring.authenticate(key)
+        await database.close()
+
+    asyncio.run(run())
 
 
 def test_revocation_of_a_token_holds_although_the_disk_fails(home: Home) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from bitinglip.audit.log import AuditLog
@@ -16,6 +17,7 @@ from bitinglip.downloads.rows import DownloadRows
 from bitinglip.settings import Settings
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.store import ModelStore
+from tests.support.model_folders import llama
 from tests.support.wait import until
 
 WANTED = Wanted(repo="org/model", name="model")
@@ -126,6 +128,63 @@ def test_download_is_not_ended_by_a_restart_without_a_network_until_its_time_is_
         await downloads.ask(WANTED, REQUESTER, "normal")  # which asks the hub at once
         state, message = await ended(downloads, open_one.id)
         assert (state, "cannot be reached" in message) == ("failed", True)
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+def test_download_of_another_key_runs_beside_one_that_may_run_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process only waits until it is ended."""
+    monkeypatch.setattr("bitinglip.downloads.process._PROGRAM", "import sys; sys.stdin.read()")
+
+    async def act(rig: Rig) -> None:
+        downloads = await rig.open(max_downloads=3, max_downloads_per_key=1)
+        for key, name in (("k", "one"), ("k", "two"), ("j", "three")):
+            wanted = Wanted(repo="org/model", name=name)
+            await downloads.ask(wanted, Requester(key), "normal")
+        downloads.resume()
+        states = {each.wanted.name: each.state for each in downloads.unfinished()}
+        assert states == {"one": "running", "two": "queued", "three": "running"}
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+_BRINGS = """
+import json, os, shutil, sys
+from pathlib import Path
+sys.path[:] = {path!r}
+from model_store.store import ModelStore
+order = json.loads(sys.stdin.buffer.readline())
+store = ModelStore(Path(order["root"]))
+with store.draft() as folder:
+    shutil.copytree(store.root.parent / "origin", folder / "files", dirs_exist_ok=True)
+    store.finish(folder, order["name"], source="hub:" + order["repo"], revision="5" * 40)
+os._exit(9)
+"""
+
+
+def test_download_is_completed_whose_process_is_ended_after_it_has_brought_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it can say so; and so is one of a server that was ended then."""
+    llama(tmp_path / "origin")
+    monkeypatch.setattr("bitinglip.downloads.process._PROGRAM", _BRINGS)
+
+    async def act(rig: Rig) -> None:
+        downloads = await rig.open()
+        asked = await downloads.ask(WANTED, REQUESTER, "normal")
+        downloads.resume()
+        assert await ended(downloads, asked.id) == ("completed", "")
+        assert (asked.kind, asked.commit) == ("text", "5" * 40)
+        await downloads.close()
+        asked.queue(REQUESTER, "normal")
+        await rig.rows.save(asked)
+        downloads = await rig.open(offline=True)
+        downloads.resume()
+        assert await ended(downloads, asked.id) == ("completed", "")
         await downloads.close()
 
     using(tmp_path, act)

@@ -27,7 +27,8 @@ def test_hub_is_not_asked_where_the_settings_say_so() -> None:
 
 def test_order_holds_what_is_wanted_and_the_servers_own_token(tmp_path: Path) -> None:
     endpoint = "http://hub.lan"
-    order = access("hf_a", endpoint=endpoint).order(WANTED, 5000)
+    order = access("hf_a", endpoint=endpoint, min_bytes_per_second=7).order(WANTED, 5000)
+    assert order.min_bytes_per_second == 7
     assert (order.repo, order.name, order.revision) == ("org/model", "model", "v1")
     assert (order.token, order.bytes_per_second, order.endpoint) == ("hf_a", 5000, endpoint)
     (tmp_path / "token").write_text("hf_b\n")

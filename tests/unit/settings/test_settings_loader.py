@@ -146,7 +146,7 @@ def test_environment_names_that_are_reserved_are_no_settings() -> None:
 def test_problems_are_told_with_their_place_and_the_nearest_name() -> None:
     text = (
         "server:\n  prot: 1\n  tls_cert: 7\n"
-        "sever: {port: 1}\nqueue:\n  max_waiting: -1\nserver:\n  port: 5\n3: x\n"
+        "sever: {port: 1}\nqueue:\n  max_waiting: 0\nserver:\n  port: 5\n3: x\n"
     )
     env = {"BITINGLIP_PORT": "1", "BITINGLIP_HUB__OFFLINE": "perhaps"}
     sets = ("models.m.dtipe=1", "nonsense", "server.allowed_hosts=[a, 2]", "demo=[")
@@ -155,7 +155,7 @@ def test_problems_are_told_with_their_place_and_the_nearest_name() -> None:
         "given.yaml:2: there is no setting server.prot; did you mean server.port?",
         "given.yaml:3: server.tls_cert should be a valid string, not 7",
         "given.yaml:4: there is no setting sever; did you mean server?",
-        "given.yaml:6: queue.max_waiting should be greater than or equal to 0, not -1",
+        "given.yaml:6: queue.max_waiting should be greater than or equal to 1, not 0",
         "given.yaml:7: server is set twice",
         "given.yaml:9: the key 3 is not text; put it in quotes",
         "environment BITINGLIP_PORT: there is no setting port; did you mean server.port?",

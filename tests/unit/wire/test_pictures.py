@@ -95,6 +95,7 @@ def test_pictures_count_in_estimates_and_in_the_identity_of_a_request() -> None:
     assert traits_of(small).upload_paths() == {"picture_0": "/a-0"}
     assert traits_of(traits_of(small).without_input()).upload_paths() == {"picture_0": "/a-0"}
     assert traits_of(job(openai(None))).upload_paths() == {}
+    assert traits_of(seen("DATA:image/png;base64,", 1)).upload_paths() == {}
     same = traits_of(seen("/b-0", 28)).canonical({"picture_0": "digest"})
     assert traits_of(small).canonical({"picture_0": "digest"}) == same
     assert traits_of(small).canonical({"picture_0": "other"}) != same

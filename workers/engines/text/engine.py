@@ -34,6 +34,7 @@ from workers.engines.text.sampler import Sampler
 from workers.engines.text.scheduler import Scheduler
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.warmup import largest_jobs, paced
+from workers.engines.weight_progress import WeightProgress, weights_read
 from workers.protocol import Event, Load, Ready, TextJob, TextOptions
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class TextEngine:
         *,
         step_tokens: int | None = None,
         block_size: int = _BLOCK_SIZE,
-        load_model: Callable[[Load], LoadedModel] = load,
+        load_model: Callable[[Load, Callable[[int], None]], LoadedModel] = load,
     ) -> None:
         """``step_tokens`` limits a step over all rows; None takes the device's default."""
         self._load_model = load_model
@@ -75,21 +76,21 @@ class TextEngine:
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         progress(0.0)
-        with torch_env.loading(spec, "this model and its cache"):
-            ready = self._load(spec, progress)
+        reading = weights_read(Path(spec.path), progress)
+        with torch_env.loading(spec, "this model and its cache"), reading as weights:
+            ready = self._load(spec, weights)
         if spec.device == "cuda" if spec.warmup is None else spec.warmup:
             self._warm_up(ready)
         progress(1.0)
         return ready
 
-    def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        loaded = self._load_model(spec)
-        progress(0.7)
+    def _load(self, spec: Load, weights: WeightProgress) -> Ready:
+        loaded = self._load_model(spec, weights.placed)
         device, options = loaded.device.type, spec.text or TextOptions()
         plan = cache_plan(spec, loaded.max_positions, self._block_size)
         self._runner, why = open_runner(loaded, plan, options.attention, options.graphs)
         self._speculation = speculation.of(options, why, device)
-        progress(0.9)
+        weights.reach(0.95)
         rows = min(self._runner.rows, self._runner.blocks)
         context = min(plan.context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)

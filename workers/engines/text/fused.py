@@ -5,6 +5,7 @@ share an input are one, the rotation is three operations over queries and keys t
 copy writes keys and values. The arithmetic is that of the library's classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from workers.engines.packed_linear import PackedLinear, can_pack, join, pack, un
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
 from workers.engines.text.cache import PagedCache
+from workers.engines.upload import Upload
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
@@ -87,13 +89,15 @@ class FusedDecoder:
     Elsewhere the model keeps them and still works: both compute over the same bytes.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, placed: Callable[[int], None] = lambda _bytes: None) -> None:
+        """Take over a model's weights; ``placed`` gets the bytes of those that are packed."""
         inner = model.model
         packed = can_pack(model.lm_head.weight.dtype, model.lm_head.weight.device)
         self._layers: list[_Layer] = []
         for module in inner.layers:
             self._layers.append(_fuse(module))
             if packed:
+                placed(sum(parameter.nbytes for parameter in module.parameters()))
                 _drop_weights(module)
         self._norm = _norm(inner.norm)
         self._head = pack(model.lm_head)
@@ -157,25 +161,41 @@ def may_fuse(config: Any) -> bool:
     return not quantized and kind in known and known[kind] in _CLASSES
 
 
-def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+def move(
+    model: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    placed: Callable[[int], None] = lambda _bytes: None,
+) -> None:
     """Move a model to the device, tensor by tensor in the number format; buffers keep theirs.
 
     The weights may be mapped from their files: no copy of the model is made in RAM. Projections
     that the fused decoder computes as one are joined on the way: joined after it, the parts would
-    leave gaps there that are too small for the next joined ones.
+    leave gaps there that are too small for the next joined ones. ``placed`` gets the bytes of each
+    tensor that was copied.
     """
+    upload = Upload(device)
+
+    def put(source: Tensor, out: Tensor) -> None:
+        upload.put(source, out)
+        placed(source.nbytes)
+
     quantized = any(isinstance(each, EightBitLinear) for each in model.modules())
     if not quantized and can_fuse(model) and not can_pack(dtype, device):
         for layer in model.model.layers:
-            join(*_qkv(layer.self_attn), device=device, dtype=dtype)
-            join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device, dtype=dtype)
+            join(*_qkv(layer.self_attn), device=device, dtype=dtype, put=put)
+            join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device, dtype=dtype, put=put)
     moved: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
     for module in model.modules():
         for name, own in list(module.named_parameters(recurse=False)):
             if own not in moved:
-                there = own.detach().to(device, dtype)
+                there = own.detach()
+                if own.device != device or own.dtype != dtype:
+                    there = torch.empty_like(there, device=device, dtype=dtype)
+                    put(own.detach(), there)
                 moved[own] = nn.Parameter(there, requires_grad=False)
             setattr(module, name, moved[own])
+    upload.finish()
     model.config.dtype = dtype
     model.to(device)  # what is left: the buffers
 

@@ -29,7 +29,7 @@ class GenerateSteps:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._model = loaded.model
-        self._device = loaded.device
+        self._device, self._dtype = loaded.device, loaded.dtype
         self._encodes = loaded.family == "seq2seq"
         forward = signature(loaded.model.forward).parameters
         self._counts = "position_ids" in forward and not self._encodes
@@ -46,7 +46,8 @@ class GenerateSteps:
             given = self._encoded(inputs.get(ENCODED) or tokens)  # a warm-up has no prompt
         else:
             given = {"attention_mask": torch.ones_like(ids)}
-            given |= {name: _stretched(name, each, len(tokens)) for name, each in inputs.items()}
+            placed = {name: self._placed(each) for name, each in inputs.items()}
+            given |= {name: _stretched(name, each, len(tokens)) for name, each in placed.items()}
             if self._counts:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, given)
         given |= {"use_cache": True, **self._settings}
@@ -70,6 +71,12 @@ class GenerateSteps:
         if self._never is not None:
             logits[self._never] = -torch.inf
         return given, logits
+
+    def _placed(self, value: Any) -> Any:
+        """Return an input on the model's device, a picture's numbers in the model's format."""
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self._device, self._dtype if value.is_floating_point() else None)
 
     def _encoded(self, prompt: list[int]) -> dict[str, Any]:
         ids = torch.tensor([prompt], device=self._device)

@@ -4,7 +4,8 @@ Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 from workers.engines import torch_env
 from workers.engines.base import reason
 from workers.engines.library_config import library_config
+from workers.engines.library_progress import placed_by_library
 from workers.engines.peer_copies import check_copies
 from workers.engines.text.adapter import merged
 from workers.engines.text.families import (
@@ -35,12 +37,16 @@ from workers.engines.text.quantized import (
     quantize,
 )
 from workers.engines.torch_env import DTYPES, load_failed
-from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
+from workers.engines.weight_files import check_sizes, stored_dtype, tensor_bytes, variant_of
 from workers.protocol import Load
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
 _RELATIVE_CONTEXT = 1024  #: the same, of an encoder-decoder that was made for no length
+
+
+def nothing(_count: int) -> None:
+    """Take no notice of bytes that are loaded."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,10 +64,14 @@ class LoadedModel:
     starts: tuple[int, ...] = ()  #: tokens that a decoder begins with, if an encoder has the prompt
     pictures: PictureReader | None = None  #: makes its inputs of pictures; None: it reads none
     quantization: str | None = None  #: of its linear layers; None: they are in full precision
+    placed: Callable[[int], None] = nothing  #: is told the bytes that a decoder packs
 
 
-def load(spec: Load) -> LoadedModel:
-    """Load model and tokenizer of ``spec``. Raises :class:`Refused`."""
+def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
+    """Load model and tokenizer of ``spec``. Raises :class:`Refused`.
+
+    ``placed`` is told the bytes of weights that have come to where they are computed.
+    """
     folder = Path(spec.path)
     config = _config(folder)
     _check_files(folder, config)
@@ -74,9 +84,10 @@ def load(spec: Load) -> LoadedModel:
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
-        pictures = PictureReader(processor, dtype=dtype, device=device)
+        pictures = PictureReader(processor)
         pictures.check(tokenizer)
-    model = _model(folder, config, dtype, device, spec, spread=cards > 1, quantization=quantization)
+    how = {"spread": cards > 1, "quantization": quantization, "placed": placed}
+    model = _model(folder, config, dtype, device, spec, **how)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
@@ -94,6 +105,7 @@ def load(spec: Load) -> LoadedModel:
         starts=decoder_starts(model) if family == "seq2seq" else (),
         pictures=pictures,
         quantization=quantization,
+        placed=placed,
     )
 
 
@@ -120,6 +132,7 @@ def _dtype(spec: Load, config: Any, device: torch.device) -> torch.dtype:
 
 
 def _check_files(folder: Path, config: Any) -> None:
+    config = config.get_text_config(decoder=True)
     check_sizes(
         folder,
         layers=getattr(config, "num_hidden_layers", 0) or 0,
@@ -140,6 +153,7 @@ def _model(
     *,
     spread: bool,
     quantization: str | None = None,
+    placed: Callable[[int], None] = nothing,
 ) -> Any:
     """Load the model to its device, or its layers to all that the process sees, as planned.
 
@@ -155,7 +169,9 @@ def _model(
     is_ours = quantization in EIGHT_BITS or (quantization is None and may_fuse(config))
     if is_ours and not spread and where is not None and spec.adapter is None:
         where, read_as = None, getattr(config, "dtype", None) or dtype
-    with torch_env.library_errors("The weights do not load"):
+    # Of weights that stay mapped nothing has been read yet.
+    counted = nullcontext() if where is None else placed_by_library(tensor_bytes(folder), placed)
+    with torch_env.library_errors("The weights do not load"), counted:
         model, info = auto_class(family_of(config)).from_pretrained(
             folder,
             config=config,
@@ -178,8 +194,8 @@ def _model(
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
     elif quantization is None or quantization in EIGHT_BITS:
         if quantization is not None:
-            quantize(model, quantization, device, dtype)
-        move(model, device, dtype)
+            quantize(model, quantization, device, dtype, placed)
+        move(model, device, dtype, placed)
     return model.eval().requires_grad_(False)
 
 

@@ -5,11 +5,11 @@ the text that the chat template has written, where what clients say is marked (`
 no client writes a picture's place.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import transformers
 from PIL import Image, ImageOps
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -36,10 +36,8 @@ class Read(NamedTuple):
 class PictureReader:
     """Makes inputs of pictures for one model. One thread at a time may read."""
 
-    def __init__(self, processor: Any, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._dtype = dtype
-        self._device = device
 
     def check(self, tokenizer: Any) -> None:
         """Try the processor on a picture. Raises Refused for one that does not work."""
@@ -61,12 +59,16 @@ class PictureReader:
 
         ``encode`` returns the ids of a text with marks.
         """
-        images = [decoded(each.source) for one in messages for each in one.pictures]
         try:
+            images = [decoded(each.source) for one in messages for each in one.pictures]
             return self._read(prompt, images, encode)
         except Refused:
             raise
         except Exception as error:
+            if torch_env.is_out_of_memory(error):
+                raise Refused(
+                    "OUT_OF_MEMORY", "The pictures of this request do not fit into memory."
+                ) from error
             raise Refused(
                 "INVALID_REQUEST",
                 f"The model's processor of images refuses these messages: {reason(error)}",
@@ -87,14 +89,7 @@ class PictureReader:
         finally:
             self._processor.tokenizer = own
         ids: list[int] = found["input_ids"][0].tolist()
-        inputs = {name: each for name, each in found.items() if name not in _OF_TOKENS}
-        return Read(ids, {name: self._placed(each) for name, each in inputs.items()})
-
-    def _placed(self, value: Any) -> Any:
-        """Return an input on the model's device, a picture's numbers in the model's format."""
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(self._device, self._dtype if value.is_floating_point() else None)
+        return Read(ids, {name: each for name, each in found.items() if name not in _OF_TOKENS})
 
 
 class _Encoder:
@@ -106,10 +101,18 @@ class _Encoder:
 
     def __call__(self, text: list[str], **_settings: Any) -> dict[str, Any]:
         ids = [self._encode(each) for each in text]
-        return {"input_ids": ids, "attention_mask": [[1] * len(each) for each in ids]}
+        return _Encoding(input_ids=ids, attention_mask=[[1] * len(each) for each in ids])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+
+class _Encoding(dict[str, Any]):
+    """Holds what a tokenizer returns, as far as processors of pictures ask for it."""
+
+    def char_to_token(self, _row: int, _place: int) -> int:
+        """Return a place among the tokens, for a count that nothing here reads (Idefics 3)."""
+        return 0
 
 
 def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
@@ -125,7 +128,8 @@ def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
         images = transformers.AutoImageProcessor.from_pretrained(
             folder, config=config, backend="pil", trust_remote_code=False, local_files_only=True
         )
-        parts = {"image_processor": images, "tokenizer": tokenizer}
+        # Some processors change what their tokenizer holds for special.
+        parts = {"image_processor": images, "tokenizer": copy.deepcopy(tokenizer)}
         settings, _ = known.get_processor_dict(folder, local_files_only=True)
         attributes = [parts.get(part) for part in known.get_attributes()]
         unchecked = {"check_argument_for_proper_class": _unchecked}

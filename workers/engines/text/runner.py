@@ -63,7 +63,7 @@ class Runner:
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
-            self._decoder = FusedDecoder(loaded.model)
+            self._decoder = FusedDecoder(loaded.model, loaded.placed)
         self._cache = PagedCache(
             shapes,
             self.blocks,

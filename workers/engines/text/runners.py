@@ -53,16 +53,23 @@ def open_runner(
         raise load_failed(f"text.kv_cache_dtype is fp8, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
-    sequential = SequentialRunner(loaded, plan)
+    return _sequential(loaded, plan, why), why
+
+
+def _sequential(loaded: LoadedModel, plan: CachePlan, why: str) -> SequentialRunner:
+    """Return what computes each sequence by itself. Raises Refused where it does so wrongly."""
     if loaded.family == "seq2seq":
         with torch_env.library_errors("The model does not run"):
             check_steps(loaded)
-        return sequential, why
+        return SequentialRunner(loaded, plan)
+    runner = SequentialRunner(loaded, plan)
     check = SelfCheck(loaded, _LENGTHS)
-    same, _ = check.passes(sequential.run, blocks=sequential.blocks, block_size=plan.block_size)
-    if not same:
-        raise load_failed(f"The text engine does not support this model: {why}.")
-    return sequential, why
+    same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
+    if same:
+        return runner
+    if loaded.family == "vision":
+        raise load_failed("The text engine does not compute this model as its library does.")
+    raise load_failed(f"The text engine does not support this model: {why}.")
 
 
 def _capture(loaded: LoadedModel, graphs: Graphs) -> Capture:

@@ -302,7 +302,7 @@ class Garbage:
 def test_load_frees_what_it_needed_for_a_moment(models: dict[str, Path]) -> None:
     left: list[weakref.ref[Garbage]] = []
 
-    def make(spec: Load) -> LoadedModel:
+    def make(spec: Load, _placed: object) -> LoadedModel:
         loaded = loading.load(spec)
         left.append(weakref.ref(Garbage()))
         return loaded
@@ -348,7 +348,7 @@ def test_dtype_on_a_card_is_one_that_it_computes_fast(
 def test_load_takes_a_model_that_is_made_without_files(models: dict[str, Path]) -> None:
     made: list[Load] = []
 
-    def make(spec: Load) -> LoadedModel:
+    def make(spec: Load, _placed: object) -> LoadedModel:
         made.append(spec)
         return loading.load(spec)
 

@@ -146,6 +146,14 @@ def test_quota_is_not_given_again_by_a_clock_that_is_set_back_a_little() -> None
     assert desk.meter.stale
 
 
+def test_quota_of_a_day_is_spent_though_the_clock_is_set_back_by_hours_within_it() -> None:
+    desk = Desk(datetime(2026, 11, 28, 15, tzinfo=UTC).timestamp(), daily={"tokens": 5})
+    desk.use(5)
+    desk.now -= 14 * HOUR
+    assert refusal(desk).details["resets_at"] == "2026-11-29T00:00:00Z"
+    assert (desk.used(), desk.meter.stale) == ((5, 0), False)
+
+
 def test_quota_counts_start_from_what_is_written_and_what_is_not_yet() -> None:
     desk = Desk(daily={"tokens": 50}, monthly={"tokens": 500})
     desk.use(4)
