@@ -30,6 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="135m")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--kinds", choices=sorted(_WORDS), nargs="+", default=[*_WORDS])
     parser.add_argument("--tokens", type=int, default=256, help="of an answer")
     parser.add_argument("--drafts", type=int, default=TextOptions().draft_tokens)
     parser.add_argument("--rounds", type=int, default=5)
@@ -39,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-speculation-") as scratch:
         model = make_model(Path(scratch) / "model", asked.shape)
         plain, lookup = (_engine(model, asked, kind) for kind in ("off", "lookup"))
-        for kind in _WORDS:
+        for kind in asked.kinds:
             for rows in asked.rows:
                 _compare(plain, lookup, kind, rows, asked)
         plain.close()
