@@ -43,6 +43,7 @@ from bitinglip.errors import (
 )
 from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
+from bitinglip.telemetry.request_lines import write_line
 
 log = structlog.get_logger(__name__)
 
@@ -213,9 +214,9 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
     caller, job = scope.get("bitinglip.caller"), context.job
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
     made = (None, None) if job is None else (job.model, job.id)
-    services.last_requests.add(
-        route, (ended, request_id, method, route, status, seconds, key, *made)
-    )
+    row = (ended, request_id, method, route, status, seconds, key, *made)
+    services.last_requests.add(route, row)
+    write_line(route, row, None if context.span is None else context.span.trace_id)
     if context.span is not None:
         context.span.end(method=method, route=route, status=status, request_id=request_id)
 

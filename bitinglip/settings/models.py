@@ -19,6 +19,7 @@ from workers.protocol import (
 
 UPSTREAM = "upstream"  #: the engine of models that other servers answer for
 
+Language = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{1,31}$")]
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
 
@@ -90,6 +91,16 @@ class TextModel(Section):
         0,
         description="RAM in bytes, of each replica, that keeps the beginnings of prompts when they "
         "leave the KV cache, to be copied back where they are found again; 0 is none",
+    )
+    source_language: Language | None = Field(
+        None,
+        description="language of the prompts of a model that translates, by the code of its "
+        "tokenizer (eng_Latn for NLLB, en_XX for mBART); null is the tokenizer's own",
+    )
+    target_language: Language | None = Field(
+        None,
+        description="language that a model answers in that translates, by the code of its "
+        "tokenizer (fra_Latn for NLLB, fr_XX for mBART); null is as the model's files say",
     )
 
 

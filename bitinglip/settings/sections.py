@@ -359,3 +359,8 @@ class Logging(Section):
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="log format; auto is console on a terminal, else JSON lines"
     )
+    requests: bool = Field(
+        True,
+        description="log a line for each request: route, status, seconds, ids of request, key, "
+        "model and task; at the level info, and not for probes and the dashboard's own",
+    )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 MOST = 500
 
 #: routes that watchers and probes ask again and again; they would push out all others
-_UNSEEN = frozenset(
+UNSEEN = frozenset(
     {
         "/",
         "/dashboard/{files_digest}/{name:path}",
@@ -45,7 +45,7 @@ class LastRequests:
 
     def add(self, endpoint: str, row: tuple[object, ...]) -> None:
         """Keep a request: the fields of a ``LastRequest``, as a tuple, which is made faster."""
-        if endpoint not in _UNSEEN:
+        if endpoint not in UNSEEN:
             self._rows.append(row)
             self.total += 1
 

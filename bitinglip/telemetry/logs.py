@@ -9,16 +9,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from typing import Any, TextIO
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bitinglip.settings import Logging
 from bitinglip.telemetry.rate_limit import RepeatLimit
 from bitinglip.telemetry.redaction import escape, mask
+from bitinglip.telemetry.request_lines import RequestLines, open_lines
 
 #: lines that may wait for a slow stderr; more are dropped and counted
 _MAX_WAITING = 10_000
@@ -56,8 +59,15 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
     _configure_structlog(level)
     logging.captureWarnings(capture=True)
     listener.start()
+    if settings.requests and level <= logging.INFO:
+        open_lines(
+            RequestLines(
+                handler.enqueue, partial(_rendered, _for_a_person(settings.format, stream))
+            )
+        )
 
     def stop() -> None:
+        open_lines(None)
         logging.captureWarnings(capture=False)
         root.removeHandler(handler)
         root.setLevel(before)
@@ -91,7 +101,7 @@ class _Enqueue(QueueHandler):
 
     queue: "SimpleQueue[Any]"
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def enqueue(self, record: Any) -> None:
         if self.queue.qsize() >= _MAX_WAITING:
             _dropped.count()
             return
@@ -158,8 +168,21 @@ class _Writer(logging.Handler):
             data = data[os.write(self._number, data) :]
 
 
+def _for_a_person(style: str, stream: TextIO) -> bool:
+    return style == "console" or (style == "auto" and stream.isatty())
+
+
+def _rendered(console: bool, event: dict[str, Any]) -> str:
+    """Make the line of an event that no logger has seen."""
+    if not console:
+        quick = msgspec.json.encode(event)
+        if quick.isascii() and b"\x7f" not in quick:
+            return mask(quick.decode())
+    return mask((_as_text if console else _as_json)(None, "", event))
+
+
 def _formatter(style: str, stream: TextIO) -> logging.Formatter:
-    console = style == "console" or (style == "auto" and stream.isatty())
+    console = _for_a_person(style, stream)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
         processors=[

@@ -179,10 +179,11 @@ def import_model(
 def list_models(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All models in the store."""
+    """All models in the store; `models show` tells more of one, with its parameters and voices."""
     place = CliContext.of(home, config)
     server = place.server()
-    rows = _listed(server) if server else _listed_here(place)
+    found = _listed(server) if server else _listed_here(place)
+    rows = [{name: row[name] for name in row if name not in _LONG} for row in found]
     empty = "No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`."
     show_list(rows, _show_models, as_json=as_json, empty=empty)
 
@@ -308,6 +309,7 @@ def unload(
 COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "USED", "FITS", "STATUS")
 ADAPTER = "adapter"  #: the kind of one whose base is not here, so that it takes no memory
 BELOW = "ENGINE PARAMETERS CONTEXT USED FITS"  #: their row, where the terminal is narrow
+_LONG = ("supported_parameters", "voices")  #: nine tenths of a model's JSON
 _MOST_FITS = 100  #: models that are asked about one by one
 _FITS = {
     "loaded": "yes",

@@ -110,6 +110,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
     prefix_ram_bytes: int = 0  #: of RAM for prefixes that leave the cache
+    source_language: str | None = None  #: of prompts to translate; None: as the files say
+    target_language: str | None = None
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -307,6 +307,8 @@ class ReplicaLoader:
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
                 prefix_ram_bytes=own.text.prefix_ram_bytes,
+                source_language=own.text.source_language,
+                target_language=own.text.target_language,
             ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

@@ -1,4 +1,4 @@
-"""The profile of the server, as an admin gets it."""
+"""The profile of the server, as an admin gets it, and what is off by default."""
 
 from collections.abc import Iterator
 
@@ -56,3 +56,8 @@ def test_profile_refuses_what_it_does_not_understand(client: httpx.Client, query
 def test_profile_is_for_admins_alone(served: Served) -> None:
     headers = served.headers("cluster:write,cluster:read")
     assert httpx.get(served.url + PATH, headers=headers).status_code == 403
+
+
+def test_traces_are_off_by_default(served: Served, client: httpx.Client) -> None:
+    assert served.services.tracer is None
+    assert "traceresponse" not in client.get("/v1/models").headers

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -172,10 +171,3 @@ def dropped(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     found = next(each for each in lines if each.startswith("bitinglip_spans_dropped_total"))
     return float(found.split()[1])
-
-
-def test_traces_are_off_and_cost_no_import_by_default(tmp_path: Path) -> None:
-    with serve(tmp_path) as served, httpx.Client(base_url=served.url) as client:
-        assert served.services.tracer is None
-        answer = client.get("/v1/models", headers=served.headers(ADMIN))
-        assert "traceresponse" not in answer.headers

@@ -37,6 +37,7 @@ def test_models_are_listed_as_a_table_and_as_json(stub: Stub) -> None:
     assert second.startswith("org/painter")
     rows = json.loads(run(stub.home, "models", "list", "--json").stdout)
     assert [row["model_id"] for row in rows] == ["demo-text", "org/painter"]
+    assert not any("supported_parameters" in row for row in rows)  # `show` has them
 
 
 def test_models_show_prints_text_as_text(stub: Stub) -> None:

@@ -1,11 +1,12 @@
 """Tiny models with an encoder for the prompt and a decoder for the answer."""
 
+import string
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer
 
 from tests.support.models.text import EOS, VOCAB, train_tokenizer
 
@@ -36,7 +37,6 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "t5": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "bart": _BART,
     "mbart": {**_BART, "scale_embedding": True},
-    "pegasus": _BART,
 }
 FAMILIES = tuple(_CONFIGS)
 
@@ -62,6 +62,23 @@ def make_seq2seq_model(family: str, folder: Path) -> Path:
     settings.forced_eos_token_id = None
     settings.decoder_start_token_id = end
     settings.bad_words_ids = [[3]]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_translator(folder: Path) -> Path:
+    """Write a tiny mBART with the tokenizer of mBART 50, which marks prompts with languages."""
+    special = ("<s>", "<pad>", "</s>", "<unk>")
+    letters = ("\N{LOWER ONE EIGHTH BLOCK}", *string.ascii_letters, ".", ",", " ")
+    vocab = [*((token, 0.0) for token in special), *((letter, -1.0) for letter in letters)]
+    tokenizer = MBart50Tokenizer(vocab=vocab, src_lang="en_XX")
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = AutoConfig.for_model("mbart", **{**_BART, **ids})
+    torch.manual_seed(5)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model.generation_config.forced_eos_token_id = None
+    model.generation_config.decoder_start_token_id = 2
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -4,7 +4,7 @@ import io
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -53,6 +53,7 @@ def test_markdown_is_set() -> None:
         assert part in found
 
 
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, len(TEXT)), max_size=8).map(sorted))
 def test_markdown_is_the_same_whatever_the_pieces(cuts: list[int]) -> None:
     places = [0, *cuts, len(TEXT)]

@@ -36,9 +36,10 @@ from workers.engines.text.quantized import (
     quantization_of,
     quantize,
 )
+from workers.engines.text.translation import set_source, starts_in
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, tensor_bytes, variant_of
-from workers.protocol import Load
+from workers.protocol import Load, TextOptions
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
@@ -81,13 +82,23 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
     dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder, config)
     family = family_of(config)
+    options = spec.text or TextOptions()
+    set_source(tokenizer, family, options)
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
         pictures = PictureReader(processor)
         pictures.check(tokenizer)
-    how = {"spread": cards > 1, "quantization": quantization, "placed": placed}
-    model = _model(folder, config, dtype, device, spec, **how)
+    model = _model(
+        folder,
+        config,
+        dtype,
+        device,
+        spec,
+        spread=cards > 1,
+        quantization=quantization,
+        placed=placed,
+    )
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
@@ -102,7 +113,7 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
         family=family,
-        starts=decoder_starts(model) if family == "seq2seq" else (),
+        starts=starts_in(tokenizer, decoder_starts(model), options) if family == "seq2seq" else (),
         pictures=pictures,
         quantization=quantization,
         placed=placed,

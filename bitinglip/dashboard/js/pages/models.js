@@ -83,7 +83,6 @@ function Row({ model, state, writes, reload, show }) {
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
       ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
-      ${model.pinned ? html` <${Badge} state="pinned" tone="plain" />` : ""}
       ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span></td>
     <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
     <td class="number nowrap" data-label="Size">${model.size ?? "–"}</td>

@@ -8,10 +8,19 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.support.engine_runs import finals, run_to_end
-from tests.support.models.seq2seq import FAMILIES, make_seq2seq_model
+from tests.support.models.seq2seq import FAMILIES, make_seq2seq_model, make_translator
+from tests.support.models.text import EOS, make_tiny_model
 from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Answered, Refused
-from workers.protocol import Cancelled, ChatMessage, Sampling, TextDelta, TextDone, TextJob
+from workers.protocol import (
+    Cancelled,
+    ChatMessage,
+    Sampling,
+    TextDelta,
+    TextDone,
+    TextJob,
+    TextOptions,
+)
 
 PROMPTS = [
     "Translate this: the prompt is longer than the others, and an encoder reads all of it.",
@@ -27,6 +36,12 @@ class Library:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._model.generation_config.eos_token_id = None
+
+    def translation(self, prompt: str, count: int, languages: tuple[str, str]) -> str:
+        self._tokenizer.src_lang, into = languages
+        settings = self._model.generation_config
+        settings.forced_bos_token_id = self._tokenizer.convert_tokens_to_ids(into)
+        return self.answer(prompt, count)
 
     def answer(self, prompt: str, count: int) -> str:
         ids = self._tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -131,3 +146,32 @@ def test_encoder_never_says_what_its_files_forbid(t5: Path) -> None:
     one = job("a", PROMPTS[0], logit_bias={3: 100.0}, logprobs=0)
     assert 3 not in [each.id for each in run(engine, one)["a"].choices[0].logprobs]
     engine.close()
+
+
+def test_encoder_translates_between_the_languages_of_the_settings(tmp_path: Path, t5: Path) -> None:
+    folder = make_translator(tmp_path / "model")
+    library, texts = Library(folder), []
+    for languages in (("fr_XX", "de_DE"), ("fr_XX", "ro_RO"), ("en_XX", "ro_RO")):
+        options = TextOptions(source_language=languages[0], target_language=languages[1])
+        engine, _ = load(folder, text=options)
+        texts.append(run(engine, job("a", "hello there", max_tokens=8))["a"].text)
+        assert texts[-1] == library.translation("hello there", 8, languages)
+        engine.close()
+    assert len(set(texts)) == 3
+    for options in (
+        TextOptions(source_language="xx_YY"),
+        TextOptions(target_language="klingon"),
+    ):
+        with pytest.raises(Refused) as refused:
+            load(folder, text=options)
+        assert "has no token" in refused.value.message
+    with pytest.raises(Refused) as refused:
+        load(t5, text=TextOptions(source_language=EOS))
+    assert "marks no languages" in refused.value.message
+
+
+def test_languages_are_not_for_models_without_an_encoder(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    with pytest.raises(Refused) as refused:
+        load(folder, text=TextOptions(target_language="de_DE"))
+    assert "text.target_language" in refused.value.message

@@ -11,24 +11,26 @@ import { ModelChoice, SameCall, Slider, Whole, asCurl, given, python, pythonArgu
 const DRAW_EVERY = 60; // milliseconds
 const PATH = "v1/chat/completions";
 
+const SCHEMA = JSON.stringify({ type: "object", properties: { answer: { type: "string" }, sure: { type: "boolean" } }, required: ["answer", "sure"], additionalProperties: false }, null, 2);
+const TOOLS = JSON.stringify([{ type: "function", function: { name: "weather", description: "The weather in a town now", parameters: { type: "object", properties: { town: { enum: ["Lima", "Oslo", "Tokyo"] } }, required: ["town"], additionalProperties: false } } }], null, 2);
+
 /** The conversation stays while other pages are looked at. */
 const turns = createStore([]);
-const options = createStore({ system: "", max_tokens: 512, temperature: 0.7, top_p: 0.9, seed: null, schema: "", tools: "" });
+const options = createStore({ system: "", max_tokens: 512, temperature: 0.7, top_p: 0.9, seed: null, schema: "", tools: "", tool_choice: "auto" });
 
 export function Chat({ models }) {
-  const [model, setModel] = useState(models[0].model_id);
+  const [model, setModel] = useState((models.find(({ engine }) => engine !== "fake") ?? models[0]).model_id);
   const all = useStore(turns);
   const chosen = useStore(options);
   const [said, setSaid] = useState("");
   const [stop, setStop] = useState(null);
   const [wrong, setWrong] = useState(null);
-  const body = (said_) => requestOf(model, chosen, [...messagesOf(all), ...(said_ ? [{ role: "user", content: said_ }] : [])]);
-  const send = async () => {
-    const text = said.trim();
-    if (!text || stop) return;
+  const body = (added) => requestOf(model, chosen, messagesOf([...all, ...added]));
+  /** Send what is added to the conversation, and write down the answer. */
+  const ask = async (added) => {
     let request;
     try {
-      request = body(text);
+      request = body(added);
     } catch (error) {
       setWrong(error.message);
       return;
@@ -37,14 +39,19 @@ export function Chat({ models }) {
     setSaid("");
     const control = new AbortController();
     setStop(control);
-    turns.set([...all, { role: "user", text }, { role: "assistant", text: "", model }]);
+    turns.set([...all, ...added, { role: "assistant", text: "", model }]);
     await answer({ ...request, stream: true, stream_options: { include_usage: true } }, control.signal);
     setStop(null);
   };
+  const send = async () => {
+    const text = said.trim();
+    if (text && !stop) await ask([{ role: "user", text }]);
+  };
+  const called = stop ? [] : (all.at(-1)?.calls ?? []);
   useEffect(() => () => stop?.abort(), [stop]);
   let shown;
   try {
-    shown = body(said.trim() || "Hello!");
+    shown = body([{ role: "user", text: said.trim() || "Hello!" }]);
   } catch {
     shown = requestOf(model, { ...chosen, schema: "", tools: "" }, [{ role: "user", content: "Hello!" }]);
   }
@@ -52,6 +59,7 @@ export function Chat({ models }) {
     <section class="card talk" aria-label="Conversation">
       <${Turns} all=${all} busy=${stop !== null} />
       ${wrong && html`<p class="note bad" role="alert"><${Icon} name="warn" />${wrong}</p>`}
+      ${called.length > 0 && html`<${Results} key=${all.length} calls=${called} ask=${ask} />`}
       <${Say} said=${said} setSaid=${setSaid} send=${send} stop=${stop} />
     </section>
     <div class="form">
@@ -74,10 +82,26 @@ function Parameters({ models, model, setModel, chosen }) {
       <${Whole} id="chat-max" label="Max tokens" min=${1} value=${chosen.max_tokens} onChange=${set("max_tokens")} placeholder="no limit" />
       <${Whole} id="chat-seed" label="Seed" value=${chosen.seed} onChange=${set("seed")} placeholder="random" /></div>
     <details><summary>JSON schema and tools</summary><div class="form details">
+      <p class="hint">Examples: <button type="button" class="link" onClick=${() => set("schema")(SCHEMA)}>a schema</button>, <button type="button" class="link" onClick=${() => set("tools")(TOOLS)}>a tool</button></p>
       <${Field} id="chat-schema" label="Schema of the answer"><textarea id="chat-schema" class="area mono" rows="4" spellcheck="false" placeholder='{"type": "object"}' value=${chosen.schema} onInput=${typed("schema")}></textarea><//>
       <${Field} id="chat-tools" label="Tools" hint="A list of functions, as OpenAI's API takes them."><textarea id="chat-tools" class="area mono" rows="4" spellcheck="false" placeholder="[]" value=${chosen.tools} onInput=${typed("tools")}></textarea><//>
+      <${Field} id="chat-tool-choice" label="Whether to call one"><select id="chat-tool-choice" class="select" value=${chosen.tool_choice} onChange=${typed("tool_choice")}>
+        <option value="auto">as the model likes</option><option value="required">always</option><option value="none">never</option></select><//>
     </div></details>
   </div>`;
+}
+
+/** Fields for what the called tools gave, which is sent back to the model. */
+function Results({ calls, ask }) {
+  const submit = (event) => {
+    event.preventDefault();
+    ask(calls.map((call, index) => ({ role: "tool", id: call.id, name: call.name, text: event.target.elements[`result-${index}`].value })));
+  };
+  return html`<form class="form results" onSubmit=${submit}>
+    ${calls.map((call, index) => html`<${Field} key=${index} id=${`result-${index}`} label=${`Result of ${call.name}`}>
+      <input id=${`result-${index}`} name=${`result-${index}`} class="input mono" required spellcheck="false" placeholder='{"degrees": 21}' /><//>`)}
+    <div class="buttons"><button class="button" type="submit"><${Icon} name="send" />Send the results</button></div>
+  </form>`;
 }
 
 function Say({ said, setSaid, send, stop }) {
@@ -105,13 +129,15 @@ function Turns({ all, busy }) {
     ${all.map((turn, index) => html`<${Turn} key=${index} turn=${turn} busy=${busy && index === all.length - 1} />`)}</div>`;
 }
 
+const WHO = { user: "You", tool: "Result of" };
+
 function Turn({ turn, busy }) {
   return html`<article class=${`turn ${turn.role}`}>
-    <span class="who">${turn.role === "user" ? "You" : turn.model}</span>
+    <span class="who">${WHO[turn.role] ?? turn.model}${turn.role === "tool" ? ` ${turn.name}` : ""}</span>
     ${turn.thoughts && html`<details open=${busy && !turn.text}><summary>Thoughts</summary><div class="thoughts small">${turn.thoughts}</div></details>`}
-    ${turn.role === "user" ? html`<div class="text">${turn.text}</div>` : html`<${Markdown} text=${turn.text} />`}
+    ${turn.role !== "assistant" ? html`<div class="text">${turn.text}</div>` : html`<${Markdown} text=${turn.text} />`}
     ${turn.calls?.map((call, index) => html`<pre key=${index} class="call mono">${call.name}(${call.text})</pre>`)}
-    ${busy && !turn.text && html`<span class="skeleton" style=${{ width: "9em" }} role="status" aria-label="The answer is on its way"></span>`}
+    ${busy && !turn.text && !turn.calls?.length && html`<span class="skeleton" style=${{ width: "9em" }} role="status" aria-label="The answer is on its way"></span>`}
     ${turn.error && html`<p class="note bad" role="alert"><${Icon} name="warn" />${turn.error}</p>`}
     ${turn.figures && html`<span class="figures">${turn.figures}</span>`}
   </article>`;
@@ -149,7 +175,7 @@ async function answer(request, signal) {
 }
 
 function addCall(calls, delta) {
-  const call = (calls[delta.index] ??= { name: "", text: "" });
+  const call = (calls[delta.index] ??= { id: delta.id, name: "", text: "" });
   call.name = delta.function?.name ?? call.name;
   call.text += delta.function?.arguments ?? "";
 }
@@ -166,11 +192,21 @@ function figuresOf({ usage, end, error }, began, first) {
   ].filter(Boolean).join(" · ");
 }
 
-const messagesOf = (all) => all.filter((turn) => turn.text && !turn.error).map(({ role, text }) => ({ role, content: text }));
+/** The conversation as the API takes it. Calls that were never answered are left out. */
+function messagesOf(all) {
+  return all.filter(({ error }) => !error).flatMap((turn, index, list) => {
+    if (turn.role === "tool") return [{ role: "tool", tool_call_id: turn.id, content: turn.text }];
+    if (turn.calls?.length && list[index + 1]?.role === "tool") {
+      const calls = turn.calls.map(({ id, name, text }) => ({ id, type: "function", function: { name, arguments: text } }));
+      return [{ role: "assistant", content: turn.text || null, tool_calls: calls }];
+    }
+    return turn.text ? [{ role: turn.role, content: turn.text }] : [];
+  });
+}
 
 /** The body of the request. Throws an error that names the field with wrong JSON. */
 function requestOf(model, chosen, messages) {
-  const { system, schema, tools, ...numbers } = chosen;
+  const { system, schema, tools, tool_choice: choice, ...numbers } = chosen;
   const format = schema.trim() && { type: "json_schema", json_schema: { name: "answer", schema: parsed(schema, "The schema") } };
   return given({
     model,
@@ -178,6 +214,7 @@ function requestOf(model, chosen, messages) {
     ...numbers,
     response_format: format || null,
     tools: tools.trim() ? parsed(tools, "The list of tools") : null,
+    tool_choice: tools.trim() && choice !== "auto" ? choice : null,
   });
 }
 

@@ -1,0 +1,1 @@
+"""Drives a headless Chromium by its DevTools protocol."""

@@ -1,0 +1,95 @@
+"""A line of the log for each request, with ids and without secrets."""
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bitinglip.access import credentials
+from bitinglip.settings import Logging
+from bitinglip.telemetry import logs
+from bitinglip.telemetry.request_lines import STRANGERS_PER_SECOND, write_line
+
+KEY = credentials.make().text
+Write = Callable[..., None]
+
+
+def row(**fields: Any) -> tuple[object, ...]:
+    values: dict[str, Any] = {
+        "ended": 1_800_000_000.25,
+        "request_id": "req-1",
+        "method": "POST",
+        "endpoint": "/v1/embeddings",
+        "status": 200,
+        "seconds": 0.0123456789,
+        "key_id": "AbC",
+        "model": "demo",
+        "job_id": "task-1",
+    }
+    return tuple({**values, **fields}.values())
+
+
+def lines(rows: list[tuple[object, ...]], trace: str | None = None, **settings: Any) -> list[str]:
+    """Return what is logged of requests that end."""
+    stream = io.StringIO()
+    stop = logs.configure(Logging(**{"format": "json", **settings}), stream)
+    try:
+        for each in rows:
+            write_line(str(each[3]), each, trace)
+    finally:
+        stop()
+    return stream.getvalue().splitlines()
+
+
+def test_request_line_has_ids_and_times() -> None:
+    [line] = lines([row()], "0af7")
+    assert json.loads(line) == {
+        "event": "request",
+        "method": "POST",
+        "endpoint": "/v1/embeddings",
+        "status": 200,
+        "seconds": 0.012346,
+        "request_id": "req-1",
+        "key": "AbC",
+        "model": "demo",
+        "task": "task-1",
+        "trace_id": "0af7",
+        "level": "info",
+        "logger": "bitinglip.requests",
+        "timestamp": "2027-01-15T08:00:00.250000Z",
+    }
+
+
+def test_request_line_holds_no_secret_and_is_one_line() -> None:
+    [line] = lines([row(request_id=KEY, method="A\nB" + "x" * 100)])
+    assert KEY[22:] not in line
+    assert "x" * 20 not in line
+    [line] = lines([row(request_id=KEY, method="A\nB")], format="console")
+    assert KEY[22:] not in line
+
+
+@pytest.mark.parametrize("endpoint", ["/livez", "/metrics", "/api/v1/cluster/events"])
+def test_request_line_is_not_written_for_probes(endpoint: str) -> None:
+    assert lines([row(endpoint=endpoint)]) == []
+
+
+@pytest.mark.parametrize("settings", [{"requests": False}, {"level": "warning"}])
+def test_request_line_is_not_written_where_the_settings_say_so(settings: dict[str, Any]) -> None:
+    assert lines([row()], **settings) == []
+
+
+def test_request_lines_about_strangers_are_limited_and_counted() -> None:
+    flood = [row(key_id=None, status=401) for _ in range(STRANGERS_PER_SECOND + 30)]
+    later = row(key_id=None, status=401, ended=1_800_000_001.0)
+    written = [json.loads(line) for line in lines([*flood, row(), later])]
+    assert len(written) == STRANGERS_PER_SECOND + 2
+    assert written[-1]["suppressed"] == 30
+    assert not logging.getLogger().filters
+
+
+def test_request_line_is_for_a_person_on_a_terminal() -> None:
+    [line] = lines([row()], format="console")
+    assert line.startswith("08:00:00 info    request  method=POST")
