@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 RELIEVE_SECONDS = 2.0  #: between two calls of ``relieve``
 _BLOCK = 512  #: bytes, the unit of ``st_blocks``
-_LEAST_FREE = 0.25  #: of the machine's RAM, below which what nobody uses is freed
+_LEAST_FREE = 0.1  #: of the machine's RAM, below which what nobody uses is freed
 
 
 @dataclass(slots=True, eq=False)
