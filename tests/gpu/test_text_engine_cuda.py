@@ -15,6 +15,7 @@ from workers.engines.text.runner import Runner
 from workers.engines.text.sampler import Sampler
 from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import (
+    Attention,
     Cancelled,
     Grammar,
     Load,
@@ -146,7 +147,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
 ) -> None:
     """In half precision, with the kernel, prompts are computed by torch's ragged attention."""
     path = make_tiny_model("qwen3", tmp_path)
-    engine = load(path, dtype, attention)
+    engine = load(path, dtype, TextOptions(attention=attention))
     jobs = [job(str(number), prompt, logprobs=3) for number, prompt in enumerate(PROMPTS)]
     prompts = {}
     for one in jobs:

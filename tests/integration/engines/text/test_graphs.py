@@ -141,7 +141,7 @@ def test_graphs_hold_what_a_plain_step_is_built_from(
 
 
 def attend_by_the_table(
-    query: Tensor, cache: PagedCache, layer: int, rows: PagedRows, scaling: float, _cap: None
+    query: Tensor, cache: PagedCache, layer: int, rows: PagedRows, how: Any
 ) -> Tensor:
     """Compute what the kernel does, by means that run everywhere."""
     shape = cache.shapes[layer]
@@ -153,7 +153,7 @@ def attend_by_the_table(
         keys = held[:, :split].view(-1, shape.kv_heads, shape.key_dim)
         values = held[:, split:].view(-1, shape.kv_heads, shape.value_dim)
         grouped = query[row].view(shape.kv_heads, -1, shape.key_dim)
-        weights = torch.einsum("hgd,thd->hgt", grouped, keys).mul(scaling).softmax(-1)
+        weights = torch.einsum("hgd,thd->hgt", grouped, keys).mul(how.scaling).softmax(-1)
         found.append(torch.einsum("hgt,thd->hgd", weights, values).reshape(-1))
     assert int(rows.lengths.max()) <= rows.longest
     return torch.stack(found)
