@@ -54,7 +54,10 @@ DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
     ),
     "demo-image": ("A tiny Stable Diffusion with random weights: wild colours.", _make_image),
     "demo-speech": ("A tiny Bark with random weights: babble in six voices.", _make_speech),
-    "demo-text": ("A tiny Llama with random weights: quick nonsense.", _make_text),
+    "demo-text": (
+        "A tiny Llama that answers short questions about BitingLip, and only those.",
+        _make_text,
+    ),
 }
 DEMO_MODELS = tuple(DEMOS)
 

@@ -1,39 +1,54 @@
-"""``demo-text``: a two-layer Llama whose tokenizer and weights are made here, without torch.
+"""``demo-text``: a tiny Llama that answers questions about BitingLip.
 
-The same Python makes the same bytes each time.
+``python -m scripts.demo_text`` trains it and writes its tokenizer and weights beside this file.
 """
 
-import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from model_store.demo.weights import write_json
 
-from model_store.demo.words import ROWS, WORDS, train_tokenizer
-
-_SEED = 20261123
-_HIDDEN, _INNER, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 128, 2, 4, 2, 16
+WORDS = 1504
+_ROWS = 1536  # of the embedding: spare ones, as real models have
 _CONTEXT = 2048
 _BEGIN, _END = "<|im_start|>", "<|im_end|>"
-_TOKENS = [_BEGIN, _END]  #: the first ids
+TOKENS = (_BEGIN, _END)  #: the first ids
+_END_ID = TOKENS.index(_END)
 _TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": _ROWS,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": _CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "eos_token_id": _END_ID,
+    "pad_token_id": _END_ID,
+    "dtype": "float32",
+}
 
 
 def make_text_model(folder: Path) -> None:
     """Write config, tokenizer, template and weights in Hugging Face layout."""
-    tokenizer = train_tokenizer(_TOKENS)
-    end = _TOKENS.index(_END)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "config.json", _config(end))
-    _write(folder / "generation_config.json", {"eos_token_id": end, "do_sample": False})
-    _write(
+    write_json(folder / "config.json", CONFIG)
+    write_json(folder / "generation_config.json", {"eos_token_id": _END_ID, "do_sample": False})
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -44,64 +59,6 @@ def make_text_model(folder: Path) -> None:
         },
     )
     (folder / "chat_template.jinja").write_text(_TEMPLATE)
-    save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _config(end: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": ROWS,
-        "hidden_size": _HIDDEN,
-        "intermediate_size": _INNER,
-        "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _KV_HEADS,
-        "head_dim": _HEAD_DIM,
-        "max_position_embeddings": _CONTEXT,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "eos_token_id": end,
-        "pad_token_id": end,
-        "dtype": "float32",
-    }
-
-
-def _weights() -> dict[str, NDArray[np.float32]]:
-    noise = np.random.Generator(np.random.PCG64(_SEED))
-
-    def matrix(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
-        values = noise.standard_normal((rows, columns), dtype=np.float32)
-        return values * np.float32(scale * columns**-0.5)
-
-    def ones() -> NDArray[np.float32]:
-        return np.ones(_HIDDEN, dtype=np.float32)
-
-    tensors = {
-        "model.embed_tokens.weight": matrix(ROWS, _HIDDEN, 4.0),
-        "model.norm.weight": ones(),
-    }
-    tensors["model.embed_tokens.weight"][WORDS:] = 0  # no text belongs to these
-    kv = _KV_HEADS * _HEAD_DIM
-    for layer in range(_LAYERS):
-        at = f"model.layers.{layer}"
-        tensors |= {
-            f"{at}.input_layernorm.weight": ones(),
-            f"{at}.post_attention_layernorm.weight": ones(),
-            f"{at}.self_attn.q_proj.weight": matrix(_HIDDEN, _HIDDEN, 2.0),
-            f"{at}.self_attn.k_proj.weight": matrix(kv, _HIDDEN, 2.0),
-            f"{at}.self_attn.v_proj.weight": matrix(kv, _HIDDEN, 2.0),
-            f"{at}.self_attn.o_proj.weight": matrix(_HIDDEN, _HIDDEN, 2.0),
-            f"{at}.mlp.gate_proj.weight": matrix(_INNER, _HIDDEN, 2.0),
-            f"{at}.mlp.up_proj.weight": matrix(_INNER, _HIDDEN, 2.0),
-            f"{at}.mlp.down_proj.weight": matrix(_HIDDEN, _INNER, 2.0),
-        }
-    return tensors
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    trained = resources.files(__package__).joinpath("text_model")
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).write_bytes(trained.joinpath(name).read_bytes())

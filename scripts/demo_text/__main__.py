@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import model_store.demo
-from model_store.demo.trained import CONFIG, TOKENS, WORDS
+from model_store.demo.text import CONFIG, TOKENS, WORDS
 from scripts.demo_text.conversations import ANSWERS, topics, vocabulary
 from scripts.demo_text.training import train
 

@@ -1,6 +1,7 @@
 """Makes the conversations that ``demo-text`` is trained on, each from its number alone. Pure."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Topic(NamedTuple):
     ask: tuple[str, ...]
     say: str
     weight: int  #: how often it comes, beside others
-    talk: bool  #: it is said as it is, without words around it
+    talk: bool  #: nobody says it with words around it
 
 
 def topics() -> list[Topic]:
@@ -82,7 +83,9 @@ def _exchange(known: list[Topic], chance: random.Random) -> tuple[str, str]:
         return _spoken(asked, chance), _OFF_TOPIC["say"]
     [topic] = chance.choices(known, [each.weight for each in known])
     asked = chance.choice(topic.ask)
-    return asked if topic.talk else _spoken(_phrased(asked, chance), chance), topic.say
+    if topic.talk:
+        return _marked(asked, chance, ("", "", "!", ".")), topic.say
+    return _spoken(_phrased(asked, chance), chance), topic.say
 
 
 def _phrased(asked: str, chance: random.Random) -> str:
@@ -90,7 +93,8 @@ def _phrased(asked: str, chance: random.Random) -> str:
     first = asked.split()[0]
     if first in _QUESTIONS or chance.random() < 0.4:
         return asked
-    return chance.choice(_phrases["how" if first in _VERBS else "about"]) + asked
+    before: str = chance.choice(_phrases["how" if first in _VERBS else "about"])
+    return before + asked
 
 
 def _filled(pattern: str, chance: random.Random) -> str:
@@ -108,12 +112,17 @@ def _spoken(asked: str, chance: random.Random) -> str:
         asked += chance.choice(_phrases["after"])
     if chance.random() < 0.12:
         asked = _mistyped(asked, chance)
+    return _marked(asked, chance, ("?", "?", "?", "", "", ".", "!", " ?"))
+
+
+def _marked(asked: str, chance: random.Random, marks: Sequence[str]) -> str:
+    """Write it large or small, and with a mark at its end, or without one."""
     case = chance.random()
     if case < 0.55:
         asked = _sentence(asked)
     elif case < 0.75:
         asked = asked.lower()
-    return asked + chance.choice(("?", "?", "?", "", "", ".", "!", " ?"))
+    return asked + chance.choice(marks)
 
 
 def _sentence(asked: str) -> str:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from scripts.demo_text.conversations import Topic, conversation
 
-STEPS = 1400
+STEPS = 1100
 _BATCH = 16  #: conversations a step
 _TURNS = (1, 2, 1, 3)  #: of the conversations of a step, so that all are about as long
 _LONGEST = 320  #: tokens of a conversation

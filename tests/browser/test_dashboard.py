@@ -28,6 +28,7 @@ def test_dashboard_chats_with_a_stream_that_can_be_stopped(page: Page) -> None:
     page.choose("Max tokens", "100")
     page.fill("Message", "What is BitingLip?")
     page.click("Send")
+    page.see("private inference server")
     page.wait("/ tokens .* first after/.test(bl.text())")
     assert page.run("document.querySelector('.card pre').textContent").startswith("curl ")
     page.click("Python")
