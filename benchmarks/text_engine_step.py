@@ -43,14 +43,16 @@ def main() -> None:
     seconds = time.perf_counter() - started
     print(f"torch {torch.__version__}, {ready.dtype} on {ready.device}, loaded in {seconds:.1f} s")
     for rows in arguments.rows:
-        seconds = _step_seconds(engine, rows, arguments.temperature)
+        seconds = step_seconds(engine, rows, arguments.temperature)
         print(f"{rows:3d} rows  {rows / seconds:8.1f} tok/s  {1000 * seconds:6.2f} ms a step")
 
 
-def _step_seconds(engine: TextEngine, rows: int, temperature: float) -> float:
+def step_seconds(
+    engine: TextEngine, rows: int, temperature: float, *, generated: int = _GENERATED
+) -> float:
     """Return the median over decode steps; the clock starts when all prompts are through."""
     prompt = _PROMPT * (_PROMPT_TOKENS // len(_PROMPT.split()))
-    sampling = Sampling(max_tokens=_GENERATED, temperature=temperature, ignore_eos=True, seed=1)
+    sampling = Sampling(max_tokens=generated, temperature=temperature, ignore_eos=True, seed=1)
     for row in range(rows):
         engine.submit(engine.prepare(TextJob(id=str(row), prompt=prompt, sampling=sampling)))
     for _ in range(rows * _PROMPT_TOKENS // 64 + 4):

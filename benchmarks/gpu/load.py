@@ -12,7 +12,7 @@ from workers.protocol import Load
 
 _GIB = 1024**3
 _TINY_CACHE = 32 * 1024**2
-_STAGES = {0.7: "the weights are on the device", 0.9: "joined projections, cache and trial"}
+_STAGES = {0.95: "weights, joined projections, cache and trial"}
 
 
 def measure(record: Recorder) -> None:

@@ -75,6 +75,12 @@ PARTS = (
         "What does loading from files take, in seconds and in memory that stays?",
     ),
     Part(
+        "smaller",
+        "benchmarks.gpu.smaller:measure",
+        120,
+        "What do int8, fp8 and nf4 weights and an fp8 cache gain, in memory, tokens and swaps?",
+    ),
+    Part(
         "confinement",
         "benchmarks.gpu.confinement:check",
         70,

@@ -57,8 +57,7 @@ class RequestContext(msgspec.Struct, eq=False):
 
 
 def context_of(scope: Mapping[str, Any]) -> RequestContext:
-    context: RequestContext = scope[_KEY]
-    return context
+    return scope[_KEY]  # type: ignore[no-any-return]
 
 
 def request_id_of(request: HTTPConnection) -> str:

@@ -131,7 +131,8 @@ def _text_bytes(work: protocol.TextJob) -> int:
     size = 0
     for message in work.messages or ():
         size += sum(map(getsizeof, message.texts()))
-        size += sum(getsizeof(each.source) for each in message.pictures)
+        if message.pictures:
+            size += sum(getsizeof(each.source) for each in message.pictures)
     for prompt in prompts_of(work):
         size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
     if work.grammar is not None:
@@ -157,7 +158,8 @@ def _prompt_tokens(work: protocol.TextJob) -> float:
             ids += len(prompt)
     for message in work.messages or ():
         characters += sum(map(len, message.texts()))
-        ids += sum(_LIKELY + _spread(picture) for picture in message.pictures)
+        if message.pictures:
+            ids += sum(_LIKELY + _spread(picture) for picture in message.pictures)
     return ids + characters / CHARACTERS_PER_TOKEN
 
 
@@ -195,7 +197,8 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
         tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
         for text in message.texts():
             tokens += utf8_bytes(text)
-        tokens += sum(_MOST_LIKELY + _spread(picture) for picture in message.pictures)
+        if message.pictures:
+            tokens += sum(_MOST_LIKELY + _spread(picture) for picture in message.pictures)
     return [tokens]
 
 

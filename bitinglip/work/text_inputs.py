@@ -17,7 +17,11 @@ _NONE: frozenset[str] = frozenset()
 def pictures_of(work: protocol.Job) -> list[protocol.Picture]:
     """Return the pictures of all messages of a job, in their order."""
     messages = work.messages if isinstance(work, protocol.TextJob) else None
-    return [picture for message in messages or () for picture in message.pictures]
+    pictures: list[protocol.Picture] = []
+    for message in messages or ():
+        if message.pictures:
+            pictures += message.pictures
+    return pictures
 
 
 def with_sources(

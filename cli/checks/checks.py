@@ -12,6 +12,7 @@ from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
 from cli.checks.surroundings import every_surrounding
+from cli.checks.tracing import tracing
 from cli.context import CliContext
 from cli.show.output import size
 
@@ -38,6 +39,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     if settings is not None:
         yield _port(place, settings)
         yield from every_door(settings.server)
+        yield from tracing(settings)
     yield _database(place, settings)
     yield from _models(place)
 

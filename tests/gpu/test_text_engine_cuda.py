@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -78,6 +79,38 @@ def test_greedy_output_is_that_of_generate(
     assert found == expected
 
 
+def test_prefixes_from_ram_and_drafts_change_no_text(tmp_path: Path) -> None:
+    """Blocks leave a small cache for the host and come back; words that repeat are drafted."""
+    path = make_tiny_model("llama", tmp_path)
+    prompts = [f"{number}. {'some words again and ' * 6}" for number in range(4)]
+    ends: list[dict[str, TextDone]] = []
+    for options in (TextOptions(), TextOptions(speculation="lookup", prefix_ram_bytes=1 << 20)):
+        engine = TextEngine(step_tokens=16, block_size=8)
+        spec = Load(
+            model="tiny",
+            engine="text",
+            path=str(path),
+            device="cuda",
+            dtype="float32",
+            kv_cache_bytes=1 << 18,
+            text=options,
+        )
+        engine.load(spec, lambda _fraction: None)
+        found: dict[str, TextDone] = {}
+        for number in range(12):
+            one = job(str(number), prompts[number % 4], logit_bias={270: 100.0})
+            engine.submit(engine.prepare(msgspec.structs.replace(one, prefix_scope="a")))
+            found |= {each.id: each for each in run_to_end(engine) if isinstance(each, TextDone)}
+        ends.append(found)
+        engine.close()
+    plain, other = ends
+    assert {name: end.text for name, end in other.items()} == {
+        name: end.text for name, end in plain.items()
+    }
+    assert all(other[str(number)].cached_tokens > 0 for number in range(4, 12))
+    assert sum(end.accepted_tokens for end in other.values()) > 0
+
+
 def test_seed_in_bfloat16_repeats_its_samples_and_cancel_takes_one_step(tmp_path: Path) -> None:
     engine = load(make_tiny_model("llama", tmp_path), "bfloat16")
     one = job("a", PROMPTS[1], temperature=0.9, top_k=40, top_p=0.95, seed=3, logprobs=2)
@@ -94,12 +127,16 @@ def test_seed_in_bfloat16_repeats_its_samples_and_cancel_takes_one_step(tmp_path
     engine.close()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "attention"),
+    [("float32", 1e-3, "sdpa"), ("bfloat16", 0.3, "sdpa"), ("bfloat16", 0.3, "triton")],
+)
 def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
-    tmp_path: Path, dtype: str, tolerance: float
+    tmp_path: Path, dtype: str, tolerance: float, attention: Attention
 ) -> None:
+    """In half precision, with the kernel, prompts are computed by torch's ragged attention."""
     path = make_tiny_model("qwen3", tmp_path)
-    engine = load(path, dtype)
+    engine = load(path, dtype, attention)
     jobs = [job(str(number), prompt, logprobs=3) for number, prompt in enumerate(PROMPTS)]
     prompts = {}
     for one in jobs:

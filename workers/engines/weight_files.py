@@ -31,7 +31,7 @@ def check_sizes(folder: Path, *, layers: int, hidden: int, vocab: int) -> None:
     at the weights: a config of 100,000 layers over a small file would never end.
     """
     tensors: dict[str, list[int]] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         tensors |= _shapes(path)
     sizes = [_product(shape) for shape in tensors.values()]
     if layers > len(tensors) or hidden * vocab > sum(sizes) or hidden > max(sizes, default=0):
@@ -48,7 +48,8 @@ def variant_of(folder: Path) -> str | None:
     return next(found, None)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that the library reads. Raises Refused with MODEL_LOAD_FAILED."""
     variant = variant_of(folder)
     index = folder / (_INDEX if variant is None else f"model.safetensors.index.{variant}.json")
     names = ["model.safetensors" if variant is None else f"model.{variant}.safetensors"]
@@ -67,7 +68,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def tensor_bytes(folder: Path) -> dict[str, int]:
     """Return the bytes of each tensor by its name. Raises Refused with MODEL_LOAD_FAILED."""
-    headers = (_header(path) for path in _weight_files(folder))
+    headers = (_header(path) for path in weight_files(folder))
     return {name: tensor["bytes"] for header in headers for name, tensor in header.items()}
 
 
@@ -77,7 +78,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     Raises Refused with MODEL_LOAD_FAILED.
     """
     elements: Counter[str] = Counter()
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         for tensor in _header(path).values():
             elements[tensor["dtype"]] += _product(tensor["shape"])
     most = elements.most_common(1)

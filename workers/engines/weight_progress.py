@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from workers.engines.base import Refused
 from workers.engines.read_ahead import reading_ahead
+from workers.engines.weight_files import weight_files
 
 _WEIGHTS = 0.9  #: the part of a load that its weights are; then come its cache and its trial
 _STEP = 0.005  #: by which it has grown when it is told again
@@ -52,8 +54,10 @@ class WeightProgress:
 @contextmanager
 def weights_read(folder: Path, tell: Callable[[float], None]) -> Iterator[WeightProgress]:
     """Read a folder's weights ahead of a load, and give what counts them."""
-    files = sorted(folder.glob("*.safetensors"))
-    sizes = [path.stat().st_size for path in files if path.is_file()]
-    progress = WeightProgress(sum(sizes), tell)
+    try:
+        files = weight_files(folder)
+    except Refused:  # the load will say so, with more to it
+        files = []
+    progress = WeightProgress(sum(path.stat().st_size for path in files), tell)
     with reading_ahead(files, progress.read):
         yield progress

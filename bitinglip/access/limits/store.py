@@ -73,8 +73,12 @@ class MemoryStore:
             if longer > wait:
                 wait = longer
         if cost and not wait:
-            for cell, _, new, _ in asked:
-                self._put(cell, new, now)
+            if len(held) + len(asked) > self._most:
+                self._shrink(now)
+                held = self._cells
+            for (name, rate), _, new, _ in asked:
+                held[name] = (rate.quota, new)
+                self._changed.add(name)
             return Decision(0, tuple(readings), ())
         readings = [gcra.read(cell.rate, state, now, share) for cell, state, _, _ in asked]
         refusing = tuple([index for index, each in enumerate(asked) if each[3]]) if wait else ()
@@ -113,12 +117,6 @@ class MemoryStore:
         if quota == cell.rate.quota:
             return tat
         return tat * cell.rate.quota // quota  # its limit is another one now; the time stays
-
-    def _put(self, cell: Cell, tat: int, now: int) -> None:
-        if len(self._cells) >= self._most and cell.id not in self._cells:
-            self._shrink(now)
-        self._cells[cell.id] = (cell.rate.quota, tat)
-        self._changed.add(cell.id)
 
     def _shrink(self, now: int) -> None:
         """Drop what has earned everything back; if that is not enough, what is nearest to it."""

@@ -56,8 +56,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _file(self, data: bytes) -> None:
         if asked := self.headers.get("Range"):
-            self.hub.ranges.append(asked)
-            data = data[int(asked.removeprefix("bytes=").rstrip("-")) :]
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            data = data[int(first) : int(last) + 1 if last else None]
+            if not last:  # and no look at a file's first bytes
+                self.hub.ranges.append(asked)
         self._send(206 if asked else 200, data)
 
     def _send(self, status: int, data: bytes, headers: Any = ()) -> None:

@@ -1,6 +1,5 @@
 """How far a load is, by bytes; reading ahead; copies to a device by way of buffers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from tests.support.wait import eventually
 from workers.engines import upload
 from workers.engines.library_progress import placed_by_library
 from workers.engines.read_ahead import reading_ahead
+from workers.engines.text.engine import TextEngine
 from workers.engines.upload import Upload
 from workers.engines.weight_files import tensor_bytes
 from workers.engines.weight_progress import WeightProgress
+from workers.protocol import Load, Quantization
 
 
 def test_progress_is_told_by_bytes_and_never_falls() -> None:
@@ -61,7 +62,8 @@ def test_reading_ahead_ends_with_the_load(tmp_path: Path) -> None:
 
 def test_progress_of_the_library_is_of_each_weight(tmp_path: Path) -> None:
     folder = make_tiny_model("gpt2", tmp_path / "gpt2")
-    sizes, placed = tensor_bytes(folder), []
+    sizes = tensor_bytes(folder)
+    placed: list[int] = []
     with placed_by_library(sizes, placed.append):
         AutoModelForCausalLM.from_pretrained(folder)
     assert sum(placed) == sum(sizes.values())
@@ -145,3 +147,24 @@ def test_upload_without_a_card_copies_at_once() -> None:
     plain.finish()
     assert torch.equal(out, source.bfloat16())
     assert upload._BUFFER % 8 == 0
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_load_of_a_text_model_tells_bytes_that_were_read_and_placed(
+    tmp_path: Path, quantization: Quantization | None
+) -> None:
+    folder = make_tiny_model("llama", tmp_path / "llama")
+    spec = Load(
+        model="m",
+        engine="text",
+        path=str(folder),
+        kv_cache_bytes=1 << 20,
+        quantization=quantization,
+    )
+    told: list[float] = []
+    engine = TextEngine()
+    engine.load(spec, told.append)
+    engine.close()
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    assert sum(0 < each < 0.95 for each in told) >= 3  # a layer each

@@ -4,6 +4,7 @@ A cross-encoder reads pairs of a query and a text in the same way, and makes one
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from workers.engines.torch_env import (
     must_end,
     release_cached,
 )
+from workers.engines.weight_progress import weights_read
 from workers.protocol import EmbeddingJob, Event, Load, Ready
 
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
@@ -47,7 +49,7 @@ class EmbeddingEngine:
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         progress(0.0)
-        with loading(spec):
+        with loading(spec), weights_read(Path(spec.path), progress):
             self._loaded = load(spec)
         self._preprocessor = Preprocessor(self._loaded)
         self._step_tokens = EMBEDDING_STEP_TOKENS[spec.device]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from workers.engines.torch_env import (
     must_end,
     release_cached,
 )
+from workers.engines.weight_progress import weights_read
 from workers.protocol import (
     AudioDelta,
     Cancelled,
@@ -87,7 +89,7 @@ class SpeechEngine:
         if spec.warmup:
             raise load_failed("warmup is for models of text and images; this is none.")
         progress(0.0)
-        with loading(spec):
+        with loading(spec), weights_read(Path(spec.path), progress):
             self._model, slots = load(spec)
         progress(1.0)
         return Ready(

@@ -87,10 +87,18 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
-        pictures = PictureReader(processor)
+        pictures = PictureReader(processor, dtype)
         pictures.check(tokenizer)
-    how = {"spread": cards > 1, "quantization": quantization, "placed": placed}
-    model = _model(folder, config, dtype, device, spec, **how)
+    model = _model(
+        folder,
+        config,
+        dtype,
+        device,
+        spec,
+        spread=cards > 1,
+        quantization=quantization,
+        placed=placed,
+    )
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(

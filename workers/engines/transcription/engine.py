@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from workers.engines.transcription.loading import LoadedWhisper, load
 from workers.engines.transcription.preprocess import Decoding, Preprocessor
 from workers.engines.transcription.request import Request
 from workers.engines.transcription.segments import SegmentBuilder
+from workers.engines.weight_progress import weights_read
 from workers.protocol import (
     Cancelled,
     Event,
@@ -66,7 +68,7 @@ class TranscriptionEngine:
         if spec.warmup:
             raise load_failed("warmup is for models of text and images; this is none.")
         progress(0.0)
-        with loading(spec):
+        with loading(spec), weights_read(Path(spec.path), progress):
             self._loaded = load(spec)
         self._segment_builder = SegmentBuilder(self._loaded)
         self._preprocessor = Preprocessor(self._loaded)
