@@ -81,6 +81,8 @@ class AnswerReader:
 
     def _take_choice(self, each: dict[str, Any]) -> list[Event]:
         number = each.get("index") or 0
+        if number < 0:
+            raise IndexError
         choice = self._choices[number]
         delta = each.get("delta") or {}
         text = each.get("text") or delta.get("content") or ""
@@ -115,6 +117,8 @@ def _take_call(choice: _Choice, call: dict[str, Any]) -> ToolCallDelta:
         choice.calls.append(_Call(str(call["id"]), str(function["name"])))
     known = choice.calls[number]
     piece = function.get("arguments") or ""
+    if number < 0 or not isinstance(piece, str):
+        raise TypeError
     known.arguments.append(piece)
     return ToolCallDelta(index=number, id=known.id, name=known.name, arguments=piece)
 

@@ -106,7 +106,7 @@ class UpstreamWorker:
             case TextJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
-                task.add_done_callback(lambda _: self._jobs.pop(command.id, None))
+                task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
                 text = "The servers that this model stands for are asked for text only."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
@@ -130,7 +130,7 @@ class UpstreamWorker:
         while True:
             await asyncio.sleep(spec.heartbeat_seconds)
             self._tell([Heartbeat(steps=self._done, in_flight=len(self._jobs), memory_bytes=0)])
-            for server in self._client.servers.due():
+            for server in self._client.servers.take_due():
                 self._spawn(self._probe(server))
 
     async def _probe(self, server: Server) -> None:
@@ -153,6 +153,11 @@ class UpstreamWorker:
             final = Failed(id=job.id, code="INFERENCE_FAILED", message=text)
         self._done += 1
         self._tell([final])
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        self._jobs.pop(job_id, None)
+        if task.cancelled():  # before it began, so that it could say nothing itself
+            self._tell([Cancelled(id=job_id, completion_tokens=0)])
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.create_task(work)

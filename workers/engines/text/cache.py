@@ -75,7 +75,7 @@ class PagedCache:
         eight_bits: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
-        self._dtype = dtype
+        self.dtype = dtype  #: of the computation
         self.eight_bits = eight_bits
         stored = torch.uint8 if eight_bits else dtype
         self.block_size = block_size
@@ -140,7 +140,7 @@ class PagedCache:
         else:
             rows = self._gather(self._by_block[layer], table.blocks)
         if self.eight_bits:
-            rows = float8.widen(rows, self._workspace(rows.device, self._dtype, rows.shape))
+            rows = float8.widen(rows, self._workspace(rows.device, self.dtype, rows.shape))
         rows = rows.view(sequences, -1, shape.width)
         split = shape.kv_heads * shape.key_dim
         heads = (sequences, rows.shape[1], shape.kv_heads)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.cache import LayerShape
+from workers.engines.text.sampling_params import upload
 
 _MOST_DIM = 256
 _FORMATS = (torch.bfloat16, torch.float16)
@@ -46,11 +47,12 @@ class RaggedPrompts:
         for own, seen in pieces:
             queries.append(queries[-1] + own)
             keys.append(keys[-1] + seen)
+        sent = upload(device, ints={"slots": slots, "queries": queries, "keys": keys})
         return cls(
             start,
-            torch.tensor(slots, device=device),
-            torch.tensor(queries, dtype=torch.int32, device=device),
-            torch.tensor(keys, dtype=torch.int32, device=device),
+            sent["slots"],
+            sent["queries"].int(),
+            sent["keys"].int(),
             max(own for own, _ in pieces),
             max(seen for _, seen in pieces),
         )
