@@ -8,7 +8,7 @@ from bitinglip.settings.models import Model
 from bitinglip.upstreams.client import LIMITS, UpstreamClient
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.launcher import Handle, Launcher
+from workers.launcher import Handle, Launcher, kept_by
 
 
 class UpstreamLauncher:
@@ -16,6 +16,7 @@ class UpstreamLauncher:
 
     def __init__(self, local: Launcher, models: Mapping[str, Model]) -> None:
         self._local = local
+        self.kept = kept_by(local)
         self._models = {name: own for name, own in models.items() if own.upstream.url}
         self._http = httpx.AsyncClient(limits=LIMITS, trust_env=False, follow_redirects=False)
 

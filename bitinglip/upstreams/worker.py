@@ -73,6 +73,9 @@ class UpstreamWorker:
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._on_exit = on_exit
 
+    def lend(self, spec: Load) -> None:
+        """Do nothing: its memory is elsewhere."""
+
     def send(self, command: bytes) -> None:
         for each in decode_commands(command):
             self._take(each)
