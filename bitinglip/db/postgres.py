@@ -46,7 +46,11 @@ _STATES = {
 
 
 class Postgres:
-    """Is the backend of a database that several gateways may share."""
+    """Is the backend of a database on a server.
+
+    Gateways write in turn, so that two never spoil its rows; but each holds keys, limits and tasks
+    in memory, so that one at a time is to use it.
+    """
 
     def __init__(self, url: URL, settings: DatabaseSettings) -> None:
         self._url = url
