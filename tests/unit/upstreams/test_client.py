@@ -12,7 +12,7 @@ import pytest
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader
-from bitinglip.upstreams.client import LIMITS, UpstreamClient
+from bitinglip.upstreams.client import UpstreamClient, open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.engines.base import Refused
@@ -70,11 +70,14 @@ def client(http: httpx.AsyncClient, upstream: Upstream) -> UpstreamClient:
 
 
 def test_upstream_s_connection_is_kept_for_the_next_request(url: str) -> None:
+    async def tell(_: object) -> None:
+        pass
+
     async def run() -> None:
-        async with httpx.AsyncClient(limits=LIMITS, trust_env=False) as http:
+        async with open_http() as http:
             asked = client(http, Upstream(url=[url]))
             for _ in range(3):
-                done = await asked.run(job(), AnswerReader(job()), lambda _: None)
+                done = await asked.run(job(), AnswerReader(job()), tell)
                 assert done.choices[0].text == "so"
 
     asyncio.run(run())
