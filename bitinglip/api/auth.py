@@ -237,7 +237,7 @@ async def admit(
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
-    if limits is LimitClass.INFERENCE and tokens.limit(caller.key_id) is not None:
+    if limits is LimitClass.INFERENCE and tokens.has_limit(caller.tier):
         context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal

@@ -3,8 +3,7 @@
 import os
 import time
 from datetime import UTC, datetime
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -53,10 +52,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     response_id: str | None = None  #: of the background response that it makes
     trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
-    @cached_property
-    def traits(self) -> Traits[Any]:
-        """Return what differs between kinds of jobs, for this one."""
-        return traits_of(self.work)
+    if TYPE_CHECKING:  # what differs between kinds of jobs, for this one; it is no field
+        traits: ClassVar[Traits[Any]]
+
+    def __post_init__(self) -> None:
+        self.__dict__["traits"] = traits_of(self.work)
 
     @property
     def id(self) -> str:

@@ -1,9 +1,9 @@
 """Speaks HTTP with the servers that answer for models; connections are kept and shared."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from workers.protocol import Event, TextDone, TextJob
 
 log = structlog.get_logger(__name__)
 
-#: models share no places: those of their jobs bound the connections
+#: no bound of its own: each model runs as many requests at once as it has slots
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity"}
 _MOST_LINE = 4 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _PROBE_SECONDS = 5.0
+_END_SECONDS = 0.5  #: for the end of an answer after its last event
 #: answers that another server may do better; nothing of the answer has been made
 _ELSEWHERE = (429, 502, 503, 529)
 #: statuses whose message is for the client
@@ -62,9 +63,7 @@ class UpstreamClient:
         self.servers = servers
         self._headers: dict[str, str] = {}
         self._key = ""
-        self._timeout = httpx.Timeout(
-            upstream.read_timeout, connect=upstream.connect_timeout, pool=upstream.connect_timeout
-        )
+        self._timeout = httpx.Timeout(upstream.read_timeout, connect=upstream.connect_timeout)
 
     async def open(self) -> None:
         """Read the key, and find a server that answers. Raises Refused if none does."""
@@ -74,8 +73,8 @@ class UpstreamClient:
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or "it is no text"
                 raise _not_loaded(f"The upstream's key file cannot be read: {why}.") from error
-            if not (key.isascii() and key.isprintable()):
-                raise _not_loaded("The upstream's key file holds what no key is made of.")
+            if not (key and key.isascii() and key.isprintable()):
+                raise _not_loaded("The upstream's key file must hold one line: the key.")
             self._key = key
             self._headers["authorization"] = f"Bearer {key}"
         whys = await asyncio.gather(*(self.probe(each) for each in self.servers.all))
@@ -115,8 +114,7 @@ class UpstreamClient:
             headers["traceparent"] = job.trace
         last = Refused("WORKER_CRASHED", _AWAY)
         for server in self.servers.order(job):
-            server.taken += 1
-            server.running += 1
+            self.servers.took(server)
             try:
                 async with self._answer(server, path, body, headers) as answer:
                     return await self._read(answer, reader, tell)
@@ -138,7 +136,7 @@ class UpstreamClient:
             log.warning("an upstream server failed", server=server.url, error=type(error).__name__)
         self.servers.failed(server)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _answer(
         self, server: Server, path: str, body: dict[str, Any], headers: dict[str, str]
     ) -> AsyncIterator[httpx.Response]:
@@ -152,7 +150,7 @@ class UpstreamClient:
             raise Refused("INVALID_REQUEST", text) from error
         try:
             answer = await self._http.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NothingSent from error
         try:
             if answer.status_code != 200:
@@ -168,7 +166,7 @@ class UpstreamClient:
 
     async def _read(self, answer: httpx.Response, reader: AnswerReader, tell: Tell) -> TextDone:
         async for data in _events(answer):
-            chunk = json.loads(data)
+            chunk = _chunk(data)
             if isinstance(chunk, dict) and chunk.get("error"):
                 message = self._tellable(_message(chunk))
                 raise Refused("INFERENCE_FAILED", message or "The server gave no reason.")
@@ -183,10 +181,17 @@ class UpstreamClient:
         return message.encode(errors="replace").decode()
 
 
+def _chunk(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer("an event of its answer is no JSON.") from error
+
+
 async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
     """Yield the data of each server-sent event until the last. Raises BadAnswer."""
-    rest = bytearray()
-    async for part in answer.aiter_raw():
+    rest, parts = bytearray(), answer.aiter_raw()
+    async for part in parts:
         rest += part
         if len(rest) > _MOST_LINE:
             raise BadAnswer("an event of its answer is too long.")
@@ -197,8 +202,17 @@ async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
             if line.startswith(b"data:"):
                 data = bytes(line[5:].strip())
                 if data == b"[DONE]":
+                    await _skip(parts)
                     return
                 yield data
+
+
+async def _skip(parts: AsyncIterator[bytes]) -> None:
+    """Read the end of an answer: only then is its connection kept for the next request."""
+    with contextlib.suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in parts:
+                pass
 
 
 async def _error_of(answer: httpx.Response) -> str:

@@ -6,7 +6,7 @@ from bitinglip.settings.models import Model
 from bitinglip.upstreams.client import UpstreamClient, open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.launcher import Handle, Launcher
+from workers.launcher import Handle, Launcher, kept_by
 
 
 class UpstreamLauncher:
@@ -14,6 +14,7 @@ class UpstreamLauncher:
 
     def __init__(self, local: Launcher, models: Mapping[str, Model]) -> None:
         self._local = local
+        self.kept = kept_by(local)
         self._models = {name: own for name, own in models.items() if own.upstream.url}
         self._http = open_http()
 

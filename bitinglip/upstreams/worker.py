@@ -81,6 +81,9 @@ class UpstreamWorker:
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._on_exit = on_exit
 
+    def lend(self, spec: Load) -> None:
+        """Do nothing: its memory is elsewhere."""
+
     def send(self, command: bytes) -> None:
         if self._code is not None:
             return
@@ -113,7 +116,7 @@ class UpstreamWorker:
             case TextJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
-                task.add_done_callback(lambda task: self._ended(command.id, task))
+                task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
                 text = "The servers that this model stands for are asked for text only."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
@@ -140,7 +143,7 @@ class UpstreamWorker:
         while True:
             await asyncio.sleep(spec.heartbeat_seconds)
             self._tell([Heartbeat(steps=self._done, in_flight=len(self._jobs), memory_bytes=0)])
-            for server in self._client.servers.due():
+            for server in self._client.servers.take_due():
                 self._spawn(self._probe(server))
 
     async def _probe(self, server: Server) -> None:

@@ -42,6 +42,10 @@ class TokenRates:
         """Return the rate of a key; None if it has none."""
         return self._by_tier[self._tier_of(key_id)]
 
+    def has_limit(self, tier: str) -> bool:
+        """Return whether the keys of a tier have a rate."""
+        return self._by_tier[tier] is not None
+
     def take(self, key_id: str, tokens: int) -> Taken | None:
         """Take tokens for a request. Raises RateLimitExceeded, and takes nothing then."""
         limit = self.limit(key_id)

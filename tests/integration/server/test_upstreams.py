@@ -183,7 +183,7 @@ def test_upstream_without_any_server_says_so(client: httpx.Client) -> None:
         ((500, b"{}"), 500, "status 500"),
         ((200, b"nonsense"), 502, "broke off"),
         ((200, b'data: {"choices": 5}\n\n'), 502, "broke off"),
-        ((200, b"data: not json\n\n"), 500, "could not be used"),
+        ((200, b"data: not json\n\n"), 502, "broke off"),
         ((200, b'data: {"error": {"message": "it broke"}}\n\n'), 500, "it broke"),
         ((200, ANSWER[:80]), 502, "broke off"),
         ((200, answer('{"content": "\\ud800"}')), 500, "cannot be passed on"),

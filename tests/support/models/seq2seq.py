@@ -33,9 +33,29 @@ _T5: dict[str, Any] = {
     "n_positions": 128,
     "initializer_factor": 4.0,
 }
+#: Its decoder looks back through a window at its own tokens, and at all of the prompt.
+_GEMMA: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 128,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 12,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "t5": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "bart": _BART,
+    "t5gemma": {
+        "encoder": _GEMMA,
+        "decoder": _GEMMA,
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": False,
+    },
     "mbart": {**_BART, "scale_embedding": True},
 }
 FAMILIES = tuple(_CONFIGS)

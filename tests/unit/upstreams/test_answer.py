@@ -58,6 +58,10 @@ def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
     assert choice.tool_calls == (ToolCall(id="c", name="look", arguments='{"a": 1}'),)
 
 
+def _call(**function: Any) -> dict[str, Any]:
+    return {"index": 0, "id": "c", "function": {"name": "look", **function}}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -67,20 +71,11 @@ def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
         {"choices": 5},
         {"choices": [5]},
         {"choices": [{"index": 9, "delta": {"content": "a"}}]},
-        {"choices": [{"delta": {"content": 5}}]},
         {"choices": [{"index": -1, "delta": {"content": "a"}}]},
+        {"choices": [{"delta": {"content": 5}}]},
         {"choices": [{"index": True, "delta": {"content": "a"}}]},
-        {
-            "choices": [
-                {
-                    "delta": {
-                        "tool_calls": [
-                            {"id": "c", "function": {"name": "n", "arguments": {"a": 1}}}
-                        ]
-                    }
-                }
-            ]
-        },
+        {"choices": [{"delta": {"tool_calls": [_call(arguments={"a": 1})]}}]},
+        {"choices": [{"delta": {"tool_calls": [_call(), {"index": -1}]}}]},
         {"choices": [{"delta": {"tool_calls": [{"index": 3}]}}]},
         {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "a"}}]}}]},
     ],

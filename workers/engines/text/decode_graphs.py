@@ -149,6 +149,7 @@ class DecodeGraphs:
         if self._in_place:
             paged = PagedRows(rows, table, lengths.int(), length)
         else:
+            places = positions.view(-1, 1, 1, 1)
             keys = torch.arange(blocks * self._cache.block_size, device=self._device)
             groups.append(
                 DecodeGroup(
@@ -156,7 +157,7 @@ class DecodeGraphs:
                     rows,
                     BlockTable(rows, table.reshape(-1), None),
                     {
-                        window: mask_of(positions.view(-1, 1, 1, 1), keys, window, self._dtype)
+                        window: mask_of(places, keys, window, self._cache.dtype)
                         for window in self._windows
                     },
                 )
@@ -164,10 +165,6 @@ class DecodeGraphs:
         batch = Batch(ids, positions, slots, groups, [], None, [], paged)
         with self._cache.own_copies():  # what steps share may be freed, a graph's is its own
             return self._forward(batch, self._cache)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._cache.pages[0].dtype
 
     def _may_capture(self) -> bool:
         return not self._fails and len(self._captured) < _MOST_GRAPHS and has_room(self._device)

@@ -24,6 +24,7 @@ from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.pipeline import Pipeline
 from workers.engines.text.plan import Chunk, Sequence
+from workers.engines.text.prefix_ram import open_prefix_ram
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
@@ -99,6 +100,8 @@ class TextEngine:
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
         overlaps = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
         overlaps = overlaps and self._speculation is None  # drafts follow tokens that are known
+        kept = open_prefix_ram(spec, self._runner.cache, why)
+        self._allocator = BlockAllocator(self._runner.blocks, self._block_size, kept)
         self._set_up(loaded, rows, overlaps=overlaps)
         self._preprocessor = Preprocessor(
             tokenizer,
@@ -123,7 +126,6 @@ class TextEngine:
         self._loaded = loaded
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
-        self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=tokens)
         self._pipeline = Pipeline(
@@ -333,5 +335,6 @@ class TextEngine:
         self._generations.clear()
         if hasattr(self, "_grammars"):
             self._grammars.close()
-        if hasattr(self, "_runner"):
+        if hasattr(self, "_allocator"):  # and with it all that was set up before
+            self._allocator.leave()
             self._runner.close()

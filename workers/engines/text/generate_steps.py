@@ -29,7 +29,7 @@ class GenerateSteps:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._model = loaded.model
-        self._device, self._dtype = loaded.device, loaded.dtype
+        self._device = loaded.device
         self._encodes = loaded.family == "seq2seq"
         forward = signature(loaded.model.forward).parameters
         self._counts = "position_ids" in forward and not self._encodes
@@ -46,7 +46,10 @@ class GenerateSteps:
             given = self._encoded(inputs.get(ENCODED) or tokens)  # a warm-up has no prompt
         else:
             given = {"attention_mask": torch.ones_like(ids)}
-            placed = {name: self._placed(each) for name, each in inputs.items()}
+            placed = {
+                name: each.to(self._device) if isinstance(each, Tensor) else each
+                for name, each in inputs.items()
+            }
             given |= {name: _stretched(name, each, len(tokens)) for name, each in placed.items()}
             if self._counts:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, given)
@@ -72,12 +75,6 @@ class GenerateSteps:
             logits[self._never] = -torch.inf
         return given, logits
 
-    def _placed(self, value: Any) -> Any:
-        """Return an input on the model's device, a picture's numbers in the model's format."""
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(self._device, self._dtype if value.is_floating_point() else None)
-
     def _encoded(self, prompt: list[int]) -> dict[str, Any]:
         ids = torch.tensor([prompt], device=self._device)
         mask = torch.ones_like(ids)
@@ -86,9 +83,9 @@ class GenerateSteps:
         return {"attention_mask": mask, "encoder_outputs": output}
 
     def _cache(self) -> Any:
-        config = self._model.config.get_text_config(decoder=True)
-        own = DynamicCache(config=config)
-        return EncoderDecoderCache(own, DynamicCache(config=config)) if self._encodes else own
+        own = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        # All of a prompt is kept, also where the decoder looks back through windows.
+        return EncoderDecoderCache(own, DynamicCache()) if self._encodes else own
 
 
 @torch.inference_mode()

@@ -87,7 +87,7 @@ def load(spec: Load, placed: Callable[[int], None] = nothing) -> LoadedModel:
     pictures = None
     if reads_pictures(folder, family):
         processor = open_processor(folder, config, tokenizer)
-        pictures = PictureReader(processor)
+        pictures = PictureReader(processor, dtype)
         pictures.check(tokenizer)
     model = _model(
         folder,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from PIL import Image, ImageOps
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -36,8 +37,10 @@ class Read(NamedTuple):
 class PictureReader:
     """Makes inputs of pictures for one model. One thread at a time may read."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, dtype: torch.dtype) -> None:
+        """``dtype``: the model's number format; jobs that wait hold their inputs in it."""
         self._processor = processor
+        self._dtype = dtype
 
     def check(self, tokenizer: Any) -> None:
         """Try the processor on a picture. Raises Refused for one that does not work."""
@@ -89,7 +92,13 @@ class PictureReader:
         finally:
             self._processor.tokenizer = own
         ids: list[int] = found["input_ids"][0].tolist()
-        return Read(ids, {name: each for name, each in found.items() if name not in _OF_TOKENS})
+        inputs = {name: each for name, each in found.items() if name not in _OF_TOKENS}
+        return Read(ids, {name: self._in_format(each) for name, each in inputs.items()})
+
+    def _in_format(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return value.to(self._dtype)
 
 
 class _Encoder:

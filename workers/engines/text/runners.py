@@ -58,13 +58,13 @@ def open_runner(
 
 def _sequential(loaded: LoadedModel, plan: CachePlan, why: str) -> SequentialRunner:
     """Return what computes each sequence by itself. Raises Refused where it does so wrongly."""
-    if loaded.family == "seq2seq":
-        with torch_env.library_errors("The model does not run"):
+    with torch_env.library_errors("The model does not run"):
+        runner = SequentialRunner(loaded, plan)
+        if loaded.family == "seq2seq":
             check_steps(loaded)
-        return SequentialRunner(loaded, plan)
-    runner = SequentialRunner(loaded, plan)
-    check = SelfCheck(loaded, _LENGTHS)
-    same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
+            return runner
+        check = SelfCheck(loaded, _LENGTHS)
+        same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
     if same:
         return runner
     if loaded.family == "vision":

@@ -42,6 +42,7 @@ class SequentialRunner:
     """Computes plans as ``runner.Runner`` does. Owns the weights and the sequences' caches."""
 
     shares_blocks = False  #: a cache belongs to one sequence
+    cache = None  #: of blocks
     overlaps = False  #: what it computes, it computes from tokens that are known
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
