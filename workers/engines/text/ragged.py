@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.cache import LayerShape
+from workers.engines.text.sampling_params import upload
 
 _MOST_DIM = 256
 _FORMATS = (torch.bfloat16, torch.float16)
+_LEAST_CAPABILITY = (8, 0)  #: of its kernels, in either format
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,11 +48,12 @@ class RaggedPrompts:
         for own, seen in pieces:
             queries.append(queries[-1] + own)
             keys.append(keys[-1] + seen)
+        sent = upload(device, ints={"slots": slots, "queries": queries, "keys": keys})
         return cls(
             start,
-            torch.tensor(slots, device=device),
-            torch.tensor(queries, dtype=torch.int32, device=device),
-            torch.tensor(keys, dtype=torch.int32, device=device),
+            sent["slots"],
+            sent["queries"].int(),
+            sent["keys"].int(),
             max(own for own, _ in pieces),
             max(seen for _, seen in pieces),
         )
@@ -71,6 +74,7 @@ def usable(shapes: Iterable[LayerShape], dtype: torch.dtype) -> bool:
     return ragged_attention() is not None and all(
         dtype in _FORMATS
         and shape.device.type == "cuda"
+        and torch.cuda.get_device_capability(shape.device) >= _LEAST_CAPABILITY
         and shape.key_dim == shape.value_dim
         and shape.key_dim % 8 == 0
         and shape.key_dim <= _MOST_DIM
