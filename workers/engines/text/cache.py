@@ -108,10 +108,11 @@ class PagedCache:
     def copy_in(self, blocks: Sequence[int], contents: Tensor) -> None:
         """Write what blocks are to hold; contents: as ``copy_out`` gives it, on any device."""
         at = self._places(blocks)
+        there = {device: contents.to(device) for device in at}  # at once: a card is waited for
         start = 0
         for page in self._by_block:
             end = start + page.shape[1] * page.element_size()
-            rows = contents[:, start:end].to(page.device).view(page.dtype)
+            rows = there[page.device][:, start:end].view(page.dtype)
             page.index_copy_(0, at[page.device], rows)
             start = end
 
