@@ -295,6 +295,16 @@ class Model(Section):
     @classmethod
     def _upstream_is_an_engine(cls, given: Any) -> Any:
         """Have a model that other servers answer for take nothing of the devices here."""
-        if not isinstance(given, dict) or not given.get("upstream"):
+        upstream = given.get("upstream") if isinstance(given, dict) else None
+        url = upstream.get("url") if isinstance(upstream, dict) else upstream
+        if not url:
             return given
-        return {"engine": UPSTREAM, "device": "cpu", **given}
+        return {**given, "engine": given.get("engine") or UPSTREAM, "device": "cpu"}
+
+    @model_validator(mode="after")
+    def _upstream_is_the_engine(self) -> Self:
+        if self.engine == UPSTREAM and not self.upstream.url:
+            raise ValueError("upstream.url is missing")
+        if self.engine != UPSTREAM and self.upstream.url:
+            raise ValueError("engine must be left out where upstream.url names other servers")
+        return self

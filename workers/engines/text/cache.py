@@ -75,7 +75,7 @@ class PagedCache:
         eight_bits: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
-        self.dtype = dtype  #: that reads give
+        self.dtype = dtype  #: of the computation
         self.eight_bits = eight_bits
         stored = torch.uint8 if eight_bits else dtype
         self.block_size = block_size

@@ -150,15 +150,15 @@ class DecodeGraphs:
         if self._in_place:
             paged = PagedRows(rows, table, lengths.int(), length)
         else:
+            places = positions.view(-1, 1, 1, 1)
             keys = torch.arange(blocks * self._cache.block_size, device=self._device)
-            dtype = self._cache.dtype
             groups.append(
                 DecodeGroup(
                     0,
                     rows,
                     BlockTable(rows, table.reshape(-1), None),
                     {
-                        window: mask_of(positions.view(-1, 1, 1, 1), keys, window, dtype)
+                        window: mask_of(places, keys, window, self._cache.dtype)
                         for window in self._windows
                     },
                 )
