@@ -58,7 +58,8 @@ class TextModel(Section):
         "auto",
         description="queue each step of all answers before the tokens of the one before are known, "
         "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
-        "steps with answers that are held to a grammar never overlap",
+        "steps with answers that are held to a grammar never overlap; with speculation, and for "
+        "models that compute each answer by itself, on is refused",
     )
     graphs: Graphs = Field(
         "off",

@@ -99,22 +99,21 @@ class PagedCache:
 
         -> [blocks, block_bytes] uint8, on the layers' device, or on the CPU if they have several
         """
-        index = torch.tensor(blocks)
-        parts = [
-            page.index_select(0, index.to(page.device)).view(torch.uint8) for page in self._by_block
-        ]
+        at = self._places(blocks)
+        parts = [page.index_select(0, at[page.device]).view(torch.uint8) for page in self._by_block]
         if len({part.device for part in parts}) > 1:
             parts = [part.cpu() for part in parts]
         return torch.cat(parts, dim=1)
 
     def copy_in(self, blocks: Sequence[int], contents: Tensor) -> None:
         """Write what blocks are to hold; contents: as ``copy_out`` gives it, on any device."""
-        index = torch.tensor(blocks)
+        at = self._places(blocks)
+        there = {device: contents.to(device) for device in at}  # at once: a card is waited for
         start = 0
         for page in self._by_block:
             end = start + page.shape[1] * page.element_size()
-            rows = contents[:, start:end].to(page.device).view(page.dtype)
-            page.index_copy_(0, index.to(page.device), rows)
+            rows = there[page.device][:, start:end].view(page.dtype)
+            page.index_copy_(0, at[page.device], rows)
             start = end
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
@@ -188,9 +187,14 @@ class PagedCache:
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
-        index = torch.tensor(blocks)
+        at = self._places(blocks)
         for page in self._by_block:
-            page.index_fill_(0, index.to(page.device), 0)
+            page.index_fill_(0, at[page.device], 0)
+
+    def _places(self, blocks: Sequence[int]) -> dict[torch.device, Tensor]:
+        """Return the numbers of blocks on each device, without a wait for what is queued there."""
+        devices = {page.device for page in self.pages}
+        return {device: upload(device, ints={"blocks": blocks})["blocks"] for device in devices}
 
 
 def block_bytes(

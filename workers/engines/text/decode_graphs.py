@@ -138,6 +138,7 @@ class DecodeGraphs:
         self._numbers[:, :rows].copy_(sent["numbers"].view(4, rows))
         if places:
             self._table.view(-1).index_copy_(0, sent["places"], sent["values"].int())
+        self._seats.wrote(order)  # not before: memory may run out on the way
         return None if carry is None else fill_in(self._numbers[0], carry, sent, len(order))
 
     def _step(self, rows: int, length: int) -> Tensor:

@@ -17,6 +17,7 @@ from workers.engines.text.sampling_params import upload
 
 _MOST_DIM = 256
 _FORMATS = (torch.bfloat16, torch.float16)
+_LEAST_CAPABILITY = (8, 0)  #: of its kernels, in either format
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,6 +74,7 @@ def usable(shapes: Iterable[LayerShape], dtype: torch.dtype) -> bool:
     return ragged_attention() is not None and all(
         dtype in _FORMATS
         and shape.device.type == "cuda"
+        and torch.cuda.get_device_capability(shape.device) >= _LEAST_CAPABILITY
         and shape.key_dim == shape.value_dim
         and shape.key_dim % 8 == 0
         and shape.key_dim <= _MOST_DIM

@@ -29,7 +29,6 @@ class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
-    overlaps = True  #: a step takes tokens that only the device knows
 
     def __init__(
         self,

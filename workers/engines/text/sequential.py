@@ -43,7 +43,6 @@ class SequentialRunner:
 
     shares_blocks = False  #: a cache belongs to one sequence
     cache = None  #: of blocks
-    overlaps = False  #: what it computes, it computes from tokens that are known
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
         """Raises Refused if the model returns no cache, or its cache is beyond the budget."""

@@ -17,7 +17,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import BLOCK_SIZE, done, job, load, run
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Replay
-from workers.engines.text import attention, runners
+from workers.engines.text import attention, decode_graphs, runners
 from workers.engines.text.batch import Batch, BatchBuilder, Carry, PagedRows
 from workers.engines.text.cache import PagedCache
 from workers.engines.text.engine import TextEngine
@@ -171,6 +171,30 @@ def test_graphs_beside_the_kernel_give_it_the_rows_in_place(
         name: told(end) for name, end in alone.items()
     }
     assert runner_of(engine).graphs > 1
+    engine.close()
+
+
+def test_graphs_compute_a_step_again_that_ran_out_of_memory(
+    folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails after it was planned which rows get further blocks."""
+    send, failed = decode_graphs.upload, 0
+
+    def fails(device: torch.device, *, ints: Any) -> dict[str, Tensor]:
+        nonlocal failed
+        if len(ints["places"]) and len(ints["numbers"]) > 8:  # more than two rows
+            failed += 1
+            if failed % 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(device, ints=ints)
+
+    engine, _ = load(folder, step_tokens=16, text=TextOptions(graphs="lazy", overlap="on"))
+    monkeypatch.setattr(decode_graphs, "upload", fails)
+    ends = run(engine, *mixed_jobs())
+    assert {name: told(end) for name, end in ends.items()} == {
+        name: told(end) for name, end in alone.items()
+    }
+    assert failed > 4
     engine.close()
 
 

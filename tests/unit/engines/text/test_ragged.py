@@ -104,9 +104,14 @@ def test_ragged_attention_is_called_as_this_build_of_torch_has_it() -> None:
     assert {"scale", "window_size"} <= set(theirs)
 
 
-def test_ragged_attention_is_not_for_a_cpu_nor_for_full_precision() -> None:
+def test_ragged_attention_is_not_for_a_cpu_nor_for_full_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shape = LayerShape(2, 8, 8, None, CPU)
     card = LayerShape(2, 8, 8, None, torch.device("cuda"))
     assert not ragged.usable([shape], torch.bfloat16)
     assert not ragged.usable([card], torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
     assert ragged.usable([card], torch.bfloat16) == (ragged.ragged_attention() is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    assert not ragged.usable([card], torch.float16), "our own kernel runs there, torch's does not"
