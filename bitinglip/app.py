@@ -129,6 +129,7 @@ async def _open(
     health, metrics = Health(), Metrics()
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
+    await db.claim()
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)

@@ -31,6 +31,15 @@ class Backend(Protocol):
         InvalidRequest is for what a client wrote, and this database cannot hold.
         """
 
+    async def claim(self) -> bool:
+        """Make sure that this server alone uses the database; False if another one does.
+
+        Again makes sure that it is still so.
+        """
+
+    async def release(self) -> None:
+        """Let another server use the database, and close all connections."""
+
     async def probe(self, session: AsyncSession) -> None:
         """Make a change that means nothing, to find out whether changes work again."""
 

@@ -20,6 +20,9 @@ from bitinglip.telemetry.health import Health
 #: seconds that a writer waits for its turn
 PATIENCE = 5.0
 _CHECK, _PART = "database", "changes"  #: the problem of /health while writing fails
+_CLAIM = "claim"  #: another one, while a second server uses the database
+_CLAIM_SECONDS = 0.1  #: between two tries to claim it
+_TAKEN = "Another server uses the same database"
 T = TypeVar("T")
 
 
@@ -64,11 +67,24 @@ class Database:
         return database
 
     async def close(self) -> None:
-        """Close the readers first, so that the last checkpoint is the writer's."""
+        """Close all connections."""
         if self._checking is not None:
             await asyncio.wait([self._checking], timeout=PATIENCE)
-        await self._backend.reader.dispose()
-        await self._backend.writer.dispose()
+        await self._backend.release()
+
+    async def claim(self) -> None:
+        """Keep other servers from the database, as long as it is open. Raises DatabaseError.
+
+        A server that was killed a moment ago is waited for.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not await self._backend.claim():  # noqa: ASYNC110  it announces nothing
+                    await asyncio.sleep(_CLAIM_SECONDS)
+        except TimeoutError:
+            raise DatabaseError(f"{_TAKEN}; stop that one first") from None
+        except exc.SQLAlchemyError as error:
+            raise DatabaseError(f"the database cannot be claimed: {self._fault(error)}") from error
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -139,7 +155,18 @@ class Database:
             ) from error
 
     async def probe(self) -> None:
-        """While changes fail, try one that means nothing, to find out when they work again."""
+        """While changes fail, try one that means nothing, to find out when they work again.
+
+        Where the claim was lost, with a connection, it is made again.
+        """
+        try:
+            claimed = await self._backend.claim()
+        except exc.SQLAlchemyError:  # what does not answer is reported by the change below
+            claimed = True
+        if claimed:
+            self._health.recover(_CHECK, _CLAIM)
+        else:
+            self._health.degrade(_CHECK, _CLAIM, f"{_TAKEN}.")
         if self._health.has_problem(_CHECK, _PART):
             async with self.write() as session:
                 await self._backend.probe(session)

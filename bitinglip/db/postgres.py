@@ -4,11 +4,16 @@ So nothing outlives a transaction: no prepared statements, no settings or locks 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    create_async_engine,
+)
 from sqlalchemy.pool import NullPool
 
 from bitinglip.db.backend import Select
@@ -30,6 +35,9 @@ _BEGIN = text(
     " WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true),"
     f" pg_advisory_xact_lock({WRITERS})"
 )
+#: the lock that a running server holds
+SERVER = WRITERS + 1
+_CLAIM = f"SELECT pg_try_advisory_xact_lock({SERVER})"
 _VERSION = "SELECT version_num FROM alembic_version"
 #: what the first letters of an SQLSTATE say of the database; others are bugs of ours
 _STATES = {
@@ -64,6 +72,7 @@ class Postgres:
             connect_args=_CONNECT,
         )
         self.reader = self.writer.execution_options(postgresql_readonly=True)
+        self._claim: AsyncConnection | None = None  #: whose transaction holds SERVER
 
     @classmethod
     def prepared(cls, settings: DatabaseSettings) -> Self:
@@ -91,6 +100,33 @@ class Postgres:
                     return DiskFull("There is no disk space left for the database.")
                 return DatabaseUnavailable(f"The database {reason}.")
         return None
+
+    async def claim(self) -> bool:
+        """Hold a lock in a transaction that stays open; see ``Backend.claim``."""
+        if self._claim is not None:
+            with suppress(exc.SQLAlchemyError):  # it was lost, with the lock
+                await self._claim.execute(text("SELECT 1"))
+                return True
+            await self._claim.invalidate()
+            await self._claim.close()
+            self._claim = None
+        connection = await self.writer.connect()
+        try:
+            held = (await connection.execute(text(_CLAIM))).scalar()
+        except BaseException:
+            await connection.close()
+            raise
+        if held:
+            self._claim = connection
+        else:
+            await connection.close()
+        return bool(held)
+
+    async def release(self) -> None:
+        if self._claim is not None:
+            await self._claim.close()
+            self._claim = None
+        await self.writer.dispose()
 
     async def probe(self, session: AsyncSession) -> None:
         await session.execute(text("UPDATE alembic_version SET version_num = version_num"))

@@ -74,6 +74,15 @@ class Sqlite:
                 return DatabaseUnavailable(f"The database {reason}.")
         return DatabaseUnavailable()
 
+    async def claim(self) -> bool:
+        """Do nothing: who holds the home has its file."""
+        return True
+
+    async def release(self) -> None:
+        # The readers first, so that the last checkpoint is the writer's.
+        await self.reader.dispose()
+        await self.writer.dispose()
+
     async def probe(self, session: AsyncSession) -> None:
         (number,) = (await session.execute(text("PRAGMA user_version"))).one()
         # Another value than before: the same one would not reach the disk.

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
+import certifi
 import httpx
 import structlog
 
@@ -25,7 +27,7 @@ log = structlog.get_logger(__name__)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity"}
-_MOST_LINE = 4 << 20  #: bytes of one event of an answer
+_MOST_LINE = 1 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _PROBE_SECONDS = 5.0
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
@@ -44,8 +46,15 @@ _AWAY = "No server that this model stands for answers; try again later."
 def open_http() -> httpx.AsyncClient:
     """Return what all models' requests go through; it keeps nothing that servers set."""
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    trust = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE
+    trust.load_verify_locations(certifi.where())
     return httpx.AsyncClient(
-        limits=_LIMITS, headers=_HEADERS, cookies=cookies, trust_env=False, follow_redirects=False
+        limits=_LIMITS,
+        headers=_HEADERS,
+        cookies=cookies,
+        verify=trust,
+        trust_env=False,
+        follow_redirects=False,
     )
 
 

@@ -232,3 +232,27 @@ def test_audit_chain_in_postgresql_finds_what_was_changed(url: str) -> None:
         assert (await log.verify())[:3] == (False, 5, 3)
 
     using(url, act)
+
+
+def test_postgresql_is_for_one_server_until_it_ends(url: str, postgres: PostgresServer) -> None:
+    settings = DatabaseSettings(url=url)
+
+    async def run() -> None:
+        health = Health()
+        one = await Database.open(NOWHERE, health, settings)
+        other = await Database.open(NOWHERE, settings=settings)  # a command may look
+        await one.claim()
+        await one.claim()
+        with pytest.raises(DatabaseError, match="Another server"):
+            await other.claim()
+        postgres.stop()  # and the claim is lost
+        postgres.start()
+        await other.claim()
+        await one.probe()
+        assert "Another server" in health.problems()["database"]
+        await other.close()
+        await one.probe()
+        assert not health.problems()
+        await one.close()
+
+    asyncio.run(run())
