@@ -1,7 +1,7 @@
 """Tells the kind of a repository from file names and JSON; nothing is imported or run.
 
 ``architectures.json`` holds the names that transformers and diffusers know;
-``python -m model_store.kinds`` writes it anew from the installed versions.
+``python -m model_store.kinds`` writes it from the installed versions.
 """
 
 import json

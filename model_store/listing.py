@@ -46,7 +46,7 @@ class Listing:
     def keep_in_memory(self) -> None:
         """Answer from memory from now on: no disk on the way of a request.
 
-        What other processes change is seen at the next ``look``, which somebody must call from
+        What other processes change is seen at the next ``look``, which must be called from
         time to time.
         """
         self.look()

@@ -24,7 +24,7 @@ def lock(path: Path) -> int | None:
 
 @contextmanager
 def held(place: Path, *, shared: bool) -> Iterator[None]:
-    """Hold the folder that is in this place: nobody replaces it meanwhile. Waits for others.
+    """Hold the folder that is in this place: it is not replaced meanwhile. Waits for others.
 
     Those that only read share the hold. It ends with the process. Raises FileNotFoundError.
     """
@@ -57,7 +57,7 @@ def _lock(path: Path, how: int) -> int:
     except PermissionError:
         if how != fcntl.LOCK_SH:
             raise
-    return os.open(path, os.O_RDONLY)  # nobody changes what may only be read
+    return os.open(path, os.O_RDONLY)  # a folder that is read-only is not replaced
 
 
 def _locked(path: Path, handle: int, how: int) -> int:

@@ -85,7 +85,7 @@ class PageCache:
     def drop(self, name: str) -> None:
         """Stop keeping a model: it is on a device again, or gone.
 
-        Its pages stay until the kernel needs them: whoever loads the model may be reading them.
+        Its pages stay until the kernel needs them: a load of the model may be reading them.
         """
         with self._lock:
             self._forget(name)
@@ -147,7 +147,7 @@ def _read(path: Path, size: int, kept: _Kept) -> int:
                     break
                 done += count
     except OSError:
-        pass  # gone, or a disk that fails: the load will say so, to somebody who asked for it
+        pass  # gone, or a disk that fails: the load will report it
     return done
 
 

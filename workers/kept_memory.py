@@ -1,7 +1,7 @@
 """Owns RAM that outlives a model's worker: its next worker finds there what the last one kept.
 
 The gateway only holds it: it has no name, is on no disk, and goes with the gateway. A worker gets
-it once, before it is confined. What nobody uses is freed when the machine runs short of RAM.
+it once, before it is confined. Unused memory is freed when the machine runs short of RAM.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 RELIEVE_SECONDS = 2.0  #: between two calls of ``relieve``
 _BLOCK = 512  #: bytes, the unit of ``st_blocks``
-_LEAST_FREE = 0.1  #: of the machine's RAM, below which what nobody uses is freed
+_LEAST_FREE = 0.1  #: of the machine's RAM, below which unused memory is freed
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +67,7 @@ class KeptMemory:
         return held
 
     def relieve(self) -> None:
-        """Free what nobody uses, the longest unused first, while the machine is short of RAM."""
+        """Free unused memory, the longest unused first, while the machine is short of RAM."""
         while self._unused and self._free() < _LEAST_FREE * self._total:
             self._drop(self._unused[:1])
 
@@ -86,7 +86,7 @@ class KeptMemory:
 
 
 def _new(size: int) -> int:
-    """Make a file in RAM whose size nobody can change. Raises OSError."""
+    """Make a file in RAM whose size cannot be changed. Raises OSError."""
     fd = os.memfd_create("prefixes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)

@@ -76,7 +76,7 @@ class Cors:
 def _allowed_headers(fields: Mapping[bytes, bytes]) -> str:
     """Return the headers that a page of an allowed origin may send: ours, and those it asks for.
 
-    What a header means is decided by the request itself, whoever sends it.
+    What a header means is decided by the request itself, from any origin.
     """
     asked = fields.get(b"access-control-request-headers", b"").split(b",")[:_MOST_NAMES]
     names = [name.strip() for name in asked]

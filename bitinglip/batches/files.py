@@ -144,7 +144,7 @@ class ClientFiles:
 
     def _old(self) -> "list[str]":
         before = self._retention.now() - _LOST_SECONDS
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
         return [each.name for each in os.scandir(self.folder) if each.stat().st_mtime <= before]
 
     def _remove(self, names: AbstractSet[str]) -> None:

@@ -35,7 +35,7 @@ def to_file(settings: DatabaseSettings, target: Path) -> dict[str, int]:
 
 
 def to_postgres(source: Path, settings: DatabaseSettings) -> dict[str, int]:
-    """Copy a file that nobody writes to into PostgreSQL, whose tables must be empty.
+    """Copy a file that no server writes to into PostgreSQL, whose tables must be empty.
 
     Returns the count of rows of each table; raises DatabaseError, and changes nothing then but the
     schema.

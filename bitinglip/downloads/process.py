@@ -192,7 +192,7 @@ class _Reading(asyncio.ReadTransport):
 def _start(order: Order, download_id: str) -> "subprocess.Popen[bytes]":
     path = [entry or os.getcwd() for entry in sys.path]
     process = subprocess.Popen(
-        # The title tells processes apart; the order is told on a pipe, which nobody else reads.
+        # The title tells processes apart; the order goes through a pipe of its own.
         [sys.executable, "-c", _PROGRAM.format(path=path), f"bitinglip download {download_id}"],
         env={
             name: value

@@ -187,7 +187,7 @@ async def _return(*_: Any) -> None:
 
 
 def _nothing() -> None:
-    """Be what nobody is told."""
+    """Do nothing at the end of a response."""
 
 
 def split_target(target: bytes) -> tuple[str, bytes, bytes]:

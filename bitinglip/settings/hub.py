@@ -36,7 +36,7 @@ class Hub(Section):
         ge=0,
         le=1 << 30,
         description="speed of a connection to the hub below which, over 30 seconds, it counts as "
-        "stalled and is made anew, or another address is asked; 0: only silence counts",
+        "stalled and is opened again, or another address is asked; 0: only silence counts",
     )
     max_queued: int = Field(
         100, ge=1, le=10_000, description="maximum unfinished downloads of all keys together"

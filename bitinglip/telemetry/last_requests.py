@@ -31,7 +31,7 @@ class LastRequest(NamedTuple):
     endpoint: str  #: the template of its route
     status: int
     seconds: float
-    key_id: str | None  #: None: nobody that is known
+    key_id: str | None  #: None: without a valid key
     model: str | None  #: None: it was about no job
     job_id: str | None
 

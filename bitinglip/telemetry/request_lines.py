@@ -82,7 +82,7 @@ class RequestLines:
 
 
 class _Sink:
-    lines: RequestLines | None = None  #: None: nobody asked for lines
+    lines: RequestLines | None = None  #: None: lines are off
 
 
 _sink = _Sink()

@@ -10,7 +10,7 @@ _EARLY = 0.01  #: seconds; a timer may fire that much before its time
 
 
 class Shared(Generic[T]):
-    """Makes a value when somebody asks for it and the last one is older than ``interval``.
+    """Makes a value on demand if the last one is older than ``interval``.
 
     Watchers that sleep for ``seconds_left`` wake together: the first makes the value for all.
     """

@@ -35,7 +35,7 @@ from bitinglip.tracing.traceparent import Parent, parse, traceparent
 from workers import protocol
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-#: asked for all the time by programs that nobody waits for
+#: asked for all the time by monitoring
 _UNTRACED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 Interval = tuple[float, float]  #: by the clock of event logs, in seconds
@@ -57,7 +57,7 @@ class RequestSpan:
     def end(self, *, method: str, route: str, status: int, request_id: str, stranger: bool) -> None:
         """End it with how the request was answered.
 
-        ``stranger``: nobody that is known has sent it; then what it asked for is not done.
+        ``stranger``: it came without a valid key; then what it asked for is not done.
         """
         if stranger and self._asked:
             return  # a span that does not end is not sent

@@ -189,7 +189,7 @@ def list_models(
 
 
 def _listed(server: "Client") -> list[dict[str, Any]]:
-    """Return the server's models, and of each whether it fits; None where nobody knows."""
+    """Return the server's models, and of each whether it fits; None where it is not known."""
     from cli.client import path_of
 
     rows = server.list("/api/v1/models")

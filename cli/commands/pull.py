@@ -95,7 +95,7 @@ def _pull(place: "CliContext", request: "PullRequest", progress: "Transfer") -> 
             if progress.moved > before:
                 since, tries = time.monotonic(), 0
             pause = pause_before(tries, since + settings.hub.retry_for - time.monotonic())
-            # What has never answered may be a wrong address, and nobody wants to wait for that.
+            # What has never answered may be a wrong address, which is not waited for.
             if pause is None or not shown:
                 raise
             tries += 1

@@ -47,7 +47,7 @@ class Patience:
         self._failures = 0
 
     def progressed(self) -> None:
-        """Count anew: something came."""
+        """Reset the count: something came."""
         self._failures = 0
 
     def failed(self) -> bool:

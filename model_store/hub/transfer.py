@@ -1,7 +1,7 @@
 """Downloads one file over HTTP: resumes it, retries it, and hashes what the disk has of it.
 
 The partial file is named by its content's hash, so it survives a crash, a restart and a change of
-revision. The hub's client does neither (it begins anew, and trusts the length).
+revision. The hub's client does neither (it begins again, and trusts the length).
 """
 
 import re
@@ -103,7 +103,7 @@ class Fetcher:
                 answer = self._try(url, part, token, last=last)
             except TooSlow:
                 answer, most = None, part.size  # what trickles in is no progress
-            if part.size > most:  # than ever: one that begins anew each time makes no progress
+            if part.size > most:  # than ever: one that begins again each time makes no progress
                 most = part.size
                 patience.progressed()
             elif not patience.failed():

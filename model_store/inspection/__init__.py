@@ -58,7 +58,7 @@ def inspect(folder: Path) -> Inspection:
 
 
 def based(found: Inspection, base: str | None) -> Inspection:
-    """Return the facts of an adapter with the base that somebody names, if somebody does.
+    """Return the facts of an adapter with the base that is named, if one is.
 
     Raises BadFiles where it is no adapter.
     """
@@ -75,7 +75,7 @@ def refreshed(folder: Path, manifest: Manifest) -> Manifest:
     One of a model that would be refused today stays as it is.
     """
     with suppress(BadFiles, OSError):
-        told = {**vars(inspect(folder)), "base": manifest.base}  # somebody may have named that
+        told = {**vars(inspect(folder)), "base": manifest.base}  # it may have been named by hand
         return msgspec.structs.replace(manifest, **told)
     return manifest
 

@@ -86,7 +86,7 @@ def confine(spec: Load, confinement: Confinement, folder: str | None) -> Confine
         with contextlib.suppress(OSError):  # it compiles all the same
             paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path, folder)
     if spec.device == "cuda":
-        with contextlib.suppress(OSError):  # kernels are built anew by each process
+        with contextlib.suppress(OSError):  # each process builds the kernels again
             paths.choose_caches(paths.DRIVER_CACHES, confinement.caches, spec.path, folder)
             os.environ.setdefault(paths.DRIVER_CACHE_SIZE, paths.DRIVER_CACHE_BYTES)
     if confinement.mode == "off":

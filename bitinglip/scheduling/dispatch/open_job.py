@@ -1,4 +1,4 @@
-"""Holds a job for as long as somebody waits for it, and no longer than its timeout."""
+"""Holds a job for as long as its caller waits, and no longer than its timeout."""
 
 import asyncio
 from typing import TYPE_CHECKING

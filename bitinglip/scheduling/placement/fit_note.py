@@ -5,7 +5,7 @@ from model_store.sizes import size_text
 
 
 def fit_note(answer: FitAnswer) -> str:
-    """Return the text. It names no other model: whoever downloads one may not see all."""
+    """Return the text. It names no other model: the key that downloads one may not see all."""
     formats = ", ".join(f"{size_text(count)} as {name}" for name, count in answer.by_dtype.items())
     devices = ", ".join(
         f"{each.id} has {size_text(max(0, each.free_bytes))} of {size_text(each.memory_bytes)} free"

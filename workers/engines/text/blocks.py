@@ -127,11 +127,11 @@ class BlockAllocator:
         return found
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """Count the blocks that nobody holds just now."""
+        """Count the blocks without references."""
         return sum(block in self._kept for block in blocks)
 
     def forget(self, blocks: Iterable[int]) -> list[int]:
-        """Let nobody find blocks any more; return those in use that nobody else holds.
+        """Unpublish blocks; return those in use without another reference.
 
         A block comes as often as the caller holds it.
         """
@@ -156,7 +156,7 @@ class BlockAllocator:
         return blocks[:count]
 
     def leave(self) -> None:
-        """Let what takes over contents have those of all published blocks that nobody holds."""
+        """Let what takes over contents have those of all published blocks without references."""
         if self.kept is not None:
             while len(self._kept) > self.kept.room:  # they would push each other out
                 block = self._kept.pop()
@@ -179,6 +179,6 @@ class BlockAllocator:
         return blocks
 
     def _forget(self, block: int) -> None:
-        """Let nobody find a published block."""
+        """Unpublish a block."""
         del self._published[self._keys.pop(block)]
         del self._owners[block]

@@ -261,7 +261,7 @@ class TextEngine:
         return events
 
     def _scrub(self, sequences: Iterable[Sequence]) -> None:
-        """Zero what sequences have in the cache, and let nobody find it."""
+        """Zero what sequences have in the cache, and unpublish it."""
         held = [block for each in sequences for block in each.blocks]
         self._runner.scrub(self._allocator.forget(held))
 

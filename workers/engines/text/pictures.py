@@ -160,7 +160,7 @@ def decoded(picture: Picture) -> Any:
     """Decode a file as the library does, its first frame. Raises Refused.
 
     Its size is checked before it is decoded: it is the one that the gateway has read and bounded,
-    with those of the request's other pictures. What a decoder says is told to nobody.
+    with those of the request's other pictures. A decoder's own message is not passed on.
     """
     try:
         with Image.open(Path(picture.source), formats=_FORMATS) as found:

@@ -16,7 +16,7 @@ class Sequence:
     prompt_length: int = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
-    promised: int = 0  #: tokens after ``tokens`` that a step is choosing, which nobody knows yet
+    promised: int = 0  #: tokens after ``tokens`` that a step in flight is choosing
     most: int | None = None  #: tokens that it may have in all; None: no limit is known
     started: bool = False  #: was part of a plan at least once
     paused: bool = False  #: no token can be chosen for it for a while

@@ -100,8 +100,8 @@ class Request:
         much as its doubt; where there is no sound at all, nothing is believed.
         """
         doubtful = attempt.avg_logprob < decoding.logprob or self._is_steady
-        nobody = doubtful and attempt.no_speech_prob > decoding.no_speech
-        return nobody or self.activity == Activity.NOTHING
+        silent = doubtful and attempt.no_speech_prob > decoding.no_speech
+        return silent or self.activity == Activity.NOTHING
 
     @property
     def _is_steady(self) -> bool:
