@@ -270,6 +270,7 @@ class ResidencyRules(Section):
         1800,
         description="idle time after which a model is unloaded: seconds, 30m, or forever; longer "
         "saves loads, shorter saves the power of a card",
+        validate_default=True,  # to a float, as the type says: others are shown with a warning
     )
     min_seconds: Seconds = Field(
         20,

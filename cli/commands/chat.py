@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from cli.client import Client
     from cli.stream.markdown import MarkdownWriter
 
-_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
-_HELP = (
-    "/exit leaves, /clear forgets the conversation, /system TEXT says how to answer, /model NAME "
-    "goes on with another model, /retry asks the last question again, /plain shows answers as they "
-    "are or as Markdown again; Ctrl-C cancels an answer or clears the line; a text of several "
-    'lines is pasted, or begins and ends with """.'
-)
+_COMMAND = re.compile(r"/([a-z]+|\?)(?:\s+(.*))?", re.DOTALL)
+_HELP = """\
+/exit          leave, as Ctrl-D does
+/clear         forget the conversation
+/system TEXT   say how to answer; without a text, as before
+/model NAME    go on with another model; without a name, say which one answers
+/retry         ask the last question again
+/plain         show answers as they are, or as Markdown again
+Ctrl-C         cancel an answer, or clear the line
+\"""            begin and end a text of several lines; a pasted one needs no marks"""
 _FENCE = '"""'
 _CLEARED = "The line is cleared; Ctrl-D or /exit leaves."
 _WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own name reads badly
@@ -186,7 +189,7 @@ class Session:
         _enable_line_editing()
         print_note(
             f"Talking to {self._conversation.model}. Ctrl-C cancels an answer, /exit leaves, /help "
-            "tells more."
+            "lists the commands."
         )
         while (prompt := self._next_prompt()) is not None:
             if not prompt.strip():
@@ -235,6 +238,8 @@ class Session:
             case "system":
                 self._conversation.system = argument or None
                 print_note("Noted." if argument else "No instructions any more.")
+            case "model" if not argument:
+                print_note(f"Talking to {self._conversation.model}.")
             case "model":
                 self._change_model(argument)
             case "retry":
@@ -245,10 +250,10 @@ class Session:
             case "plain":
                 self._conversation.plain = not self._conversation.plain
                 print_note("As they are." if self._conversation.plain else "As Markdown.")
-            case "help":
+            case "help" | "?":
                 print_note(_HELP)
             case _:
-                print_note(f"There is no /{command}. {_HELP}")
+                print_note(f"There is no /{command}; /help lists the commands.")
         return True
 
     def _change_model(self, name: str) -> None:

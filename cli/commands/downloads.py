@@ -46,7 +46,7 @@ def follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
             server.follow(f"{_DOWNLOADS}/{download['id']}/events") as events,
             transfer(download["model"], "waiting for the server") as bars,
         ):
-            state, last = _show(events, bars)
+            state, last = show_events(events, bars)
     except KeyboardInterrupt:
         print_note(
             "The server goes on with it. How far it is: `bitinglip models downloads`; to stop it: "
@@ -60,15 +60,15 @@ def follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
     return last
 
 
-def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
+def show_events(events: Iterable["Event"], bars: "Transfer") -> "Event":
     """Return the event that ends the stream. Raises Failure if the server ends before."""
-    planned, waited_for = False, None
+    planned, told = False, None
     for state, data in events:
-        if (why := data.get("waits_for")) != waited_for:
-            waited_for = why
-            if why:
-                bars.clear()
-                print_note(f"It waits for {why}")
+        # A try between two waits for the same is no news.
+        if (why := data.get("waits_for")) and why != told:
+            told = why
+            bars.clear()
+            print_note(f"It waits for {why}")
         if data.get("bytes_total") and not planned:
             planned = True
             bars.clear()

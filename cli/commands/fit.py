@@ -14,8 +14,12 @@ _PARTS = (
     ("weights", "weights_bytes"),
     ("attention cache", "cache_bytes"),
     ("activations", "activation_bytes"),
-    ("process", "overhead_bytes"),
+    ("libraries", "overhead_bytes"),
 )
+_SOURCES = {
+    "measured": "The total was measured, and has a margin; its parts are estimated.",
+    "estimated": "All are estimated; the total is measured once the model runs.",
+}
 
 
 def fit_model(place: CliContext, name: str, *, as_json: bool) -> None:
@@ -39,7 +43,7 @@ def _show(found: dict[str, Any]) -> None:
         parts = [(part, size(needs[key])) for part, key in _PARTS if needs[key]]
         total = ("to be reserved", size(needs["total_bytes"]))
         show_table(("NEEDS", "BYTES"), [*parts, total], right="BYTES")
-        typer.echo(f"as {needs['source']}")
+        typer.echo(_SOURCES[needs["source"]])
     typer.echo()
     rows = [
         (each["id"], each["name"], size(each["memory_bytes"]), size(each["free_bytes"]))

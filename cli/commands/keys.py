@@ -65,7 +65,9 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="Scope of the key, such as inference:text; may be repeated.",
+            help="Scope of the key, of models:read, inference:text, inference:image, "
+            "inference:audio, cluster:read, cluster:write and admin; may be repeated. By default "
+            "all but the last two.",
             autocompletion=scopes,
         ),
     ] = None,

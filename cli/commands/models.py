@@ -284,7 +284,8 @@ def fit(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say whether a model fits, where, after whom, and with which settings it would."""
+    """Say whether a model of the store fits, where, which models would be unloaded for it, and with
+    which settings it would fit. `models pull --dry-run` says it of a model that is not here."""
     from cli.commands.fit import fit_model
 
     fit_model(CliContext.of(home, config), name, as_json=as_json)

@@ -29,7 +29,7 @@ function SignInForm() {
       <input id="key" name="key" class="input" type="password" autocomplete="off" spellcheck="false"
         autofocus data-first placeholder="blk_…" aria-invalid=${failure ? "true" : undefined}
         aria-describedby=${failure ? "key-failure" : "key-hint"} />
-      <p class="hint" id="key-hint">The first start printed one; it is in <code>admin.key</code> of the
+      <p class="hint" id="key-hint">The first start wrote one into <code>admin.key</code> of the
         server's home.</p>
     </div>
     <label class="check"><input type="checkbox" name="stay" checked />

@@ -324,6 +324,8 @@ def test_config_show_prints_what_will_hold(home: Path) -> None:
     shown = run(home, "config", "show", "--set", "server.port=1", BITINGLIP_QUEUE__MAX_WAITING="9")
     values = yaml.safe_load(shown.stdout)
     assert (values["server"]["port"], values["queue"]["max_waiting"]) == (1, 9)
+    assert values["residency"]["keep_alive"] == 1800
+    assert shown.stderr == ""
     assert json.loads(run(home, "config", "show", "--json").stdout)["server"]["port"] == 8080
 
 

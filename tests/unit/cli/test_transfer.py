@@ -5,9 +5,11 @@ import pty
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from cli.commands.downloads import show_events
 from cli.commands.pull import Transfer, transfer
 from cli.show.output import print_note
 
@@ -46,3 +48,17 @@ def test_transfer_prints_its_notes_on_lines_of_their_own(monkeypatch: pytest.Mon
     assert before.endswith(("\x1b[2K", "\x1b[2m")), "the spinner is removed first"
     assert "━" not in before
     assert "10/10 bytes" in after
+
+
+def test_download_that_waits_for_the_same_again_says_so_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waits: tuple[str, dict[str, Any]] = ("progress", {"waits_for": "the hub", "files": []})
+    tries: tuple[str, dict[str, Any]] = ("progress", {"waits_for": None, "files": []})
+    disk: tuple[str, dict[str, Any]] = ("progress", {"waits_for": "room on the disk", "files": []})
+    with transfer("org/model") as progress:
+        show_events([waits, tries, waits, tries, disk, ("completed", {"files": []})], progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "It waits for the hub",
+        "It waits for room on the disk",
+    ]
