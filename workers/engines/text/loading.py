@@ -32,6 +32,7 @@ from workers.engines.text.quantized import (
     EIGHT_BITS,
     MEMORY_SHARE,
     check_quantized,
+    joins_experts,
     library_setting,
     quantization_of,
     quantize,
@@ -178,7 +179,8 @@ def _model(
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
     is_ours = quantization in EIGHT_BITS or (quantization is None and may_fuse(config))
-    if is_ours and not spread and where is not None and spec.adapter is None:
+    stays_mapped = is_ours and spec.adapter is None and not joins_experts(config)
+    if stays_mapped and not spread and where is not None:
         where, read_as = None, getattr(config, "dtype", None) or dtype
     # Of weights that stay mapped nothing has been read yet.
     counted = nullcontext() if where is None else placed_by_library(tensor_bytes(folder), placed)

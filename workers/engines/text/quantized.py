@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import MergeModulelist, WeightConverter
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -70,6 +72,19 @@ def library_setting(quantization: str | None, config: Any, dtype: torch.dtype) -
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     return None
+
+
+def joins_experts(config: Any) -> bool:
+    """Return whether the library makes one tensor of a layer's experts, as copies of their weights.
+
+    Such copies belong on a card: in RAM they take as much as the model.
+    """
+    return any(
+        isinstance(operation, MergeModulelist)
+        for change in get_checkpoint_conversion_mapping(config.model_type) or ()
+        if isinstance(change, WeightConverter)
+        for operation in change.operations
+    )
 
 
 def quantize(

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    MixtralConfig,
+    TorchAoConfig,
+)
 
 from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from model_store.inspection import inspect
@@ -19,6 +25,7 @@ from tests.support.text_harness import job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
 from workers.engines.eight_bit_linear import EightBitLinear
+from workers.engines.text import loading
 from workers.engines.text.loading import load as load_model
 from workers.engines.text.quantized import EIGHT_BITS, eight_bits
 from workers.protocol import Load, Quantization
@@ -265,3 +272,28 @@ def test_quantization_of_quantised_files_is_refused(
     monkeypatch.setattr(quantization, "_installed", lambda _package: True)
     said = said_of(lambda: load_model(spec(folder, quantization="int8")))
     assert "come quantised by gptq" in said
+
+
+@pytest.mark.parametrize(("kind", "mapped"), [(LlamaConfig, True), (MixtralConfig, False)])
+def test_quantized_weights_stay_mapped_unless_experts_are_joined(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, mapped: bool
+) -> None:
+    """Joined in RAM, they would take as much there as all of the model."""
+
+    class Told(Exception):
+        pass
+
+    def choose(_config: Any) -> Any:
+        class Library:
+            @staticmethod
+            def from_pretrained(*_given: Any, device_map: Any, **_options: Any) -> Any:
+                raise Told(device_map is None)
+
+        return Library
+
+    monkeypatch.setattr(loading, "auto_class", choose)
+    spec = Load(model="m", engine="text", path=str(path))
+    card = torch.device("meta")
+    with pytest.raises(Told) as told:
+        loading._model(path, kind(), torch.float32, card, spec, spread=False, quantization="int8")
+    assert told.value.args == (mapped,)
