@@ -3,9 +3,9 @@
     python -m benchmarks.loading [--shape gb] [--rounds 3] [--set models.a.quantization=int8]...
 
 A server has two random Llamas of one shape, a and b, in bfloat16. Each round unloads the one that
-is loaded and loads the other: with its file in the system's cache, and once more without (``cold``).
-Then it asks for one token, and for a few more of the same length. Beside it stands what reading the
-file takes in one thread. ``steps`` are the fractions that a load told while it ran.
+is loaded and loads the other: with its file in the system's cache, and once more without it
+(``cold``). Then it asks for one token, and for a few more of the same length. Beside it stands what
+reading the file takes in one thread. ``steps`` are the fractions that a load told while it ran.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m benchmarks.prefixes [--shape 135m] [--tokens 2000] [--rounds 5] [--threads 2]
 
-A random Llama runs in this process. Each round asks for one token of a prompt of its own, three
-times: without prefix reuse, with it, and once more with another last word. The first two compute
-all of it, so their ratio is what looking for prefixes costs; the third computes what is new.
+A random Llama runs in this process. Each round asks for one token of a prompt of its own: without
+prefix reuse, with it, and once more with another last word. The first two compute all of it, so
+their ratio is what looking for prefixes costs; the third computes what is new. Then other prompts
+take the cache, and it is asked for a fourth time: its beginning comes back from RAM.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import msgspec
 from benchmarks.machine import describe, load_average
 from benchmarks.random_llama import SHAPES, make_model
 from workers.engines.text.engine import TextEngine
-from workers.protocol import Load, Sampling, TextDone, TextJob
+from workers.protocol import Load, Sampling, TextDone, TextJob, TextOptions
 
 
 def main() -> None:
@@ -34,30 +35,44 @@ def main() -> None:
         engine = _engine(make_model(Path(scratch) / "model", asked.shape), asked)
         times = [_round(engine, number, asked.tokens) for number in range(asked.rounds + 1)][1:]
         engine.close()
-    plain, unseen, seen = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+    plain, unseen, seen, kept = (
+        1000 * statistics.median(each) for each in zip(*times, strict=True)
+    )
     print(f"prompt of {asked.tokens} tokens, {asked.shape}, medians of {asked.rounds} rounds")
     print(f"  without prefix reuse  {plain:8.1f} ms")
     print(f"  unseen beginning      {unseen:8.1f} ms  {100 * (unseen / plain - 1):+.1f} %")
     print(f"  seen beginning        {seen:8.1f} ms  {100 * seen / plain:.1f} % of the first")
+    print(f"  back from RAM         {kept:8.1f} ms  {100 * kept / plain:.1f} % of the first")
     print(f"\n{describe(load)}")
 
 
 def _engine(model: Path, asked: argparse.Namespace) -> TextEngine:
     engine = TextEngine()
     spec = Load(model="bench", engine="text", path=str(model), threads=asked.threads)
-    engine.load(msgspec.structs.replace(spec, kv_cache_bytes=1 << 30), lambda _fraction: None)
+    sizes = SHAPES[asked.shape]
+    width = 2 * sizes.kv_heads * sizes.hidden // sizes.heads
+    prompt_bytes = asked.tokens * sizes.layers * width * 2
+    spec = msgspec.structs.replace(
+        spec,
+        kv_cache_bytes=prompt_bytes * 3 // 2,
+        text=TextOptions(prefix_ram_bytes=4 * prompt_bytes),
+    )
+    engine.load(spec, lambda _fraction: None)
     return engine
 
 
-def _round(engine: TextEngine, number: int, tokens: int) -> tuple[float, float, float]:
-    """Return the seconds of a prompt without reuse, with it, and once more."""
+def _round(engine: TextEngine, number: int, tokens: int) -> tuple[float, float, float, float]:
+    """Return the seconds of a prompt without reuse, with it, once more, and back from RAM."""
     prompt = [100 + (17 * place + 31 * number) % 900 for place in range(tokens)]
     plain, _ = _first_token(engine, prompt, None)
     unseen, none = _first_token(engine, prompt, "bench")
     seen, most = _first_token(engine, [*prompt[:-1], 7], "bench")
-    if none or most < tokens - 32:
-        raise SystemExit(f"{none} and {most} tokens were cached, of {tokens}")
-    return plain, unseen, seen
+    for other in (1, 2):
+        _first_token(engine, [8000 + other, *prompt[1:]], None)
+    kept, back = _first_token(engine, [*prompt[:-1], 8], "bench")
+    if none or min(most, back) < tokens - 32:
+        raise SystemExit(f"{none}, {most} and {back} tokens were cached, of {tokens}")
+    return plain, unseen, seen, kept
 
 
 def _first_token(engine: TextEngine, prompt: list[int], scope: str | None) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.random_llama import make_model
+from workers.engines.quantization import FORMATS
 from workers.engines.text.engine import TextEngine
 from workers.protocol import Load, Sampling, TextJob
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--quantization", choices=sorted(FORMATS))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llama-135m")
     arguments = parser.parse_args()
     engine = TextEngine()
@@ -37,6 +39,7 @@ def main() -> None:
         path=str(make_model(arguments.folder)),
         device=arguments.device,
         threads=arguments.threads,
+        quantization=arguments.quantization,
     )
     started = time.perf_counter()
     ready = engine.load(spec, lambda _fraction: None)

@@ -30,7 +30,7 @@ from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
-from bitinglip.periodic import start_periodic
+from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
@@ -50,7 +50,7 @@ from bitinglip.tls import Certificate
 from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
-from workers.launcher import Launcher
+from workers.launcher import Launcher, kept_by
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
@@ -98,6 +98,8 @@ def build(
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
             start_periodic(background, services, certificate)
+            if (kept := kept_by(own)) is not None:
+                start_keeping(background, services, kept)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
@@ -130,6 +132,9 @@ async def _open(
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
+    if (kept := kept_by(launcher)) is not None:
+        machine.devices.discount(kept.unused_bytes)
+        stack.callback(kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:

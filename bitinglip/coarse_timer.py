@@ -1,7 +1,7 @@
 """Calls back after a while, by one timer of the event loop for all that wait.
 
 Nearly all timers of requests are cancelled before they ring, and one of the loop's own costs as
-much as a check of a key. Those here ring up to a step late.
+much as a check of a key. Those here ring up to two steps late.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ class CoarseTimer(Generic[T]):
     """Holds items until their time has come; for one event loop at a time."""
 
     def __init__(self, ring: Callable[[T], None], *, step: float) -> None:
-        """``ring`` is called with each item; ``step``: seconds by which that may be late."""
+        """``ring`` is called with each item; ``step``: half of the seconds that it may be late."""
         self._ring = ring
         self._step = step
         self._slots: dict[Slot, dict[T, None]] = {}
@@ -40,7 +40,7 @@ class CoarseTimer(Generic[T]):
         return slot
 
     def discard(self, item: T, slot: Slot) -> None:
-        """Forget an item; that has rung, it is no harm."""
+        """Forget an item; it is no harm if it has rung."""
         held = self._slots.get(slot)
         if held is not None:
             held.pop(item, None)
@@ -50,5 +50,9 @@ class CoarseTimer(Generic[T]):
         now = int(self._loop.time() / self._step)
         for slot in [each for each in self._slots if each <= now]:
             for item in self._slots.pop(slot):
-                self._ring(item)
+                try:
+                    self._ring(item)
+                except Exception as error:  # noqa: BLE001  as the loop does for its own timers
+                    told = {"message": "a timer's callback failed", "exception": error}
+                    self._loop.call_exception_handler(told)
         self._timer = self._loop.call_later(self._step, self._look) if self._slots else None

@@ -9,6 +9,7 @@ from bitinglip.settings import Settings
 from workers.confinement.limits import not_dumpable
 from workers.devices.host import Host
 from workers.folders import WorkFolders
+from workers.kept_memory import KeptMemory
 from workers.launcher import SpawnLauncher
 from workers.protocol import Confinement
 
@@ -22,15 +23,17 @@ def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
     folders = WorkFolders(home.work)
     folders.sweep()
     secrets = (settings.hub.token_file, settings.server.tls_key)
+    host = Host()
     confinement = Confinement(
         mode=settings.workers.confine,
         inputs=str(home.uploads),
         caches=str(home.caches),
         hidden=(str(home.root), *(path for path in secrets if path is not None)),
-        memory_bytes=Host().total_bytes,
+        memory_bytes=host.total_bytes,
     )
     environ = {} if settings.devices.perf_boost else {"CUDA_DISABLE_PERF_BOOST": "1"}
-    return SpawnLauncher(folders=folders, confinement=confinement, environ=environ)
+    kept = KeptMemory(host.total_bytes, host.free)
+    return SpawnLauncher(folders=folders, confinement=confinement, environ=environ, kept=kept)
 
 
 def hide_secrets(environ: MutableMapping[str, str]) -> str | None:

@@ -27,6 +27,7 @@ from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from model_store.names import folder_name
 from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
 from workers.caches import ModelCaches
+from workers.kept_memory import RELIEVE_SECONDS, KeptMemory
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
@@ -85,6 +86,19 @@ def start_periodic(
     care = partial(look_after_store, services)
     every(CLEAN_STORE, care, "clean up the models", check="model_manager")
     _watch_files(background, services, certificate)
+
+
+def start_keeping(background: Background, services: Services, kept: KeptMemory) -> None:
+    """Start what frees memory that models' workers have left, where others want it."""
+
+    async def relieve() -> None:
+        kept.relieve()
+
+    async def forget() -> None:
+        kept.keep_only(set(services.store.names()))
+
+    background.every(RELIEVE_SECONDS, relieve, "free unused RAM", check="model_manager")
+    background.every(CLEAN_STORE, forget, "free RAM of removed models", check="model_manager")
 
 
 def _start_keys(background: Background, services: Services) -> None:

@@ -36,7 +36,10 @@ Holders = Callable[[str], Iterable[tuple[Path, FileEntry]]]
 
 
 class Blobs:
-    """The blobs of a store; safe for several processes, since each change is one system call."""
+    """Owns the blobs of a store.
+
+    Several processes may use it, since each change is one system call.
+    """
 
     def __init__(self, root: Path, holders: Holders = lambda _: ()) -> None:
         """``root`` is the store's folder; ``holders`` tells which models have a content."""

@@ -1,6 +1,6 @@
 """Finds what may be removed from a store, says why, and removes it.
 
-Three kinds: what nothing needs (blobs, left-over drafts), downloads that nobody resumed, and, if
+Three kinds: what nothing needs (blobs, left-over drafts), downloads that were not resumed, and, if
 the store may only take so many bytes, the models that were not used for longest.
 """
 
@@ -48,7 +48,10 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that may go under a budget, and the files that it holds: inode and bytes of each."""
+    """Describes a model that may go under a budget.
+
+    It tells the files that the model holds: inode and bytes of each.
+    """
 
     name: str
     last_used_at: datetime
@@ -170,7 +173,7 @@ def _files(folder: Path) -> Iterator[tuple[_Inode, os.stat_result]]:
 
 
 def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
-    """Yield what crashes left, and the downloads that nobody has resumed for so long."""
+    """Yield what crashes left, and the downloads that were not resumed for so long."""
     for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
             if path.name.startswith(ASIDE):

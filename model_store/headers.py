@@ -32,7 +32,7 @@ _Shape = Annotated[list[_Size], msgspec.Meta(max_length=64)]  #: a product of mo
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One tensor's entry: element type, dimensions, first byte and the byte after the last."""
+    """Holds one tensor's entry: element type, dimensions, first byte and the one after the last."""
 
     dtype: str
     shape: _Shape

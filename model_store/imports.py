@@ -23,7 +23,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder to import, where its links may lead, and what it was downloaded from."""
+    """Describes a folder to import, where its links may lead, and what it was downloaded from."""
 
     folder: Path
     blobs: tuple[Path, ...] = ()

@@ -16,7 +16,7 @@ _TICK_NS = 100_000_000
 
 
 class Listing:
-    """The manifests below a folder, read again when a rename has changed it.
+    """Holds the manifests below a folder, read again when a rename has changed it.
 
     It looks whenever it is asked, or after ``keep_in_memory`` only when ``look`` is called.
     """

@@ -15,7 +15,7 @@ FILES = "files"  #: the folder of a model's files, beside its manifest
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """One file of a model and its path inside the folder."""
+    """Describes one file of a model and its path inside the folder."""
 
     path: str
     size: int
@@ -32,7 +32,7 @@ EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The description of a model, from its files alone."""
+    """Describes a model, from its files alone."""
 
     name: str  #: the id that clients use; may hold one "/"
     kind: str  #: text, image, speech, embedding, transcription; adapter

@@ -1,7 +1,7 @@
 """Keeps the weights of unloaded models in RAM for as long as there is room for them.
 
 They lie in the kernel's page cache, not in our memory: a load finds them there without knowing, and
-the kernel may take the pages back whenever somebody needs the RAM more.
+the kernel may take the pages back whenever the RAM is needed more.
 """
 
 import os

@@ -27,7 +27,7 @@ _Inode = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A file of a model that is not what the manifest says."""
+    """Names a file of a model that is not what the manifest says."""
 
     path: str
     what: What

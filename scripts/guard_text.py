@@ -12,8 +12,8 @@ _HEAD = """\
 
 The guard looks at prompts (all messages of a chat, prompts of images and transcriptions, texts to
 say) before a job is admitted, and at generated text and transcripts before clients can read them:
-bodies, streams, WebSockets and stored tasks show the same. It is off unless the settings say
-otherwise, and costs nothing then.
+bodies, streams, WebSockets and stored tasks show the same. It does not look into pictures. It is
+off unless the settings say otherwise, and costs nothing then.
 
 | mode | prompt | result |
 |---|---|---|

@@ -74,6 +74,21 @@ def encode_frame(events: Sequence[Event]) -> bytes:
     return _framed(_encoder.encode(events))
 
 
+def checked_frame(events: Sequence[Event]) -> bytes:
+    """Return the frame of events that hold what strangers have said.
+
+    Raises BadFrame for what the other side would not take; then nothing of it has been sent.
+    """
+    try:
+        payload = _encoder.encode(events)
+        _events.decode(payload)
+    except Exception as error:  # surrogates, numbers that are too large, what the schemas refuse
+        raise BadFrame(_explain(error)) from error
+    if len(payload) > MAX_FRAME_BYTES:
+        raise BadFrame(f"{len(payload)} bytes are over the limit of {MAX_FRAME_BYTES}")
+    return _framed(payload)
+
+
 def write_events(fd: int, events: Sequence[Event]) -> list[str]:
     """Write events in as many frames as they need; blocks while the pipe is full, which is the
     back-pressure.

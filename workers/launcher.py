@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,8 @@ from workers.exit_watch import ExitWatch, bytes_read, has_ended, is_stopped
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
-from workers.protocol import Confinement, Import
+from workers.kept_memory import KeptMemory, Piece
+from workers.protocol import Confinement, Import, Load
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,10 @@ class Handle(Protocol):
         ...
 
     def send(self, command: bytes) -> None: ...
+    def lend(self, spec: Load) -> None:
+        """Lend it the memory that a load asks for, which is sent next."""
+        ...
+
     def kill(self) -> None:
         """End it and all that it has started; again is no harm."""
         ...
@@ -101,12 +107,15 @@ class SpawnLauncher:
         folders: WorkFolders | None = None,
         confinement: Confinement | None = None,
         environ: Mapping[str, str] = MappingProxyType({}),
+        kept: KeptMemory | None = None,
     ) -> None:
         """``entry``: "module:function" that a worker runs, called with its descriptors.
 
         With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
         ``environ``: variables that workers get unless the operator's environment has them.
+        ``kept``: memory that outlives them.
         """
+        self.kept = kept
         self._environ = environ
         self._module, _, self._function = entry.partition(":")
         self._folders = folders
@@ -131,24 +140,33 @@ class SpawnLauncher:
             death_child, death = _pipe(theirs, ours)
             output, output_child = _pipe(ours, theirs)
             inherited = (jobs_child, events_child, death_child)
+            loan, lent_through = self._offer(ours, theirs)
             process = subprocess.Popen(
                 self._command(name, inherited),
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output_child,
                 stderr=output_child,
-                pass_fds=inherited,
+                pass_fds=inherited if lent_through is None else (*inherited, lent_through),
                 start_new_session=True,
             )
             ours.pop_all()
         worker = SpawnedWorker(
-            process, jobs, events, death, output, folders=self._folders, folder=folder
+            process,
+            jobs,
+            events,
+            death,
+            output,
+            folders=self._folders,
+            folder=folder,
+            loan=loan,
         )
         first = Import(
             gateway=os.getpid(),
             modules=tuple(imports),
             confinement=self._confinement,
             folder=str(folder) if folder is not None else None,
+            lending=lent_through,
         )
         worker.send(encode_commands([first]))
         return worker
@@ -162,6 +180,17 @@ class SpawnLauncher:
                 ", ".join(names),
             )
         self._noticed = True
+
+    def _offer(
+        self, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+    ) -> "tuple[_Loan | None, int | None]":
+        """Return what lends a worker memory, and the descriptor that it takes it from."""
+        if self.kept is None:
+            return None, None
+        lending, child = socket.socketpair()
+        theirs.callback(child.close)
+        ours.callback(lending.close)
+        return _Loan(lending, self.kept), child.fileno()
 
     def _make_folder(self, name: str) -> Path | None:
         """Make the folder of a worker. On a full disk it has none, and can write nowhere at all."""
@@ -195,6 +224,7 @@ class SpawnedWorker:
         *,
         folders: WorkFolders | None = None,
         folder: Path | None = None,
+        loan: "_Loan | None" = None,
     ) -> None:
         os.set_blocking(events, False)
         os.set_blocking(output, False)
@@ -207,6 +237,7 @@ class SpawnedWorker:
         self._exit: ExitWatch | None = None
         self._folders = folders
         self.folder = folder
+        self._loan = loan
 
     def bytes_read(self) -> int | None:
         return bytes_read(self.pid)
@@ -219,6 +250,10 @@ class SpawnedWorker:
 
     def send(self, command: bytes) -> None:
         self._jobs.write(command)
+
+    def lend(self, spec: Load) -> None:
+        if self._loan is not None:
+            self._loan.make(spec)
 
     def kill(self) -> None:
         # Until it is waited for, its number is no other process's, nor is its group's.
@@ -238,8 +273,38 @@ class SpawnedWorker:
         self._jobs.close()
         for fd in (self.events_fd, self.output_fd, self._death):
             os.close(fd)
+        if self._loan is not None:
+            self._loan.end()
         if self._folders is not None and self.folder is not None:
             self._folders.remove(self.folder)
+
+
+class _Loan:
+    """Lends a worker memory of its model, once."""
+
+    def __init__(self, lending: socket.socket, kept: KeptMemory) -> None:
+        self._lending = lending
+        self._kept = kept
+        self._piece: Piece | None = None
+
+    def make(self, spec: Load) -> None:
+        size = 0 if spec.text is None else spec.text.prefix_ram_bytes
+        if size and self._piece is None:
+            self._piece = self._kept.take(spec.model, size)
+        if self._piece is not None:
+            with contextlib.suppress(OSError):  # it has ended: its pipe tells
+                socket.send_fds(self._lending, [b"m"], [self._piece.fd])
+
+    def end(self) -> None:
+        self._lending.close()
+        if self._piece is not None:
+            self._kept.give_back(self._piece)
+
+
+def kept_by(launcher: Launcher) -> KeptMemory | None:
+    """Return the memory that outlives a launcher's workers, if it keeps some."""
+    kept: KeptMemory | None = getattr(launcher, "kept", None)
+    return kept
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:

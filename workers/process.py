@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from workers import lent_memory
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.confinement import NotConfined, confine
 from workers.engines import activity
@@ -75,6 +76,8 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     first = _first(read_commands(jobs))
     if not isinstance(first, Import):
         return
+    if first.lending is not None:
+        os.set_inheritable(first.lending, False)
     death_watch = _die_with_gateway(first.gateway, death)
     _raise_oom_score()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -84,6 +87,7 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     command = _first(read_commands(jobs))
     if not isinstance(command, Load):
         return
+    lent_memory.receive(first.lending)
     # Rules for files bind the thread that takes them on, and those that it starts afterwards.
     with death_watch.paused():
         confined = _confine(events, command, first)

@@ -104,6 +104,8 @@ class Worker:
             self.cancelled.setdefault(command.id, 0.0)
         if not self.outbox:
             asyncio.get_running_loop().call_soon(self._flush)
+        if isinstance(command, Load):
+            self.handle.lend(command)
         self.outbox.append(command)
 
     def _flush(self) -> None:

@@ -136,6 +136,9 @@ class _Process:
         self._batch = Batch(speed, max(1, int(slots * _KNEE)), self._done)
         self._jobs: dict[str, protocol.TextJob] = {}
 
+    def lend(self, spec: protocol.Load) -> None:
+        """Do nothing: it keeps nothing."""
+
     def send(self, command: bytes) -> None:
         for each in framing.decode_commands(command):
             match each:

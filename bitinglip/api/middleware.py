@@ -218,7 +218,13 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
     services.last_requests.add(route, row)
     write_line(route, row, None if context.span is None else context.span.trace_id)
     if context.span is not None:
-        context.span.end(method=method, route=route, status=status, request_id=request_id)
+        context.span.end(
+            method=method,
+            route=route,
+            status=status,
+            request_id=request_id,
+            stranger=caller is None,
+        )
 
 
 class EdgeChecks:

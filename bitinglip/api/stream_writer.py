@@ -1,6 +1,7 @@
 """Writes streams, and watches the connections of requests that take their time."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -104,7 +105,7 @@ class Connection:
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None
-        self._slot = _in_grace.add(self, _GRACE_SECONDS)
+        self._slot = _in_grace.timer.add(self, _GRACE_SECONDS)
 
     def watch(self) -> None:
         """Begin to look whether the client is there still."""
@@ -116,7 +117,7 @@ class Connection:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _in_grace.discard(self, self._slot)
+        _in_grace.timer.discard(self, self._slot)
         if self._watcher is not None:
             self._watcher.cancel()
         if self._gone and kind is asyncio.CancelledError:
@@ -147,4 +148,11 @@ class Connection:
         return True
 
 
-_in_grace: CoarseTimer[Connection] = CoarseTimer(Connection.watch, step=_GRACE_SECONDS)
+class _OfThread(threading.local):
+    """Holds a timer for each event loop: two gateways in one process have a thread each."""
+
+    def __init__(self) -> None:
+        self.timer: CoarseTimer[Connection] = CoarseTimer(Connection.watch, step=_GRACE_SECONDS)
+
+
+_in_grace = _OfThread()

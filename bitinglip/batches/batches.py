@@ -50,7 +50,7 @@ class Batches:
         settings: Settings,
         space: DiskSpace,
     ) -> None:
-        """``caller_of`` returns who may still run texts with a credential; None is nobody."""
+        """``caller_of`` returns who may still run texts with a credential, or None."""
         self._rows = rows
         self.files = files
         self._requests = requests

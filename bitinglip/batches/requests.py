@@ -59,7 +59,7 @@ _BODIES: dict[Endpoint, type[Body]] = {
 
 
 class Answer(NamedTuple):
-    """The body of a response, and the fields of its request that were ignored."""
+    """Holds the body of a response, and the fields of its request that were ignored."""
 
     body: bytes
     ignored: list[str]
@@ -99,7 +99,7 @@ class Requests:
 
         It takes the rates of its key as a request does, and waits where these, or a queue, have
         nothing left; what waits holds no text in memory. Raises what the route raises, and
-        TaskCancelled once nobody is its ``holder`` any more.
+        TaskCancelled once its ``holder`` has ended.
         """
         await self._take_rates(holder, endpoint)
         while True:
@@ -203,7 +203,7 @@ async def _parsed(model: type[Body], raw: bytes) -> tuple[Body, list[str]]:
 
 
 def _held(holder: Holder) -> Caller:
-    """Return who holds a request. Raises TaskCancelled once nobody does."""
+    """Return who holds a request. Raises TaskCancelled once that key or token has ended."""
     caller = holder()
     if caller is None:
         raise TaskCancelled()

@@ -23,7 +23,7 @@ _RETRY_SECONDS = 1.0
 
 
 class Result(NamedTuple):
-    """One line of the results; it goes to the file of errors if the request ``failed``."""
+    """Holds one line of the results; it goes to the file of errors if the request ``failed``."""
 
     mark: bytes
     line: bytes
@@ -114,7 +114,7 @@ class Results:
 def _append(path: Path, size: int, data: bytes, space: DiskSpace) -> int:
     """Write behind the first ``size`` bytes, in place of what an attempt before has left there.
 
-    Returns the new size. A file that somebody has removed begins anew. Raises OSError or DiskFull.
+    Returns the new size. A file that has been removed begins anew. Raises OSError or DiskFull.
     """
     space.check(len(data))
     new = not path.exists()

@@ -18,7 +18,7 @@ MOST_BYTES = 64 << 20  #: of ended batches; the key that holds most loses its ol
 
 
 class KeptBatch:
-    """A batch, and whose it is."""
+    """Holds a batch, and names its key."""
 
     def __init__(self, batch: Batch, credential: Credential) -> None:
         self.batch = batch

@@ -26,7 +26,10 @@ class Backend(Protocol):
         """Have a transaction wait until it is the only one that writes."""
 
     def fault(self, error: exc.SQLAlchemyError) -> BitingLipError | None:
-        """Return our error that says what has happened to the database; None for a bug of ours."""
+        """Return our error that says what has happened to the database; None for a bug of ours.
+
+        InvalidRequest is for what a client wrote, and this database cannot hold.
+        """
 
     async def probe(self, session: AsyncSession) -> None:
         """Make a change that means nothing, to find out whether changes work again."""

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bitinglip.db.backend import Backend, Select
 from bitinglip.db.files import DatabaseError, prepare
 from bitinglip.db.sqlite import Sqlite
-from bitinglip.errors import BitingLipError, DatabaseUnavailable
+from bitinglip.errors import BitingLipError, DatabaseUnavailable, InvalidRequest
 from bitinglip.settings.database import Database as DatabaseSettings
 from bitinglip.telemetry.health import Health
 
@@ -74,7 +74,8 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncSession]:
         """Open the one transaction that writes: committed at the end, rolled back by an exception.
 
-        Raises DiskFull or DatabaseUnavailable, after ten seconds at most.
+        Raises DiskFull or DatabaseUnavailable, after ten seconds at most; with PostgreSQL, a
+        connection may take ``database.pool_timeout`` more.
         """
         await self._take_turn()
         try:
@@ -85,7 +86,8 @@ class Database:
         except exc.SQLAlchemyError as error:
             if (ours := self._fault(error)) is None:
                 raise
-            self._health.degrade(_CHECK, _PART, ours.message)
+            if not isinstance(ours, InvalidRequest):
+                self._health.degrade(_CHECK, _PART, ours.message)
             raise ours from error
         finally:
             self._lock.release()

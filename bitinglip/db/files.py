@@ -72,6 +72,18 @@ def create(path: Path, fill: Callable[[Connection], None] | None = None) -> None
     So an empty file is never an interrupted first start, and always damage.
     """
     draft = _empty_file(path.with_name(path.name + ".new"))
+    try:
+        _fill(draft, fill)
+        if fill is not None:
+            _sync(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a copy that failed: it holds what the database does
+    if fill is not None:
+        _sync(path.parent)
+
+
+def _fill(draft: Path, fill: Callable[[Connection], None] | None) -> None:
     url = URL.create("sqlite", database=str(draft))
     with create_engine(url, poolclass=NullPool).begin() as connection:
         connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
@@ -83,11 +95,6 @@ def create(path: Path, fill: Callable[[Connection], None] | None = None) -> None
         connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
         if fill is not None:
             fill(connection)
-    if fill is not None:
-        _sync(draft)
-    os.replace(draft, path)
-    if fill is not None:
-        _sync(path.parent)
 
 
 def _schema_version(path: Path) -> str:

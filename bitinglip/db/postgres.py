@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from bitinglip.db.backend import Select
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.migrations import HEAD, VERSIONS
-from bitinglip.errors import BitingLipError, DatabaseUnavailable, DiskFull
+from bitinglip.errors import BitingLipError, DatabaseUnavailable, DiskFull, InvalidRequest
 from bitinglip.settings.database import Database as DatabaseSettings
 from bitinglip.settings.database import without_password
 
@@ -46,7 +46,11 @@ _STATES = {
 
 
 class Postgres:
-    """Is the backend of a database that several gateways may share."""
+    """Is the backend of a database on a server.
+
+    Gateways write in turn, so that two never spoil its rows; but each holds keys, limits and tasks
+    in memory, so that one at a time is to use it.
+    """
 
     def __init__(self, url: URL, settings: DatabaseSettings) -> None:
         self._url = url
@@ -76,6 +80,8 @@ class Postgres:
         if not isinstance(error, exc.DBAPIError):
             return None
         state = getattr(error.orig, "sqlstate", None)
+        if state is None and isinstance(error, exc.DataError):  # what SQLite takes and finds
+            return InvalidRequest("A text of the request holds the character U+0000.")
         if state is None:  # the connection is gone, or was never made
             lost = isinstance(error, exc.OperationalError | exc.InterfaceError)
             return DatabaseUnavailable() if lost or error.connection_invalidated else None
@@ -116,9 +122,10 @@ def address(url: str) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
-def shown(url: str) -> str:
+def shown(url: str | URL) -> str:
     """Return a URL as messages may name it."""
-    return without_password(url)
+    whole = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    return without_password(whole)
 
 
 def migrate(url: URL) -> str | None:
@@ -126,7 +133,7 @@ def migrate(url: URL) -> str | None:
 
     Gateways that start together do it once. Raises DatabaseError.
     """
-    name = url.render_as_string(hide_password=True)
+    name = shown(url)
     try:
         with one_connection(url) as engine, engine.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITERS})"))
@@ -144,7 +151,7 @@ def migrate(url: URL) -> str | None:
 
 def version_of(url: URL) -> str | None:
     """Return the schema version of a database; None without our tables. Raises DatabaseError."""
-    name = url.render_as_string(hide_password=True)
+    name = shown(url)
     try:
         with one_connection(url, reads=True) as engine, engine.connect() as connection:
             return _known_version(connection, name)
@@ -154,7 +161,7 @@ def version_of(url: URL) -> str | None:
 
 def check_version(engine: Engine, url: URL) -> None:
     """Raise DatabaseError for a database that has not today's schema."""
-    name = url.render_as_string(hide_password=True)
+    name = shown(url)
     with engine.connect() as connection:
         version = _known_version(connection, name)
     if version is None:

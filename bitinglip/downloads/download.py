@@ -28,7 +28,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requester(msgspec.Struct, frozen=True):
-    """The key that asked, as the audit log names it."""
+    """Names the key that asked, as the audit log names it."""
 
     key_id: str
     name: str = ""
@@ -36,21 +36,21 @@ class Requester(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct):
-    """One file, in bytes."""
+    """Tells the size of a file, and what has come of it, in bytes."""
 
     bytes_total: int
     bytes_done: int = 0
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """Why a download failed; ``code`` is the contract's."""
+    """Says why a download failed; ``code`` is the contract's."""
 
     code: str
     message: str
 
 
 class Download(msgspec.Struct, kw_only=True):
-    """One download; times are seconds of Unix time."""
+    """Describes a download; times are seconds of Unix time."""
 
     id: str
     wanted: Wanted

@@ -162,10 +162,11 @@ class Downloads:
     async def forget(self, download_id: str) -> None:
         """Take a download that has ended off the list. Raises Conflict for one that has not,
         DiskFull or DatabaseUnavailable."""
-        if download_id in self._open:
-            raise Conflict("The download has not ended; cancel it first.")
-        await self._rows.remove(download_id)
-        self._unsaved.pop(download_id, None)
+        async with self._deciding:  # or one that is asked for again now would lose its row
+            if download_id in self._open:
+                raise Conflict("The download has not ended; cancel it first.")
+            await self._rows.remove(download_id)
+            self._unsaved.pop(download_id, None)
 
     def _check_needed(self, repo: str) -> None:
         """Raise Conflict if a download waits that goes on with what has come of a repository."""

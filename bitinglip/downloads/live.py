@@ -34,7 +34,7 @@ FitNote = Callable[[Manifest], str]
 
 
 class Live:
-    """A download that has not ended. ``task`` runs it, or ends it before it has run."""
+    """Holds a download that has not ended. ``task`` runs it, or ends it before it has run."""
 
     def __init__(self, download: Download) -> None:
         self.download = download

@@ -63,7 +63,7 @@ def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class PullProcess:
-    """One process that pulls, in a session of its own, so that all it starts ends with it."""
+    """Runs a process that pulls, in a session of its own, so that all it starts ends with it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", download_id: str) -> None:
         self._process = process

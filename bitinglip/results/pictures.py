@@ -44,7 +44,10 @@ def size_of(file: BinaryIO, *, gif: bool = False) -> Size:
 
 
 def _png(file: BinaryIO) -> Size:
-    """Read IHDR; what makes an animation of a PNG stands before its pixels."""
+    """Read IHDR; what makes an animation of a PNG stands before its pixels.
+
+    A file with two is refused: readers differ about its size.
+    """
     file.seek(len(_PNG))
     size = None
     for _ in range(_MOST_SEGMENTS):
@@ -54,6 +57,8 @@ def _png(file: BinaryIO) -> Size:
                 break
             size = int.from_bytes(_read(file, 4)), int.from_bytes(_read(file, 4))
             length -= 8
+        elif kind == b"IHDR":
+            break
         elif kind == b"IDAT":
             return size
         elif kind == b"acTL":

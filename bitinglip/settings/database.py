@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, PlainSerializer
 from bitinglip.settings.sections import Section
 
 _SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
-_PASSWORD = re.compile(r"(//[^:@/]*):[^@/]*@|([?&]password=)[^&]*")
+#: to the last @ before the query: of a password that is not escaped, too, nothing is shown
+_PASSWORD = re.compile(r"(//[^:@/?]*):[^?]*@|([?&](?:ssl)?password=)[^&]*")
 
 
 def _is_postgres(url: str) -> str:
@@ -24,6 +25,8 @@ def _is_postgres(url: str) -> str:
             "must be a URL such as postgresql+psycopg://user@host/database; null keeps SQLite in "
             "the home folder"
         )
+    if parts.netloc.count("@") > 1 or "@" in parts.path:
+        raise ValueError("has an @ too many: in names and passwords write %40 for @, and %2F for /")
     return url
 
 

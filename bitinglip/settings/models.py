@@ -51,14 +51,15 @@ class TextModel(Section):
     attention: Attention = Field(
         "sdpa",
         description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
-        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
-        "has not been measured on a card yet",
+        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), and "
+        "prompts by torch's attention of ragged batches, which was not measured on a card yet",
     )
     overlap: Overlap = Field(
         "auto",
         description="queue each step of all answers before the tokens of the one before are known, "
         "so that a card does not wait for the host: on, off, or auto, which does so on cards only; "
-        "steps with answers that are held to a grammar never overlap",
+        "steps with answers that are held to a grammar never overlap; with speculation, and for "
+        "models that compute each answer by itself, on is refused",
     )
     graphs: Graphs = Field(
         "off",
@@ -86,6 +87,11 @@ class TextModel(Section):
         description="compute the common beginning of prompts once: for requests of the same API "
         "key, or shared by all keys, whose answers' times then tell that another key has sent the "
         "same beginning; or off",
+    )
+    prefix_ram_bytes: Bytes = Field(
+        0,
+        description="RAM in bytes, of each replica, that keeps the beginnings of prompts when they "
+        "leave the KV cache, to be copied back where they are found again; 0 is none",
     )
     source_language: Language | None = Field(
         None,
@@ -289,6 +295,16 @@ class Model(Section):
     @classmethod
     def _upstream_is_an_engine(cls, given: Any) -> Any:
         """Have a model that other servers answer for take nothing of the devices here."""
-        if not isinstance(given, dict) or not given.get("upstream"):
+        upstream = given.get("upstream") if isinstance(given, dict) else None
+        url = upstream.get("url") if isinstance(upstream, dict) else upstream
+        if not url:
             return given
-        return {"engine": UPSTREAM, "device": "cpu", **given}
+        return {**given, "engine": given.get("engine") or UPSTREAM, "device": "cpu"}
+
+    @model_validator(mode="after")
+    def _upstream_is_the_engine(self) -> Self:
+        if self.engine == UPSTREAM and not self.upstream.url:
+            raise ValueError("upstream.url is missing")
+        if self.engine != UPSTREAM and self.upstream.url:
+            raise ValueError("engine must be left out where upstream.url names other servers")
+        return self

@@ -198,7 +198,6 @@ class Metrics:
 
     def tokens_drafted(self, *, model: str, drafted: int, accepted: int) -> None:
         model = self._models.bound(model)
-        model = self._models.bound(model)
         self._drafts.add((model, "accepted"), accepted)
         self._drafts.add((model, "rejected"), drafted - accepted)
 

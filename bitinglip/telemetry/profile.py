@@ -41,11 +41,12 @@ class Profile:
         """Return what speedscope.app shows: a profile for each thread."""
         frames: dict[str, int] = {}
         threads: dict[str, dict[str, Any]] = {}
+        each_look = self.seconds / max(1, self.samples)  # more than INTERVAL on a busy machine
         for (thread, *stack), count in self._often():
             shown = threads.setdefault(thread, _empty(thread))
             shown["samples"].append([frames.setdefault(each, len(frames)) for each in stack])
-            shown["weights"].append(count * INTERVAL)
-            shown["endValue"] += count * INTERVAL
+            shown["weights"].append(count * each_look)
+            shown["endValue"] += count * each_look
         return {
             "$schema": "https://www.speedscope.app/file-format-schema.json",
             "name": f"bitinglip, {self.seconds:.1f} s",

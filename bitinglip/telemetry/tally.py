@@ -2,8 +2,8 @@
 
 The library's own take a lock for each step, cost ten times as much and show the moment at which
 each series was made as one more series; here one thread counts, the one of the event loop, and
-renders too. Each family holds a bounded number of series: what comes beyond it is counted as
-``_other``.
+renders too. A ``Tally`` holds a bounded number of series: what comes beyond it is counted as
+``_other``; the labels of a ``Spread`` have to be bounded by its caller.
 """
 
 from bisect import bisect_left
@@ -32,7 +32,8 @@ class Tally(Collector):
         *,
         most: int = MOST_SETS,
     ) -> None:
-        """``most``: values of the labels that are told apart; of others only the last is kept."""
+        """``most``: values of the labels that are told apart; of others only the last of several
+        labels is kept, which has to be bounded by itself."""
         self._name, self._text, self._labels = name, text, labels
         self._most = most
         self._counts: dict[Labels, float] = {} if labels else {(): 0.0}
@@ -42,7 +43,7 @@ class Tally(Collector):
         counts = self._counts
         if labels not in counts:
             if len(counts) >= self._most:
-                labels = (*(OTHER for _ in labels[1:]), *labels[-1:])
+                labels = (*(OTHER for _ in labels[1:]), labels[-1] if labels[1:] else OTHER)
             counts.setdefault(labels, 0.0)
         counts[labels] += amount
 

@@ -44,17 +44,23 @@ Interval = tuple[float, float]  #: by the clock of event logs, in seconds
 class RequestSpan:
     """Is the root of what a request does here; ``header`` names it to others."""
 
-    __slots__ = ("_span", "header", "headers", "trace_id")
+    __slots__ = ("_asked", "_span", "header", "headers", "trace_id")
 
-    def __init__(self, span: Span) -> None:
-        self._span = span
+    def __init__(self, span: Span, *, asked: bool) -> None:
+        """``asked``: it is made because the request asks for it, and for nothing else."""
+        self._span, self._asked = span, asked
         context = span.get_span_context()
         self.trace_id = f"{context.trace_id:032x}"
         self.header = traceparent(context.trace_id, context.span_id)
         self.headers = ((b"traceresponse", self.header.encode()),)
 
-    def end(self, *, method: str, route: str, status: int, request_id: str) -> None:
-        """End it with how the request was answered."""
+    def end(self, *, method: str, route: str, status: int, request_id: str, stranger: bool) -> None:
+        """End it with how the request was answered.
+
+        ``stranger``: nobody that is known has sent it; then what it asked for is not done.
+        """
+        if stranger and self._asked:
+            return  # a span that does not end is not sent
         span, known = self._span, method if method in _METHODS else "_OTHER"
         span.update_name(f"{known} {route}")
         span.set_attributes(
@@ -87,17 +93,17 @@ class Tracer:
     def begin(self, path: str, fields: Mapping[bytes, bytes]) -> RequestSpan | None:
         """Begin the span of a request; None if it is not traced.
 
-        What a client has decided for its trace holds here, too.
+        What a client has decided for its trace holds here, too, unless it turns out to be a
+        stranger: else anybody could fill the collector.
         """
         sent = fields.get(b"traceparent")
         parent = None if sent is None else parse(sent, fields.get(b"tracestate"))
-        if parent is None:
-            if random.random() >= self._ratio or path in _UNTRACED:
-                return None
-        elif not parent.sampled:
+        unasked = random.random() < self._ratio and path not in _UNTRACED
+        if not (unasked if parent is None else parent.sampled):
             return None
         context = Context() if parent is None else _context(parent)
-        return RequestSpan(self._tracer.start_span("request", context, SpanKind.SERVER))
+        span = self._tracer.start_span("request", context, SpanKind.SERVER)
+        return RequestSpan(span, asked=not unasked)
 
     def job_ended(self, event_log: EventLog, load: Interval | None) -> None:
         """Make the spans of a job: the whole, its wait, the load it waited for, the engine's work.

@@ -22,6 +22,13 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
+#: characters of an answer: its final event has to fit into one frame
+_MOST_TEXT = 15 << 20
+#: pieces of an answer, and those that each token allows beside them: as many as the check of events
+_MOST_PIECES, _PIECES_PER_TOKEN = 1 << 17, 4
+_MOST_COUNT = 2**31 - 1
+
+
 class BadAnswer(Exception):
     """The server sent what is no answer of this API."""
 
@@ -49,6 +56,9 @@ class AnswerReader:
         self._job = job
         self._choices = [_Choice() for _ in range(job.choices)]
         self._usage: dict[str, Any] = {}
+        tokens = job.sampling.max_tokens * job.choices
+        self._pieces_left = _MOST_PIECES + _PIECES_PER_TOKEN * tokens
+        self._text_left = _MOST_TEXT
 
     @property
     def pieces(self) -> int:
@@ -56,9 +66,10 @@ class AnswerReader:
         return sum(choice.pieces for choice in self._choices)
 
     def take(self, chunk: Any) -> list[Event]:
-        """Return the events of a chunk. Raises BadAnswer."""
+        """Return the events of a chunk. Raises BadAnswer, also for more than a job can have."""
         try:
-            self._usage = chunk.get("usage") or self._usage
+            if isinstance(usage := chunk.get("usage"), dict):
+                self._usage = usage
             events: list[Event] = []
             for each in chunk.get("choices") or ():
                 events += self._take_choice(each)
@@ -70,17 +81,19 @@ class AnswerReader:
         """Return the final event. Raises BadAnswer for an answer that ends early."""
         if any(choice.finish is None for choice in self._choices):
             raise BadAnswer("The upstream's answer ended before its end.")
-        details = self._usage.get("prompt_tokens_details") or {}
+        details = self._usage.get("prompt_tokens_details")
         return TextDone(
             id=self._job.id,
             choices=tuple(_text_choice(choice) for choice in self._choices),
             prompt_tokens=_count(self._usage, "prompt_tokens"),
             completion_tokens=_count(self._usage, "completion_tokens") or self.pieces,
-            cached_tokens=_count(details, "cached_tokens"),
+            cached_tokens=_count(details, "cached_tokens") if isinstance(details, dict) else 0,
         )
 
     def _take_choice(self, each: dict[str, Any]) -> list[Event]:
         number = each.get("index") or 0
+        if type(number) is not int or number < 0:
+            raise TypeError
         choice = self._choices[number]
         delta = each.get("delta") or {}
         text = each.get("text") or delta.get("content") or ""
@@ -92,6 +105,7 @@ class AnswerReader:
             return []
         if not (isinstance(text, str) and isinstance(reasoning, str)):
             raise TypeError
+        self._spend(text, reasoning, calls)
         choice.text.append(text)
         choice.reasoning.append(reasoning)
         choice.pieces += 1
@@ -107,14 +121,25 @@ class AnswerReader:
             )
         ]
 
+    def _spend(self, text: str, reasoning: str, calls: tuple[ToolCallDelta, ...]) -> None:
+        """Hold a server to what a job can have, as workers are held. Raises BadAnswer."""
+        self._pieces_left -= 1 + len(calls)
+        self._text_left -= len(text) + len(reasoning) + sum(len(each.arguments) for each in calls)
+        if self._pieces_left < 0 or self._text_left < 0:
+            raise BadAnswer("The upstream's answer is longer than any that was asked for.")
+
 
 def _take_call(choice: _Choice, call: dict[str, Any]) -> ToolCallDelta:
     function = call.get("function") or {}
     number = call.get("index", len(choice.calls))
     if number == len(choice.calls):
         choice.calls.append(_Call(str(call["id"]), str(function["name"])))
+    if type(number) is not int or number < 0:
+        raise TypeError
     known = choice.calls[number]
     piece = function.get("arguments") or ""
+    if not isinstance(piece, str):
+        raise TypeError
     known.arguments.append(piece)
     return ToolCallDelta(index=number, id=known.id, name=known.name, arguments=piece)
 
@@ -133,4 +158,4 @@ def _text_choice(choice: _Choice) -> TextChoice:
 
 def _count(usage: dict[str, Any], name: str) -> int:
     value = usage.get(name)
-    return value if isinstance(value, int) and value >= 0 else 0
+    return min(value, _MOST_COUNT) if type(value) is int and value >= 0 else 0

@@ -1,9 +1,10 @@
 """Speaks HTTP with the servers that answer for models; connections are kept and shared."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from workers.protocol import Event, TextDone, TextJob
 
 log = structlog.get_logger(__name__)
 
-LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=100)
+#: no bound of its own: each model runs as many requests at once as it has slots
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+#: what is unpacked cannot be bounded before it is there
+_HEADERS = {"accept-encoding": "identity"}
 _MOST_LINE = 4 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _PROBE_SECONDS = 5.0
+_END_SECONDS = 0.5  #: for the end of an answer after its last event
 #: answers that another server may do better; nothing of the answer has been made
 _ELSEWHERE = (429, 502, 503, 529)
 #: statuses whose message is for the client
@@ -32,7 +37,16 @@ _CODES: dict[int, Code] = {
     413: "PAYLOAD_TOO_LARGE",
     422: "INVALID_REQUEST",
 }
+Tell = Callable[[list[Event]], Awaitable[None]]  #: raises BadAnswer for what cannot be passed on
 _AWAY = "No server that this model stands for answers; try again later."
+
+
+def open_http() -> httpx.AsyncClient:
+    """Return what all models' requests go through; it keeps nothing that servers set."""
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    return httpx.AsyncClient(
+        limits=_LIMITS, headers=_HEADERS, cookies=cookies, trust_env=False, follow_redirects=False
+    )
 
 
 class NothingSent(Exception):
@@ -48,9 +62,8 @@ class UpstreamClient:
         self._model = upstream.model or name
         self.servers = servers
         self._headers: dict[str, str] = {}
-        self._timeout = httpx.Timeout(
-            upstream.read_timeout, connect=upstream.connect_timeout, pool=upstream.connect_timeout
-        )
+        self._key = ""
+        self._timeout = httpx.Timeout(upstream.read_timeout, connect=upstream.connect_timeout)
 
     async def open(self) -> None:
         """Read the key, and find a server that answers. Raises Refused if none does."""
@@ -60,31 +73,37 @@ class UpstreamClient:
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or "it is no text"
                 raise _not_loaded(f"The upstream's key file cannot be read: {why}.") from error
+            if not (key and key.isascii() and key.isprintable()):
+                raise _not_loaded("The upstream's key file must hold one line: the key.")
+            self._key = key
             self._headers["authorization"] = f"Bearer {key}"
         whys = await asyncio.gather(*(self.probe(each) for each in self.servers.all))
+        for server, why in zip(self.servers.all, whys, strict=True):
+            if why:  # clients are told the reason, and the log alone the address
+                log.warning("an upstream server failed", server=server.url, reason=why)
         if all(whys):
-            raise _not_loaded(f"No server answers for it: {whys[0]}.")
+            raise _not_loaded(f"No server that this model stands for can be used: {whys[0]}.")
 
     async def probe(self, server: Server) -> str | None:
         """Ask a server for its models; return what is wrong with it, if something is."""
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
-                answer = await self._http.get(f"{server.url}/models", headers=self._headers)
+                url = f"{server.url}/models"
+                async with self._http.stream("GET", url, headers=self._headers) as answer:
+                    pass  # its status tells enough, and what it says has no end that is known
         except (httpx.HTTPError, TimeoutError) as error:
             self.servers.failed(server)
-            return f"{server.url} does not answer ({type(error).__name__})"
+            return f"it does not answer ({type(error).__name__})"
         if answer.status_code in (401, 403):
             self.servers.failed(server)
-            return f"{server.url} refuses the key in upstream.key_file"
+            return "it refuses the key in upstream.key_file"
         if answer.status_code >= 500:
             self.servers.failed(server)
-            return f"{server.url} answers with status {answer.status_code}"
+            return f"it answers with status {answer.status_code}"
         self.servers.answered(server)
         return None
 
-    async def run(
-        self, job: TextJob, reader: AnswerReader, tell: Callable[[list[Event]], None]
-    ) -> TextDone:
+    async def run(self, job: TextJob, reader: AnswerReader, tell: Tell) -> TextDone:
         """Have a job done by one of the servers; ``tell`` gets its events as they come.
 
         Raises Refused. A request goes to another server only if the first one did not take it.
@@ -95,8 +114,7 @@ class UpstreamClient:
             headers["traceparent"] = job.trace
         last = Refused("WORKER_CRASHED", _AWAY)
         for server in self.servers.order(job):
-            server.taken += 1
-            server.running += 1
+            self.servers.took(server)
             try:
                 async with self._answer(server, path, body, headers) as answer:
                     return await self._read(answer, reader, tell)
@@ -118,21 +136,26 @@ class UpstreamClient:
             log.warning("an upstream server failed", server=server.url, error=type(error).__name__)
         self.servers.failed(server)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _answer(
         self, server: Server, path: str, body: dict[str, Any], headers: dict[str, str]
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; raises NothingSent, or Refused for an answer that is an error."""
-        request = self._http.build_request(
-            "POST", f"{server.url}/{path}", json=body, headers=headers, timeout=self._timeout
-        )
+        try:
+            request = self._http.build_request(
+                "POST", f"{server.url}/{path}", json=body, headers=headers, timeout=self._timeout
+            )
+        except ValueError as error:  # 1e999 is a number to those who read JSON only
+            text = "The request holds a number that JSON has no form for."
+            raise Refused("INVALID_REQUEST", text) from error
         try:
             answer = await self._http.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NothingSent from error
         try:
             if answer.status_code != 200:
-                refused = _refused(answer.status_code, await _error_of(answer))
+                message = self._tellable(await _error_of(answer))
+                refused = _refused(answer.status_code, message)
                 if answer.status_code in _ELSEWHERE:
                     raise NothingSent from refused
                 raise refused
@@ -141,44 +164,66 @@ class UpstreamClient:
         finally:
             await answer.aclose()
 
-    async def _read(
-        self, answer: httpx.Response, reader: AnswerReader, tell: Callable[[list[Event]], None]
-    ) -> TextDone:
+    async def _read(self, answer: httpx.Response, reader: AnswerReader, tell: Tell) -> TextDone:
         async for data in _events(answer):
-            chunk = json.loads(data)
+            chunk = _chunk(data)
             if isinstance(chunk, dict) and chunk.get("error"):
-                raise Refused("INFERENCE_FAILED", _message(chunk))
+                message = self._tellable(_message(chunk))
+                raise Refused("INFERENCE_FAILED", message or "The server gave no reason.")
             if events := reader.take(chunk):
-                tell(events)
+                await tell(events)
         return reader.done()
+
+    def _tellable(self, message: str) -> str:
+        """Return what a server says as a client may read it: without our key, and as text."""
+        if self._key:
+            message = message.replace(self._key, "***")
+        return message.encode(errors="replace").decode()
+
+
+def _chunk(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer("an event of its answer is no JSON.") from error
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
     """Yield the data of each server-sent event until the last. Raises BadAnswer."""
-    rest = bytearray()
-    async for part in answer.aiter_bytes():
+    rest, parts = bytearray(), answer.aiter_raw()
+    async for part in parts:
         rest += part
-        *lines, tail = rest.split(b"\n")
-        rest = tail
         if len(rest) > _MOST_LINE:
             raise BadAnswer("an event of its answer is too long.")
+        if b"\n" not in part:
+            continue  # so that a long line is not copied for each of its parts
+        *lines, rest = rest.split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 data = bytes(line[5:].strip())
                 if data == b"[DONE]":
+                    await _skip(parts)
                     return
                 yield data
 
 
+async def _skip(parts: AsyncIterator[bytes]) -> None:
+    """Read the end of an answer: only then is its connection kept for the next request."""
+    with contextlib.suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in parts:
+                pass
+
+
 async def _error_of(answer: httpx.Response) -> str:
     data = bytearray()
-    async for part in answer.aiter_bytes():
+    async for part in answer.aiter_raw():
         data += part
         if len(data) > _MOST_ERROR:
             break
     try:
         return _message(json.loads(bytes(data)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
 
 

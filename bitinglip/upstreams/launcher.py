@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import httpx
-
 from bitinglip.settings.models import Model
-from bitinglip.upstreams.client import LIMITS, UpstreamClient
+from bitinglip.upstreams.client import UpstreamClient, open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.launcher import Handle, Launcher
+from workers.launcher import Handle, Launcher, kept_by
 
 
 class UpstreamLauncher:
@@ -16,8 +14,9 @@ class UpstreamLauncher:
 
     def __init__(self, local: Launcher, models: Mapping[str, Model]) -> None:
         self._local = local
+        self.kept = kept_by(local)
         self._models = {name: own for name, own in models.items() if own.upstream.url}
-        self._http = httpx.AsyncClient(limits=LIMITS, trust_env=False, follow_redirects=False)
+        self._http = open_http()
 
     def launch(self, name: str, imports: Sequence[str], visible_devices: str | None) -> Handle:
         model = name.rpartition("/")[0]

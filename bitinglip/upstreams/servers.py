@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bitinglip.settings.models import Balancing
@@ -20,7 +20,7 @@ class Server:
     running: int = 0
     failures: int = 0  #: in a row
     again_at: float = 0.0  #: when it is tried again
-    taken: int = 0  #: requests that it was given
+    turn: int = 0  #: number of its last request, among all of the model
 
     @property
     def is_well(self) -> bool:
@@ -39,6 +39,7 @@ class Servers:
         self.all = [Server(url.rstrip("/")) for url in urls]
         self._balancing = balancing
         self._clock = clock
+        self._turn = 0
 
     def order(self, job: TextJob) -> list[Server]:
         """Return the servers to try, the first one first.
@@ -54,25 +55,37 @@ class Servers:
             if self._balancing == "sticky":
                 return away, hashlib.sha256(f"{server.url} {key}".encode()).digest()
             if self._balancing == "round_robin":
-                return away, server.taken
-            return away, not server.is_well, server.running, server.taken
+                return away, server.turn
+            return away, not server.is_well, server.running, server.turn
 
         return sorted(self.all, key=rank)
+
+    def took(self, server: Server) -> None:
+        """Note that a server is given a request; ``running`` counts it until the caller ends it."""
+        self._turn += 1
+        server.turn = self._turn
+        server.running += 1
 
     def failed(self, server: Server) -> None:
         """Leave a server alone for a while, longer each time."""
         server.failures += 1
-        pause = min(_LONGEST, _SHORTEST * 2.0 ** min(server.failures - 1, 10))
-        server.again_at = self._clock() + pause
+        server.again_at = self._clock() + _pause(server)
 
     def answered(self, server: Server) -> None:
         """Believe in a server again."""
         server.failures, server.again_at = 0, 0.0
 
-    def due(self) -> Iterable[Server]:
-        """Return the servers that failed and may be asked how they are."""
+    def take_due(self) -> Sequence[Server]:
+        """Return the servers that failed and are to be asked how they are; each once a pause."""
         now = self._clock()
-        return [each for each in self.all if not each.is_well and each.again_at <= now]
+        due = [each for each in self.all if not each.is_well and each.again_at <= now]
+        for each in due:
+            each.again_at = now + _pause(each)
+        return due
+
+
+def _pause(server: Server) -> float:
+    return min(_LONGEST, _SHORTEST * 2.0 ** min(server.failures - 1, 10))
 
 
 def _conversation(job: TextJob) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from bitinglip.upstreams.answer import AnswerReader
+from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.servers import Server
 from workers.engines.base import Refused
-from workers.framing import decode_commands, encode_frame
+from workers.framing import BadFrame, checked_frame, decode_commands, encode_frame
 from workers.protocol import (
     Cancel,
     Cancelled,
@@ -37,6 +37,7 @@ from workers.protocol import (
 log = structlog.get_logger(__name__)
 
 _SLOTS = 64  #: jobs at once where the settings do not say; the servers have queues of their own
+_MOST_UNWRITTEN = 1 << 18  #: bytes of events; beyond them answers are not read on
 
 
 class UpstreamWorker:
@@ -48,13 +49,20 @@ class UpstreamWorker:
     def __init__(self, client: UpstreamClient) -> None:
         self._client = client
         self.events_fd, self._events = os.pipe()
-        self.output_fd, output = os.pipe()
+        try:
+            self.output_fd, output = os.pipe()
+        except OSError:
+            os.close(self.events_fd)
+            os.close(self._events)
+            raise
         os.close(output)  # it writes nothing
         os.set_blocking(self.events_fd, False)
         os.set_blocking(self._events, False)
         os.set_blocking(self.output_fd, False)
         self._loop = asyncio.get_running_loop()
         self._unwritten = bytearray()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         self._on_exit: Callable[[], None] | None = None
@@ -73,7 +81,12 @@ class UpstreamWorker:
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._on_exit = on_exit
 
+    def lend(self, spec: Load) -> None:
+        """Do nothing: its memory is elsewhere."""
+
     def send(self, command: bytes) -> None:
+        if self._code is not None:
+            return
         for each in decode_commands(command):
             self._take(each)
 
@@ -103,7 +116,7 @@ class UpstreamWorker:
             case TextJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
-                task.add_done_callback(lambda _: self._jobs.pop(command.id, None))
+                task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
                 text = "The servers that this model stands for are asked for text only."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
@@ -111,8 +124,11 @@ class UpstreamWorker:
     async def _load(self, spec: Load) -> None:
         try:
             await self._client.open()
-        except Refused as error:
-            self._tell([LoadFailed(code=error.code, message=error.message)])
+        except Exception as error:  # the edge of a load: it has an end, whatever the settings name
+            if not isinstance(error, Refused):
+                log.exception("an upstream could not be opened")
+                error = Refused("MODEL_LOAD_FAILED", "Its server cannot be asked; see the log.")
+            self._tell([LoadFailed(code="MODEL_LOAD_FAILED", message=error.message)])
             self._end(1)
             return
         self._tell(
@@ -127,7 +143,7 @@ class UpstreamWorker:
         while True:
             await asyncio.sleep(spec.heartbeat_seconds)
             self._tell([Heartbeat(steps=self._done, in_flight=len(self._jobs), memory_bytes=0)])
-            for server in self._client.servers.due():
+            for server in self._client.servers.take_due():
                 self._spawn(self._probe(server))
 
     async def _probe(self, server: Server) -> None:
@@ -139,7 +155,7 @@ class UpstreamWorker:
         reader = AnswerReader(job)
         try:
             self._tell([Started(id=job.id)])
-            final = await self._client.run(job, reader, self._tell)
+            final = await self._client.run(job, reader, self._pass_on)
         except asyncio.CancelledError:
             final = Cancelled(id=job.id, completion_tokens=reader.pieces)
         except Refused as error:
@@ -149,7 +165,19 @@ class UpstreamWorker:
             text = "The answer of the server that this model stands for could not be used."
             final = Failed(id=job.id, code="INFERENCE_FAILED", message=text)
         self._done += 1
-        self._tell([final])
+        try:
+            self._write(checked_frame([final]))
+        except BadFrame as error:
+            text = (
+                f"The answer of the server that this model stands for cannot be passed on: {error}"
+            )
+            self._tell([Failed(id=job.id, code="INFERENCE_FAILED", message=text)])
+
+    def _ended(self, job_id: str, task: "asyncio.Task[None]") -> None:
+        """Forget a job; one that was cancelled before its first step has had no final event."""
+        self._jobs.pop(job_id, None)
+        if task.cancelled():
+            self._tell([Cancelled(id=job_id)])
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.create_task(work)
@@ -164,25 +192,42 @@ class UpstreamWorker:
         for task in (*self._jobs.values(), *self._others):
             task.cancel()
         self._loop.remove_writer(self._events)
+        self._unwritten.clear()
         if self._on_exit is not None:
             self._loop.call_soon(self._on_exit)
 
     # ---- events ----------------------------------------------------------------------------------
 
+    async def _pass_on(self, events: list[Event]) -> None:
+        """Tell what a server has said, once there is room for it. Raises BadAnswer."""
+        try:
+            frame = checked_frame(events)
+        except BadFrame as error:
+            raise BadAnswer(f"The upstream's answer has another form: {error}.") from error
+        self._write(frame)
+        await self._has_room.wait()
+
     def _tell(self, events: list[Event]) -> None:
+        self._write(encode_frame(events))
+
+    def _write(self, frame: bytes) -> None:
         if self._code is not None:
             return
         waits = bool(self._unwritten)
-        self._unwritten += encode_frame(events)
+        self._unwritten += frame
         if not waits:
-            self._write()
+            self._write_some()
+        if len(self._unwritten) > _MOST_UNWRITTEN:
+            self._has_room.clear()
 
-    def _write(self) -> None:
+    def _write_some(self) -> None:
         """Write what the pipe has room for; the pool reads it in a later turn of this loop."""
         with contextlib.suppress(BlockingIOError):
             while self._unwritten:
                 del self._unwritten[: os.write(self._events, self._unwritten)]
         if self._unwritten:
-            self._loop.add_writer(self._events, self._write)
+            self._loop.add_writer(self._events, self._write_some)
         else:
             self._loop.remove_writer(self._events)
+        if len(self._unwritten) <= _MOST_UNWRITTEN:
+            self._has_room.set()

@@ -84,6 +84,7 @@ class Conversation:
         self._server = server
         self._options = options
         self._turns: list[dict[str, str]] = []
+        self._unanswered: str | None = None  #: the last question, if nothing came of it
         self.system = system
         self.plain = True  #: show answers as they are, and not as Markdown
 
@@ -96,10 +97,12 @@ class Conversation:
         self._options = {**self._options, "model": name}
 
     def clear(self) -> None:
-        self._turns = []
+        self._turns, self._unanswered = [], None
 
     def take_back(self) -> str | None:
         """Forget the last question with its answer, and return it; None if there is none."""
+        if self._unanswered is not None:
+            return self._unanswered
         if not self._turns:
             return None
         *self._turns, asked, _ = self._turns
@@ -110,6 +113,7 @@ class Conversation:
         cancelled one."""
         from cli.stream.text_stream import stream_answer
 
+        self._unanswered = prompt
         turns = [*self._turns, {"role": "user", "content": prompt}]
         instructions = [{"role": "system", "content": self.system}] if self.system else []
         pieces: list[str] = []
@@ -137,6 +141,7 @@ class Conversation:
     def _keep(self, turns: list[dict[str, str]], answer: str) -> None:
         if answer:
             self._turns = [*turns, {"role": "assistant", "content": answer}]
+            self._unanswered = None
 
 
 class _Plain:

@@ -74,7 +74,8 @@ def copy(
     settings = place.settings().database
     place.home.create()
     with HomeLock(place.home):
-        counts = _to_file(place, settings) if target == _FILE else _to_server(place, target)
+        to_file = target == _FILE
+        counts = _to_file(place, settings) if to_file else _to_server(place, settings, target)
     for name, count in counts.items():
         print_note(f"{name:<16} {count:>10,}")
     url = "null" if target == _FILE else target
@@ -92,7 +93,7 @@ def _to_file(place: CliContext, settings: "Database") -> dict[str, int]:
     return copying.to_file(settings, path)
 
 
-def _to_server(place: CliContext, url: str) -> dict[str, int]:
+def _to_server(place: CliContext, settings: "Database", url: str) -> dict[str, int]:
     from pydantic import ValidationError
 
     from bitinglip.db import copying
@@ -107,6 +108,11 @@ def _to_server(place: CliContext, url: str) -> dict[str, int]:
         target = Database(url=url)
     except ValidationError as error:
         raise Failure(f"TARGET {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    if settings.url is not None:
+        raise Failure(
+            "database.url names PostgreSQL already, so the SQLite file may be old; set it to null "
+            "to copy that file"
+        )
     if not place.home.database.is_file():
         raise Failure(f"there is no database at {place.home.database} to be copied")
     return copying.to_postgres(place.home.database, target)

@@ -42,7 +42,7 @@ Read = Callable[[Wanted], Path]  #: fetches a small file
 
 @dataclass(frozen=True)
 class Choice:
-    """The files to fetch, texts first, and the kind of model that they make."""
+    """Lists the files to fetch, texts first, and the kind of model that they make."""
 
     wanted: tuple[Wanted, ...]
     kind: str | None  #: None: chosen by patterns, which may leave out anything

@@ -43,7 +43,7 @@ class TooSlow(Broken):
 
 
 class Answer:
-    """An answer to a GET, whose body is read as it comes."""
+    """Holds an answer to a GET, whose body is read as it comes."""
 
     def __init__(self, response: Any, url: str, least: int = 0) -> None:
         """``least`` are the bytes that it brings in a second; fewer count as a stall."""

@@ -40,7 +40,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """The bandwidth from now on, which changes with the number of downloads that share it."""
+    """Tells the bandwidth from now on, which changes with the number of downloads that share it."""
 
     bytes_per_second: int
 
@@ -61,7 +61,7 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
-    """The bytes that are there now: of all files, and of those that have grown."""
+    """Tells the bytes that are there now: of all files, and of those that have grown."""
 
     bytes_done: int
     files: dict[str, int] = {}

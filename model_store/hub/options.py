@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 class Rate:
-    """A bandwidth in bytes per second that may change while it is used; None is no limit."""
+    """Holds a bandwidth in bytes per second that may change while it is used; None is no limit."""
 
     def __init__(self, bytes_per_second: int | None) -> None:
         self.bytes_per_second = bytes_per_second
@@ -12,7 +12,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """The address of a hub and a token, which is sent to that hub's host and nowhere else.
+    """Holds the address of a hub and a token, which is sent to that hub's host and nowhere else.
 
     ``mirrors`` are asked in turn where the hub does not deliver, without the token.
     """

@@ -17,7 +17,7 @@ _LONGEST_SECONDS = 0.2  #: that bytes of a slow line are kept in memory
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch, with its addresses, its size and its hash."""
+    """Describes a file to fetch, with its addresses, its size and its hash."""
 
     path: str
     urls: tuple[str, ...]  #: of the hub, then of its mirrors
@@ -36,7 +36,7 @@ def git_sha1(size: int) -> "hashlib._Hash":
 
 
 class Part:
-    """An unfinished file, which begins with what an earlier pull left of it.
+    """Describes an unfinished file, which begins with what an earlier pull left of it.
 
     The hash is made of the whole file once it is on the disk, by reading it back: of what came in
     this pull and in earlier ones alike. A file that fits in memory is read from there, and the

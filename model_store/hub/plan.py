@@ -7,7 +7,7 @@ from model_store.manifest import Manifest
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that is wanted, and how much of it the store has."""
+    """Describes a file that is wanted, and how much of it the store has."""
 
     path: str
     size: int

@@ -42,7 +42,7 @@ _MOST = 2**31 - 1  #: of any size; a library builds tables as long as some of th
 
 @dataclass
 class Inspection:
-    """The facts of a model that its files alone tell."""
+    """Holds the facts of a model that its files alone tell."""
 
     kind: str
     engine: str

@@ -78,6 +78,9 @@ class ScriptedWorker:
     def output_fd(self) -> int:
         return self._output
 
+    def lend(self, spec: protocol.Load) -> None:
+        """Do nothing: it keeps nothing."""
+
     def send(self, command: bytes) -> None:
         self._put(command)
 

@@ -1,4 +1,4 @@
-"""One timer of the event loop rings for all that wait, up to a step late."""
+"""One timer of the event loop rings for all that wait, up to two steps late."""
 
 import asyncio
 import time
@@ -54,3 +54,23 @@ def test_coarse_timer_serves_one_event_loop_after_another() -> None:
 
     asyncio.run(run())
     asyncio.run(run())
+
+
+def test_coarse_timer_goes_on_after_a_callback_that_fails() -> None:
+    told: list[dict[str, object]] = []
+    rung = asyncio.Event()
+
+    def ring(item: str) -> None:
+        if item == "wrong":
+            raise RuntimeError
+        rung.set()
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        timer = CoarseTimer(ring, step=STEP)
+        timer.add("wrong", 0)
+        timer.add("right", 2 * STEP)
+        await asyncio.wait_for(rung.wait(), 30)
+
+    asyncio.run(run())
+    assert isinstance(told[0]["exception"], RuntimeError)

@@ -5,7 +5,7 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Self
@@ -209,6 +209,11 @@ class Devices:
         told = f"is limited to {of} (devices.memory_limit)"
         note = f"{told} and {device.note}" if device.note else told
         return replace(device, memory_bytes=limit, note=note)
+
+    def discount(self, unused: Callable[[], int]) -> None:
+        """Count as free what a function says would be free at once if it were wanted, of RAM."""
+        if self._host is not None:
+            self._host.unused = unused
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
         """Read each device, by id; one that fails to answer is left out, and not well.

@@ -5,7 +5,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Host:
         self._pressures.append(proc / "pressure/memory")
         self._ticks: tuple[float, float] | None = None
         self._lock = threading.Lock()
+        #: the bytes in use that would be free at once if they were wanted
+        self.unused: Callable[[], int] = lambda: 0
 
     def read(self, pids: Iterable[int]) -> DeviceUsage:
         """Read the memory that could not be had back, and the resident bytes of those processes.
@@ -41,7 +43,12 @@ class Host:
         """
         processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
         share = self._utilisation()
-        return DeviceUsage(self._used(), processes, utilisation=share, at=time.time())
+        used = max(0, self._used() - self.unused())
+        return DeviceUsage(used, processes, utilisation=share, at=time.time())
+
+    def free(self) -> int:
+        """Return the bytes that could be had now. Raises as ``read`` does."""
+        return self.total_bytes - self._used()
 
     def pressure(self) -> float | None:
         """Return the share of the last minute in which no program went on, for want of RAM.

@@ -77,7 +77,9 @@ def cuda_capture() -> Capture:
             step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=side):
+        # A capture that fails to end leaves its stream in place: hence the context around it.
+        current = torch.cuda.stream(torch.cuda.current_stream())
+        with current, torch.cuda.graph(graph, pool=pool, stream=side):
             logits = step()
 
         def replay() -> torch.Tensor:

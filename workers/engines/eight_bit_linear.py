@@ -38,7 +38,7 @@ class EightBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., in] -> [..., out]."""
         flat = x.reshape(-1, self.in_features)
-        if flat.device.type == "cpu" and self.stored.dtype is torch.int8:
+        if flat.device.type == "cpu" and self._is_for_cpu_product(flat):
             y = self._on_cpu(flat)
         elif self._is_for_kernel(flat):
             # Here, since Triton is not on every machine and takes a second to import.
@@ -46,7 +46,7 @@ class EightBitLinear(nn.Module):
 
             y = eight_bit_product(flat, self.stored, self.scale)
         else:
-            y = self._scaled(functional.linear(flat, self.stored.to(x.dtype)))
+            y = self._widened(flat)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
@@ -56,9 +56,17 @@ class EightBitLinear(nn.Module):
         bias = None if self.bias is None else self.bias[start:end]
         return EightBitLinear(self.stored[start:end], self.scale[start:end], bias)
 
+    def _widened(self, x: Tensor) -> Tensor:
+        weight = self.stored.to(x.dtype)
+        if x.dtype is torch.float16:  # sums that are not scaled yet soon exceed its range
+            return functional.linear(x, weight.mul_(self.scale[:, None]))
+        return self._scaled(functional.linear(x, weight))
+
+    def _is_for_cpu_product(self, x: Tensor) -> bool:
+        few = self.stored.dtype is torch.int8 and len(x) <= _FEW_ROWS
+        return few and x.dtype is not torch.float16  # which it would round to before it is scaled
+
     def _on_cpu(self, x: Tensor) -> Tensor:
-        if len(x) > _FEW_ROWS:
-            return self._scaled(functional.linear(x, self.stored.to(x.dtype)))
         if self._ones is None or self._ones.dtype != x.dtype:
             # The product takes scales in the activations' format, which would round them.
             self._ones = torch.ones(self.out_features, dtype=x.dtype)
@@ -69,7 +77,9 @@ class EightBitLinear(nn.Module):
 
     def _is_for_kernel(self, x: Tensor) -> bool:
         if self._has_kernel is None:
-            self._has_kernel = unusable(x.device, x.dtype) is None and x.device.type == "cuda"
+            small = self.stored.dtype.is_floating_point
+            lack = unusable(x.device, x.dtype, float8=small)
+            self._has_kernel = lack is None and x.device.type == "cuda"
         return self._has_kernel and len(x) <= MOST_ROWS
 
 

@@ -8,22 +8,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 _PIECE = 32 << 20  #: bytes
 _SAMPLE = 256 << 10  #: bytes of each piece that tell whether it is cached
+_PAUSE = 0.05  #: seconds between two looks at whether more may be read
+_UNKNOWN_ROOM = 2 << 30  #: bytes, where the system does not tell
 _CACHED_RATE = 2e9  #: bytes a second that only the system's cache reaches in such a sample
 
 
 @contextmanager
-def reading_ahead(files: Sequence[Path], read: Callable[[int], None]) -> Iterator[None]:
+def reading_ahead(
+    files: Sequence[Path],
+    read: Callable[[int], None],
+    may_read: Callable[[], bool] = lambda: True,
+) -> Iterator[None]:
     """Read files in a thread of its own for as long as the context lasts.
 
-    ``read`` is called there with the bytes of each piece that the system has in RAM then. A file
-    that cannot be read is passed over: who needs it will say so.
+    ``read`` is called there with the bytes of each piece that the system has in RAM then; while
+    ``may_read`` is false, it waits. A file that cannot be read is passed over: the load will say
+    so.
     """
     ended = threading.Event()
-    thread = threading.Thread(target=_read_all, args=(files, read, ended), name="read ahead")
+    reader = _Reader(read, may_read, ended)
+    thread = threading.Thread(target=reader.run, args=(files,), name="read ahead")
     thread.start()
     try:
         yield
@@ -32,28 +41,50 @@ def reading_ahead(files: Sequence[Path], read: Callable[[int], None]) -> Iterato
         thread.join()
 
 
-def _read_all(files: Sequence[Path], read: Callable[[int], None], ended: threading.Event) -> None:
-    buffer = memoryview(bytearray(_PIECE))
-    for path in files:
-        with suppress(OSError):
-            _read_one(path, buffer, read, ended)
+def room() -> int:
+    """Return the bytes of RAM that the system can give to its cache of files."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * int(available.split()[1])
+    return _UNKNOWN_ROOM
 
 
-def _read_one(
-    path: Path, buffer: memoryview, read: Callable[[int], None], ended: threading.Event
-) -> None:
-    with path.open("rb", buffering=0) as file:
-        at, size = 0, path.stat().st_size
-        while at < size and not ended.is_set():
-            began = time.perf_counter()
-            count = file.readinto(buffer[:_SAMPLE])
-            if not count:
+class _Reader:
+    def __init__(
+        self, read: Callable[[int], None], may_read: Callable[[], bool], ended: threading.Event
+    ) -> None:
+        self._read = read
+        self._may_read = may_read
+        self._ended = ended
+        self._buffer = memoryview(bytearray(_PIECE))
+
+    def run(self, files: Sequence[Path]) -> None:
+        for path in files:
+            with suppress(OSError):
+                self._read_file(path)
+
+    def _read_file(self, path: Path) -> None:
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            for at in range(0, size, _PIECE):
+                while not self._may_read() and not self._ended.wait(_PAUSE):
+                    pass
+                if self._ended.is_set():
+                    return
+                file.seek(at)
+                piece = min(_PIECE, size - at)
+                self._read_piece(file, piece)
+                self._read(piece)
+
+    def _read_piece(self, file: FileIO, size: int) -> None:
+        """Read a piece, or its beginning only if that shows that it is cached."""
+        began = time.perf_counter()
+        count = file.readinto(self._buffer[: min(_SAMPLE, size)]) or 0
+        if count >= _CACHED_RATE * (time.perf_counter() - began):
+            return
+        while 0 < count < size and not self._ended.is_set():
+            more = file.readinto(self._buffer[: size - count]) or 0
+            if not more:
                 return
-            if count < _CACHED_RATE * (time.perf_counter() - began):
-                while count < min(_PIECE, size - at) and not ended.is_set():
-                    count += (more := file.readinto(buffer[: _PIECE - count])) or 0
-                    if not more:
-                        return
-            piece = min(_PIECE, size - at)
-            at = file.seek(at + piece)
-            read(piece)
+            count += more

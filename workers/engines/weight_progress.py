@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workers.engines.base import Refused
-from workers.engines.read_ahead import reading_ahead
+from workers.engines.read_ahead import reading_ahead, room
 from workers.engines.weight_files import weight_files
 
 _WEIGHTS = 0.9  #: the part of a load that its weights are; then come its cache and its trial
@@ -42,6 +42,11 @@ class WeightProgress:
             self._say(fraction)
 
     @property
+    def unplaced(self) -> int:
+        """Return the bytes that were read and not placed yet."""
+        return self._read - self._placed
+
+    @property
     def _share(self) -> float:
         return _WEIGHTS * (self._read + self._placed) / (2 * self._total) if self._total else 0.0
 
@@ -59,5 +64,7 @@ def weights_read(folder: Path, tell: Callable[[float], None]) -> Iterator[Weight
     except Refused:  # the load will say so, with more to it
         files = []
     progress = WeightProgress(sum(path.stat().st_size for path in files), tell)
-    with reading_ahead(files, progress.read):
+    # More would push out of the system's cache what the load has not come to.
+    most = room() // 2
+    with reading_ahead(files, progress.read, lambda: progress.unplaced < most):
         yield progress

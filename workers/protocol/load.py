@@ -27,6 +27,7 @@ class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
     modules: tuple[str, ...]
     confinement: Confinement | None = None
     folder: str | None = None  #: the only folder that it may write to, once confined
+    lending: int | None = None  #: the descriptor of a socket through which it may be lent memory
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +109,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: CacheFormat = "auto"
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
+    prefix_ram_bytes: int = 0  #: of RAM for prefixes that leave the cache
     source_language: str | None = None  #: of prompts to translate; None: as the files say
     target_language: str | None = None
 

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 OnTraced = Callable[[EventLog, tuple[float, float] | None], None]
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
-_LATE_SECONDS = 1.0  #: by which long timeouts may be late, at the most
+_STEP_SECONDS = 1.0  #: of long timeouts, which may be late by two of these
 
 
 class Dispatcher:
@@ -64,7 +64,7 @@ class Dispatcher:
         #: is told of each traced job that has ended, and when its replica was loaded
         self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
-        self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_LATE_SECONDS)
+        self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_STEP_SECONDS)
 
     def open(self, job: Job, *, admitted: bool = False) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.

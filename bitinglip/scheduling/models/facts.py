@@ -188,6 +188,7 @@ class ResourceFacts:
             kv_cache_bytes=own.kv_cache_bytes,
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
+            prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(

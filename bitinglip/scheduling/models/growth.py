@@ -41,9 +41,16 @@ class RamGrowth:
             if held is None or replica.ended_jobs < _FIRST_JOBS:
                 continue
             first = self._first.setdefault(worker, held)
-            if replica.in_flight == 0 and held > max(_TIMES * first, first + _LEAST):
+            grown = held - _filling(worker)
+            if replica.in_flight == 0 and grown > max(_TIMES * first, first + _LEAST):
                 found.append(replica)
         return found
+
+
+def _filling(worker: Worker) -> int:
+    """Return the bytes that a worker fills up and that are bounded: of prefixes in RAM."""
+    text = worker.spec.text if worker.spec is not None else None
+    return text.prefix_ram_bytes if text is not None else 0
 
 
 def resident(manager: ModelManager) -> Mapping[int, int]:

@@ -306,6 +306,7 @@ class ReplicaLoader:
                 kv_cache_dtype=own.text.kv_cache_dtype,
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
+                prefix_ram_bytes=own.text.prefix_ram_bytes,
                 source_language=own.text.source_language,
                 target_language=own.text.target_language,
             ),

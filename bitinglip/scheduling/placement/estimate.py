@@ -70,6 +70,7 @@ class LoadConfig:
     offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
     claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
+    prefix_ram_bytes: int = 0  #: text: of RAM for prefixes that leave the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,9 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         weights=weights,
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
-        overhead=_overhead(load_config, kind) + _graphs(load_config, kind),
+        overhead=_overhead(load_config, kind)
+        + _graphs(load_config, kind)
+        + (load_config.prefix_ram_bytes if kind == "cpu" else 0),
     )
 
 

@@ -38,7 +38,8 @@ def ram_need(manifest: Manifest, load_config: LoadConfig) -> RamNeed:
     if load_config.device != "cuda" or load_config.claimed_bytes is not None:
         return NO_RAM
     if manifest.kind != "image":
-        return RamNeed(_PROCESS + min(_largest_file(manifest), _PAGES))
+        kept = load_config.prefix_ram_bytes if manifest.kind == "text" else 0
+        return RamNeed(_PROCESS + kept + min(_largest_file(manifest), _PAGES), kept)
     computed = image_parts(manifest, load_config)
     if copies := _COPIES.get(load_config.offload):
         return RamNeed(_PROCESS + copies * sum(computed), copies * sum(computed))

@@ -70,11 +70,25 @@ def test_chat_shows_markdown_asks_again_and_changes_its_model(stub: Stub) -> Non
         chat.wait_for(r"Talking to demo-text\.\x1b")
         chat.type("two\n")
         chat.wait_for("tokens/s")
+        chat.wait_for(">>> ")
+        stub.failure = {"code": "OVERLOADED", "message": "Too much to do."}
+        chat.type("three\n")
+        chat.wait_for("Too much to do")
+        chat.wait_for(">>> ")
+        stub.failure = None
+        chat.type("/retry\n")
+        chat.wait_for("tokens/s")
     one = {"role": "user", "content": "one"}
     asked = [(body["model"], body["messages"]) for body in stub.bodies()]
     assert asked[:2] == [("demo-text", [one])] * 2
     assert asked[2][0] == "demo-text"
     assert asked[2][1][0] == one
+    assert asked[3] == asked[4]
+    assert [turn["content"] for turn in asked[4][1] if turn["role"] == "user"] == [
+        "one",
+        "two",
+        "three",
+    ]
 
 
 def test_interrupt_cancels_the_answer_then_clears_the_line_then_leaves(stub: Stub) -> None:

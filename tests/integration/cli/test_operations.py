@@ -69,7 +69,7 @@ def test_fit_works_without_a_server(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "demo-text fits on cpu.")
     rows = json.loads(run(home, "models", "list", "--json").stdout)
     assert {row["fit"] for row in rows} == {"fits"}
-    little = {"BITINGLIP_DEVICES__CPU_MEMORY_BYTES": "460000000"}
+    little = {"BITINGLIP_DEVICES__CPU_MEMORY_BYTES": "600000000"}
     done = run(home, "models", "fit", "demo-text", **little)
     assert done.returncode == 1
     assert "--set models.demo-text.dtype=bfloat16" in done.stdout

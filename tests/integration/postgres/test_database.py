@@ -21,7 +21,7 @@ from bitinglip.db.files import DatabaseError
 from bitinglip.db.migrations import HEAD
 from bitinglip.db.migrations.upgrade import upgrade_connection
 from bitinglip.db.tables import LimitCell, StoredTask, Table
-from bitinglip.errors import DatabaseUnavailable
+from bitinglip.errors import DatabaseUnavailable, InvalidRequest
 from bitinglip.settings.database import Database as DatabaseSettings
 from bitinglip.telemetry.health import Health
 from tests.support.postgres import PostgresServer
@@ -93,6 +93,19 @@ def test_readers_of_postgresql_cannot_write(url: str) -> None:
         async with db.read() as session:
             with pytest.raises(exc.InternalError, match="read-only"):
                 await session.execute(text("DELETE FROM limit_cells"))
+
+    using(url, act)
+
+
+def test_character_that_postgresql_cannot_hold_is_the_client_s_fault(url: str) -> None:
+    async def act(db: Database) -> None:
+        with pytest.raises(InvalidRequest):
+            async with db.read() as session:
+                await session.get(StoredTask, "task\0")
+        with pytest.raises(InvalidRequest):
+            async with db.write() as session:
+                await session.execute(text("INSERT INTO limit_cells VALUES (:id, 0)"), {"id": "\0"})
+        assert not db._health.problems()
 
     using(url, act)
 
@@ -179,8 +192,11 @@ def test_postgresql_that_goes_away_is_reported_and_used_again(
     asyncio.run(run())
 
 
-def test_postgresql_that_is_not_there_stops_the_start_with_one_line(tmp_path: Path) -> None:
-    url = f"postgresql+psycopg://me:secret@/none?host={tmp_path}"
+@pytest.mark.parametrize("form", ["me:secret@/none?host={}", "me@/none?host={}&password=secret"])
+def test_postgresql_that_is_not_there_stops_the_start_with_one_line(
+    tmp_path: Path, form: str
+) -> None:
+    url = f"postgresql+psycopg://{form.format(tmp_path)}"
     with pytest.raises(DatabaseError) as caught:
         using(url, nothing)
     assert "\n" not in str(caught.value)

@@ -93,6 +93,8 @@ def test_home_is_copied_into_postgresql_and_back(postgres: PostgresServer, tmp_p
     assert back.returncode == 0, back.stderr
     assert rows(Home(home).database) == before
     assert run(home, "db", "copy", "sqlite").returncode == 1
+    stale = run(home, "db", "copy", postgres.make())
+    assert (stale.returncode, "may be old" in stale.stderr) == (1, True), stale.stderr
     configure(home, None)
     assert run(home, "audit", "verify").returncode == 0
 

@@ -17,8 +17,10 @@ def post(server: Server, path: str, **body: Any) -> Any:
 def test_chat_of_two_choices_streams_both_to_their_ends(server: Server) -> None:
     body: dict[str, Any] = {
         "model": "demo-text",
-        "messages": [{"role": "user", "content": "hi"}],
+        "messages": [{"role": "user", "content": "one"}],
         "max_tokens": 6,
+        "min_tokens": 6,
+        "temperature": 2,
         "seed": 5,
         "n": 2,
     }

@@ -318,6 +318,7 @@ def changed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     settings = ("dtype=bfloat16", "max_context=99", "text.speculation=lookup", "quantization=int8")
     changed = [part for each in settings for part in ("--set", f"models.demo-text.{each}")]
     changed += ["--set", "models.demo-echo.quantization=int8"]
+    changed += ["--set", "models.demo-text.text.prefix_ram_bytes=8000000"]
     with running_server(tmp_path_factory.mktemp("changed") / "home", *changed) as server:
         yield server
 
@@ -352,6 +353,29 @@ def test_speculation_by_setting_is_counted_by_model(changed_server: Server) -> N
         lines = client.get("/metrics").text.splitlines()
     (value,) = [float(line.split()[-1]) for line in lines if line.startswith(counted)]
     assert value > 20
+
+
+def test_prefix_in_ram_outlives_the_worker_of_its_model(changed_server: Server) -> None:
+    """What one worker has computed is found by the next one, for the same key."""
+    text = "A conversation that goes on after its model has made room for another one."
+    body = {"model": "demo-text", "prompt": text, "max_tokens": 4, "temperature": 0}
+
+    def ask(client: httpx.Client) -> tuple[str, int]:
+        answer = client.post("/v1/completions", json=body, timeout=60).json()
+        return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"][
+            "cached_tokens"
+        ]
+
+    with changed_server.client() as client:
+        made = client.post("/api/v1/keys", json={"name": "other", "scopes": ["inference:text"]})
+        said, cached = ask(client)
+        assert cached == 0
+        client.post("/api/v1/models/demo-text/unload").raise_for_status()
+        again, cached = ask(client)
+        assert again == said
+        assert cached >= 16
+        with changed_server.client(headers={"X-API-Key": made.json()["key"]}) as other:
+            assert ask(other) == (said, 0)
 
 
 def test_confinement_of_a_text_worker_is_whole(server: Server) -> None:

@@ -41,7 +41,8 @@ class Scripted(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.seen.append({"path": self.path, "body": body, "key": self.headers["authorization"]})
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.seen.append({"path": self.path, "body": body, "headers": headers})
         status, data = self.reply
         self._send(status, data)
 
@@ -49,6 +50,7 @@ class Scripted(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
         self.send_header("connection", "close")
+        self.send_header("set-cookie", "tracked=1; Path=/")
         self.end_headers()
         self.wfile.write(data)
 
@@ -76,6 +78,11 @@ ANSWER = (
     b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
     b"data: [DONE]\n\n"
 )
+
+
+def answer(delta: str, index: int = 0, usage: str = "{}") -> bytes:
+    choice = f'{{"index": {index}, "delta": {delta}, "finish_reason": "stop"}}'
+    return f'data: {{"choices": [{choice}], "usage": {usage}}}\n\ndata: [DONE]\n\n'.encode()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +154,10 @@ def test_upstream_gets_its_own_key_and_name(
     assert answer.json()["choices"][0]["message"]["content"] == "from there"
     (seen,) = script.seen
     assert seen["path"] == "/v1/chat/completions"
-    assert seen["key"] == f"Bearer {there.keys['admin']}"
+    assert seen["headers"]["authorization"] == f"Bearer {there.keys['admin']}"
+    # Nothing that would be unpacked without a bound, and nothing that another client's request left
+    assert seen["headers"]["accept-encoding"] == "identity"
+    assert "cookie" not in seen["headers"]
     assert (seen["body"]["model"], seen["body"]["max_tokens"]) == ("scripted", 7)
 
 
@@ -173,9 +183,23 @@ def test_upstream_without_any_server_says_so(client: httpx.Client) -> None:
         ((500, b"{}"), 500, "status 500"),
         ((200, b"nonsense"), 502, "broke off"),
         ((200, b'data: {"choices": 5}\n\n'), 502, "broke off"),
-        ((200, b"data: not json\n\n"), 500, "could not be used"),
+        ((200, b"data: not json\n\n"), 502, "broke off"),
         ((200, b'data: {"error": {"message": "it broke"}}\n\n'), 500, "it broke"),
         ((200, ANSWER[:80]), 502, "broke off"),
+        ((200, answer('{"content": "\\ud800"}')), 500, "cannot be passed on"),
+        ((200, answer('{"content": "a"}', index=-1)), 502, "another form"),
+        (
+            (
+                200,
+                answer('{"tool_calls": [{"id": "c", "function": {"name": "%s"}}]}' % ("n" * 999)),
+            ),
+            500,
+            "cannot be passed on",
+        ),
+        ((200, b'data: {"error": {"message": "\\ud800"}}\n\n'), 500, "?"),
+        ((200, b'data: {"error": 5}\n\n'), 500, "no reason"),
+        ((200, b"[" * 100_000), 502, "broke off"),
+        ((503, b"[" * 60_000), 503, "busy"),
     ],
 )
 def test_upstream_s_errors_are_clear_ones(
@@ -188,6 +212,39 @@ def test_upstream_s_errors_are_clear_ones(
         script.reply = (200, ANSWER)
     assert (answer.status_code, words in answer.text) == (status, True), answer.text
     assert client.post(CHAT, json=chat("scripted")).status_code == 200  # it is used again
+
+
+def test_upstream_s_counts_are_held_to_what_they_can_be(client: httpx.Client, script: Any) -> None:
+    script.reply = (
+        200,
+        answer(
+            '{"content": "a"}', usage=f'{{"prompt_tokens": {10**30}, "completion_tokens": true}}'
+        ),
+    )
+    try:
+        usage = client.post(CHAT, json=chat("scripted")).json()["usage"]
+    finally:
+        script.reply = (200, ANSWER)
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2**31 - 1, 1)
+
+
+def test_upstream_s_key_is_told_to_no_client(
+    client: httpx.Client, script: Any, there: Served
+) -> None:
+    key = there.keys["admin"]
+    for status in (400, 200):
+        told = json.dumps({"error": {"message": f"the key {key} may not"}})
+        script.reply = (status, told.encode() if status == 400 else f"data: {told}\n\n".encode())
+        try:
+            refused = client.post(CHAT, json=chat("scripted"))
+        finally:
+            script.reply = (200, ANSWER)
+        assert "the key *** may not" in refused.text
+
+
+def test_upstream_s_address_is_not_told_to_clients(client: httpx.Client) -> None:
+    refused = client.post(CHAT, json=chat("gone"))
+    assert (refused.status_code, "127.0.0.1" in refused.text) == (502, False), refused.text
 
 
 def test_upstream_that_comes_back_is_used_again(tmp_path: Path) -> None:
@@ -210,3 +267,25 @@ def test_upstream_is_asked_for_text_only(client: httpx.Client) -> None:
     assert client.post("/v1/embeddings", json=body).status_code == 400
     refused = client.post(CHAT, json=chat("far", logprobs=True, top_logprobs=1))
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"regex": "a+"},
+        {"choice": ["a", "b"]},
+        {"grammar": 'start: "a"'},
+        {"typical_p": 0.5},
+        {"add_generation_prompt": False},
+    ],
+    ids=str,
+)
+def test_upstream_s_parameters_are_those_it_takes(
+    client: httpx.Client, field: dict[str, Any]
+) -> None:
+    """What is refused is not listed, neither by the command nor for the dashboard."""
+    refused = client.post("/api/v1/inference/text-generation", json=chat("far", **field))
+    listed = client.get("/api/v1/models/far").json()["supported_parameters"]
+    assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER", refused.text
+    assert "temperature" in listed
+    assert not field.keys() & listed.keys()

@@ -1,4 +1,4 @@
-"""Tiny text models that the paged cache cannot hold: recurrent ones, hybrids, attention sinks."""
+"""Tiny text models that the paged cache cannot hold: recurrent ones and hybrids."""
 
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,6 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_experts": 2,
         "num_experts_per_tok": 1,
         "use_mamba_kernels": False,
-    },
-    "gpt_oss": {
-        "num_local_experts": 2,
-        "num_experts_per_tok": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 48},
 }

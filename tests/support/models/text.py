@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -54,6 +55,17 @@ _CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
             "tie_word_embeddings": False,
             "attn_logit_softcapping": 2.0,
             "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gpt_oss": (
+        GptOssConfig,
+        {
+            **_SHAPE,
+            "sliding_window": SLIDING_WINDOW,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "tie_word_embeddings": False,
         },
     ),
     "gpt2": (

@@ -274,6 +274,15 @@ def test_wal_without_its_database_is_not_replayed_into_a_new_one(path: Path) -> 
     assert not path.exists()
 
 
+def test_copy_into_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fill(_: object) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        files.create(tmp_path / "copy.db", fill)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folder_that_is_missing_is_one_clear_message(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="No such file"):
         using(tmp_path / "missing" / "bitinglip.db", nothing)

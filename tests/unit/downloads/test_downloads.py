@@ -14,6 +14,7 @@ from bitinglip.downloads.download import Requester, Wanted, new_download
 from bitinglip.downloads.downloads import Downloads
 from bitinglip.downloads.hub import HubAccess
 from bitinglip.downloads.rows import DownloadRows
+from bitinglip.errors import Conflict
 from bitinglip.settings import Settings
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.store import ModelStore
@@ -103,6 +104,25 @@ def test_download_that_is_asked_for_while_it_ends_is_left_in_no_row_that_nothing
         kept = await rig.rows.find(asked.id)
         assert kept is not None
         assert kept.ended
+        await downloads.close()
+
+    using(tmp_path, act)
+
+
+def test_download_that_is_asked_for_while_it_is_taken_off_the_list_keeps_a_row(
+    tmp_path: Path,
+) -> None:
+    async def act(rig: Rig) -> None:
+        downloads = await rig.open()
+        asked = await downloads.ask(WANTED, REQUESTER, "low")
+        await downloads.cancel(asked.id)
+        again = asyncio.create_task(downloads.ask(WANTED, REQUESTER, "low"))
+        await asyncio.sleep(0)  # it holds the decision, and looks into the database
+        forgotten = asyncio.create_task(downloads.forget(asked.id))
+        assert (await again).id == asked.id
+        with pytest.raises(Conflict):
+            await forgotten
+        assert await rig.rows.find(asked.id) is not None
         await downloads.close()
 
     using(tmp_path, act)

@@ -12,7 +12,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.wait import eventually
 from workers.engines import upload
 from workers.engines.library_progress import placed_by_library
-from workers.engines.read_ahead import reading_ahead
+from workers.engines.read_ahead import reading_ahead, room
 from workers.engines.text.engine import TextEngine
 from workers.engines.upload import Upload
 from workers.engines.weight_files import tensor_bytes
@@ -51,6 +51,18 @@ def test_reading_ahead_tells_of_every_byte(tmp_path: Path) -> None:
     with reading_ahead([files[0], tmp_path / "missing", files[1]], read.append):
         eventually(lambda: sum(read) == 70_000_001)
     assert len(read) == 4
+
+
+def test_reading_ahead_waits_where_ram_is_short(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(bytes(80_000_000))
+    read: list[int] = []
+    allowed = 1
+    with reading_ahead([file], read.append, lambda: len(read) < allowed):
+        eventually(lambda: len(read) == 1)
+        allowed = 9
+        eventually(lambda: sum(read) == 80_000_000)
+    assert room() > 100_000_000
 
 
 def test_reading_ahead_ends_with_the_load(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_picture_of_countless_segments_is_refused_after_a_thousand(data: bytes) 
         PNG,
         PNG + IHDR,
         PNG + chunk(b"IDAT"),
+        PNG + IHDR + IHDR + chunk(b"IDAT"),
         PNG + chunk(b"IHDR", bytes(13)) + chunk(b"IDAT"),
         PNG + struct.pack(">I", 2**32 - 1) + b"IHDR",
         b"\xff\xd8",

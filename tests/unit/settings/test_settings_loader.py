@@ -83,6 +83,20 @@ def test_settings_of_models_by_name() -> None:
     assert (slashed.preload, slashed.max_batch, slashed.fake.faults) == (True, 3, True)
 
 
+def test_upstream_of_a_model_is_its_engine_only_where_servers_are_named() -> None:
+    url = "http://10.0.0.5:8000/v1"
+    for text in (url, f"{{url: {url}}}", f"{{url: [{url}]}}"):
+        own = load(f"models:\n  far: {{engine: null, device: null, upstream: {text}}}\n").model(
+            "far"
+        )
+        assert (own.engine, own.device, own.upstream.url) == ("upstream", "cpu", [url])
+    unnamed = load("models:\n  here: {upstream: {url: [], read_timeout: 600}}\n").model("here")
+    assert (unnamed.engine, unnamed.device) == (None, None)
+    both = problems(f"models:\n  far: {{engine: text, upstream: {url}}}\n")
+    assert "engine must be left out" in "\n".join(both)
+    assert "upstream.url is missing" in "\n".join(problems("models: {far: {engine: upstream}}"))
+
+
 def test_settings_of_models_without_any_are_made_once() -> None:
     settings = load("models:\n  one:\n    pin: true\n")
     assert settings.model("two") is settings.model("three") is not settings.model("one")

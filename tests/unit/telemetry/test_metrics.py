@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from bitinglip.guard.watch import Watch
 from bitinglip.settings import Settings
@@ -19,6 +20,7 @@ from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.tally import Tally
 from scripts.reference.metrics import every_metric
 
 
@@ -81,6 +83,15 @@ def test_metrics_have_a_bounded_number_of_model_labels() -> None:
         finish(metrics, model=f"m{number}")
     shown = text(metrics)
     assert 'inference_requests_total{model="_other",type="text"} 50.0' in shown
+
+
+@pytest.mark.parametrize("labels", [("model",), ("model", "reason")])
+def test_tally_bounds_its_series_by_itself(labels: tuple[str, ...]) -> None:
+    tally = Tally("t_total", "Text", labels, CollectorRegistry(), most=4)
+    for number in range(50):
+        tally.add((f"m{number}", "lost")[: len(labels)])
+    assert len(tally.counts()) == 5
+    assert tally.counts()[("_other", "lost")[: len(labels)]] == 46
 
 
 def test_metrics_have_live_gauges() -> None:

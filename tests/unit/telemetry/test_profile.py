@@ -46,7 +46,7 @@ def test_profile_of_speedscope_has_one_profile_for_each_thread() -> None:
     names = [each["name"] for each in shown["shared"]["frames"]]
     main = shown["profiles"][1]
     assert [[names[each] for each in stack] for stack in main["samples"]] == [["a", "b"], ["a"]]
-    assert main["endValue"] == sum(main["weights"])
+    assert main["endValue"] == sum(main["weights"]) == pytest.approx(1.0)
     assert taken.folded().splitlines() == ["other;c 3", "main;a;b 2", "main;a 1"]
 
 

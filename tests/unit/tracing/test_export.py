@@ -15,6 +15,8 @@ from bitinglip.tracing import export
 from bitinglip.tracing.tracer import Tracer
 from tests.support.wait import eventually
 
+ASKED = {b"traceparent": b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"}
+
 
 class Stuck(SpanExporter):
     """Takes one batch and waits, as a collector that accepts and never answers."""
@@ -52,7 +54,7 @@ def test_spans_beyond_the_queue_are_dropped_and_counted(
     for _ in range(export.MOST_WAITING + 3000):
         span = tracer.begin("/v1/models", {})
         assert span is not None
-        span.end(method="GET", route="/v1/models", status=200, request_id="req-1")
+        span.end(method="GET", route="/v1/models", status=200, request_id="req-1", stranger=False)
     assert stuck.entered.wait(30)
     assert counts.waiting <= export.MOST_WAITING
     assert counts.overflowed >= 3000 - export._BATCH
@@ -78,6 +80,19 @@ def test_spans_are_made_for_the_share_of_requests_that_the_settings_ask_for(
 ) -> None:
     never = Tracer(Tracing(sample_ratio=0), counts, stuck)
     assert all(never.begin("/v1/models", {}) is None for _ in range(1000))
-    sent = {b"traceparent": b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"}
-    assert never.begin("/v1/models", sent) is not None
+    assert never.begin("/v1/models", ASKED) is not None
     never.stop()
+
+
+@pytest.mark.parametrize(("ratio", "path"), [(0, "/v1/models"), (1, "/livez")])
+def test_span_that_a_stranger_asks_for_is_not_sent(
+    stuck: Stuck, counts: SpanCounts, ratio: float, path: str
+) -> None:
+    tracer = Tracer(Tracing(sample_ratio=ratio), counts, stuck)
+    for stranger in (True, False):
+        span = tracer.begin(path, ASKED)
+        assert span is not None
+        span.end(method="GET", route=path, status=401, request_id="req-1", stranger=stranger)
+        assert counts.ended == (0 if stranger else 1)
+    stuck.ended.set()
+    tracer.stop()

@@ -58,6 +58,10 @@ def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
     assert choice.tool_calls == (ToolCall(id="c", name="look", arguments='{"a": 1}'),)
 
 
+def _call(**function: Any) -> dict[str, Any]:
+    return {"index": 0, "id": "c", "function": {"name": "look", **function}}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -67,7 +71,11 @@ def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
         {"choices": 5},
         {"choices": [5]},
         {"choices": [{"index": 9, "delta": {"content": "a"}}]},
+        {"choices": [{"index": -1, "delta": {"content": "a"}}]},
         {"choices": [{"delta": {"content": 5}}]},
+        {"choices": [{"index": True, "delta": {"content": "a"}}]},
+        {"choices": [{"delta": {"tool_calls": [_call(arguments={"a": 1})]}}]},
+        {"choices": [{"delta": {"tool_calls": [_call(), {"index": -1}]}}]},
         {"choices": [{"delta": {"tool_calls": [{"index": 3}]}}]},
         {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "a"}}]}}]},
     ],
@@ -82,3 +90,13 @@ def test_answer_that_ends_early_is_no_answer() -> None:
     reader.take(chunk(content="a"))
     with pytest.raises(BadAnswer, match="before its end"):
         reader.done()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answer_without_an_end_is_given_up(stream: bool) -> None:
+    reader = AnswerReader(job(stream=stream))
+    piece = chunk(content="a" * (1 << 20))
+    for _ in range(15):
+        reader.take(piece)
+    with pytest.raises(BadAnswer, match="longer"):
+        reader.take(piece)

@@ -3,7 +3,7 @@
 import pytest
 
 from bitinglip.settings.models import Balancing
-from bitinglip.upstreams.servers import Servers
+from bitinglip.upstreams.servers import Server, Servers
 from workers.protocol import ChatMessage, Sampling, TextJob
 
 URLS = [f"http://s{number}/v1" for number in range(4)]
@@ -23,12 +23,28 @@ def made(clock: list[float], balancing: Balancing = "least_work") -> Servers:
     return Servers(URLS, balancing, lambda: clock[0])
 
 
+def take_turn(servers: Servers) -> Server:
+    server = servers.order(job())[0]
+    servers.took(server)
+    server.running -= 1
+    return server
+
+
 @pytest.mark.parametrize("balancing", ["least_work", "round_robin"])
 def test_servers_take_turns(clock: list[float], balancing: Balancing) -> None:
     servers = made(clock, balancing)
-    for _ in range(8):
-        servers.order(job())[0].taken += 1
-    assert [each.taken for each in servers.all] == [2, 2, 2, 2]
+    asked = [take_turn(servers) for _ in range(8)]
+    assert asked == [*servers.all] * 2
+
+
+def test_server_that_comes_back_gets_no_more_than_its_turns(clock: list[float]) -> None:
+    servers = made(clock, "round_robin")
+    back = servers.all[0]
+    servers.failed(back)
+    for _ in range(30):
+        assert take_turn(servers) is not back
+    servers.answered(back)
+    assert [take_turn(servers) for _ in range(8)].count(back) == 2
 
 
 def test_server_that_does_least_is_asked_first(clock: list[float]) -> None:
@@ -59,10 +75,11 @@ def test_server_that_failed_is_tried_last_and_later_again(clock: list[float]) ->
         while bad.failures < failures:
             servers.failed(bad)
         assert servers.order(job())[-1] is bad
-        assert bad not in servers.due()
+        assert bad not in servers.take_due()
         assert bad.again_at - clock[0] == pause
         clock[0] = bad.again_at
-        assert bad in servers.due()
+        assert bad in servers.take_due()
+        assert bad not in servers.take_due()  # one is enough
     servers.answered(bad)
     assert bad.is_well
-    assert not servers.due()
+    assert not servers.take_due()

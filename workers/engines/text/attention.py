@@ -1,11 +1,14 @@
 """Computes attention over the paged cache, for decode rows and pieces of prompts in one step."""
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from workers.engines.text.batch import Batch, DecodeGroup, PagedRows, PromptPiece
 from workers.engines.text.cache import PagedCache
+from workers.engines.text.ragged import attend_ragged
 
 
 def attend(
@@ -16,16 +19,29 @@ def attend(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute the attention of each token; the keys and values are in the cache already.
 
-    query: [tokens, heads, key_dim] -> [tokens, heads * value_dim]
+    query: [tokens, heads, key_dim]; sinks: [heads], a score of each head that no token has
+    -> [tokens, heads * value_dim]
     """
-    parts = [_decode(query, cache, layer, group, scaling, softcap) for group in batch.decodes]
+    how = _How(scaling, softcap, sinks)
+    parts = [_decode(query, cache, layer, group, how) for group in batch.decodes]
     if batch.paged is not None:
-        parts.append(_decode_in_place(query, cache, layer, batch.paged, scaling, softcap))
-    parts += [_prefill(query, cache, layer, piece, scaling, softcap) for piece in batch.prompts]
+        parts.append(_decode_in_place(query, cache, layer, batch.paged, how))
+    if batch.ragged is not None:
+        shape = cache.shapes[layer]
+        parts.append(attend_ragged(query, cache.pages[layer], shape, batch.ragged, scaling))
+    parts += [_prefill(query, cache, layer, piece, how) for piece in batch.prompts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(slots=True, frozen=True)
+class _How:
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
 
 
 def _decode_in_place(
@@ -33,8 +49,7 @@ def _decode_in_place(
     cache: PagedCache,
     layer: int,
     rows: PagedRows,
-    scaling: float,
-    softcap: float | None,
+    how: _How,
 ) -> Tensor:
     # Here, since Triton is not on every machine and takes a second to import.
     from workers.engines.text.kernels.paged_decode import paged_decode
@@ -50,8 +65,9 @@ def _decode_in_place(
         kv_heads=shape.kv_heads,
         value_dim=shape.value_dim,
         window=shape.window,
-        scaling=scaling,
-        softcap=softcap,
+        scaling=how.scaling,
+        softcap=how.softcap,
+        sinks=how.sinks,
     )
 
 
@@ -60,8 +76,7 @@ def _decode(
     cache: PagedCache,
     layer: int,
     group: DecodeGroup,
-    scaling: float,
-    softcap: float | None,
+    how: _How,
 ) -> Tensor:
     rows = group.table.sequences
     each = (group.end - group.start) // rows  # tokens of a row
@@ -74,7 +89,9 @@ def _decode(
     mask = group.masks[shape.window]
     if each > 1 and mask is not None:
         mask = mask.repeat_interleave(by_token.shape[3], dim=2)
-    seen = _attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), mask, scaling, softcap)
+    if how.sinks is not None:  # of each of those, [kv_heads, each * group, 1]
+        how = replace(how, sinks=how.sinks.view(shape.kv_heads, -1, 1).repeat(1, each, 1))
+    seen = _attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), mask, how)
     if each > 1:
         seen = seen.reshape(rows, shape.kv_heads, each, -1, shape.value_dim).transpose(1, 2)
     return seen.reshape(rows * each, -1)
@@ -85,21 +102,21 @@ def _prefill(
     cache: PagedCache,
     layer: int,
     piece: PromptPiece,
-    scaling: float,
-    softcap: float | None,
+    how: _How,
 ) -> Tensor:
     rows = piece.end - piece.start
     shape = cache.shapes[layer]
     keys, values = cache.read(layer, piece.table)  # [1, tokens, kv_heads, dim]
     grouped = query[piece.start : piece.end].view(rows, shape.kv_heads, -1, shape.key_dim)
     grouped = grouped.permute(1, 2, 0, 3)  # [kv_heads, group, rows, dim]
+    if how.sinks is not None:  # one of each head: [kv_heads, group, 1, 1]
+        how = replace(how, sinks=how.sinks.view(shape.kv_heads, -1, 1, 1))
     seen = _attention(
         grouped,
         _share(keys[0, : piece.length], grouped.shape[1]),
         _share(values[0, : piece.length], grouped.shape[1]),
         piece.masks[shape.window],
-        scaling,
-        softcap,
+        how,
     )
     return seen.permute(2, 0, 1, 3).reshape(rows, -1)
 
@@ -109,37 +126,34 @@ def _share(rows: Tensor, group: int) -> Tensor:
     return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:
     """Compute attention; the mask is added to the scores, None is causal from the first token."""
-    if softcap is not None:
-        return _softcapped(query, key, value, mask, scaling, softcap)
+    if how.softcap is not None or how.sinks is not None:
+        return _written_out(query, key, value, mask, how)
     if mask is not None and mask.dim() == 2:
         mask = mask[None, None]
     return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=how.scaling
     )
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, cap: float
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How
 ) -> Tensor:
-    """Compute attention with scores squeezed into (-cap, cap), as Gemma 2 does.
+    """Compute attention with scores squeezed into (-cap, cap), as Gemma 2 does, or with sinks.
 
-    No fused kernel knows this.
+    No fused kernel knows these. A sink takes part in the sum of the weights, and has no value.
     """
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    scores = torch.tanh(scores / cap) * cap
+    scores = torch.matmul(query, key.transpose(-1, -2)) * how.scaling
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
     if mask is None:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
         scores = scores.masked_fill(hidden, float("-inf"))
     else:
         scores = scores + mask
+    if how.sinks is not None:
+        sinks = how.sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), dim=-1)
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value)
+    return torch.matmul(weights[..., : key.shape[-2]], value)

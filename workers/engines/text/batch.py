@@ -10,6 +10,7 @@ from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.plan import Sequence as Text
+from workers.engines.text.ragged import RaggedPrompts
 from workers.engines.text.sampling_params import upload
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
@@ -77,6 +78,7 @@ class Batch:
     sampled: Tensor | None
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
     paged: PagedRows | None = None  #: in place of ``decodes``
+    ragged: RaggedPrompts | None = None  #: in place of ``prompts``
     #: [chunks of ``order``] bool, those that are computed from no token; None: there is none
     void: Tensor | None = None
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
@@ -90,6 +92,7 @@ class Batch:
                 self,
                 slots=self.slots.to(device),
                 paged=self.paged and self.paged.to(device),
+                ragged=self.ragged and self.ragged.to(device),
                 decodes=[
                     replace(each, table=each.table.to(device), masks=_moved(each.masks, device))
                     for each in self.decodes
@@ -113,9 +116,12 @@ class BatchBuilder:
         dtype: torch.dtype,
         device: torch.device,
         in_place: bool = False,
+        ragged: bool = False,
     ) -> None:
-        """``in_place``: a kernel reads the cache of decode rows where it lies."""
+        """``in_place``: a kernel reads the cache of decode rows where it lies. ``ragged``: one call
+        computes all pieces of prompts."""
         self._in_place = in_place
+        self._ragged = ragged
         self._block_size = block_size
         self._windows = tuple(windows)
         self._dtype = dtype
@@ -151,7 +157,8 @@ class BatchBuilder:
             slots=sent["slots"],
             decodes=[] if self._in_place else self._groups(decodes, sent["positions"][:decoded]),
             paged=self._paged(decodes) if self._in_place and decodes else None,
-            prompts=self._pieces(decoded, plan.prefills),
+            prompts=[] if self._ragged else self._pieces(decoded, plan.prefills),
+            ragged=self._ragged_prompts(decoded, plan.prefills),
             sampled=sent["sampled"] if plan.prefills else None,
             order=order,
             void=None if carry is None else fill_in(sent["ids"], carry, sent, len(order)),
@@ -160,12 +167,14 @@ class BatchBuilder:
     def _add_tokens(
         self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
     ) -> None:
-        size = self._block_size
-        blocks = chunk.sequence.blocks
         ids += chunk.tokens or [0]  # only the device knows it yet
-        places = range(chunk.start, chunk.end)
-        positions += places
-        slots += [blocks[place // size] * size + place % size for place in places]
+        positions += range(chunk.start, chunk.end)
+        slots += self._slots(chunk, chunk.start)
+
+    def _slots(self, chunk: Chunk, first: int) -> list[int]:
+        """Return where the tokens of a chunk's sequence are in the cache, up to the chunk's end."""
+        size, blocks = self._block_size, chunk.sequence.blocks
+        return [blocks[place // size] * size + place % size for place in range(first, chunk.end)]
 
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
         """Return the rows' blocks and lengths, a row for each token."""
@@ -225,6 +234,13 @@ class BatchBuilder:
             pieces.append(PromptPiece(start, end, chunk.end, table, masks))
             start = end
         return pieces
+
+    def _ragged_prompts(self, start: int, chunks: Sequence[Chunk]) -> RaggedPrompts | None:
+        if not self._ragged or not chunks:
+            return None
+        slots = [slot for chunk in chunks for slot in self._slots(chunk, 0)]
+        pieces = [(chunk.end - chunk.start, chunk.end) for chunk in chunks]
+        return RaggedPrompts.of(start, pieces, slots, self._device)
 
     def _piece_mask(self, chunk: Chunk, window: int | None) -> Tensor | None:
         if chunk.start == 0 and (window is None or window >= chunk.end):

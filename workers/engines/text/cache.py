@@ -75,7 +75,7 @@ class PagedCache:
         eight_bits: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
-        self._dtype = dtype
+        self.dtype = dtype  #: of the computation
         self.eight_bits = eight_bits
         stored = torch.uint8 if eight_bits else dtype
         self.block_size = block_size
@@ -88,6 +88,33 @@ class PagedCache:
         self._by_block = [page.view(count, -1) for page in self.pages]
         self._workspaces: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._shares = True  #: reads use the workspaces
+        self.block_bytes = block_bytes(shapes, block_size, dtype, eight_bits=eight_bits)
+        #: of a block's numbers: what it holds means the same only where this is the same
+        self.layout = repr(
+            (stored, block_size, [(s.kv_heads, s.key_dim, s.value_dim) for s in shapes])
+        )
+
+    def copy_out(self, blocks: Sequence[int]) -> Tensor:
+        """Return what blocks hold, layer after layer; a copy.
+
+        -> [blocks, block_bytes] uint8, on the layers' device, or on the CPU if they have several
+        """
+        at = self._places(blocks)
+        parts = [page.index_select(0, at[page.device]).view(torch.uint8) for page in self._by_block]
+        if len({part.device for part in parts}) > 1:
+            parts = [part.cpu() for part in parts]
+        return torch.cat(parts, dim=1)
+
+    def copy_in(self, blocks: Sequence[int], contents: Tensor) -> None:
+        """Write what blocks are to hold; contents: as ``copy_out`` gives it, on any device."""
+        at = self._places(blocks)
+        there = {device: contents.to(device) for device in at}  # at once: a card is waited for
+        start = 0
+        for page in self._by_block:
+            end = start + page.shape[1] * page.element_size()
+            rows = there[page.device][:, start:end].view(page.dtype)
+            page.index_copy_(0, at[page.device], rows)
+            start = end
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Write rows [tokens, width] to slots [tokens] of the cache."""
@@ -112,7 +139,7 @@ class PagedCache:
         else:
             rows = self._gather(self._by_block[layer], table.blocks)
         if self.eight_bits:
-            rows = float8.widen(rows, self._workspace(rows.device, self._dtype, rows.shape))
+            rows = float8.widen(rows, self._workspace(rows.device, self.dtype, rows.shape))
         rows = rows.view(sequences, -1, shape.width)
         split = shape.kv_heads * shape.key_dim
         heads = (sequences, rows.shape[1], shape.kv_heads)
@@ -160,9 +187,14 @@ class PagedCache:
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
-        index = torch.tensor(blocks)
+        at = self._places(blocks)
         for page in self._by_block:
-            page.index_fill_(0, index.to(page.device), 0)
+            page.index_fill_(0, at[page.device], 0)
+
+    def _places(self, blocks: Sequence[int]) -> dict[torch.device, Tensor]:
+        """Return the numbers of blocks on each device, without a wait for what is queued there."""
+        devices = {page.device for page in self.pages}
+        return {device: upload(device, ints={"blocks": blocks})["blocks"] for device in devices}
 
 
 def block_bytes(

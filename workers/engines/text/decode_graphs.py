@@ -138,6 +138,7 @@ class DecodeGraphs:
         self._numbers[:, :rows].copy_(sent["numbers"].view(4, rows))
         if places:
             self._table.view(-1).index_copy_(0, sent["places"], sent["values"].int())
+        self._seats.wrote(order)  # not before: memory may run out on the way
         return None if carry is None else fill_in(self._numbers[0], carry, sent, len(order))
 
     def _step(self, rows: int, length: int) -> Tensor:
@@ -149,6 +150,7 @@ class DecodeGraphs:
         if self._in_place:
             paged = PagedRows(rows, table, lengths.int(), length)
         else:
+            places = positions.view(-1, 1, 1, 1)
             keys = torch.arange(blocks * self._cache.block_size, device=self._device)
             groups.append(
                 DecodeGroup(
@@ -156,7 +158,7 @@ class DecodeGraphs:
                     rows,
                     BlockTable(rows, table.reshape(-1), None),
                     {
-                        window: mask_of(positions.view(-1, 1, 1, 1), keys, window, self._dtype)
+                        window: mask_of(places, keys, window, self._cache.dtype)
                         for window in self._windows
                     },
                 )
@@ -164,10 +166,6 @@ class DecodeGraphs:
         batch = Batch(ids, positions, slots, groups, [], None, [], paged)
         with self._cache.own_copies():  # what steps share may be freed, a graph's is its own
             return self._forward(batch, self._cache)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._cache.pages[0].dtype
 
     def _may_capture(self) -> bool:
         return not self._fails and len(self._captured) < _MOST_GRAPHS and has_room(self._device)

@@ -19,7 +19,6 @@ from workers.engines.text.cache import LayerShape, PagedCache
 _names = itertools.count()
 #: What attention layers pass that changes nothing for a decoder without dropout.
 _HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "is_causal"})
-_NAMES = {"s_aux": "sinks"}  #: what people call an argument of the library
 
 
 class Decoder(Protocol):
@@ -43,6 +42,7 @@ class LibraryDecoder:
         self._model = model
         self._name = f"bitinglip_{next(_names)}"
         self._layer: Callable[..., Tensor] | None = None
+        self.plain = True  #: neither soft caps nor sinks, as far as ``probe`` has seen
         self._own = model.config._attn_implementation
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         AttentionInterface.register(self._name, self._attention)
@@ -64,6 +64,7 @@ class LibraryDecoder:
             if layer in found:
                 raise Unsupported("layers share an attention module")
             window = how["window"]
+            self.plain &= how["softcap"] is None and how["sinks"] is None
             found[layer] = LayerShape(
                 key.shape[1], key.shape[2], value.shape[2], window, query.device
             )
@@ -84,12 +85,13 @@ class LibraryDecoder:
             *,
             scaling: float,
             softcap: float | None,
+            sinks: Tensor | None,
             window: int | None,  # noqa: ARG001  the cache's shapes hold it since the probe
         ) -> Tensor:
             here = batch.on(query.device)
             rows = torch.cat((key.flatten(1), value.flatten(1)), dim=1)  # [tokens, width]
             cache.write(index, here.slots, rows)
-            return attend(query, cache, index, here, scaling=scaling, softcap=softcap)
+            return attend(query, cache, index, here, scaling=scaling, softcap=softcap, sinks=sinks)
 
         logits = self._run(batch.ids, batch.positions, batch.sampled, layer)
         return logits.to(batch.ids.device)
@@ -128,11 +130,12 @@ class LibraryDecoder:
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: Tensor | None = None,  # the library's name of sinks, [heads]
         **others: Any,
     ) -> tuple[Tensor, None]:
         for name, setting in others.items():
             if setting is not None and setting is not False and name not in _HARMLESS:
-                raise Unsupported(f"its attention has {_NAMES.get(name, name)}")
+                raise Unsupported(f"its attention has {name}")
         if not getattr(module, "is_causal", True):
             raise Unsupported("it looks at later tokens")
         if self._layer is None:
@@ -144,6 +147,7 @@ class LibraryDecoder:
             value[0].transpose(0, 1),
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             softcap=softcap,
+            sinks=s_aux,
             window=sliding_window,
         )
         return seen.view(1, query.shape[2], query.shape[1], -1), None  # [1, tokens, heads, dim]

@@ -24,6 +24,7 @@ from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.pipeline import Pipeline
 from workers.engines.text.plan import Chunk, Sequence
+from workers.engines.text.prefix_ram import open_prefix_ram
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
@@ -97,8 +98,9 @@ class TextEngine:
         wanted = options.response_template
         chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
-        overlaps = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
-        overlaps = overlaps and self._speculation is None  # drafts follow tokens that are known
+        overlaps = _overlaps(options, why, device)
+        kept = open_prefix_ram(spec, self._runner.cache, why)
+        self._allocator = BlockAllocator(self._runner.blocks, self._block_size, kept)
         self._set_up(loaded, rows, overlaps=overlaps)
         self._preprocessor = Preprocessor(
             tokenizer,
@@ -123,7 +125,6 @@ class TextEngine:
         self._loaded = loaded
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
-        self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=tokens)
         self._pipeline = Pipeline(
@@ -132,7 +133,7 @@ class TextEngine:
             self._scheduler,
             self._allocator,
             device=loaded.device,
-            overlaps=overlaps and self._runner.overlaps,
+            overlaps=overlaps,
             take=self._take,
             fail=self._fail,
         )
@@ -333,5 +334,20 @@ class TextEngine:
         self._generations.clear()
         if hasattr(self, "_grammars"):
             self._grammars.close()
-        if hasattr(self, "_runner"):
+        if hasattr(self, "_allocator"):  # and with it all that was set up before
+            self._allocator.leave()
             self._runner.close()
+
+
+def _overlaps(options: TextOptions, sequential: str | None, device: str) -> bool:
+    """Return whether steps overlap; ``sequential``: why sequences are computed one by one.
+
+    Raises Refused where they cannot, though the options say that they do.
+    """
+    lack = None if sequential is None else f"is not for this model: {sequential}"
+    if options.speculation != "off":
+        lack = "is not for text.speculation: drafts follow tokens that are known"
+    if options.overlap == "on" and lack is not None:
+        raise torch_env.load_failed(f"text.overlap is on, which {lack}.")
+    wanted = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
+    return wanted and lack is None

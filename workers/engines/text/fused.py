@@ -174,6 +174,7 @@ def move(
     leave gaps there that are too small for the next joined ones. ``placed`` gets the bytes of each
     tensor that was copied.
     """
+    device = torch.empty(0, device=device).device  # "cuda" differs from the "cuda:0" of tensors
     upload = Upload(device)
 
     def put(source: Tensor, out: Tensor) -> None:

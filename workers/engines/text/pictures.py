@@ -18,7 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from workers.engines import torch_env
 from workers.engines.base import Refused, reason
 from workers.engines.torch_env import load_failed
-from workers.protocol import ChatMessage
+from workers.protocol import ChatMessage, Picture
 from workers.protocol.bounds import MOST_PICTURE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -63,7 +63,7 @@ class PictureReader:
         ``encode`` returns the ids of a text with marks.
         """
         try:
-            images = [decoded(each.source) for one in messages for each in one.pictures]
+            images = [decoded(each) for one in messages for each in one.pictures]
             return self._read(prompt, images, encode)
         except Refused:
             raise
@@ -156,15 +156,18 @@ def _placeholder(processor: Any) -> str | None:
     return getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
 
 
-def decoded(path: str) -> Any:
+def decoded(picture: Picture) -> Any:
     """Decode a file as the library does, its first frame. Raises Refused.
 
-    Its size is checked before it is decoded. What a decoder says is told to nobody.
+    Its size is checked before it is decoded: it is the one that the gateway has read and bounded,
+    with those of the request's other pictures. What a decoder says is told to nobody.
     """
     try:
-        with Image.open(Path(path), formats=_FORMATS) as found:
+        with Image.open(Path(picture.source), formats=_FORMATS) as found:
             if found.width * found.height > MOST_PICTURE_PIXELS:
                 raise _bad("is too large")
+            if picture.width and found.size != (picture.width, picture.height):
+                raise _bad("has another size than its header says")
             found.load()
             return ImageOps.exif_transpose(found).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 
-_DIGEST_BYTES = 16
+KEY_BYTES = 16
 
 
 class PrefixKeys:
@@ -16,6 +16,7 @@ class PrefixKeys:
     """
 
     def __init__(self, scope: str, block_size: int) -> None:
+        self.scope = scope
         self._block_size = block_size
         self._keys: list[bytes] = []
         self._last = _digest(scope.encode())
@@ -33,4 +34,4 @@ class PrefixKeys:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()

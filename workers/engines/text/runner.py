@@ -10,6 +10,7 @@ from torch import Tensor
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Capture
 from workers.engines.eight_bit_linear import take_over
+from workers.engines.text import ragged
 from workers.engines.text.batch import BatchBuilder, Carry
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
@@ -28,7 +29,6 @@ class Runner:
     """Computes plans for all rows together. Owns the weights and the paged cache."""
 
     shares_blocks = True  #: sequences read the same blocks where they begin alike
-    overlaps = True  #: a step takes tokens that only the device knows
 
     def __init__(
         self,
@@ -41,7 +41,8 @@ class Runner:
     ) -> None:
         """Set up the cache and check the model.
 
-        ``in_place``: a kernel reads the cache of single tokens where it lies. ``capture``: steps of
+        ``in_place``: a kernel reads the cache of single tokens where it lies, and one call computes
+        all pieces of prompts, where torch has it. ``capture``: steps of
         single tokens are computed as graphs, captured when they are first needed, or
         ``captures_all`` of them now.
 
@@ -77,6 +78,10 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
             in_place=in_place,
+            ragged=in_place
+            and library.plain
+            and not cache_plan.eight_bits
+            and ragged.usable(shapes, loaded.dtype),
         )
         same, used = check.passes(
             self.run,
@@ -115,6 +120,10 @@ class Runner:
     def graphs(self) -> int:
         """Count the graphs that were captured."""
         return 0 if self._graphs is None else self._graphs.captured
+
+    @property
+    def cache(self) -> PagedCache:
+        return self._cache
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:

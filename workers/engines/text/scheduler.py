@@ -250,6 +250,7 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             self._enter(sequence, shared)
+            self._restore(sequence)
             chunk = self._prefill(sequence, budget)
             if chunk:
                 budget -= chunk.end - chunk.start
@@ -305,7 +306,7 @@ class Scheduler:
         first = sequence.published
         keys = sequence.keys.of(sequence.tokens, first, full)
         for block, key in zip(sequence.blocks[first:full], keys, strict=True):
-            self._allocator.publish(block, key)
+            self._allocator.publish(block, key, sequence.keys.scope)
         sequence.published = full
 
     def _enter(self, sequence: Sequence, shared: list[int]) -> None:
@@ -320,6 +321,21 @@ class Scheduler:
         self._rows[sequence.id] += 1
         if sequence.holders is not None:
             sequence.holders.append(sequence)
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Bring back the next blocks of a sequence's beginning that have left the cache."""
+        if sequence.keys is None or sequence.scores:
+            return
+        size, first = self._allocator.block_size, len(sequence.blocks)
+        full = (len(sequence.tokens) - 1) // size
+        blocks = self._allocator.bring_back(sequence.keys.of(sequence.tokens, first, full))
+        if not blocks:
+            return
+        sequence.blocks += blocks
+        sequence.computed += len(blocks) * size
+        self._publish(sequence, sequence.computed)
+        if not sequence.started:
+            sequence.cached = sequence.computed
 
     def _leave(self, sequence: Sequence) -> list[int]:
         """Make a sequence run no more; return the blocks that it held."""

@@ -45,5 +45,9 @@ class Seats:
             first = row * self._width + start
             places += range(first, first + len(new))
             values += new
-            self._written[row] = blocks, len(blocks)
         return places, values
+
+    def wrote(self, order: Rows[Chunk]) -> None:
+        """Note that the table holds the blocks of chunks now."""
+        for row, chunk in enumerate(order):
+            self._written[row] = chunk.sequence.blocks, len(chunk.sequence.blocks)

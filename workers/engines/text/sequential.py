@@ -42,7 +42,7 @@ class SequentialRunner:
     """Computes plans as ``runner.Runner`` does. Owns the weights and the sequences' caches."""
 
     shares_blocks = False  #: a cache belongs to one sequence
-    overlaps = False  #: what it computes, it computes from tokens that are known
+    cache = None  #: of blocks
 
     def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
         """Raises Refused if the model returns no cache, or its cache is beyond the budget."""

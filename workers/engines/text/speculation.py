@@ -20,9 +20,9 @@ from workers.protocol import TextOptions
 #: as long as reading the weights does.
 CHEAP_TOKENS = {"cpu": 16, "cuda": 64}
 
-_START = 6.0  #: drafted tokens that a text may have wrong before one was right
+_START = 4.0  #: drafted tokens that a text may have wrong before one was right
 _MOST_CREDIT = 24.0
-_EACH_TOKEN = 1 / 12  #: that each token of the text adds: so unlucky texts are a percent slower
+_EACH_TOKEN = 1 / 24  #: that each token of the text adds: so unlucky texts are a percent slower
 _EACH_ACCEPTED = 2.0  #: that each draft that was right adds
 
 

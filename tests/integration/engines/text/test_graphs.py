@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from tests.integration.engines.text.test_overlap import mixed_jobs, told
@@ -16,7 +17,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import BLOCK_SIZE, done, job, load, run
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Replay
-from workers.engines.text import attention, runners
+from workers.engines.text import attention, decode_graphs, runners
 from workers.engines.text.batch import Batch, BatchBuilder, Carry, PagedRows
 from workers.engines.text.cache import PagedCache
 from workers.engines.text.engine import TextEngine
@@ -81,12 +82,17 @@ def test_graphs_change_no_answer(
     engine.close()
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
-def test_graphs_of_each_family_compute_as_plain_steps_do(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "kept"), [("qwen3", "auto"), ("gemma2", "auto"), ("gpt2", "auto"), ("llama", "fp8")]
+)
+def test_graphs_of_each_family_compute_as_plain_steps_do(
+    tmp_path: Path, family: str, kept: Any
+) -> None:
     folder = make_tiny_model(family, tmp_path)
     jobs = [job(str(n), "one two three " * (1 + 4 * n), max_tokens=20) for n in range(3)]
     texts = []
-    for options in (TextOptions(), TextOptions(graphs="warmup", overlap="on")):
+    plain = TextOptions(kv_cache_dtype=kept)
+    for options in (plain, replace(plain, graphs="warmup", overlap="on")):
         engine, _ = load(folder, max_batch=3, text=options)
         texts.append({name: end.text for name, end in run(engine, *jobs).items()})
         captured = runner_of(engine).graphs
@@ -135,7 +141,7 @@ def test_graphs_hold_what_a_plain_step_is_built_from(
 
 
 def attend_by_the_table(
-    query: Tensor, cache: PagedCache, layer: int, rows: PagedRows, scaling: float, _cap: None
+    query: Tensor, cache: PagedCache, layer: int, rows: PagedRows, how: Any
 ) -> Tensor:
     """Compute what the kernel does, by means that run everywhere."""
     shape = cache.shapes[layer]
@@ -147,7 +153,7 @@ def attend_by_the_table(
         keys = held[:, :split].view(-1, shape.kv_heads, shape.key_dim)
         values = held[:, split:].view(-1, shape.kv_heads, shape.value_dim)
         grouped = query[row].view(shape.kv_heads, -1, shape.key_dim)
-        weights = torch.einsum("hgd,thd->hgt", grouped, keys).mul(scaling).softmax(-1)
+        weights = torch.einsum("hgd,thd->hgt", grouped, keys).mul(how.scaling).softmax(-1)
         found.append(torch.einsum("hgt,thd->hgd", weights, values).reshape(-1))
     assert int(rows.lengths.max()) <= rows.longest
     return torch.stack(found)
@@ -156,7 +162,7 @@ def attend_by_the_table(
 def test_graphs_beside_the_kernel_give_it_the_rows_in_place(
     folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runners, "unusable", lambda *_: None)
+    monkeypatch.setattr(runners, "unusable", lambda *_, **__: None)
     monkeypatch.setattr(attention, "_decode_in_place", attend_by_the_table)
     options = TextOptions(attention="triton", graphs="lazy", overlap="on")
     engine, _ = load(folder, step_tokens=16, text=options)
@@ -165,6 +171,30 @@ def test_graphs_beside_the_kernel_give_it_the_rows_in_place(
         name: told(end) for name, end in alone.items()
     }
     assert runner_of(engine).graphs > 1
+    engine.close()
+
+
+def test_graphs_compute_a_step_again_that_ran_out_of_memory(
+    folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails after it was planned which rows get further blocks."""
+    send, failed = decode_graphs.upload, 0
+
+    def fails(device: torch.device, *, ints: Any) -> dict[str, Tensor]:
+        nonlocal failed
+        if len(ints["places"]) and len(ints["numbers"]) > 8:  # more than two rows
+            failed += 1
+            if failed % 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(device, ints=ints)
+
+    engine, _ = load(folder, step_tokens=16, text=TextOptions(graphs="lazy", overlap="on"))
+    monkeypatch.setattr(decode_graphs, "upload", fails)
+    ends = run(engine, *mixed_jobs())
+    assert {name: told(end) for name, end in ends.items()} == {
+        name: told(end) for name, end in alone.items()
+    }
+    assert failed > 4
     engine.close()
 
 

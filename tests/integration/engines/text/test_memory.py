@@ -112,6 +112,17 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
         assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_move_copies_nothing_that_is_there_already(models: dict[str, Path]) -> None:
+    """By another name of the device: the library puts weights on "cuda:0" where "cuda" is said."""
+    model = library_model(models["llama"])
+    move(model, CPU, JOINED)
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    copied: list[int] = []
+    move(model, torch.device("cpu", 0), JOINED, copied.append)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
+    assert not copied
+
+
 @pytest.mark.parametrize("family", FUSED)
 @torch.inference_mode()
 def test_joined_projections_compute_the_library_s_logits_bit_for_bit(

@@ -20,9 +20,9 @@ IN_PLACE = TextOptions(attention="triton")
 PROMPTS = ["Hello world, this prompt is longer than the sliding window.", "one two three"]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
 def test_paged_kernel_gives_the_library_s_tokens_and_logprobs(family: str, tmp_path: Path) -> None:
-    """One of them is fused, one has windows and soft caps."""
+    """One of them is fused, one has windows and soft caps, one has windows and sinks."""
     folder = make_tiny_model(family, tmp_path / family)
     engine, ready = load(folder, step_tokens=16, text=IN_PLACE)
     assert ready.sequential is None

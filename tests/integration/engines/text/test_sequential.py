@@ -24,7 +24,6 @@ PROMPTS = [
 
 _REASONS = dict.fromkeys(FAMILIES, " of its 4 layers are not plain attention") | {
     "falcon_h1": "it has layers of the type ",
-    "gpt_oss": "its attention has sinks",
 }
 
 

@@ -224,6 +224,14 @@ def test_speculation_is_refused_for_a_model_that_cannot_take_tokens_back(tmp_pat
     folder = make_sequential_model("lfm2", tmp_path / "lfm2")
     with pytest.raises(Refused, match=r"text\.speculation is lookup, which is not for this model"):
         load(folder, text=LOOKUP)
+    with pytest.raises(Refused, match=r"text\.overlap is on, which is not for this model"):
+        load(folder, text=TextOptions(overlap="on"))
+
+
+def test_speculation_is_refused_beside_steps_that_must_overlap(models: dict[str, Path]) -> None:
+    options = msgspec.structs.replace(LOOKUP, overlap="on")
+    with pytest.raises(Refused, match=r"text\.overlap is on, which is not for text\.speculation"):
+        load(models["llama"], text=options)
 
 
 def test_speculation_of_a_broken_draft_leaves_its_row_alone(

@@ -7,6 +7,7 @@ import pytest
 
 from bitinglip.scheduling.models.growth import RamGrowth
 from bitinglip.scheduling.models.state import Replica
+from workers.protocol import Load, TextOptions
 from workers.worker import Worker
 
 GB = 1_000_000_000
@@ -15,11 +16,14 @@ GB = 1_000_000_000
 @dataclass(eq=False)
 class Process:
     pid: int
+    spec: Load | None = None
 
 
-def replica(*, device: str = "GPU-aa", jobs: int = 10, in_flight: int = 0) -> Replica:
+def replica(
+    *, device: str = "GPU-aa", jobs: int = 10, in_flight: int = 0, spec: Load | None = None
+) -> Replica:
     made = Replica("m", 0, {device: GB}, 0.0, state="ready")
-    made.worker = cast("Worker", Process(pid=7))
+    made.worker = cast("Worker", Process(pid=7, spec=spec))
     made.ended_jobs, made.in_flight = jobs, in_flight
     return made
 
@@ -41,3 +45,10 @@ def test_growth_to_twice_what_the_first_jobs_took_replaces_a_worker(
 @pytest.mark.parametrize("facts", [{"device": "cpu"}, {"jobs": 9}, {"in_flight": 1}])
 def test_growth_on_the_processor_at_first_or_at_work_is_left_alone(facts: dict[str, Any]) -> None:
     assert not outgrown(replica(**facts), 3, 9)
+
+
+def test_growth_by_prefixes_in_ram_is_left_alone() -> None:
+    """They fill up as much as their setting allows, and no more."""
+    spec = Load(model="m", engine="text", path="", text=TextOptions(prefix_ram_bytes=9 * GB))
+    assert not outgrown(replica(spec=spec), 1, 11.9)
+    assert outgrown(replica(spec=spec), 1, 12.1)

@@ -60,6 +60,11 @@ def text(*shards: int) -> Manifest:
             CARD,
             RamNeed(PROCESS + GB),
         ),
+        (
+            text(20 * GB),
+            LoadConfig("cuda", prefix_ram_bytes=3 * GB),
+            RamNeed(PROCESS + 3 * GB + 2_048_000_000, 3 * GB),
+        ),
         (text(20 * GB), LoadConfig("cuda", claimed_bytes=7), RamNeed()),
         (IMAGE, LoadConfig("fake"), RamNeed()),
         (IMAGE, CARD, RamNeed(PROCESS + 2_048_000_000)),
@@ -127,3 +132,8 @@ def test_fit_says_what_must_leave_for_the_ram_of_a_load() -> None:
     assert answer.placement is not None
     assert answer.placement.devices == ("0",)
     assert answer.placement.evict == ("a",)
+
+
+def test_prefixes_in_ram_are_memory_of_a_model_on_the_processor() -> None:
+    plain, kept = LoadConfig("cpu"), LoadConfig("cpu", prefix_ram_bytes=3 * GB)
+    assert estimate(text(2 * GB), kept).total - estimate(text(2 * GB), plain).total == 3 * GB

@@ -3,6 +3,7 @@
 A step of few rows takes as long as it takes to read the weights: at 8 bits half the time.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,19 +25,20 @@ def eight_bit_product(x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     outs = stored.shape[0]
     y = x.new_empty(rows, outs)
     block_n = _FEWER_N if outs <= _FEW else _BLOCK_N
-    _product[(triton.cdiv(outs, block_n),)](
-        x.contiguous(),
-        stored,
-        scale,
-        y,
-        rows,
-        outs,
-        width,
-        MOST_ROWS,
-        block_n,
-        _BLOCK_K,
-        num_stages=4,
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current card, whatever it is given
+        _product[(triton.cdiv(outs, block_n),)](
+            x.contiguous(),
+            stored,
+            scale,
+            y,
+            rows,
+            outs,
+            width,
+            MOST_ROWS,
+            block_n,
+            _BLOCK_K,
+            num_stages=4,
+        )
     return y
 
 

@@ -30,12 +30,14 @@ def paged_decode(
     window: int | None,
     scaling: float,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute the attention of one token of each row.
 
     query: [rows, heads, key_dim]; pages: [positions, width], of each position all keys, then all
     values, in the query's format or float8; table: [rows, blocks] int32; lengths: [rows] int32,
-    with the token itself; ``longest`` is the largest of them. -> [rows, heads * value_dim]
+    with the token itself; ``longest`` is the largest of them; sinks: [heads].
+    -> [rows, heads * value_dim]
     """
     rows, heads, key_dim = query.shape
     if query.stride(1) != key_dim or query.stride(2) != 1:
@@ -46,49 +48,52 @@ def paged_decode(
     sums = query.new_empty(rows, kv_heads, grid, group, dtype=torch.float32)
     seen = query.new_empty(rows, heads * value_dim)
     values = _power_of_two(value_dim)
-    _attend_part[rows, kv_heads, grid](
-        query,
-        pages,
-        table,
-        lengths,
-        parts,
-        sums,
-        scaling,
-        softcap or 0.0,
-        query.stride(0),
-        block_size * pages.stride(0),
-        pages.stride(0),
-        kv_heads * key_dim,
-        table.stride(0),
-        KV_HEADS=kv_heads,
-        GROUP=group,
-        KEY_DIM=key_dim,
-        VALUE_DIM=value_dim,
-        BLOCK_SIZE=block_size,
-        WINDOW=window or 0,
-        SOFTCAP=softcap is not None,
-        SPLITS=_SPLITS,
-        GRID_SPLITS=grid,
-        CHUNK=_CHUNK,
-        BLOCK_N=_BLOCK_N,
-        BLOCK_G=_power_of_two(group),
-        KD=_power_of_two(key_dim),
-        VD=values,
-        num_warps=4,
-        num_stages=2,
-    )
-    _join_parts[rows, heads](
-        parts,
-        sums,
-        seen,
-        seen.stride(0),
-        HEADS=heads,
-        GROUP=group,
-        VALUE_DIM=value_dim,
-        GRID_SPLITS=grid,
-        VD=values,
-        num_warps=2,
-    )
+    with torch.cuda.device_of(query):  # Triton launches on the current card
+        _attend_part[rows, kv_heads, grid](
+            query,
+            pages,
+            table,
+            lengths,
+            parts,
+            sums,
+            scaling,
+            softcap or 0.0,
+            query.stride(0),
+            block_size * pages.stride(0),
+            pages.stride(0),
+            kv_heads * key_dim,
+            table.stride(0),
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            KEY_DIM=key_dim,
+            VALUE_DIM=value_dim,
+            BLOCK_SIZE=block_size,
+            WINDOW=window or 0,
+            SOFTCAP=softcap is not None,
+            SPLITS=_SPLITS,
+            GRID_SPLITS=grid,
+            CHUNK=_CHUNK,
+            BLOCK_N=_BLOCK_N,
+            BLOCK_G=_power_of_two(group),
+            KD=_power_of_two(key_dim),
+            VD=values,
+            num_warps=4,
+            num_stages=2,
+        )
+        _join_parts[rows, heads](
+            parts,
+            sums,
+            sums if sinks is None else sinks,
+            seen,
+            seen.stride(0),
+            SINKS=sinks is not None,
+            HEADS=heads,
+            GROUP=group,
+            VALUE_DIM=value_dim,
+            GRID_SPLITS=grid,
+            VD=values,
+            num_warps=2,
+        )
     return seen
 
 
@@ -194,8 +199,10 @@ def _attend_part(
 def _join_parts(
     parts_ptr,
     sums_ptr,
+    sinks_ptr,
     out_ptr,
     out_stride,
+    SINKS: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -204,7 +211,8 @@ def _join_parts(
 ):
     """Join the parts of a row's query head. The grid is (rows, heads).
 
-    An empty part adds an exact zero, so a larger grid changes nothing.
+    An empty part adds an exact zero, so a larger grid changes nothing. A sink adds to the sum of
+    the weights, and nothing to the values.
     """
     row, head = tl.program_id(0), tl.program_id(1)
     vd = tl.arange(0, VD)
@@ -212,8 +220,13 @@ def _join_parts(
     best = tl.full([1], float("-inf"), tl.float32)
     for part in range(GRID_SPLITS):
         best = tl.maximum(best, tl.load(sums_ptr + at + part * GROUP))
+    if SINKS:
+        sink = tl.load(sinks_ptr + head).to(tl.float32)
+        best = tl.maximum(best, sink)
     best = tl.where(best > float("-inf"), best, 0.0)  # a row of length 0 gives zeros
     total = tl.zeros([1], tl.float32)
+    if SINKS:
+        total += tl.exp(sink - best)
     seen = tl.zeros([VD], tl.float32)
     for part in range(GRID_SPLITS):
         weight = tl.exp(tl.load(sums_ptr + at + part * GROUP) - best)

@@ -47,6 +47,7 @@ class Case:
         softcap: float | None = None,
         rows: slice = slice(None),
         longest: int | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         from workers.engines.text.kernels.paged_decode import paged_decode
 
@@ -62,9 +63,15 @@ class Case:
             window=window,
             scaling=self.dim**-0.5,
             softcap=softcap,
+            sinks=sinks,
         )
 
-    def expected(self, window: int | None = None, softcap: float | None = None) -> Tensor:
+    def expected(
+        self,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         found = []
         for row, length in enumerate(self.lengths.tolist()):
             places = torch.arange(max(0, length - (window or length)), length)
@@ -75,7 +82,10 @@ class Case:
             scores = torch.einsum("hd,nhd->hn", self.query[row].float(), keys) * self.dim**-0.5
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            found.append(torch.einsum("hn,nhd->hd", scores.softmax(-1), values).flatten())
+            if sinks is not None:
+                scores = torch.cat((scores, sinks[:, None].float()), dim=1)
+            weights = scores.softmax(-1)[:, : len(places)]
+            found.append(torch.einsum("hn,nhd->hd", weights, values).flatten())
         return torch.stack(found)
 
 
@@ -91,6 +101,16 @@ def test_decode_attention_looks_back_as_far_as_its_window_and_caps_scores(
 ) -> None:
     case = Case([3, 270], heads=2, kv_heads=1, dim=32)
     assert (case.run(window, softcap) - case.expected(window, softcap)).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_decode_attention_has_sinks(window: int | None) -> None:
+    """Rows of one part and of several; a row without tokens has a sink only, which is no value."""
+    case = Case([0, 5, 530], heads=4, kv_heads=2, dim=16)
+    sinks = torch.tensor([-2.0, 0.0, 3.0, 40.0])
+    found = case.run(window, sinks=sinks)
+    assert (found[1:] - case.expected(window, sinks=sinks)[1:]).abs().max() < 5e-6
+    assert not found[0].any()
 
 
 def test_decode_attention_in_half_precision_is_near_the_formula() -> None:
