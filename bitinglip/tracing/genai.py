@@ -16,46 +16,24 @@ Value = str | bool | int | float | tuple[str, ...]
 PROVIDER: Final = "bitinglip"
 
 
-def operation(work: protocol.Job) -> str:
-    """Return the name of what a job does."""
-    match work:
-        case protocol.TextJob():
-            return "text_completion" if work.messages is None else "chat"
-        case protocol.EmbeddingJob():
-            return "embeddings" if work.query is None else "rerank"
-        case protocol.ImageJob():
-            return "image_generation"
-        case protocol.SpeechJob():
-            return "speech"
-        case protocol.TranscriptionJob():
-            return "transcription"
-
-
 def request_attributes(event_log: EventLog) -> dict[str, Value]:
     """Describe what was asked for."""
-    job, work = event_log.job, event_log.job.work
+    job, traits = event_log.job, event_log.job.traits
     found: dict[str, Value] = {
-        "gen_ai.operation.name": operation(work),
+        "gen_ai.operation.name": traits.operation,
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": job.model,
         "gen_ai.request.id": job.id,
         "gen_ai.request.stream": job.stream,
     }
-    match work:
-        case protocol.TextJob():
-            found["gen_ai.output.type"] = "text" if work.grammar is None else "json"
-            found |= _sampling(work.sampling)
-            if work.n > 1:
-                found["gen_ai.request.choice.count"] = work.n
-        case protocol.ImageJob():
-            found["gen_ai.output.type"] = "image"
-            found["gen_ai.request.choice.count"] = len(work.seeds)
-        case protocol.SpeechJob():
-            found["gen_ai.output.type"] = "speech"
-        case protocol.TranscriptionJob():
-            found["gen_ai.output.type"] = "text"
-        case protocol.EmbeddingJob():
-            pass
+    if traits.makes is not None:
+        found["gen_ai.output.type"] = traits.makes
+    if traits.choices > 1:
+        found["gen_ai.request.choice.count"] = traits.choices
+    if isinstance(job.work, protocol.TextJob):
+        found |= _sampling(job.work.sampling)
+        if job.work.grammar is not None:
+            found["gen_ai.output.type"] = "json"
     return found
 
 

@@ -128,7 +128,7 @@ class Tracer:
         job.end(_epoch(ended))
 
     def _job_span(self, event_log: EventLog, parent: Context) -> Span:
-        name = f"{genai.operation(event_log.job.work)} {event_log.job.model}"
+        name = f"{event_log.job.traits.operation} {event_log.job.model}"
         attributes = genai.request_attributes(event_log) | genai.response_attributes(event_log)
         start = _epoch(event_log.submitted)
         span = self._tracer.start_span(

@@ -17,6 +17,11 @@ class EmbeddingTraits(Traits[protocol.EmbeddingJob]):
     output = (protocol.EmbeddingDone,)
     bytes_per_cost = 0
     guarded = None
+    makes = None
+
+    @property
+    def operation(self) -> str:
+        return "embeddings" if self.work.query is None else "rerank"
 
     def cost(self, _file_bytes: int) -> float:
         query = len(self.work.query or "")

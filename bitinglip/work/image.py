@@ -23,6 +23,12 @@ class ImageTraits(Traits[protocol.ImageJob]):
     output = (protocol.ImageDone,)
     bytes_per_cost = 1 << 20
     guarded = "images"
+    makes = "image"
+    operation = "image_generation"
+
+    @property
+    def choices(self) -> int:
+        return len(self.work.seeds)
 
     def cost(self, _file_bytes: int) -> float:
         return megapixels(self.work) * self.work.steps

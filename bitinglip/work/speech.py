@@ -19,6 +19,8 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
     output = (protocol.AudioDelta, protocol.SpeechDone)
     bytes_per_cost = 1 << 20
     guarded = None
+    makes = "speech"
+    operation = "speech"
 
     def cost(self, _file_bytes: int) -> float:
         return len(self.work.text) / _CHARACTERS_PER_SECOND

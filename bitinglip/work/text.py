@@ -30,6 +30,15 @@ class TextTraits(Traits[protocol.TextJob]):
     output = (protocol.TextDelta, protocol.TextDone)
     bytes_per_cost = 1 << 10
     guarded = "choices"
+    makes = "text"
+
+    @property
+    def operation(self) -> str:
+        return "text_completion" if self.work.messages is None else "chat"
+
+    @property
+    def choices(self) -> int:
+        return self.work.n
 
     def cost(self, _file_bytes: int) -> float:
         work = self.work

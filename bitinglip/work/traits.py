@@ -42,11 +42,25 @@ class Traits(ABC, Generic[J]):
     bytes_per_cost: ClassVar[int]  #: that its events hold for each unit of its cost
     guarded: ClassVar[Guarded]
 
+    makes: ClassVar[str | None]  #: what traces call its output; None: they have no word for it
+
     def __init__(self, work: J) -> None:
         self.work = work
 
     def __init_subclass__(cls) -> None:
         cls.event_types = frozenset((*_OF_ANY, *cls.output))
+
+    # ---- traces ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def operation(self) -> str:
+        """Return what the job does, as OpenTelemetry's conventions call it where they do."""
+
+    @property
+    def choices(self) -> int:
+        """Return the number of outputs for one prompt."""
+        return 1
 
     # ---- scheduling ------------------------------------------------------------------------------
 

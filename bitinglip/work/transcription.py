@@ -18,6 +18,8 @@ class TranscriptionTraits(Traits[protocol.TranscriptionJob]):
     output = (protocol.SegmentDelta, protocol.TranscriptionDone)
     bytes_per_cost = 1 << 16
     guarded = "segments"
+    makes = "text"
+    operation = "transcription"
 
     def cost(self, file_bytes: int) -> float:
         return min(self.work.max_seconds, file_bytes / _BYTES_PER_SECOND)

@@ -227,6 +227,9 @@ def _finish_load(device: torch.device | str) -> None:
     """Release what a load needed for a moment, and begin to measure from here."""
     release_cached(device)
     if torch.device(device).type == "cuda":
+        # The pinned buffers through which weights came: torch keeps them. Older builds cannot.
+        if (empty := getattr(torch.accelerator, "empty_host_cache", None)) is not None:
+            empty()
         for card in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(card)
 

@@ -128,7 +128,11 @@ async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool
     services = services_of(request)
     if job.guard is not None:
         job = await checked_job(request.scope, job)
-    await keep.write(keep.echo, job)
+    try:
+        await keep.write(keep.echo, job)
+    except BaseException:
+        services.pictures.discard(job)
+        raise
     try:
         await services.tasks.accept(msgspec.structs.replace(job, response_id=keep.echo["id"]))
     except Exception:  # whatever the fault, a response that no task makes must not stay

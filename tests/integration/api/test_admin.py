@@ -43,7 +43,7 @@ def test_models_are_listed_on_both_surfaces(admin: httpx.Client) -> None:
         "text",
         "text-generation",
     )
-    assert shown.keys() - model.keys() == {"needs_by_dtype", "adapters"}
+    assert shown.keys() - model.keys() == {"needs_by_dtype", "adapters", "quantizations"}
     painter = admin.get("/api/v1/models/painter").json()["needs_by_dtype"]
     assert painter["float32"] > painter["bfloat16"] == painter["float16"] > 0
     fit = admin.get("/api/v1/models/painter/fit").json()

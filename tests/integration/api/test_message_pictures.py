@@ -1,7 +1,9 @@
 """Pictures in messages, from the request to the worker: files, the guard, the cache, the limits."""
 
+import sqlite3
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,21 @@ def test_message_pictures_are_kept_until_a_task_has_ended(client: httpx.Client) 
     task = begin(client, asked("what? ", one))
     ended = await_status(client, task, "completed")
     assert ended["result"]["text"] == f"what? <60x40: {len(one)}>"
+
+
+def test_message_pictures_of_a_response_that_cannot_be_kept_are_removed(
+    client: httpx.Client, served: Served
+) -> None:
+    url = f"data:image/png;base64,{b64encode(png(6)).decode()}"
+    turn = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    body = {"model": "seer", "input": [turn], "background": True}
+    with closing(sqlite3.connect(served.home.database)) as database:
+        database.execute("ALTER TABLE responses RENAME TO elsewhere")
+        try:
+            assert client.post("/v1/responses", json=body).status_code == 500
+        finally:
+            database.execute("ALTER TABLE elsewhere RENAME TO responses")
+    assert client.post("/v1/responses", json=body).status_code == 200
 
 
 def test_message_pictures_are_part_of_what_the_cache_knows(client: httpx.Client) -> None:

@@ -5,6 +5,7 @@ import pty
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -52,9 +53,9 @@ def test_transfer_prints_its_notes_on_lines_of_their_own(monkeypatch: pytest.Mon
 def test_download_that_waits_for_the_same_again_says_so_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    waits = ("progress", {"waits_for": "the hub", "files": []})
-    tries = ("progress", {"waits_for": None, "files": []})
-    disk = ("progress", {"waits_for": "room on the disk", "files": []})
+    waits: tuple[str, dict[str, Any]] = ("progress", {"waits_for": "the hub", "files": []})
+    tries: tuple[str, dict[str, Any]] = ("progress", {"waits_for": None, "files": []})
+    disk: tuple[str, dict[str, Any]] = ("progress", {"waits_for": "room on the disk", "files": []})
     with transfer("org/model") as progress:
         show_events([waits, tries, waits, tries, disk, ("completed", {"files": []})], progress)
     assert capsys.readouterr().err.splitlines() == [

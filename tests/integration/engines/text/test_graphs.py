@@ -22,6 +22,7 @@ from workers.engines.text.batch import Batch, BatchBuilder, Carry, PagedRows
 from workers.engines.text.cache import PagedCache
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.runner import Runner
+from workers.engines.text.sampling_params import upload
 from workers.protocol import Overlap, TextDone, TextOptions
 
 BLOCK_BYTES = 3 * 64 * 4 * BLOCK_SIZE  #: of the tiny llama, in float32
@@ -178,7 +179,7 @@ def test_graphs_compute_a_step_again_that_ran_out_of_memory(
     folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails after it was planned which rows get further blocks."""
-    send, failed = decode_graphs.upload, 0
+    send, failed = upload, 0
 
     def fails(device: torch.device, *, ints: Any) -> dict[str, Tensor]:
         nonlocal failed
