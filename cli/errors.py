@@ -21,6 +21,19 @@ _MEANT_FOR_PEOPLE = (
     ("model_store.errors", "StoreError"),
 )
 
+#: commands as other servers' users type them, and where they are here
+NAMES_ELSEWHERE = {
+    "run": "chat",
+    "pull": "models pull",
+    "list": "models list",
+    "ls": "models list",
+    "show": "models show",
+    "rm": "models remove",
+    "load": "models load",
+    "stop": "models unload",
+    "ps": "status",
+}
+
 
 class Failure(Exception):
     """A command was refused or failed; the message is one line and says what to do.
@@ -35,6 +48,14 @@ class Failure(Exception):
 
 class Commands(TyperGroup):
     """Runs the commands; the one place where errors become lines and an exit code."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Say where a command is that others have by another name. Raises UsageError."""
+        if args and args[0] in NAMES_ELSEWHERE:
+            ctx.fail(
+                f"No such command {args[0]!r}; here it is `bitinglip {NAMES_ELSEWHERE[args[0]]}`."
+            )
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -85,7 +85,8 @@ def _ceiling(client: "Client", model: str, rows: list[dict[str, Any]]) -> dict[s
 
     info = client.get(f"/api/v1/models/{model}")
     alone = next((each for each in rows if each["concurrency"] == 1), None)
-    if not client.is_here or not info["bytes"] or alone is None:
+    # What has no parameters computes nothing here: the fake engine, and other servers as models.
+    if not client.is_here or not info["bytes"] or not info["parameters"] or alone is None:
         return None
     rate = bytes_per_second(info["device"] or "cpu")
     if rate is None:

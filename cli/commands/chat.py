@@ -28,7 +28,7 @@ _HELP = """\
 /retry         ask the last question again
 /plain         show answers as they are, or as Markdown again
 Ctrl-C         cancel an answer, or clear the line
-\"""            begin and end a text of several lines; a pasted one needs no marks"""
+\"""            begin and end a text of several lines; pasted ones need no marks"""
 _FENCE = '"""'
 _CLEARED = "The line is cleared; Ctrl-D or /exit leaves."
 _WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own name reads badly
@@ -189,7 +189,7 @@ class Session:
         _enable_line_editing()
         print_note(
             f"Talking to {self._conversation.model}. Ctrl-C cancels an answer, /exit leaves, /help "
-            "lists the commands."
+            "tells more."
         )
         while (prompt := self._next_prompt()) is not None:
             if not prompt.strip():

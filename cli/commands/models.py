@@ -284,8 +284,10 @@ def fit(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say whether a model of the store fits, where, which models would be unloaded for it, and with
-    which settings it would fit. `models pull --dry-run` says it of a model that is not here."""
+    """Say whether a model fits, on which device, what is unloaded for it, and what would help.
+
+    `models pull --dry-run` says whether a model fits that is not here yet.
+    """
     from cli.commands.fit import fit_model
 
     fit_model(CliContext.of(home, config), name, as_json=as_json)

@@ -16,8 +16,14 @@ from model_store.sizes import size_text
 from model_store.voices import voices_of
 from workers import protocol
 
-#: parameters that the fake engine refuses
-_NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
+#: parameters that these engines refuse
+_NOT_BY = {
+    "fake": {"logprobs", "logit_bias"},
+    "upstream": {
+        *("logprobs", "typical_p", "continue_final_message", "add_generation_prompt"),
+        *("regex", "choice", "grammar"),
+    },
+}
 #: parameters that models of these families do not have, although others of their kind do
 _NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
 _TASKS = {
@@ -125,9 +131,8 @@ def supported_parameters(
     if kind not in KINDS:
         return {}
     own = KINDS[kind]
-    never = _NOT_PARAMETERS | own.inputs | _NOT_OF.get(model_type or "", set())
-    if engine == "fake":
-        never |= _NEED_A_MODEL
+    never = _NOT_PARAMETERS | own.inputs
+    never |= _NOT_OF.get(model_type or "", set()) | _NOT_BY.get(engine, set())
     properties = schema_of(own.request)["properties"]
     defaults = own.defaults
     if image_side and kind == "image":

@@ -50,6 +50,7 @@ def test_bench_measures_a_model_and_refuses_what_it_cannot(card: Server) -> None
     asked = ("bench", "small", "--concurrency", "1", "--concurrency", "3", "--max-tokens", "5")
     done = run(card.home, *asked)
     assert done.returncode == 0, done.stderr
+    assert "Memory moves" not in done.stderr, "the fake engine reads no weights"
     head, *rows = done.stdout.splitlines()
     assert head.split()[:4] == ["AT-ONCE", "REQUESTS/S", "TOKENS/S", "SPEED"]
     assert [line.split()[0] for line in rows] == ["1", "3"]

@@ -267,3 +267,25 @@ def test_upstream_is_asked_for_text_only(client: httpx.Client) -> None:
     assert client.post("/v1/embeddings", json=body).status_code == 400
     refused = client.post(CHAT, json=chat("far", logprobs=True, top_logprobs=1))
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprobs")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"regex": "a+"},
+        {"choice": ["a", "b"]},
+        {"grammar": 'start: "a"'},
+        {"typical_p": 0.5},
+        {"add_generation_prompt": False},
+    ],
+    ids=str,
+)
+def test_upstream_s_parameters_are_those_it_takes(
+    client: httpx.Client, field: dict[str, Any]
+) -> None:
+    """What is refused is not listed, neither by the command nor for the dashboard."""
+    refused = client.post("/api/v1/inference/text-generation", json=chat("far", **field))
+    listed = client.get("/api/v1/models/far").json()["supported_parameters"]
+    assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER", refused.text
+    assert "temperature" in listed
+    assert not field.keys() & listed.keys()

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.commands import keys
+from cli.errors import NAMES_ELSEWHERE
 from cli.examples import EXAMPLES
 from cli.main import app
 from tests.support.doc_examples import check_command
@@ -114,6 +115,15 @@ def test_makefile_leaves_the_address_to_the_settings() -> None:
 
 def test_command_that_is_near_is_suggested() -> None:
     assert "models" in CliRunner().invoke(app, ["modles"]).stderr
+
+
+@pytest.mark.parametrize("name", NAMES_ELSEWHERE)
+def test_command_of_other_servers_is_told_by_its_name_here(name: str) -> None:
+    told = CliRunner().invoke(app, [name, "llama"])
+    assert told.exit_code == 2
+    assert name not in COMMANDS
+    assert NAMES_ELSEWHERE[name] in COMMANDS
+    assert f"`bitinglip {NAMES_ELSEWHERE[name]}`" in told.stderr
 
 
 def test_version_is_printed() -> None:
