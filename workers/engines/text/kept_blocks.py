@@ -93,9 +93,11 @@ class KeptBlocks:
             for slot, (key, used) in enumerate(_ENTRY.iter_unpack(entries))
             if used
         ]
-        for used, key, slot in sorted(found):
+        # Numbered from 1 again: a worker that was broken into may have written any number.
+        for _, key, slot in sorted(found):
             self._found[key] = slot
-            self._clock = used
+            self._clock += 1
+            self._write(slot, key, self._clock)
 
     def _begin(self, mark: bytes) -> None:
         self._memory[: _MARK_BYTES + self.slots * _ENTRY.size] = bytes(

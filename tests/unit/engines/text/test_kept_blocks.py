@@ -75,3 +75,13 @@ def test_kept_block_that_was_being_written_is_not_found(monkeypatch: pytest.Monk
 def test_kept_blocks_need_room_for_one() -> None:
     with pytest.raises(ValueError, match="too small"):
         KeptBlocks(mmap.mmap(-1, 2 * mmap.PAGESIZE), _BYTES, MARK)
+
+
+def test_kept_blocks_outlive_numbers_that_a_worker_has_made_up() -> None:
+    memory = mmap.mmap(-1, _SIZE)
+    KeptBlocks(memory, _BYTES, MARK).put(key(1), block(1))
+    memory[len(MARK) + 16 : len(MARK) + 24] = b"\xff" * 8  # when it was used last
+    for _ in range(2):
+        kept = KeptBlocks(memory, _BYTES, MARK)
+        assert kept.touch(key(1))
+        kept.put(key(2), block(2))
