@@ -27,6 +27,8 @@ def request_of(job: TextJob, model: str) -> Request:
     }
     if job.n > 1:
         body["n"] = job.n
+    if not job.special_tokens:
+        body["add_special_tokens"] = False
     if job.messages is None:
         return Request("completions", {**body, **_prompt(job)})
     body["messages"] = [_message(each) for each in job.messages]

@@ -71,7 +71,8 @@ def make_fake_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
 def make_upstream_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
     """Put models that other servers answer for into the store under these names."""
     description = "Answered by another server; no files here."
-    return [made for name in names if (made := _make(store, name, description, _make_upstream))]
+    making = (_make(store, name, description, _make_upstream, "upstream") for name in names)
+    return [made for made in making if made]
 
 
 def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:
@@ -80,7 +81,11 @@ def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> l
 
 
 def _make(
-    store: ModelStore, name: str, description: str, make: Callable[[Path], None]
+    store: ModelStore,
+    name: str,
+    description: str,
+    make: Callable[[Path], None],
+    source: str = "demo",
 ) -> Manifest | None:
     """Make the model; return None if the name is taken already."""
     if name in store.names():
@@ -88,5 +93,5 @@ def _make(
     # Taken: another process was quicker.
     with suppress(NameTaken), store.draft() as folder:
         make(folder / FILES)
-        return store.finish(folder, name, source="demo", description=description)
+        return store.finish(folder, name, source=source, description=description)
     return None

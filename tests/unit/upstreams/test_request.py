@@ -43,6 +43,8 @@ def test_request_of_a_prompt_is_a_completion() -> None:
     many = TextJob(id="j", prompts=("a", (1, 2)), n=2, sampling=PLAIN)
     assert request_of(many, "m").body["prompt"] == ["a", [1, 2]]
     assert request_of(many, "m").body["n"] == 2
+    bare = TextJob(id="j", prompt="once", sampling=PLAIN, special_tokens=False)
+    assert request_of(bare, "m").body["add_special_tokens"] is False
 
 
 def test_request_passes_all_sampling_on() -> None:
