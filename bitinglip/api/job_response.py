@@ -49,7 +49,7 @@ class JobResponse(Response):
         assert services is not None, "requests are refused until the server is up"
         self._silence = services.settings.server.stream_comment_interval
         try:
-            context_of(scope).job = self._job
+            context_of(scope).job = (self._job.model, self._job.id)
             if self._job.guard is not None:
                 self._job = await checked_job(scope, self._job)
             if services.cache.enabled:

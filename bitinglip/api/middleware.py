@@ -43,7 +43,6 @@ from bitinglip.errors import (
 )
 from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
-from bitinglip.telemetry.request_lines import write_line
 
 log = structlog.get_logger(__name__)
 
@@ -211,9 +210,8 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
         return
     route, status, seconds = endpoint(scope), context.status, context.elapsed
     services.metrics.request_finished(method=method, endpoint=route, status=status, seconds=seconds)
-    caller, job = scope.get("bitinglip.caller"), context.job
+    caller, made = scope.get("bitinglip.caller"), context.job or (None, None)
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
-    made = (None, None) if job is None else (job.model, job.id)
     row = (ended, request_id, method, route, status, seconds, key, *made)
     services.last_requests.add(route, row)
     write_line(route, row, None if context.span is None else context.span.trace_id)

@@ -10,7 +10,6 @@ from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
     from bitinglip.api.services import Services
-    from bitinglip.scheduling.job import Job
     from bitinglip.tracing.tracer import RequestSpan
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
@@ -41,7 +40,8 @@ class RequestContext(msgspec.Struct, eq=False):
     #: makes those of the key's rate in tokens, when the response begins
     token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
-    job: "Job | None" = None  #: what it makes a worker do
+    #: the model and the id of its job, and never the job: timers keep contexts, and so its input
+    job: tuple[str, str] | None = None
     spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
