@@ -43,6 +43,7 @@ from bitinglip.errors import (
 )
 from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
+from bitinglip.telemetry.request_lines import write_line
 
 log = structlog.get_logger(__name__)
 
