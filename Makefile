@@ -15,7 +15,7 @@ AGAIN := --reruns 1 -r aR
 # The fast tests compute all the time, and each process imports what all of them need: one a core.
 FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
-.PHONY: serve test test-fast coverage check format config reference clean
+.PHONY: serve test test-fast rehearsal coverage check format config reference clean
 
 # Only what is given here goes before config.yaml and the environment: make serve PORT=9000
 given = $(filter command%,$(origin $(1)))
@@ -24,8 +24,11 @@ OPTIONS := $(if $(call given,HOST),--host $(HOST)) $(if $(call given,PORT),--por
 serve: $(VENV)/.serve  ## start the server, on http://127.0.0.1:8080 unless the settings say else
 	$(BIN)/bitinglip serve $(OPTIONS)
 
-test: $(VENV)/.test  ## all tests that this machine can run
-	$(BIN)/pytest $(PARALLEL) $(AGAIN)
+test: $(VENV)/.test  ## all tests that this machine can run, without the rehearsal
+	$(BIN)/pytest $(PARALLEL) $(AGAIN) -m "not rehearsal"
+
+rehearsal: $(VENV)/.test  ## what a machine with a card is asked, asked on the CPU: a minute and a half
+	$(BIN)/pytest -m rehearsal
 
 test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
 	$(BIN)/pytest $(FAST)

@@ -87,6 +87,7 @@ def test_gpu_check_writes_results_after_each_part_and_names_the_rest(tmp_path: P
     assert "It was not begun" in table
 
 
+@pytest.mark.rehearsal
 @pytest.mark.timeout(660)
 def test_gpu_check_rehearsal_passes_in_every_part(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shape", "tiny"]
