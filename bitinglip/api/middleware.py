@@ -211,9 +211,9 @@ def _count(scope: Scope, method: str, context: RequestContext) -> None:
         return
     route, status, seconds = endpoint(scope), context.status, context.elapsed
     services.metrics.request_finished(method=method, endpoint=route, status=status, seconds=seconds)
-    caller, made = scope.get("bitinglip.caller"), context.job or (None, None)
+    caller, (model, job_id) = scope.get("bitinglip.caller"), context.job or (None, None)
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
-    row = (ended, request_id, method, route, status, seconds, key, *made)
+    row = (ended, request_id, method, route, status, seconds, key, model, job_id)
     services.last_requests.add(route, row)
     write_line(route, row, None if context.span is None else context.span.trace_id)
     if context.span is not None:

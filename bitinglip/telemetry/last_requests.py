@@ -36,19 +36,23 @@ class LastRequest(NamedTuple):
     job_id: str | None
 
 
+#: the fields of a ``LastRequest``: a plain tuple is made faster, and one is made at each request
+Row = tuple[float, str, str, str, int, float, str | None, str | None, str | None]
+
+
 class LastRequests:
     """Holds the last requests, so many that they take less than a megabyte."""
 
     def __init__(self) -> None:
-        self._rows: deque[tuple[object, ...]] = deque(maxlen=MOST)
+        self._rows: deque[Row] = deque(maxlen=MOST)
         self.total = 0  #: that were ever added
 
-    def add(self, endpoint: str, row: tuple[object, ...]) -> None:
-        """Keep a request: the fields of a ``LastRequest``, as a tuple, which is made faster."""
+    def add(self, endpoint: str, row: Row) -> None:
+        """Keep a request, if it is none of a watcher's."""
         if endpoint not in UNSEEN:
             self._rows.append(row)
             self.total += 1
 
     def __iter__(self) -> Iterator[LastRequest]:
         """Iterate from the newest to the oldest."""
-        return (LastRequest(*row) for row in reversed(self._rows))  # type: ignore[arg-type]
+        return (LastRequest(*row) for row in reversed(self._rows))

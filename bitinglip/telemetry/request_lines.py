@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from bitinglip.telemetry.last_requests import UNSEEN, LastRequest
+from bitinglip.telemetry.last_requests import UNSEEN, LastRequest, Row
 
 STRANGERS_PER_SECOND = 20  #: lines; the next one says how many there were more
 _LONGEST_METHOD = 16  #: characters of what a client calls its method
@@ -21,14 +21,12 @@ class Line:
 
     __slots__ = ("_render", "_row", "_suppressed", "_trace")
 
-    def __init__(
-        self, row: tuple[object, ...], trace: str | None, suppressed: int, render: Render
-    ) -> None:
+    def __init__(self, row: Row, trace: str | None, suppressed: int, render: Render) -> None:
         self._row, self._trace = row, trace
         self._suppressed, self._render = suppressed, render
 
-    def getMessage(self) -> str:  # noqa: N802 - what a handler calls
-        row = LastRequest(*self._row)  # type: ignore[arg-type]
+    def getMessage(self) -> str:  # noqa: N802  a handler of the library calls it by this name
+        row = LastRequest(*self._row)
         event: dict[str, Any] = {
             "event": "request",
             "method": row.method[:_LONGEST_METHOD],
@@ -60,13 +58,14 @@ class RequestLines:
         self._strangers = 0
         self._suppressed = 0
 
-    def write(self, endpoint: str, row: tuple[object, ...], trace: str | None) -> None:
-        """Write a line about a request: the fields of a ``LastRequest``."""
+    def write(self, endpoint: str, row: Row, trace: str | None) -> None:
+        """Write a line about a request, if it is none of a watcher's."""
         if endpoint in UNSEEN:
             return
         suppressed = 0
-        if row[6] is None:
-            if not self._passes(int(row[0])):  # type: ignore[call-overload]
+        ended, key_id = row[0], row[6]
+        if key_id is None:
+            if not self._passes(int(ended)):
                 return
             suppressed, self._suppressed = self._suppressed, 0
         self._put(Line(row, trace, suppressed, self._render))
@@ -93,7 +92,7 @@ def open_lines(lines: RequestLines | None) -> None:
     _sink.lines = lines
 
 
-def write_line(endpoint: str, row: tuple[object, ...], trace: str | None) -> None:
+def write_line(endpoint: str, row: Row, trace: str | None) -> None:
     """Write a line about an ended request, where the settings ask for lines."""
     if _sink.lines is not None:
         _sink.lines.write(endpoint, row, trace)

@@ -19,7 +19,7 @@ def check_tracing(settings: Settings) -> None:
     if settings.telemetry.tracing.endpoint is None:
         return
     try:
-        import bitinglip.tracing.export  # noqa: F401
+        import bitinglip.tracing.export  # noqa: F401  tells whether the extra is there
     except ImportError:
         raise SettingsError([_MISSING]) from None
 

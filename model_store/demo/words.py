@@ -2,7 +2,7 @@
 
 import pydoc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,18 +11,23 @@ WORDS = 2000
 ROWS = 2048  #: of the embedding: spare ones, as real models have
 
 
-def train_tokenizer(special_tokens: Sequence[str]) -> Tokenizer:
-    """Train a byte-level tokenizer of ``WORDS`` tokens; the special ones have the first ids."""
+def train_tokenizer(
+    special_tokens: Sequence[str], texts: Iterable[str] | None = None, size: int = WORDS
+) -> Tokenizer:
+    """Train a byte-level tokenizer of ``size`` tokens; the special ones have the first ids.
+
+    ``texts``: what it is trained on; None: text that every Python has.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
+        vocab_size=size,
         special_tokens=[*special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_prose(), trainer)
+    tokenizer.train_from_iterator(_prose() if texts is None else texts, trainer)
     return tokenizer
 
 

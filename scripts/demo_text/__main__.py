@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import model_store.demo
 from model_store.demo.text import CONFIG, TOKENS, WORDS
+from model_store.demo.words import train_tokenizer
 from scripts.demo_text.conversations import ANSWERS, topics, vocabulary
 from scripts.demo_text.training import train
 
@@ -25,7 +25,7 @@ def main() -> None:
     asked.add_argument("--work", type=Path)
     work = asked.parse_args().work
     known = topics()
-    tokenizer = make_tokenizer(vocabulary(known))
+    tokenizer = train_tokenizer(TOKENS, vocabulary(known), WORDS)
     with tempfile.TemporaryDirectory() as made:
         model = train(known, tokenizer, CONFIG, work or Path(made))
     FILES.mkdir(exist_ok=True)
@@ -33,21 +33,6 @@ def main() -> None:
     tensors = {name: each.detach().contiguous() for name, each in model.named_parameters()}
     told = {"format": "pt", "answers": answers_digest()}
     save_file(tensors, FILES / "model.safetensors", metadata=told)
-
-
-def make_tokenizer(texts: list[str]) -> Tokenizer:
-    """Train a byte-level tokenizer; the special tokens have the first ids."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
-        special_tokens=[*TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def answers_digest() -> str:

@@ -43,7 +43,7 @@ def train(known: list[Topic], tokenizer: Tokenizer, config: dict[str, Any], work
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % _KEPT_EVERY == 0:
-            print(f"step {step + 1} of {STEPS}: loss {loss.item():.4f}", flush=True)  # noqa: T201
+            print(f"step {step + 1} of {STEPS}: loss {loss.item():.4f}", flush=True)  # noqa: T201  its progress, on a terminal
             _keep(kept, step + 1, model, optimizer)
     return model
 

@@ -311,7 +311,7 @@ class Dispatcher:
         try:
             if entry.event_log.job.trace is not None:  # before its input is dropped
                 self.on_traced(entry.event_log, self._load_of(entry.event_log))
-        except Exception:
+        except Exception:  # nor must one in tracing
             log.exception("a job could not be traced", task=entry.id)
         if entry.replica is None:
             self.delivery.release(entry)

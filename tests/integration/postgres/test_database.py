@@ -111,7 +111,7 @@ def test_character_that_postgresql_cannot_hold_is_the_client_s_fault(url: str) -
 
 
 def test_gateways_that_share_postgresql_write_in_turn(url: str) -> None:
-    """What a transaction reads before it writes is still so when it writes."""
+    """No other gateway changes what a transaction has read before it writes."""
 
     async def add(db: Database) -> None:
         async with db.write() as session:

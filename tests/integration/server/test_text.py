@@ -356,7 +356,7 @@ def test_speculation_by_setting_is_counted_by_model(changed_server: Server) -> N
 
 
 def test_prefix_in_ram_outlives_the_worker_of_its_model(changed_server: Server) -> None:
-    """What one worker has computed is found by the next one, for the same key."""
+    """The next worker finds what one has computed, for the same key."""
     text = "A conversation that goes on after its model has made room for another one."
     body = {"model": "demo-text", "prompt": text, "max_tokens": 4, "temperature": 0}
 

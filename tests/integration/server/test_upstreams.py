@@ -283,7 +283,7 @@ def test_upstream_is_asked_for_text_only(client: httpx.Client) -> None:
 def test_upstream_s_parameters_are_those_it_takes(
     client: httpx.Client, field: dict[str, Any]
 ) -> None:
-    """What is refused is not listed, neither by the command nor for the dashboard."""
+    """Neither the command nor the dashboard lists a parameter that is refused."""
     refused = client.post("/api/v1/inference/text-generation", json=chat("far", **field))
     listed = client.get("/api/v1/models/far").json()["supported_parameters"]
     assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER", refused.text

@@ -51,7 +51,7 @@ def client(
 
 @pytest.fixture(scope="module")
 def said(client: httpx.Client) -> str:
-    """What the model says to a picture between two texts."""
+    """Return the model's answer to a picture between two texts."""
     messages = user(text("What is "), image(url(png(1))), text("?"))
     answer = client.post(CHAT, json={**GREEDY, "messages": messages, "max_tokens": 8})
     assert answer.status_code == 200, answer.text

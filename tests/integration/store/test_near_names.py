@@ -1,4 +1,4 @@
-"""What is said of a repository that the hub does not have: names like it."""
+"""Tests that a repository which the hub does not have is answered with names like it."""
 
 from collections.abc import Iterator
 from pathlib import Path

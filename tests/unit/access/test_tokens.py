@@ -200,7 +200,7 @@ def test_revocation_of_a_token_outlives_a_clock_that_was_ahead_for_a_while(
 def test_token_of_a_clock_that_was_hours_ahead_is_not_good_for_hours(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether its signature is known or not."""
+    """It is refused, whether its signature is known or not."""
     clocks = Clocks(monkeypatch)
 
     async def act(ring: KeyRing, tokens: Tokens) -> None:

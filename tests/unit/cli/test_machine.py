@@ -1,4 +1,4 @@
-"""What fits on this machine, as commands see it."""
+"""Tests which models fit on this machine, as commands see it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a terminal shows of a pull."""
+"""Tests what a terminal shows of a pull."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""What each format of quantised weights needs of a machine, without torch."""
+"""Tests which formats of quantised weights a machine can run, without torch."""
 
 import pytest
 

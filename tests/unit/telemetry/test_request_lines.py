@@ -4,20 +4,21 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bitinglip.access import credentials
 from bitinglip.settings import Logging
 from bitinglip.telemetry import logs
+from bitinglip.telemetry.last_requests import Row
 from bitinglip.telemetry.request_lines import STRANGERS_PER_SECOND, write_line
 
 KEY = credentials.make().text
 Write = Callable[..., None]
 
 
-def row(**fields: Any) -> tuple[object, ...]:
+def row(**fields: Any) -> Row:
     values: dict[str, Any] = {
         "ended": 1_800_000_000.25,
         "request_id": "req-1",
@@ -29,10 +30,11 @@ def row(**fields: Any) -> tuple[object, ...]:
         "model": "demo",
         "job_id": "task-1",
     }
-    return tuple({**values, **fields}.values())
+    made = tuple({**values, **fields}.values())
+    return cast("Row", made)
 
 
-def lines(rows: list[tuple[object, ...]], trace: str | None = None, **settings: Any) -> list[str]:
+def lines(rows: list[Row], trace: str | None = None, **settings: Any) -> list[str]:
     """Return what is logged of requests that end."""
     stream = io.StringIO()
     stop = logs.configure(Logging(**{"format": "json", **settings}), stream)

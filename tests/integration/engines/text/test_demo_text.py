@@ -1,4 +1,4 @@
-"""What demo-text says, greedily, through the engine."""
+"""Tests that demo-text answers greedily, through the engine, as it was taught."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -101,7 +101,7 @@ def alone(plain: TextEngine) -> dict[str, TextDone]:
 
 
 def told(end: TextDone) -> list[Any]:
-    """What an answer tells that does not depend on its company: rounding and reuse do."""
+    """Return what of an answer is the same in any company: rounding and reuse are not."""
     texts = [
         (each.text, each.finish_reason, each.stop, [one.id for one in each.logprobs])
         for each in end.choices
@@ -284,7 +284,7 @@ def test_overlap_reads_nothing_back_but_one_copy_a_step(
     def launched(*args: Any) -> Any:
         nonlocal steps
         steps += 1
-        with pytest.MonkeyPatch.context() as patch, NoReads():  # type: ignore[no-untyped-call]
+        with pytest.MonkeyPatch.context() as patch, NoReads():  # type: ignore[no-untyped-call]  # torch's class
             for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__"):
                 patch.setattr(torch.Tensor, name, forbidden)
             return launch(*args)

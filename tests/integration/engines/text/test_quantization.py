@@ -46,7 +46,7 @@ def package(name: str) -> None:
 
 
 def setting(name: str) -> Any:
-    """What the library is told, as its documentation has it."""
+    """Return the library's own settings of a format, as its documentation has them."""
     if name == "llm_int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if name == "nf4":
