@@ -1,11 +1,13 @@
 """Calls back after a while, by one timer of the event loop for all that wait.
 
 Nearly all timers of requests are cancelled before they ring, and one of the loop's own costs as
-much as a check of a key. Those here ring up to two steps late.
+much as a check of a key. Those here ring up to two steps late, in a context that is no request's:
+one request's would be kept, and its id would stand in the log beside another's failure.
 """
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ class CoarseTimer(Generic[T]):
         if held is None:
             held = self._slots[slot] = {}
             if self._timer is None:
-                self._timer = loop.call_later(self._step, self._look)
+                self._timer = loop.call_later(self._step, self._look, context=Context())
         held[item] = None
         return slot
 
@@ -55,4 +57,6 @@ class CoarseTimer(Generic[T]):
                 except Exception as error:  # noqa: BLE001  as the loop does for its own timers
                     told = {"message": "a timer's callback failed", "exception": error}
                     self._loop.call_exception_handler(told)
-        self._timer = self._loop.call_later(self._step, self._look) if self._slots else None
+        self._timer = None
+        if self._slots:
+            self._timer = self._loop.call_later(self._step, self._look, context=Context())

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import ContextVar
 
 from bitinglip.coarse_timer import CoarseTimer
 
@@ -74,3 +75,25 @@ def test_coarse_timer_goes_on_after_a_callback_that_fails() -> None:
 
     asyncio.run(run())
     assert isinstance(told[0]["exception"], RuntimeError)
+
+
+def test_coarse_timer_rings_in_no_request_s_context() -> None:
+    request = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def run() -> None:
+        done = asyncio.Event()
+
+        def ring(_: int) -> None:
+            seen.append(request.get())
+            if len(seen) == 2:
+                done.set()
+
+        timer = CoarseTimer(ring, step=STEP)
+        request.set("one")
+        timer.add(1, 0.0)
+        timer.add(2, 3 * STEP)
+        await asyncio.wait_for(done.wait(), 30)
+
+    asyncio.run(run())
+    assert seen == ["none", "none"]
