@@ -5,7 +5,7 @@ share an input are one, the rotation is three operations over queries and keys t
 copy writes keys and values. The arithmetic is that of the library's classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from workers.engines.packed_linear import PackedLinear, can_pack, join, pack, un
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
 from workers.engines.text.cache import PagedCache
+from workers.engines.text.lora_layers import JoinedLoras
 from workers.engines.upload import Upload
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -107,11 +108,15 @@ class FusedDecoder:
             unmap(model)  # the embedding is left, and would keep the whole file mapped
         self._embedding: Tensor = inner.embed_tokens.weight.detach()
         self._rotary = inner.rotary_emb
+        self.loras: JoinedLoras | None = None  #: what goes around the layers of steps with LoRAs
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
         cos, sin = self._rotation(x, batch.positions)
-        for index, layer in enumerate(self._layers):
+        layers: Iterable[_Layer] = self._layers
+        if batch.lora is not None and self.loras is not None:
+            layers = self.loras.around(self._layers, batch.lora)
+        for index, layer in enumerate(layers):
             x = x + _attend(layer, index, x, cos, sin, batch, cache)
             gate_up = layer.gate_up(layer.mlp_norm(x))
             gate = functional.silu(gate_up[:, : layer.gate_width])
