@@ -1,4 +1,4 @@
-"""Reads a LoRA's files as pairs of matrices for linear layers of its base, and checks that they fit.
+"""Reads a LoRA's files as pairs of matrices for linear layers of its base, and checks them.
 
 What changes more than linear layers is not read here: the gateway has it merged into weights.
 """
@@ -68,9 +68,8 @@ def read_lora(folder: Path, layers: Mapping[str, nn.Module], dtype: torch.dtype)
         pairs[path] = Pair(a.to(dtype), scaled.to(dtype).contiguous())
     if not pairs or 2 * len(pairs) != len(tensors):
         raise load_failed(f"{FAULT}: its matrices are no pairs.")
-    if not all(
-        bool(each.a.isfinite().all() and each.b.isfinite().all()) for each in pairs.values()
-    ):
+    matrices = (matrix for each in pairs.values() for matrix in (each.a, each.b))
+    if not all(bool(each.isfinite().all()) for each in matrices):
         raise load_failed(f"{FAULT}: its weights are not finite numbers in this format.")
     return LoraWeights(pairs)
 
@@ -90,7 +89,8 @@ def sizes(module: nn.Module | None) -> tuple[int, int] | None:
     if module is None:
         return None
     if type(module).__name__ == "Conv1D":  # GPT-2's: a linear layer that stores its weight turned
-        return int(module.weight.shape[0]), int(module.weight.shape[1])  # type: ignore[union-attr, arg-type]
+        weight: Any = module.weight
+        return int(weight.shape[0]), int(weight.shape[1])
     found = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not isinstance(found[0], int) or not isinstance(found[1], int):
         return None

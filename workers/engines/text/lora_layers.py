@@ -99,7 +99,10 @@ class Stack:
         self.slots.discard(slot)
 
     def add(self, x: Tensor, y: Tensor, rows: LoraRows) -> None:
-        """Add to a layer's outputs what its tokens' LoRAs change; x: [tokens, in], y: [tokens, out]"""
+        """Add to a layer's outputs what its tokens' LoRAs change.
+
+        x: [tokens, in], y: [tokens, out]
+        """
         if self.slots.isdisjoint(rows.slots):
             return
         a, b = self._a[rows.first : rows.last], self._b[rows.first : rows.last]
@@ -115,7 +118,7 @@ class Stack:
 
 
 class LoraHooks:
-    """Adds to the outputs of a model's own layers, by hooks that are there while they are of use."""
+    """Adds to the outputs of a model's own layers, by hooks that stay while they are of use."""
 
     def __init__(self, layers: Mapping[str, nn.Module], stacks: Mapping[str, Stack]) -> None:
         self._layers = layers

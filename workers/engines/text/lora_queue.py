@@ -35,7 +35,7 @@ class LoraQueue:
         self._waiting.append((request, lora, weights))
 
     def take(self) -> Iterator[tuple[Request, Refused | None]]:
-        """Yield the requests that may begin, and those whose LoRA cannot be had, with the reason."""
+        """Yield the requests that may begin, and those whose LoRA is refused, with the reason."""
         while self._waiting:
             request, lora, weights = self._waiting[0]
             try:

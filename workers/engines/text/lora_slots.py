@@ -113,7 +113,7 @@ class LoraSlots:
         self._slots.clear()
 
     def _free_slot(self) -> int | None:
-        """Return the lowest slot without a LoRA, or that of the least used one which no job uses."""
+        """Return the lowest free slot, or that of the least used LoRA that no job uses."""
         if len(self._slots) < self._most:
             return min(set(range(self._most)) - set(self._slots.values()))
         for path, slot in self._slots.items():

@@ -61,8 +61,9 @@ class SequentialRunner:
         self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self._steps = None if loaded.family == "causal" else GenerateSteps(loaded)
         self._encodes = loaded.family == "seq2seq"
-        has_loras = loras is not None and loaded.family == "causal"
-        self.loras = LoraSlots.of(loaded, loras) if has_loras else None
+        self.loras: LoraSlots | None = None
+        if loras is not None and loaded.family == "causal":
+            self.loras = LoraSlots.of(loaded, loras)
         self.blocks, self.rows = self._plan(plan)
 
     @torch.inference_mode()
