@@ -31,6 +31,7 @@ from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
 from bitinglip.periodic import start_keeping, start_periodic
+from bitinglip.redis.opening import Together, check_redis
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
@@ -76,6 +77,7 @@ def build(
     ``hub_token`` is what the environment held for the hub.
     """
     check_tracing(settings)
+    check_redis(settings.redis)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -130,6 +132,7 @@ async def _open(
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     await db.claim()
+    together = await Together.open(settings.redis, health, stack)
     access = await Access.open(settings, home, db, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
@@ -185,7 +188,7 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics, tracer)
+    base = _Base(settings, home, db, health, metrics, tracer, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
@@ -206,6 +209,7 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
+    together: Together
 
 
 class _Requested(NamedTuple):
@@ -257,6 +261,7 @@ def _services(
         recheck=Recheck(manager, probe_cards),
         health=base.health,
         tracer=base.tracer,
+        together=base.together,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,

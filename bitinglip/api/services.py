@@ -23,6 +23,7 @@ from bitinglip.db.write_behind import WriteBehind
 from bitinglip.downloads.downloads import Downloads
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.redis.opening import Together
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.message_pictures import MessagePictures
@@ -84,6 +85,7 @@ class Services:
     resume: Resume
     cache: ResponseCache
     recheck: Recheck
+    together: Together  #: what connects it with other gateways
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     tracer: "Tracer | None" = None  #: where the settings ask for traces

@@ -30,6 +30,7 @@ from bitinglip.settings.models import (
     SamplingDefaults,
     SpeechModel,
 )
+from bitinglip.settings.redis import Redis
 from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
@@ -64,6 +65,7 @@ __all__ = [
     "KeyRotation",
     "Logging",
     "Model",
+    "Redis",
     "SamplingDefaults",
     "Section",
     "Security",
@@ -104,6 +106,7 @@ class Settings(Section):
     hub: Hub = Hub()
     store: Store = Store()
     database: Database = Database()
+    redis: Redis = Redis()
     logging: Logging = Logging()
     telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(
