@@ -26,6 +26,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import RevokedToken
 from bitinglip.errors import InsufficientScope, InvalidRequest, InvalidToken
+from bitinglip.gateways.changes import TOKENS, count_change
 
 #: what the home's secret is derived for, to make the secret of the signatures
 SIGNING = "session tokens"
@@ -94,10 +95,14 @@ class Tokens:
     async def open(cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> Self:
         """Read which tokens were revoked. Raises DatabaseUnavailable."""
         tokens = cls(db, keys, secret, audit)
-        async with db.read() as session:
-            rows = await session.scalars(select(RevokedToken))
-            tokens._revoked = {row.id: int(row.expires_at.timestamp()) for row in rows}
+        await tokens.reload()
         return tokens
+
+    async def reload(self) -> None:
+        """Read what other servers have revoked, too. Raises DatabaseUnavailable."""
+        async with self._db.read() as session:
+            rows = await session.scalars(select(RevokedToken))
+            self._revoked |= {row.id: int(row.expires_at.timestamp()) for row in rows}
 
     def issue(
         self, caller: Caller, scopes: Iterable[str] | None = None, ttl: int = LIFETIME
@@ -197,6 +202,7 @@ class Tokens:
         async with self._db.write() as session:
             moment = datetime.fromtimestamp(ends, UTC)
             await session.merge(RevokedToken(id=token, expires_at=moment))
+            await count_change(session, TOKENS)
             if self._audit.often.takes(entry):
                 await self._audit.append(session, entry)
 

@@ -13,6 +13,7 @@ from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.database import Database
+from bitinglip.settings.gateways import Gateways
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -104,6 +105,7 @@ class Settings(Section):
     hub: Hub = Hub()
     store: Store = Store()
     database: Database = Database()
+    gateways: Gateways = Gateways()
     logging: Logging = Logging()
     telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(
