@@ -41,6 +41,7 @@ from bitinglip.parts import (
     share,
 )
 from bitinglip.periodic import start_keeping, start_periodic
+from bitinglip.redis.opening import Together, check_redis
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
@@ -86,6 +87,7 @@ def build(
     ``hub_token`` is what the environment held for the hub.
     """
     check_tracing(settings)
+    check_redis(settings.redis)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -140,6 +142,9 @@ async def _open(
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     sharing = await share(settings, home, db, health, stack)
+    together = await Together.open(settings.redis, health, stack)
+    if sharing is not None:
+        sharing.connect(together.broadcast)
     access = await Access.open(settings, home, db, sharing, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
@@ -198,7 +203,7 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics, tracer, sharing)
+    base = _Base(settings, home, db, health, metrics, tracer, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
@@ -220,6 +225,7 @@ class _Base(NamedTuple):
     metrics: Metrics
     tracer: "Tracer | None"
     sharing: Sharing | None
+    together: Together
 
 
 class _Requested(NamedTuple):
@@ -272,6 +278,7 @@ def _services(
         health=base.health,
         tracer=base.tracer,
         sharing=base.sharing,
+        together=base.together,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,

@@ -80,6 +80,7 @@ class Access(NamedTuple):
         if sharing is not None:
             sharing.on_change(KEYS, keys.reload)
             sharing.on_change(TOKENS, tokens.reload)
+            keys.tell = tokens.tell = sharing.tell
         stack.push_async_callback(flush_at_end, keys.flush_last_used)
         return cls(audit, keys, tokens, admin_key)
 

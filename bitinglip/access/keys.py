@@ -62,6 +62,7 @@ class KeyRing:
         self._audit = audit
         self._age = age or KeyAge()
         self._clock = clock
+        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
         self._keys: dict[str, HeldKey] = {}
         #: from a change in the database to that of what is held: what was read before is older
         self._changing = asyncio.Lock()
@@ -230,6 +231,7 @@ class KeyRing:
             before, row.revoked_at = shown_fields(row), revoked_at
             await count_change(session, KEYS)
             await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
+        self.tell()
         return shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -295,6 +297,7 @@ class KeyRing:
                 await count_change(session, KEYS)
                 await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
             held = self._keys[row.id] = hold(row, self._age)
+        self.tell()
         return held.record
 
     async def _update(
@@ -313,4 +316,5 @@ class KeyRing:
                 await self._audit.append(session, entry_of(action, row, by, before))
             held.renew(hold(row, self._age))
             self._presented.forget()
+        self.tell()
         return shown(held)

@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
@@ -87,6 +87,7 @@ class Tokens:
         self._audit = audit
         self._keys = keys
         self._secret = secret
+        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
         self._revoked: dict[str, int] = {}  #: Unix time of the expiry by id
         self._known: dict[bytes, Claims] = {}  #: by the digest of the whole token
         self._retention = Retention(LIFETIME + 2 * _LEEWAY)
@@ -205,6 +206,7 @@ class Tokens:
             await count_change(session, TOKENS)
             if self._audit.often.takes(entry):
                 await self._audit.append(session, entry)
+        self.tell()
 
     def _claims(self, text: str) -> Claims:
         """Return what a valid token says; it may have been revoked. Raises InvalidToken."""

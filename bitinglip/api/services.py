@@ -24,6 +24,7 @@ from bitinglip.downloads.downloads import Downloads
 from bitinglip.gateways.sharing import Sharing
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.redis.opening import Together
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.message_pictures import MessagePictures
@@ -85,6 +86,7 @@ class Services:
     resume: Resume
     cache: ResponseCache
     recheck: Recheck
+    together: Together  #: what connects it with other gateways
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     sharing: Sharing | None = None  #: the place among servers that share the database

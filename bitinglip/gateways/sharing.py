@@ -1,8 +1,7 @@
 """Keeps this server among others that share its database.
 
 It shows that it lives, finds out which others have ended, and reads what others have changed. All
-of it goes through the database, by looks at short intervals; who wants to be faster calls
-``look_now``.
+of it goes through the database, by looks at short intervals; a broadcast only makes them earlier.
 """
 
 import asyncio
@@ -22,6 +21,8 @@ from bitinglip.db.dialects import insert
 from bitinglip.db.tables import Gateway
 from bitinglip.gateways.changes import counts
 from bitinglip.gateways.observed import Life, Observed
+from bitinglip.redis.broadcast import Broadcast
+from bitinglip.redis.messages import RowsChanged
 from bitinglip.settings.gateways import Gateways
 from bitinglip.telemetry.health import Health
 
@@ -55,12 +56,20 @@ class Sharing:
         self._on_look: list[Work] = []
         self._on_rejoin: list[Work] = []
         self._wake = asyncio.Event()
-        #: has the other servers look at once, where something carries that to them
-        self.announce: Callable[[], None] = lambda: None
+        self._broadcast = Broadcast()
+
+    def connect(self, broadcast: Broadcast) -> None:
+        """Have servers tell each other of what they have written, so that they look at once."""
+
+        async def look(_: RowsChanged | None = None) -> None:
+            self.look_now()
+
+        self._broadcast = broadcast
+        broadcast.subscribe(RowsChanged, look, look)
 
     def tell(self) -> None:
-        """Have the other servers look at what this one has written."""
-        self.announce()
+        """Have the other servers look at what this one has written; without Redis they do soon."""
+        self._broadcast.publish(RowsChanged())
 
     def on_change(self, what: str, read: Work) -> None:
         """Have something read again once another server may have changed it."""

@@ -31,6 +31,7 @@ from bitinglip.settings.models import (
     SamplingDefaults,
     SpeechModel,
 )
+from bitinglip.settings.redis import Redis
 from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
@@ -65,6 +66,7 @@ __all__ = [
     "KeyRotation",
     "Logging",
     "Model",
+    "Redis",
     "SamplingDefaults",
     "Section",
     "Security",
@@ -106,6 +108,7 @@ class Settings(Section):
     store: Store = Store()
     database: Database = Database()
     gateways: Gateways = Gateways()
+    redis: Redis = Redis()
     logging: Logging = Logging()
     telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(

@@ -11,7 +11,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 #: the checks of /health that can be degraded
-CHECKS = ("database", "cluster_manager", "model_manager", "task_manager", "devices", "guard")
+CHECKS = (
+    "database", "redis", "cluster_manager", "model_manager", "task_manager", "devices", "guard",
+)  # fmt: skip
 
 
 class Health:
