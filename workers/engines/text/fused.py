@@ -188,7 +188,8 @@ def _attend(
     cache.write(index, batch.slots, qkv[:, layer.query_width :])
     query = qkv[:, : layer.query_width].view(len(x), -1, layer.head_dim)
     seen = attend(query, cache, index, batch, scaling=layer.scaling, softcap=layer.softcap)
-    return layer.output(seen)
+    output: Tensor = layer.output(seen)
+    return output
 
 
 def _swapped(x: Tensor, rotation: Rotation) -> Tensor:

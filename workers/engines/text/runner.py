@@ -149,6 +149,11 @@ class Runner:
         if blocks:
             self._cache.scrub(blocks)
 
+    @torch.inference_mode()
+    def hold_numbers(self, blocks: Rows[int]) -> bool:
+        """Return whether all that blocks hold are numbers; waits for the device."""
+        return self._cache.hold_numbers(blocks)
+
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""
         self._cache.release_workspace()
