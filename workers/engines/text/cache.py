@@ -12,7 +12,6 @@ from workers.engines.text import float8
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.sampling_params import upload
 
-
 _AT_ONCE = 256  #: blocks that are looked at together: a copy of theirs is made
 
 
