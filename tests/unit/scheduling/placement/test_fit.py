@@ -278,9 +278,7 @@ def test_estimate_counts_graphs_on_a_card() -> None:
     assert estimate(LLAMA, graphs).total - estimate(LLAMA, CUDA).total == 300_000_000
     # Llama-3.1's of 8B and 70B: 32 layers and 80 of them
     for parameters, rows, layers in ((6.98e9, 1_376_256, 32), (68.5e9, 6_717_440, 80)):
-        shaped = msgspec.structs.replace(
-            LLAMA, linear_parameters=int(parameters), linear_rows=rows
-        )
+        shaped = msgspec.structs.replace(LLAMA, linear_parameters=int(parameters), linear_rows=rows)
         added = estimate(shaped, graphs).total - estimate(shaped, CUDA).total
         assert added == pytest.approx(64 * layers * 200_000, rel=0.1)
     assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
