@@ -195,7 +195,7 @@ def _attend(
 def _swapped(x: Tensor, rotation: Rotation) -> Tensor:
     """Return a copy of [tokens, heads, numbers] in which the numbers of each pair change places."""
     if rotation.interleaved:
-        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
     return torch.roll(x, x.shape[-1] // 2, -1)
 
 

@@ -108,8 +108,8 @@ def _power_of_two(size: int) -> int:
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
-# Triton compiles a kernel anew for numbers of other divisors, unless it is told not to: the width of
-# the table is another one every few tokens.
+# Triton compiles a kernel anew for numbers of other divisors, unless it is told not to: the table's
+# width is another one every few tokens.
 @triton.jit(do_not_specialize=["table_stride"])
 def _attend_part(
     query_ptr,
