@@ -5,7 +5,7 @@ share an input are one, the rotation is three operations over queries and keys t
 copy writes keys and values. The arithmetic is that of the library's classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from workers.engines.text.fused_layers import (
     read_layer,
 )
 from workers.engines.text.fused_norms import norm_of
+from workers.engines.text.lora_layers import JoinedLoras
 from workers.engines.upload import Upload
 
 #: Cosine and sine of each rotation, [tokens, 1, numbers that are rotated]
@@ -61,6 +62,7 @@ class FusedDecoder:
             unmap(model)  # the embedding is left, and would keep the whole file mapped
         self._embedding: Tensor = inner.embed_tokens.weight.detach()
         self._rotary = inner.rotary_emb
+        self.loras: JoinedLoras | None = None  #: what goes around the layers of steps with LoRAs
         self._rotations = {each.rotation for each in self._layers if each.rotation is not None}
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
@@ -68,7 +70,10 @@ class FusedDecoder:
         if self._ends.embedding_scale is not None:
             x = x * self._ends.embedding_scale
         turns = {each: self._turn(each, x, batch.positions) for each in self._rotations}
-        for index, layer in enumerate(self._layers):
+        layers: Iterable[Layer] = self._layers
+        if batch.lora is not None and self.loras is not None:
+            layers = self.loras.around(self._layers, batch.lora)
+        for index, layer in enumerate(layers):
             normed = x if layer.attention_norm is None else layer.attention_norm(x)
             seen = _attend(layer, index, normed, turns, batch, cache)
             if layer.attention_end_norm is not None:

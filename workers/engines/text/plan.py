@@ -29,6 +29,7 @@ class Sequence:
     cached: int = 0  #: tokens of the prompt that were there when it began
     sound: bool = False  #: a token was chosen from what its blocks hold: these are numbers
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
+    lora: int | None = None  #: the slot of the LoRA that it is computed with; None: of none
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
