@@ -58,7 +58,7 @@ def step(rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL) -> St
     if cost > rate.burst:
         raise ValueError("more units than the burst holds never pass")
     ticks = now * rate.quota
-    taken = cost * (rate.window if share == FULL else _unit(rate, share))
+    taken = cost * (rate.window if share == FULL else unit_ticks(rate, share))
     new = (tat if tat > ticks else ticks) + taken
     most = rate.burst * rate.window
     over = new - ticks - (most if most > taken else taken)
@@ -67,13 +67,13 @@ def step(rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL) -> St
 
 def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
     """Return the state without the units that were taken under this share."""
-    return tat - cost * _unit(rate, share)
+    return tat - cost * unit_ticks(rate, share)
 
 
 def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
     unit, most = rate.window, rate.burst * rate.window
-    if share != FULL and (unit := _unit(rate, share)) > most:
+    if share != FULL and (unit := unit_ticks(rate, share)) > most:
         most = unit
     debt = tat - now * rate.quota
     if debt <= 0:
@@ -83,6 +83,6 @@ def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     return _reading((remaining, -(-missing // rate.quota), -(-debt // rate.quota)))
 
 
-def _unit(rate: Rate, share: int) -> int:
+def unit_ticks(rate: Rate, share: int) -> int:
     """Return the ticks of one unit under a share; those of all of it are the window's."""
     return rate.window if share == FULL else -(-rate.window * FULL // share)
