@@ -40,7 +40,7 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Respond 200 if the server takes requests; 503 while it starts, drains or cannot serve."""
     services = services_of(request)
-    if services.dispatcher.draining:
+    if services.dispatcher.draining or services.health.leaving:
         return json_response({"status": "draining"}, 503)
     if not services.operations.bootstrapped:
         return json_response({"status": "starting"}, 503)

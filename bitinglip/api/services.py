@@ -22,6 +22,7 @@ from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.downloads.downloads import Downloads
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.redis.opening import Together
@@ -90,6 +91,7 @@ class Services:
     shared_counts: SharedCounts | None  #: of limits, with them
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
+    sharing: Sharing | None = None  #: the place among servers that share the database
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)

@@ -41,11 +41,23 @@ class SettingsChanged(Message, frozen=True, tag="settings"):
     """Files that the settings name, such as the list of words, were changed."""
 
 
+class RowsChanged(Message, frozen=True, tag="rows"):
+    """Rows that gateways share were changed: keys, tokens, or what a gateway is asked to do."""
+
+
 class Missed(Message, frozen=True, tag="missed"):
     """A gateway could not tell what it had to tell: anything may have changed."""
 
 
-Told = KeysChanged | TokensRevoked | ModelsChanged | TasksCancelled | SettingsChanged | Missed
+Told = (
+    KeysChanged
+    | TokensRevoked
+    | ModelsChanged
+    | TasksCancelled
+    | SettingsChanged
+    | RowsChanged
+    | Missed
+)
 
 
 class Letter(msgspec.Struct, frozen=True, array_like=True):

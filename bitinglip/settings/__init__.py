@@ -13,6 +13,7 @@ from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.database import Database
+from bitinglip.settings.gateways import Gateways
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -106,6 +107,7 @@ class Settings(Section):
     hub: Hub = Hub()
     store: Store = Store()
     database: Database = Database()
+    gateways: Gateways = Gateways()
     redis: Redis = Redis()
     logging: Logging = Logging()
     telemetry: Telemetry = Telemetry()

@@ -22,6 +22,7 @@ class Health:
     def __init__(self) -> None:
         self._problems: dict[tuple[str, str], str] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.leaving = False  #: it will stop soon: new requests are better sent elsewhere
 
     def degrade(self, check: str, part: str, detail: str) -> None:
         """Note a problem. ``detail`` is public: it holds no path, no secret, no traceback."""

@@ -1,123 +1,108 @@
-"""What checks the limits of requests in a gateway, alone or with others over one Redis."""
+"""Two servers over one PostgreSQL database, and a client that takes turns between them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bitinglip.access.keys import Caller
-from bitinglip.access.limits.admission import Admission, Admitted, now
-from bitinglip.access.limits.policy import LimitClass
-from bitinglip.access.limits.store import MemoryStore
-from bitinglip.access.limits.token_rates import TokenRates
-from bitinglip.access.scopes import Scope
-from bitinglip.access.shared.counts import SharedCounts
-from bitinglip.access.usage.amounts import Amounts, Units
-from bitinglip.access.usage.meter import Meter, Reservation
-from bitinglip.access.usage.quotas import Plans
-from bitinglip.access.usage.rows import UsageRows
-from bitinglip.db.database import Database
-from bitinglip.db.write_behind import WriteBehind
-from bitinglip.errors import QuotaExceeded, RateLimitExceeded
-from bitinglip.redis.errors import RedisAway
-from bitinglip.redis.link import RedisLink
-from bitinglip.settings.limits import Limits
-from bitinglip.settings.redis import Redis as RedisSettings
-from bitinglip.telemetry.health import Health
+import httpx
 
-PATH = "/v1/completions"
+from tests.support.server import Server, await_ready, start_server
+from tests.support.wait import eventually
+
+#: short, so that a death is seen soon; a busy machine keeps it
+SHORT = ("--set", "gateways.heartbeat=0.2", "--set", "gateways.lease=4")
 
 
 @dataclass
-class Gateway:
-    """The parts of a gateway that check limits; its keys are all of tier free."""
+class Pair:
+    """Holds two servers, and what each is started with."""
 
-    admission: Admission
-    meter: Meter
-    rates: TokenRates
-    write_behind: WriteBehind
-    shared_counts: SharedCounts | None
-    link: RedisLink | None
+    args: tuple[str, ...]
+    servers: list[Server] = field(default_factory=list)
 
-    async def enter(self, key: str = "k", *units: int) -> Admitted:
-        caller = Caller(key, key, "free", frozenset({Scope.TEXT}))
-        return await self.admission.enter(caller, LimitClass.INFERENCE, PATH, units)
-
-    async def passes(self, key: str = "k", *units: int) -> bool:
-        """Return whether a request is admitted; its place stays taken."""
-        return (await self.enter(key, *units)).refusal is None
-
-    async def reserve(self, tokens: int = 1, key: str = "k") -> Reservation | None:
-        """Reserve as a job does; None where it is refused."""
-        wanted: Units = (1, tokens, 0, 0, 0)
-        held = None
-        try:
-            if self.shared_counts is not None:
-                held = await self.shared_counts.quotas.reserve(key, lambda: wanted)
-            return self.meter.reserve(key, "m", lambda: wanted, held=held)
-        except (QuotaExceeded, RateLimitExceeded):
-            return None
-
-    async def use(self, tokens: int = 1, key: str = "k") -> bool:
-        """Reserve and settle a request of so many tokens; return whether it passed."""
-        reservation = await self.reserve(tokens, key)
-        if reservation is not None:
-            await self.settle(reservation, tokens)
-        return reservation is not None
-
-    async def settle(self, reservation: Reservation, tokens: int) -> None:
-        """Settle a request, and wait until the other gateways know."""
-        self.meter.settle(reservation, Amounts(requests=1, completion_tokens=tokens))
-        await self.told()
-
-    async def told(self) -> None:
-        """Wait until what this gateway has told Redis is there."""
-        if self.link is not None:
-            with suppress(RedisAway):
-                await self.link.command("PING")
+    def start(self, index: int) -> Server:
+        """Start a server, again where it ran before."""
+        home = self.servers[index].home
+        self.servers[index] = again = start_server(home, self.args)
+        await_ready(again)
+        return again
 
 
-@asynccontextmanager
-async def gateways(
-    folder: Path, count: int, url: str | None, *, redis: dict[str, Any] | None = None, **free: Any
-) -> AsyncIterator[list[Gateway]]:
-    """Open gateways over one database; ``free`` are the limits of the tier, ``redis`` settings."""
-    async with AsyncExitStack() as stack:
-        db = await Database.open(folder / "db")
-        stack.push_async_callback(db.close)
-        settings = RedisSettings(url=url, **{"timeout_ms": 5000, **(redis or {})})
-        yield [await _gateway(db, settings, free, stack) for _ in range(count)]
+@contextmanager
+def running_pair(folder: Path, url: str, *args: str) -> Iterator[Pair]:
+    """Start two servers that share a database; the second takes over the first one's secret."""
+    common = ("--set", f"database.url={url}", "--set", "gateways.shared=true")
+    own = (*common, "--set", f"gateways.folder={folder / 'common'}", *SHORT, *args)
+    first = start_server(folder / "one", own)
+    pair = Pair(own, [first])
+    try:
+        await_ready(first)
+        second = folder / "two"
+        second.mkdir()
+        # So that the tests have a key for it: a second server makes no key of its own.
+        (second / "admin.key").write_bytes((first.home / "admin.key").read_bytes())
+        (second / "admin.key").chmod(0o600)
+        secret = ("--set", f"gateways.secret_file={first.home / 'secret.key'}")
+        pair.servers.append(start_server(second, (*own, *secret)))
+        await_ready(pair.servers[1])
+        yield pair
+    finally:
+        for server in pair.servers:
+            server.stop()
 
 
-async def _gateway(
-    db: Database, settings: RedisSettings, free: dict[str, Any], stack: AsyncExitStack
-) -> Gateway:
-    limits = Limits.model_validate({"tiers": {"free": free}})
-    plans, cells = Plans(limits), MemoryStore()
-    rates = TokenRates(limits, lambda _key: "free", cells, clock=now)
-    meter = Meter(lambda _key: plans.of("free", None), rates=rates)
-    usage = UsageRows(db, meter)
-    await usage.load()
-    write_behind = WriteBehind(db, usage)
-    link = shared_counts = None
-    if settings.url is not None:
-        link = await RedisLink.opened(settings, Health())
-        stack.push_async_callback(link.close)
-        shared_counts = SharedCounts.over(link, meter, rates, usage, write_behind)
-    admission = Admission(limits, store=cells, meter=meter, shared=shared_counts)
-    return Gateway(admission, meter, rates, write_behind, shared_counts, link)
+class Balancer:
+    """Sends requests to servers in turn, those that say they are ready, until it is closed."""
+
+    def __init__(self, addresses: dict[int, str], key: str) -> None:
+        """``addresses``: of the servers that there are, which the test changes."""
+        self.statuses: list[int] = []
+        self.faults: list[str] = []
+        self._addresses = addresses
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(2)]
+
+    def __enter__(self) -> "Balancer":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count: int) -> None:
+        """Wait until so many further requests were answered."""
+        until = len(self.statuses) + count
+        eventually(lambda: len(self.statuses) >= until or self.faults)
+
+    def _run(self, number: int) -> None:
+        body = {"model": "demo-echo", "prompt": "some words", "max_tokens": 5}
+        with httpx.Client(timeout=60, headers=self._headers) as client:
+            turn = number
+            while not self._ended.is_set():
+                turn += 1
+                url = self._addresses.get(turn % 2)
+                if url is None or not self._ready(client, url):
+                    continue
+                try:
+                    answer = client.post(f"{url}/api/v1/inference/text-generation", json=body)
+                except httpx.TransportError as error:
+                    self.faults.append(repr(error))
+                else:
+                    self.statuses.append(answer.status_code)
+
+    @staticmethod
+    def _ready(client: httpx.Client, url: str) -> bool:
+        with suppress(httpx.TransportError):
+            return client.get(f"{url}/readyz").status_code == 200
+        return False
 
 
-async def count_passing(gateways: list[Gateway], requests: int, *units: int) -> int:
-    """Send requests at once, in turn to each gateway; return how many were admitted."""
-    asked = [gateways[n % len(gateways)].passes("k", *units) for n in range(requests)]
-    return sum(await asyncio.gather(*asked))
-
-
-async def passes(ask: Callable[[], Awaitable[bool]]) -> None:
-    """Ask until the answer is yes. Raises TimeoutError if it does not become so."""
-    async with asyncio.timeout(60):
-        while not await ask():  # noqa: ASYNC110  a lease ends by itself
-            await asyncio.sleep(0.05)
+def statuses(clients: Sequence[httpx.Client], path: str) -> list[str]:
+    """Return what each server says of the state of a task or a batch."""
+    return [client.get(path).json()["status"] for client in clients]

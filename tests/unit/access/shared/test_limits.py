@@ -25,7 +25,7 @@ from bitinglip.errors import (
 from bitinglip.redis.link import RedisLink
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
-from tests.support.gateways import count_passing, gateways, passes
+from tests.support.shared_limits import count_passing, gateways, passes
 from tests.support.redis import RedisServer
 from tests.support.wait import until
 
