@@ -146,7 +146,7 @@ async def _open(
     if sharing is not None:
         sharing.connect(together.broadcast)
     access = await Access.open(settings, home, db, sharing, stack)
-    counts = await Counts.open(settings, db, access.keys, stack)
+    counts = await Counts.open(settings, db, access.keys, together.link, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
     if (kept := kept_by(launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
@@ -159,6 +159,7 @@ async def _open(
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
+    dispatcher.shared = counts.shared_counts.quotas if counts.shared_counts is not None else None
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
     admission = counts.admission(settings, connections, dispatcher)
@@ -284,7 +285,8 @@ def _services(
         meter=counts.meter,
         token_rates=counts.token_rates,
         usage=counts.usage,
-        logins=FailedLogins(base.settings.limits.failed_logins_per_minute),
+        logins=FailedLogins(base.settings.limits.failed_logins_per_minute, counts.shared_counts),
+        shared_counts=counts.shared_counts,
         cache=requested.cache,
         guard=requested.guard,
         refusals=LimitRefusals(base.metrics.registry),

@@ -6,6 +6,7 @@ from functools import partial
 from bitinglip import tls
 from bitinglip.access.key_age import CHECK_SECONDS as KEY_AGE_SECONDS
 from bitinglip.access.key_age import KeyAge, Rotation
+from bitinglip.access.shared.quotas import RAISE_SECONDS
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.api.services import Services
@@ -131,6 +132,11 @@ def _start_keys(background: Background, services: Services) -> None:
         age = KeyAge(services.settings.security.key_rotation)
         rotation = Rotation(services.keys, age, services.home)
         every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
+    if (shared_counts := services.shared_counts) is not None:
+        renew, seconds = shared_counts.limits.renew, shared_counts.renew_seconds
+        every(seconds, renew, "places of this gateway", check="redis")
+        compare = shared_counts.quotas.raise_charged
+        every(RAISE_SECONDS, compare, "quotas of all gateways", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
 
 

@@ -13,8 +13,9 @@ from functools import partial
 import structlog
 
 from bitinglip import errors
+from bitinglip.access.shared.quotas import SharedQuotas
 from bitinglip.access.usage.amounts import Units
-from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.meter import Held, Meter
 from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
@@ -60,21 +61,32 @@ class Dispatcher:
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
+        self.shared: SharedQuotas | None = None  #: set where gateways share quotas
         self.overload = OverloadController()
         #: is told of each traced job that has ended, and when its replica was loaded
         self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
         self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_STEP_SECONDS)
 
-    def open(self, job: Job, *, admitted: bool = False) -> OpenJob:
+    async def reserve(self, job: Job) -> Held | None:
+        """Reserve a job's part of quotas that gateways share, for ``open``; None where none are.
+
+        Raises QuotaExceeded, RateLimitExceeded (of tokens) or LimitsUnavailable.
+        """
+        if self.shared is None:
+            return None
+        return await self.shared.reserve(job.key_id, partial(self._most_used, job))
+
+    def open(self, job: Job, *, admitted: bool = False, held: Held | None = None) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
         QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
-        done. The last two are not raised for what an earlier run of the server ``admitted``.
+        done. The last two are not raised for what an earlier run of the server ``admitted``, nor
+        for what ``reserve`` holds already, which is given back if the job is refused.
         """
-        return OpenJob(self, job, admitted=admitted)
+        return OpenJob(self, job, admitted=admitted, held=held)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -107,9 +119,10 @@ class Dispatcher:
             grow(input_bytes(job))
             yield
 
-    def charge_cached(self, job: Job) -> None:
+    async def charge_cached(self, job: Job) -> None:
         """Charge a job's key for a request whose answer was known. Raises QuotaExceeded."""
-        self._meter.charge_cached(job.key_id, job.model)
+        if self.shared is None or not await self.shared.charge_cached(job.key_id, job.model):
+            self._meter.charge_cached(job.key_id, job.model)
 
     def remember(self, event_log: EventLog) -> None:
         """Keep the ended event log of a job that did not run here, to be found like those."""
@@ -234,8 +247,16 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def admit(self, job: Job, *, admitted: bool) -> InFlightJob:
+    def admit(self, job: Job, *, admitted: bool, held: Held | None = None) -> InFlightJob:
         """Take a job in; for ``open`` alone."""
+        try:
+            return self._admit(job, admitted, held)
+        except BaseException:
+            if held is not None and self.shared is not None:
+                self.shared.drop(job.key_id, held)
+            raise
+
+    def _admit(self, job: Job, admitted: bool, held: Held | None) -> InFlightJob:
         loaded = self._check(job)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
@@ -251,6 +272,7 @@ class Dispatcher:
                 partial(self._most_used, job),
                 admitted=admitted,
                 recorded=not job.asynchronous,
+                held=held,
             )
         except BaseException:
             self.delivery.input_memory.give_back(job.key_id, size)
