@@ -46,6 +46,7 @@ from model_store.store import ModelStore
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
+    from workers.nodes.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Services:
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
+    cluster: "Cluster | None" = None  #: where workers run on other machines
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)
