@@ -30,8 +30,8 @@ FaultName = Literal[
     "node lost",
 ]
 
-#: ``memory``: the model's footprint or the machine's RAM, never the request by itself. ``node``: the
-#: machine of a cluster that it ran on, or the network to it.
+#: ``memory``: the model's footprint or the machine's RAM, never the request by itself. ``node``:
+#: the machine of a cluster that it ran on, or the network to it.
 Blame = Literal["request", "memory", "device", "setup", "node"]
 
 

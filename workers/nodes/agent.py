@@ -17,7 +17,7 @@ from workers.devices.host import Host
 from workers.devices.probe import probe_cards
 from workers.engines.registry import ENGINES, engine_info
 from workers.folders import WorkFolders
-from workers.framing import BadFrame, encode_commands
+from workers.framing import BadFrame
 from workers.launcher import SpawnedWorker, SpawnLauncher
 from workers.nodes.handshake import SECONDS, AgentIdentity, NotTrusted, prove_to_gateway
 from workers.nodes.hosted import HostedWorker
@@ -51,7 +51,6 @@ class Agent:
 
     def __init__(self, config: AgentConfig, secret: str, devices: Devices | None = None) -> None:
         """``devices`` are those of this machine by default. Raises OSError."""
-        self.name = socket.gethostname()
         self.roots = config.models
         self._config = config
         self._secret = secret
@@ -79,9 +78,9 @@ class Agent:
     def start(self, spec: OpenWorker, *, fresh: bool) -> tuple[SpawnedWorker, bool]:
         """Return a process, and whether it was the spare. Raises OSError."""
         info = engine_info(spec.engine)
-        if self._spare is not None and not fresh and info.preimport:
-            if (process := self._spare.take()) is not None:
-                return process, True
+        spare = self._spare if info.preimport and not fresh else None
+        if spare is not None and (process := spare.take()) is not None:
+            return process, True
         return self._launcher.launch(spec.name, info.preimport, spec.visible_devices), False
 
     def short_of_ram(self) -> bool:
@@ -191,7 +190,7 @@ class Agent:
     async def _open(self, link: Link, payload: bytes) -> None:
         opened: Open = decode(payload, Open)  # type: ignore[arg-type]  # a union is no class
         if opened.protocol != PROTOCOL:
-            text = f"The node {self.name} runs another version of BitingLip: install the same one."
+            text = "It runs another version of BitingLip than the gateway: install the same."
             link.tell(Kind.REFUSED, Refused(message=text))
         elif isinstance(opened, OpenNode):
             await self._serve_node(link, opened)

@@ -1,6 +1,7 @@
 """Knows the nodes of a cluster, starts workers on them, and shows their devices as one list."""
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,13 +93,13 @@ class Cluster:
         after that time."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 while not self._is_there():
                     self._changed.clear()
                     await self._changed.wait()
-        except TimeoutError:
-            log.error("no node of the cluster has answered within %g s", wait_seconds)
+        if self.trouble is not None:
+            log.error("%s", self.trouble)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -162,12 +163,15 @@ class Cluster:
                 self._meet(await self._agents.find())
                 self._trouble = None
             except AgentsLost as error:
-                if self._trouble is None:
-                    log.error("%s", error)
-                self._trouble = str(error)
+                self._note_trouble(str(error))
             except Exception:  # asked again in a moment: the nodes that are there go on
                 log.exception("the agents of the cluster could not be found")
             await asyncio.sleep(_FIND_SECONDS)
+
+    def _note_trouble(self, why: str) -> None:
+        if self._trouble != why:
+            log.error("%s", why)
+        self._trouble = why
 
     def _meet(self, agents: Mapping[str, Address]) -> None:
         for told, address in agents.items():

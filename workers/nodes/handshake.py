@@ -1,4 +1,4 @@
-"""Encrypts a connection between gateway and agent, and proves to each that the other has the secret.
+"""Encrypts a connection between gateway and agent; each proves to the other that it has the secret.
 
 TLS 1.3 with a certificate that the agent makes at its start. Nothing signs it: both prove in the
 encrypted connection that they know the secret, over random numbers of both and the certificate, so

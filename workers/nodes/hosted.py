@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.codes import DRIVER_STARTED
-from workers.confinement import model_files
 from workers.framing import (
     BadFrame,
     FrameReader,
@@ -21,8 +20,8 @@ from workers.framing import (
 )
 from workers.launcher import SpawnedWorker
 from workers.nodes.files import send_file, take_file
-from workers.nodes.job_files import inputs_of, is_within, results_of, with_files
-from workers.nodes.link import Link, LinkLost
+from workers.nodes.job_files import inputs_of, load_refusal, results_of, with_files
+from workers.nodes.link import Link, LinkLost, set_done
 from workers.nodes.messages import Kind, Launched, OpenWorker, ProcessEnd, ProcessState
 from workers.output import last_bytes
 from workers.protocol import Command, Ends, Event, Imported, Job, Load, LoadFailed, OfJob
@@ -43,8 +42,6 @@ class Host(Protocol):
     def inputs(self) -> Path: ...
     @property
     def roots(self) -> tuple[str, ...]: ...
-    @property
-    def name(self) -> str: ...
     def start(self, spec: OpenWorker, *, fresh: bool) -> tuple[SpawnedWorker, bool]:
         """Return a process, and whether it was the spare. Raises OSError."""
         ...
@@ -93,7 +90,7 @@ class HostedWorker:
         try:
             self._process, self._was_spare = self._host.start(self._spec, fresh=fresh)
         except OSError as error:
-            cause = f"could not be started on {self._host.name} ({error.strerror})"
+            cause = f"could not be started on {self._spec.node} ({error.strerror})"
             self._link.tell(Kind.END, ProcessEnd(code=1, cause=cause))
             return False
         process, ended = self._process, asyncio.Event()
@@ -178,30 +175,16 @@ class HostedWorker:
         changed = [self._placed(command) for command in commands]
         same = all(ours is theirs for ours, theirs in zip(changed, commands, strict=True))
         payload = payload if same else encode_commands(changed)
-        if isinstance(commands[0] if commands else None, Load):
-            if (why := self._refusal(commands)) is not None:
+        loads = [each for each in commands if isinstance(each, Load)]
+        if loads:
+            roots, node = self._host.roots, self._spec.node
+            if (why := load_refusal(loads[0], node, roots)) is not None:
                 failed = LoadFailed(code="MODEL_LOAD_FAILED", message=why)
                 self._link.send(Kind.EVENTS, encode_frame([failed]))
                 self._process.kill()
                 return
             self._load = payload
         self._process.send(payload)
-
-    def _refusal(self, commands: list[Command]) -> str | None:
-        """Say why a load cannot be done on this machine, and what to do."""
-        for load in commands:
-            if not isinstance(load, Load):
-                continue
-            for path in model_files(load):
-                if not is_within(path, self._host.roots):
-                    return f"The node {self._host.name} does not load from outside its folders."
-                if not os.path.exists(path):
-                    return (
-                        f"The node {self._host.name} does not have the files of {load.model}. "
-                        "Models are read from a shared file system (workers.ray.models): mount the "
-                        "home's models there, at the same path."
-                    )
-        return None
 
     def _placed(self, command: Command) -> Command:
         """Return a command with files of this machine, and note what its job needs."""
@@ -314,7 +297,7 @@ async def _read(fd: int) -> bytes:
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
     there: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: there.done() or there.set_result(None))
+    loop.add_reader(fd, set_done, there)
     try:
         await there
     finally:

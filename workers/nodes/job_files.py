@@ -1,16 +1,18 @@
-"""Finds the files that jobs name, and renames them for another machine. Pure."""
+"""Finds the files that jobs and loads name, and renames them for another machine."""
 
 import os
 from collections.abc import Callable, Iterator
 
 import msgspec
 
+from workers.confinement import model_files
 from workers.protocol import (
     ChatMessage,
     Command,
     ImageDone,
     ImageJob,
     JobEvent,
+    Load,
     SpeechDone,
     SpeechJob,
     TextJob,
@@ -73,7 +75,27 @@ def results_of(event: JobEvent) -> list[tuple[str, int]]:
     return []
 
 
-def is_within(path: str, roots: tuple[str, ...]) -> bool:
+def load_refusal(load: Load, node: str, roots: tuple[str, ...]) -> str | None:
+    """Say why a load cannot be done on this machine, and what to do; None if it can.
+
+    ``node`` is what the gateway calls the machine; ``roots``: where it may load from.
+    """
+    for path in model_files(load):
+        if not _is_within(path, roots):
+            return (
+                f"The node {node} may not load {load.model} from where its files are: the folders "
+                "that it reads models from are others than the gateway's."
+            )
+        if not os.path.exists(path):
+            return (
+                f"The node {node} does not have the files of {load.model}. Nodes read models from "
+                "a shared file system (workers.ray.models): mount the folder of models there, at "
+                "the same path as on the gateway's machine."
+            )
+    return None
+
+
+def _is_within(path: str, roots: tuple[str, ...]) -> bool:
     """Return True for a path at or below one of the roots, links resolved."""
     real = os.path.realpath(path)
     return any(

@@ -114,6 +114,12 @@ def keep_alive(writer: asyncio.StreamWriter) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def set_done(future: "asyncio.Future[None]") -> None:
+    """End a future that may have ended already."""
+    if not future.done():
+        future.set_result(None)
+
+
 def _kind(number: int) -> Kind:
     try:
         return Kind(number)
@@ -125,4 +131,4 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-__all__ = ["Link", "LinkLost", "NotTrusted", "connect", "decode", "keep_alive"]
+__all__ = ["Link", "LinkLost", "NotTrusted", "connect", "decode", "keep_alive", "set_done"]

@@ -62,6 +62,7 @@ class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
     """Asks for a process that becomes a worker; its Load follows."""
 
     protocol: str
+    node: str  #: what the gateway calls the machine
     name: str
     engine: str
     visible_devices: str
@@ -160,8 +161,10 @@ MOST_BYTES: Mapping[Kind, int] = dict.fromkeys(Kind, 1 << 20) | {
 def _digest() -> str:
     """Return a name of all messages as they are declared here: both sides must have the same."""
     schemas, components = msgspec.json.schema_components(
-        [Command, Event, Open, Refused, NodeFacts, Probe, Probed, Launched, ProcessState]
-        + [File, ProcessEnd],
+        [
+            *(Command, Event, Open, Refused, NodeFacts, Probe, Probed),
+            *(Launched, ProcessState, File, ProcessEnd),
+        ],
         ref_template="{name}",
     )
     text = msgspec.json.encode([schemas, components], order="sorted")

@@ -82,7 +82,7 @@ class RayAgents:
         del self._starting[node_id]
         try:
             self._addresses[node_id] = task.result()
-        except Exception as error:  # of Ray, of many kinds: the actor is started again, or is gone
+        except Exception as error:  # noqa: BLE001  Ray's are of many kinds; it is asked again
             self._addresses.pop(node_id, None)
             log.warning("the agent of node %s: %s", self._names[node_id], _first_line(error))
 
@@ -176,7 +176,7 @@ class RayAgents:
         for actor in self._actors.values():
             try:
                 ray.kill(actor)
-            except Exception as error:  # it is gone already
+            except Exception as error:  # noqa: BLE001  Ray's are of many kinds; it is gone already
                 log.info("an agent could not be ended: %s", _first_line(error))
         ray.shutdown()
 

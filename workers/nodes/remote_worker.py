@@ -19,7 +19,7 @@ from workers.framing import BadFrame, decode_commands, encode_frame
 from workers.launcher import End
 from workers.nodes.files import send_file, take_file
 from workers.nodes.job_files import inputs_of
-from workers.nodes.link import Link, LinkLost, decode
+from workers.nodes.link import Link, LinkLost, decode, set_done
 from workers.nodes.messages import (
     PROTOCOL,
     Kind,
@@ -154,6 +154,7 @@ class RemoteWorker:
         try:
             opened = OpenWorker(
                 protocol=PROTOCOL,
+                node=place.name,
                 name=self._name,
                 engine=spec.engine,
                 visible_devices=spec.visible_devices,
@@ -215,7 +216,7 @@ class RemoteWorker:
     async def _writable(self, fd: int) -> None:
         loop = asyncio.get_running_loop()
         free: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(fd, lambda: free.done() or free.set_result(None))
+        loop.add_writer(fd, set_done, free)
         try:
             await free
         finally:

@@ -83,8 +83,10 @@ class _Planner:
     def place(self, demand: Demand) -> None:
         """Load the model, or free memory for it, or refuse it."""
         of_kind = [device for device in self._ledger.devices if device.kind in demand.needs]
-        devices = [device for device in of_kind if not device.reason]
-        fitting = [device for device in devices if demand.needs[device.kind] <= device.largest]
+        devices: Sequence[DeviceCapacity] = [each for each in of_kind if not each.reason]
+        fitting: Sequence[DeviceCapacity] = [
+            device for device in devices if demand.needs[device.kind] <= device.largest
+        ]
         if devices:
             with_ram = self._with_ram(demand, fitting or devices)
             if not with_ram:
