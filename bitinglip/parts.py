@@ -24,6 +24,7 @@ from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE
+from bitinglip.cluster import uses_ray
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
@@ -208,7 +209,11 @@ class Machine(NamedTuple):
             devices = await asyncio.to_thread(find_devices, settings.devices)
         stack.callback(devices.close)
         page_cache = await asyncio.to_thread(
-            open_page_cache, settings.devices, devices, home.models
+            open_page_cache,
+            settings.devices,
+            devices,
+            home.models,
+            elsewhere=uses_ray(settings),
         )
         stack.callback(page_cache.close)
         return cls(store, footprints, devices, page_cache)

@@ -22,6 +22,7 @@ from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
+from workers.devices.device import processor_of
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.quantization import FORMATS, card_lack, package_lack
 from workers.engines.registry import engine_info
@@ -136,7 +137,8 @@ class ResourceFacts:
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
                 display=device.display,
-                shares="cpu" if device.unified else None,
+                shares=processor_of(device.id) if device.unified else None,
+                node=device.node,
             )
             for device in self.devices
         ]

@@ -21,6 +21,7 @@ from model_store.page_cache import PageCache, give_back
 from model_store.store import ModelStore
 from workers import protocol
 from workers.devices import DeviceUsage
+from workers.devices.device import node_of
 from workers.pool import StartFailed
 from workers.worker import Worker
 
@@ -275,6 +276,7 @@ class ReplicaLoader:
             engine=own.engine or manifest.engine,
             path=str(self._store.weights_path(manifest.name)),
             adapter=str(self._store.path(manifest.name)) if manifest.adapter_of else None,
+            node=node_of(next(iter(replica.devices), "")),
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),

@@ -20,6 +20,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
+from workers.devices.device import is_processor
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -364,7 +365,7 @@ class Operations:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
         for replica in list(self._manager.replicas()):
             own = self._settings.model(replica.model)
-            if own.device is None and set(replica.devices) == {"cpu"}:
+            if own.device is None and all(map(is_processor, replica.devices)):
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
             self._preload(self._store.names())

@@ -25,8 +25,8 @@ from bitinglip.errors import (
 from bitinglip.redis.link import RedisLink
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
-from tests.support.shared_limits import count_passing, gateways, passes
 from tests.support.redis import RedisServer
+from tests.support.shared_limits import count_passing, gateways, passes
 from tests.support.wait import until
 
 UNLIMITED: dict[str, Any] = {"requests_per_hour": None, "concurrent_requests": None}

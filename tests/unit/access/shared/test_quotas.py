@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bitinglip.access.usage.amounts import REQUESTS
-from tests.support.shared_limits import Gateway, count_passing, gateways, passes
 from tests.support.redis import RedisServer
+from tests.support.shared_limits import Gateway, count_passing, gateways, passes
 from tests.support.wait import until
 
 FREE: dict[str, Any] = {
