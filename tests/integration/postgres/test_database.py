@@ -237,7 +237,7 @@ def test_audit_chain_in_postgresql_finds_what_was_changed(url: str) -> None:
 def test_postgresql_is_for_one_server_until_it_ends(
     url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 0.5)
+    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 2.0)
     settings = DatabaseSettings(url=url)
 
     async def run() -> None:
@@ -264,7 +264,7 @@ def test_postgresql_is_for_one_server_until_it_ends(
 def test_postgresql_is_for_all_servers_that_share_it_and_for_no_other(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 0.5)
+    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 2.0)
     settings = DatabaseSettings(url=url)
 
     async def run() -> None:
