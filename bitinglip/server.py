@@ -223,7 +223,9 @@ class _Runner(HttpServer):
             {model.name: model.capabilities for model in services.store.list()},
         )
         if not self.should_exit:
-            standard_streams.say(start_text(self._url, *told, self._home.root, key))
+            columns = standard_streams.columns()
+            text = start_text(self._url, *told, self._home.root, key, columns=columns)
+            standard_streams.say(text)
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

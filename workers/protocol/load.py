@@ -110,6 +110,9 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     speculation: SpeculationKind = "off"
     draft_tokens: int = 8  #: of a row in a step, at most
     prefix_ram_bytes: int = 0  #: of RAM for prefixes that leave the cache
+    max_loras: int = 0  #: held beside the weights at once, for jobs that name one
+    max_lora_rank: int = 64
+    lora_folder: str = ""  #: that holds the files of LoRAs which jobs may name
     source_language: str | None = None  #: of prompts to translate; None: as the files say
     target_language: str | None = None
 

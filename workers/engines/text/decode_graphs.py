@@ -98,6 +98,8 @@ class DecodeGraphs:
         chunks = plan.decodes
         if not chunks or plan.prefills or any(chunk.drafts for chunk in chunks):
             return None
+        if any(chunk.sequence.lora is not None for chunk in chunks):
+            return None
         longest = max(chunk.end for chunk in chunks)
         if len(chunks) > self._row_sizes[-1] or longest > self._lengths[-1]:
             return None

@@ -28,6 +28,7 @@ class Sequence:
     drafts: list[int] = field(default_factory=list)  #: tokens that may follow, to be verified
     cached: int = 0  #: tokens of the prompt that were there when it began
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
+    lora: int | None = None  #: the slot of the LoRA that it is computed with; None: of none
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

@@ -18,6 +18,7 @@ from workers.engines.text.decode_graphs import DecodeGraphs
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel
+from workers.engines.text.lora_slots import LoraBounds, LoraSlots
 from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.torch_env import load_failed
@@ -38,19 +39,22 @@ class Runner:
         in_place: bool = False,
         capture: Capture | None = None,
         captures_all: bool = False,
+        loras: LoraBounds | None = None,
     ) -> None:
         """Set up the cache and check the model.
 
         ``in_place``: a kernel reads the cache of single tokens where it lies, and one call computes
         all pieces of prompts, where torch has it. ``capture``: steps of
         single tokens are computed as graphs, captured when they are first needed, or
-        ``captures_all`` of them now.
+        ``captures_all`` of them now. ``loras``: those that steps may have.
 
         Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
         as it was.
         """
         check = SelfCheck(loaded)
         take_over(loaded.model)
+        self.loras = None if loras is None else LoraSlots.of(loaded, loras)
+        self._hooks = None if self.loras is None else self.loras.hooks
         library = LibraryDecoder(loaded.model)
         try:
             shapes = library.probe()
@@ -62,7 +66,9 @@ class Runner:
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
-            self._decoder = FusedDecoder(loaded.model, loaded.placed)
+            fused = FusedDecoder(loaded.model, loaded.placed)
+            fused.loras = None if self.loras is None else self.loras.joined
+            self._decoder, self._hooks = fused, None
         self._cache = PagedCache(
             shapes,
             self.blocks,
@@ -141,6 +147,8 @@ class Runner:
         if self._graphs is not None and (found := self._graphs.run(plan, carry)) is not None:
             return found
         batch = self._builder.build(plan, carry)
+        if self._hooks is not None:
+            self._hooks.apply(batch.lora)
         return batch.order, self._decoder.forward(batch, self._cache), batch.void
 
     @torch.inference_mode()
@@ -156,6 +164,8 @@ class Runner:
     def close(self) -> None:
         if self._graphs is not None:
             self._graphs.close()
+        if self.loras is not None:
+            self.loras.close()
         self._decoder.close()
 
     def _refuse(self, library: LibraryDecoder) -> NoReturn:
