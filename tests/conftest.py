@@ -147,6 +147,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # Several models on the cores of a small machine: threads that wait for each other crawl.
         "--set",
         "workers.threads=1",
+        forked_workers=True,
     ) as server:
         yield server
 
