@@ -24,13 +24,24 @@ from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.downloads.downloads import Downloads
 from bitinglip.downloads.hub import HubAccess
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
-from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
+from bitinglip.parts import (
+    Access,
+    Counts,
+    KeptWork,
+    Machine,
+    Storage,
+    flush_at_end,
+    owner_of,
+    share,
+)
 from bitinglip.periodic import start_keeping, start_periodic
+from bitinglip.redis.opening import Together, check_redis
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
@@ -76,6 +87,7 @@ def build(
     ``hub_token`` is what the environment held for the hub.
     """
     check_tracing(settings)
+    check_redis(settings.redis)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -129,8 +141,11 @@ async def _open(
     health, metrics = Health(), Metrics()
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
-    await db.claim()
-    access = await Access.open(settings, home, db, stack)
+    sharing = await share(settings, home, db, health, stack)
+    together = await Together.open(settings.redis, health, stack)
+    if sharing is not None:
+        sharing.connect(together.broadcast)
+    access = await Access.open(settings, home, db, sharing, stack)
     counts = await Counts.open(settings, db, access.keys, stack)
     machine = await Machine.open(settings, home, db, devices, stack)
     if (kept := kept_by(launcher)) is not None:
@@ -145,7 +160,7 @@ async def _open(
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
-    work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
+    work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
     admission = counts.admission(settings, connections, dispatcher)
     pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
@@ -160,7 +175,9 @@ async def _open(
         metrics.fields_ignored,
     )
     caller_of = partial(text_caller, access.tokens, access.keys)
-    batches = await Batches.open(db, home.batches, requests, caller_of, settings, storage.space)
+    batches = await Batches.open(
+        db, home.batches, requests, caller_of, settings, storage.space, sharing
+    )
     stack.push_async_callback(batches.close)
     cache_metrics = CacheMetrics(metrics.registry)
     cache = ResponseCache(
@@ -182,10 +199,11 @@ async def _open(
         DownloadMetrics(metrics.registry),
         partial(_arrived, cache, scheduling.operations),
         lambda expected: fit_note(scheduling.operations.fit(expected)),
+        owner_of(sharing),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics, tracer)
+    base = _Base(settings, home, db, health, metrics, tracer, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
@@ -206,6 +224,8 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
+    sharing: Sharing | None
+    together: Together
 
 
 class _Requested(NamedTuple):
@@ -257,6 +277,8 @@ def _services(
         recheck=Recheck(manager, probe_cards),
         health=base.health,
         tracer=base.tracer,
+        sharing=base.sharing,
+        together=base.together,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,

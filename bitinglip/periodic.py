@@ -42,7 +42,7 @@ def start_periodic(
     background: Background, services: Services, certificate: tls.Certificate | None
 ) -> None:
     """Start what the server does beside requests. ``certificate`` is HTTPS's, if it is on."""
-    operations, tasks, files = services.operations, services.tasks, services.files
+    operations, tasks = services.operations, services.tasks
 
     async def sample() -> None:
         await operations.sample_devices()
@@ -70,11 +70,7 @@ def start_periodic(
     clean_downloads = services.downloads.clean
     every(CLEAN_DOWNLOADS, clean_downloads, "remove old downloads", check="model_manager")
     every(CLEAN_RESPONSES, clean_responses, "remove expired responses", check="task_manager")
-
-    async def clean() -> None:
-        await files.clean(tasks.is_open)
-        await services.uploads.clean(tasks.is_open)
-
+    clean = partial(_clean_files, services)
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
     if services.cache.enabled:
         every(EXPIRE_SECONDS, services.cache.expire, "remove expired answers", check=manager)
@@ -88,6 +84,18 @@ def start_periodic(
     care = partial(look_after_store, services)
     every(CLEAN_STORE, care, "clean up the models", check="model_manager")
     _watch_files(background, services, certificate)
+
+
+async def _clean_files(services: Services) -> None:
+    """Remove files that have expired, and those that no task needs, of this server or another."""
+    tasks = services.tasks
+    elsewhere = await tasks.open_elsewhere()
+
+    def is_open(task_id: str) -> bool:
+        return task_id in elsewhere or tasks.is_open(task_id)
+
+    await services.files.clean(is_open)
+    await services.uploads.clean(is_open)
 
 
 def start_keeping(background: Background, services: Services, kept: KeptMemory) -> None:
@@ -106,6 +114,8 @@ def start_keeping(background: Background, services: Services, kept: KeptMemory) 
 def _start_keys(background: Background, services: Services) -> None:
     """Start what keeps account of keys, and ends what belongs to ended ones."""
     every = background.every
+    if services.sharing is not None:
+        background.run(services.sharing.watch, "watch other servers", check="database")
 
     async def write() -> None:
         await services.write_behind.flush()

@@ -11,7 +11,9 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from tests.support import httpx_defaults
+from tests.support import httpx_defaults, services
+from tests.support.redis import RedisServer, running_redis
+from tests.support.redis import program as redis_program
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
@@ -43,6 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "skip tests of PostgreSQL and Redis where these are not installed, instead of failing"
+    parser.addoption(services.OPTION, action="store_true", help=text)
+
+
 def pytest_configure() -> None:
     """Let logs show errors without the values of variables: these take seconds to write out.
 
@@ -53,6 +60,15 @@ def pytest_configure() -> None:
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+
+
+@pytest.fixture(scope="module")
+def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A Redis server for the tests of a module."""
+    if (found := redis_program()) is None:
+        services.missing(request.config, "Redis", "redis-server")
+    with running_redis(found) as server:
+        yield server
 
 
 @pytest.fixture

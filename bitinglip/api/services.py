@@ -21,8 +21,10 @@ from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.downloads.downloads import Downloads
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.redis.opening import Together
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.message_pictures import MessagePictures
@@ -84,8 +86,10 @@ class Services:
     resume: Resume
     cache: ResponseCache
     recheck: Recheck
+    together: Together  #: what connects it with other gateways
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
+    sharing: Sharing | None = None  #: the place among servers that share the database
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)

@@ -58,6 +58,11 @@ class Server(Section):
     drain_timeout: Seconds = Field(
         30, description="seconds to wait for running requests at shutdown"
     )
+    drain_notice: Annotated[float, Field(ge=0, le=600)] = Field(
+        0,
+        description="seconds before a shutdown in which /readyz answers 503 while requests are "
+        "still taken, so that load balancers send the next ones elsewhere",
+    )
     allowed_hosts: list[HostName] = Field(
         [],
         description="Host header names accepted besides loopback, the bound address, that of "

@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import replace
+from functools import lru_cache
 
 from bitinglip.access.limits.admission import now
 from bitinglip.access.limits.gcra import Rate
@@ -44,10 +44,16 @@ class FailedLogins:
         """Return what is left to an address, as headers of a response."""
         if self._rate is None:
             return ()
-        policy = Policy(rates=(Limit(_NAME, _NAME, self._rate),))
-        policy = replace(policy, header=policy_header(policy.rates))
         cell = Cell(network_of(address), self._rate)
-        return limit_headers(policy, self._store.take_now([cell], self._clock(), cost=0).readings)
+        return limit_headers(
+            _policy(self._rate), self._store.take_now([cell], self._clock(), cost=0).readings
+        )
+
+
+@lru_cache(maxsize=1)
+def _policy(rate: Rate) -> Policy:
+    rates = (Limit(_NAME, _NAME, rate),)
+    return Policy(rates=rates, header=policy_header(rates))
 
 
 def network_of(address: str) -> str:

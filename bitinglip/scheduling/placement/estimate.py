@@ -16,6 +16,7 @@ from workers.engines.defaults import (
     SPEECH_ROWS,
     TEXT_CACHE_BYTES,
     TEXT_ROWS,
+    TEXT_STEP_TOKENS,
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
@@ -24,9 +25,12 @@ from workers.engines.quantization import FORMATS, WIDENED
 _MB = 1_000_000
 _BYTES = {**DTYPE_BYTES, "float64": 8}
 
-#: The graphs of a text model: not measured yet; they are counted with the load or the steps that
-#: capture them.
-GRAPHS = 300 * _MB
+#: The graphs of a text model on a card: what the driver keeps for each of its layers, in each of as
+#: many graphs as there may be. Reckoned from other servers' figures, not measured; they are counted
+#: with the load or the steps that capture them. And where the number of layers is not known.
+_GRAPH_LAYER, _GRAPHS, _UNKNOWN_GRAPHS = 200_000, 64, 300 * _MB
+#: A decoder's layer has about so many times as many outputs, of all its projections, as inputs.
+_LAYER_WIDTHS = 8.5
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
 #: torch imports Triton where it is installed, as it is beside its CUDA builds.
@@ -108,9 +112,10 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     return Footprint(
         weights=weights + load_config.lora_bytes,
         cache=_cache(manifest, load_config, kind, rows),
-        activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
+        activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0)
+        + _step(manifest, load_config, kind),
         overhead=_overhead(load_config, kind)
-        + _graphs(load_config, kind)
+        + _graphs(manifest, load_config, kind)
         + (load_config.prefix_ram_bytes if kind == "cpu" else 0),
     )
 
@@ -138,8 +143,30 @@ def _overhead(load_config: LoadConfig, kind: str) -> int:
     return context + _PROCESS[kind]
 
 
-def _graphs(load_config: LoadConfig, kind: str) -> int:
-    return GRAPHS if load_config.graphs and kind == "cuda" else 0
+def _graphs(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
+    if not load_config.graphs or kind != "cuda":
+        return 0
+    layers = _layers(manifest)
+    return int(_GRAPHS * layers * _GRAPH_LAYER) if layers else _UNKNOWN_GRAPHS
+
+
+def _step(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
+    """Return what the largest step of prompts computes at once: a layer's outputs, and as much
+    again of the residual, norms and copies."""
+    layers = _layers(manifest)
+    if not layers:
+        return 0
+    outputs = manifest.linear_rows / layers
+    return int(1.4 * TEXT_STEP_TOKENS[kind] * outputs * _element(manifest, load_config))
+
+
+def _layers(manifest: Manifest) -> float:
+    """Return about how many layers a text model has, by the shapes of its projections; 0 if these
+    are not known."""
+    if not manifest.linear_parameters:
+        return 0
+    width = manifest.linear_parameters / manifest.linear_rows
+    return manifest.linear_rows / (_LAYER_WIDTHS * width)
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:

@@ -285,6 +285,7 @@ def test_health_answers_without_a_key(server: Server) -> None:
     assert set(body["checks"]) == {
         "database",
         "cache",
+        "redis",
         "cluster_manager",
         "model_manager",
         "task_manager",

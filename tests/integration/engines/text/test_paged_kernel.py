@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,30 @@ def test_paged_kernel_gives_the_library_s_tokens_and_logprobs(family: str, tmp_p
     for name, end in run(engine, *jobs).items():
         found = distance_from_library(folder, torch.float32, "cpu", prompts[name], end)
         assert max(found) <= 1e-3
+    engine.close()
+
+
+def test_paged_kernel_is_compiled_at_load_for_all_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is compiled in a step holds up all answers for a second."""
+    from workers.engines.text.kernels import paged_decode
+
+    launched: list[int] = []
+    kernel = paged_decode.paged_decode
+
+    def noting(*tensors: Any, longest: int, **sizes: Any) -> torch.Tensor:
+        launched.append(longest)
+        return kernel(*tensors, longest=min(longest, 256), **sizes)  # the interpreter is slow
+
+    monkeypatch.setattr(paged_decode, "paged_decode", noting)
+    folder = make_tiny_model("llama", tmp_path / "llama")
+    engine, _ = load(folder, kv_cache_bytes=3 << 20, text=IN_PLACE)
+    grids = {
+        next(g for g in paged_decode._GRIDS if g * 256 >= each or g == 32) for each in launched
+    }
+    assert grids == set(paged_decode._GRIDS)
+    assert engine._runner.hold_numbers([1])
     engine.close()
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
-    GRAPHS,
     Footprint,
     LoadConfig,
     bytes_by_dtype,
@@ -275,9 +274,22 @@ def test_estimates_follow_the_format_that_a_config_names(named: str | None, weig
 
 
 def test_estimate_counts_graphs_on_a_card() -> None:
-    added = estimate(LLAMA, replace(CUDA, graphs=True)).total - estimate(LLAMA, CUDA).total
-    assert added == GRAPHS
+    graphs = replace(CUDA, graphs=True)
+    assert estimate(LLAMA, graphs).total - estimate(LLAMA, CUDA).total == 300_000_000
+    # Llama-3.1's of 8B and 70B: 32 layers and 80 of them
+    for parameters, rows, layers in ((6.98e9, 1_376_256, 32), (68.5e9, 6_717_440, 80)):
+        shaped = msgspec.structs.replace(LLAMA, linear_parameters=int(parameters), linear_rows=rows)
+        added = estimate(shaped, graphs).total - estimate(shaped, CUDA).total
+        assert added == pytest.approx(64 * layers * 200_000, rel=0.1)
     assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
+
+
+def test_estimate_counts_the_largest_step_of_prompts() -> None:
+    shaped = msgspec.structs.replace(LLAMA, linear_parameters=int(6.98e9), linear_rows=1_376_256)
+    for config, tokens in ((CUDA, 2048), (LoadConfig("cpu"), 256)):
+        added = estimate(shaped, config).activations - estimate(LLAMA, config).activations
+        # a layer's 43,008 outputs, and three residuals of 4,096
+        assert added == pytest.approx(tokens * (43_008 + 3 * 4096) * 4, rel=0.2)
 
 
 def test_estimates_by_number_format_are_those_of_the_settings() -> None:

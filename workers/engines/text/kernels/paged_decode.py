@@ -97,12 +97,20 @@ def paged_decode(
     return seen
 
 
+def lengths_of_variants(longest: int) -> list[int]:
+    """Return lengths of sequences, up to ``longest``, of which each needs a kernel of its own."""
+    edges = [1, *(each * _CHUNK + 1 for each in _GRIDS[:-1])]
+    return [each for each in edges if each <= longest]
+
+
 def _power_of_two(size: int) -> int:
     """Return the power of two that holds a size, as large as tensor cores take at least."""
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
-@triton.jit
+# Triton compiles a kernel anew for numbers of other divisors, unless it is told not to: the table's
+# width is another one every few tokens.
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_part(
     query_ptr,
     pages_ptr,

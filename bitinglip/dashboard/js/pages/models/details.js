@@ -17,7 +17,7 @@ export function Details({ model, onClose }) {
     ["Context", model.max_context ? `${whole(model.max_context)} tokens` : null],
     ["Data type", model.dtype],
     ["Device", model.device],
-    ["Size on disk", `${bytes(model.bytes)}`],
+    ["Size on disk", model.engine === "upstream" ? null : bytes(model.bytes)],
     ["Licence", model.license],
     ["Languages", model.languages?.join?.(", ")],
     ["At once", model.sequential && `requests take turns: ${model.sequential}`],
