@@ -52,6 +52,7 @@ class ResourceFacts:
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
+        self.lora_bytes: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -192,6 +193,7 @@ class ResourceFacts:
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
+            lora_bytes=self.lora_bytes(manifest),
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
@@ -286,9 +288,7 @@ class ResourceFacts:
             key=lambda need: need.loading,
             default=NO_RAM,
         )
-        there = sum(
-            replica.state in ("loading", "ready") for replica in model_state.replicas.values()
-        )
+        there = len(model_state.serving) + len(model_state.loading)
         free = (index for index in range(1000) if index not in model_state.replicas)
         return [
             Demand(

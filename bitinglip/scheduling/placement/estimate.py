@@ -75,6 +75,7 @@ class LoadConfig:
     claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     prefix_ram_bytes: int = 0  #: text: of RAM for prefixes that leave the cache
+    lora_bytes: int = 0  #: text: of LoRAs beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
-        weights=weights,
+        weights=weights + load_config.lora_bytes,
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0)
         + _step(manifest, load_config, kind),
