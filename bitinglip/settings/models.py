@@ -258,7 +258,9 @@ class Model(Section):
         None, description="maximum tokens of prompt and answer together; null uses the model's own"
     )
     kv_cache_bytes: Bytes | None = Field(
-        None, description="memory budget in bytes of the KV cache; null uses the engine's default"
+        None,
+        description="memory budget in bytes of the KV cache; null is for text 512 MiB on a CPU, "
+        "and on a card 4 GiB or an eighth of the card if that is more, for speech 2 and 4 GiB",
     )
     max_batch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="maximum requests run at once; null uses the engine's default"

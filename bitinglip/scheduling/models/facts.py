@@ -11,7 +11,7 @@ from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import LoadConfig
+from bitinglip.scheduling.placement.estimate import LoadConfig, cache_grant
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -188,7 +188,7 @@ class ResourceFacts:
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=cache_grant(own.kv_cache_bytes, manifest, kind, self.devices),
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,

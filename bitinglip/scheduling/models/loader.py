@@ -277,7 +277,7 @@ class ReplicaLoader:
         own = self._settings.model(manifest.name)
         _check_text_only(own, own.engine or manifest.engine, manifest.name)
         workers = self._settings.workers
-        offload = self._facts.load_config(manifest, kind).offload
+        load_config = self._facts.load_config(manifest, kind)
         side = manifest.image_side or USUAL_SIDE
         lent = self._lent(manifest)
         return protocol.Load(
@@ -294,13 +294,13 @@ class ReplicaLoader:
             dtype=self._facts.dtype_of_load(replica),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=load_config.kv_cache_bytes,
             max_batch=own.max_batch,
             threads=workers.threads,
             warmup=own.warmup,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
-                offload="none" if kind == "fake" else offload,
+                offload="none" if kind == "fake" else load_config.offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=self._loras(manifest),

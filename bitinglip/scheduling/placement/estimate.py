@@ -4,10 +4,12 @@
 changes its own, this changes too; their numbers are in workers/engines/defaults.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from model_store.manifest import Manifest
+from workers.devices import Device
 from workers.engines.defaults import (
     CONTEXT_BYTES,
     EMBEDDING_STEP_TOKENS,
@@ -23,6 +25,7 @@ from workers.engines.dtypes import DTYPE_BYTES
 from workers.engines.quantization import FORMATS, WIDENED
 
 _MB = 1_000_000
+_CACHE_PART = 8  #: of a card, for the KV cache of one text model
 _BYTES = {**DTYPE_BYTES, "float64": 8}
 
 #: The graphs of a text model on a card: what the driver keeps for each of its layers, in each of as
@@ -245,6 +248,18 @@ def _image_element(manifest: Manifest, load_config: LoadConfig, kind: str) -> in
     if load_config.dtype is not None:
         return _BYTES.get(load_config.dtype, 2)
     return 4 if kind == "cpu" else min(2, _stored(manifest))
+
+
+def cache_grant(
+    wanted: int | None, manifest: Manifest, kind: str, devices: Iterable[Device]
+) -> int | None:
+    """Return the budget of a text model's KV cache: what is ``wanted``, or on large cards a part of
+    the smallest of them; None leaves it to the engine."""
+    if wanted is not None or kind != "cuda" or manifest.kind != "text":
+        return wanted
+    smallest = min((each.memory_bytes for each in devices if each.kind == kind), default=0)
+    part = smallest // _CACHE_PART
+    return part if part > TEXT_CACHE_BYTES[kind] else None
 
 
 def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) -> int:

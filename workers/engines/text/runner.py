@@ -18,6 +18,7 @@ from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decode_graphs import DecodeGraphs
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
+from workers.engines.text.kernels import lengths_of_variants
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_slots import LoraBounds, LoraSlots
 from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
@@ -119,9 +120,6 @@ class Runner:
 
         Which one computes a step is chosen by its longest sequence; here that is one of one token.
         """
-        # Here, since Triton is not on every machine and takes a second to import.
-        from workers.engines.text.kernels.paged_decode import lengths_of_variants
-
         one = self._builder.build(Plan([next_chunk(Sequence("", [0], blocks=[1]), 1)], [], [], []))
         assert one.paged is not None
         for longest in lengths_of_variants(self.blocks * self._cache.block_size):

@@ -11,6 +11,7 @@ from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import distance_from_library, job, load, run
 from workers.engines.base import Refused
+from workers.engines.text.kernels import CHUNK, GRIDS
 from workers.protocol import TextOptions
 
 pytestmark = pytest.mark.skipif(
@@ -51,10 +52,8 @@ def test_paged_kernel_is_compiled_at_load_for_all_lengths(
     monkeypatch.setattr(paged_decode, "paged_decode", noting)
     folder = make_tiny_model("llama", tmp_path / "llama")
     engine, _ = load(folder, kv_cache_bytes=3 << 20, text=IN_PLACE)
-    grids = {
-        next(g for g in paged_decode._GRIDS if g * 256 >= each or g == 32) for each in launched
-    }
-    assert grids == set(paged_decode._GRIDS)
+    grids = {next(grid for grid in GRIDS if grid * CHUNK >= each) for each in launched}
+    assert grids == set(GRIDS)
     assert engine._runner.hold_numbers([1])
     engine.close()
 

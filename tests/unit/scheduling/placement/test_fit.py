@@ -16,6 +16,7 @@ from bitinglip.scheduling.placement.estimate import (
     LoadConfig,
     bytes_by_dtype,
     bytes_by_quantization,
+    cache_grant,
     estimate,
     own_dtype,
 )
@@ -25,6 +26,7 @@ from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand, Load, plan
 from model_store.manifest import Manifest
+from workers.devices import Device
 
 GB = 1_000_000_000
 NOW = 1000.0
@@ -282,6 +284,18 @@ def test_estimate_counts_graphs_on_a_card() -> None:
         added = estimate(shaped, graphs).total - estimate(shaped, CUDA).total
         assert added == pytest.approx(64 * layers * 200_000, rel=0.1)
     assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
+
+
+def test_estimate_grants_the_cache_a_part_of_large_cards() -> None:
+    """A cache of 4 GiB holds few long conversations on a card of 141 GB."""
+    card = Device("0", "card", "cuda", 141 * GB, 141 * GB)
+    small = replace(card, id="1", memory_bytes=24 * GB)
+    assert cache_grant(None, LLAMA, "cuda", [card]) == 141 * GB // 8
+    assert cache_grant(None, LLAMA, "cuda", [card, small]) is None, "it may go to the small one"
+    assert cache_grant(None, LLAMA, "cuda", []) is None
+    assert cache_grant(None, LLAMA, "cpu", [card]) is None
+    assert cache_grant(None, msgspec.structs.replace(LLAMA, kind="speech"), "cuda", [card]) is None
+    assert [cache_grant(each, LLAMA, "cuda", [card]) for each in (0, GB)] == [0, GB]
 
 
 def test_estimate_counts_the_largest_step_of_prompts() -> None:

@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SPLITS = 32  #: parts of a row at most
-_GRIDS = (1, 4, 8, _SPLITS)  #: parts that are launched: few sizes, so that few kernels are compiled
-_CHUNK = 256  #: positions of a part at least
+from workers.engines.text.kernels import CHUNK, GRIDS
+
 _BLOCK_N = 64  #: positions that are read together
 _LEAST = 16  #: rows and columns of a product of tensor cores
 
@@ -43,7 +42,7 @@ def paged_decode(
     if query.stride(1) != key_dim or query.stride(2) != 1:
         query = query.contiguous()
     group = heads // kv_heads
-    grid = next(each for each in _GRIDS if each * _CHUNK >= longest or each == _SPLITS)
+    grid = next(each for each in GRIDS if each * CHUNK >= longest or each == GRIDS[-1])
     parts = query.new_empty(rows, kv_heads, grid, group, value_dim, dtype=torch.float32)
     sums = query.new_empty(rows, kv_heads, grid, group, dtype=torch.float32)
     seen = query.new_empty(rows, heads * value_dim)
@@ -70,9 +69,9 @@ def paged_decode(
             BLOCK_SIZE=block_size,
             WINDOW=window or 0,
             SOFTCAP=softcap is not None,
-            SPLITS=_SPLITS,
+            SPLITS=GRIDS[-1],
             GRID_SPLITS=grid,
-            CHUNK=_CHUNK,
+            CHUNK=CHUNK,
             BLOCK_N=_BLOCK_N,
             BLOCK_G=_power_of_two(group),
             KD=_power_of_two(key_dim),
@@ -95,12 +94,6 @@ def paged_decode(
             num_warps=2,
         )
     return seen
-
-
-def lengths_of_variants(longest: int) -> list[int]:
-    """Return lengths of sequences, up to ``longest``, of which each needs a kernel of its own."""
-    edges = [1, *(each * _CHUNK + 1 for each in _GRIDS[:-1])]
-    return [each for each in edges if each <= longest]
 
 
 def _power_of_two(size: int) -> int:
