@@ -6,16 +6,19 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.support import httpx_defaults, services
-from tests.support.redis import RedisServer, running_redis
-from tests.support.redis import program as redis_program
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.support.postgres import PostgresServer
+    from tests.support.redis import RedisServer
 
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
@@ -63,11 +66,24 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="module")
-def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+def redis(request: pytest.FixtureRequest) -> "Iterator[RedisServer]":
     """A Redis server for the tests of a module."""
-    if (found := redis_program()) is None:
+    from tests.support.redis import program, running_redis
+
+    if (found := program()) is None:
         services.missing(request.config, "Redis", "redis-server")
     with running_redis(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> "Iterator[PostgresServer]":
+    """A PostgreSQL server; ``make`` gives each test a database of its own."""
+    from tests.support.postgres import programs, running_postgres
+
+    if (bin := programs()) is None:
+        services.missing(request.config, "PostgreSQL", "postgresql")
+    with running_postgres(bin) as server:
         yield server
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitinglip.home import Home
+from tests.support import services
 from tests.support.cli_process import run
 from tests.support.postgres import PostgresServer, running_pgbouncer
 from tests.support.server import running_server, start_server
@@ -21,15 +22,13 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    """The address of an empty database, through a pooler of transactions where there is one."""
-    made = postgres.make()
+def url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of an empty database, through a pooler of transactions."""
     program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
     if program is None:
-        yield made
-        return
+        services.missing(request.config, "PgBouncer", "pgbouncer")
     with running_pgbouncer(program, postgres) as through:
-        yield through(made)
+        yield through(postgres.make())
 
 
 def configure(home: Path, url: str | None) -> None:
