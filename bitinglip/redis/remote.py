@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.broadcast import Broadcast, M
 from bitinglip.redis.link import RedisLink
-from bitinglip.redis.messages import MOST, Letter, Message, Missed, Told
+from bitinglip.redis.messages import Letter, Message, Missed, Told
 
 log = structlog.get_logger(__name__)
 
@@ -49,8 +49,6 @@ class RedisBroadcast(Broadcast):
 
     def publish(self, message: Told) -> None:
         letter = _encode(Letter(self._link.gateway, message))
-        if len(letter) > MOST:  # others reload instead
-            letter = _encode(Letter(self._link.gateway, Missed()))
         told = self._link.command("PUBLISH", self._channel, letter)
         told.add_done_callback(self._note)
 
