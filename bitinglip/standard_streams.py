@@ -28,6 +28,13 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def columns() -> int | None:
+    """Return the width of the terminal that standard output is; None if it is none."""
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    return None
+
+
 def abandon_broken() -> None:
     """Throw away what cannot be written, so that the interpreter does not end with an error."""
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):

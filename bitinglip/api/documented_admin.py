@@ -122,8 +122,9 @@ _LAST_REQUEST = object_of(
     status=WHOLE,
     **_nulls("key_id", "key_name", "model", "task_id", "kind", "worker", of=TEXT),
     **_nulls("prompt_tokens", "completion_tokens", of=WHOLE),
+    asynchronous=or_null(FLAG),
     seconds=object_of(
-        **_nulls("queue", "load", "first_token", "work", of=NUMBER), total=NUMBER, overhead=NUMBER
+        **_nulls("queue", "load", "first_token", "work", "overhead", of=NUMBER), total=NUMBER
     ),
 )
 _FIT = object_of(

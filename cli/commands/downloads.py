@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from cli.commands.pull import Asked, Transfer
 
 _DOWNLOADS = "/api/v1/models/downloads"
+#: what a download that runs does, by what was asked for
+_STATES = {
+    ("running", "pull"): "downloading",
+    ("running", "update"): "updating",
+    ("running", "repair"): "repairing",
+}
 COLUMNS = ("ID", "MODEL", "STATE", "DONE", "PRIORITY", "ASKED", "ERROR")
 BELOW = "ERROR"  #: its row, where the terminal is narrow
 
@@ -95,7 +101,7 @@ def _row(download: dict[str, Any]) -> tuple[Any, ...]:
     return (
         download["id"],
         download["model"],
-        download["state"],
+        _STATES.get((download["state"], download["task"]), download["state"]),
         f"{size(done)} / {size(total)}" if total else "-",
         download["priority"],
         f"{ago(download['created_at'])} ago",

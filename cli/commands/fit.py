@@ -8,6 +8,7 @@ import typer
 
 from cli import offline
 from cli.context import CliContext
+from cli.errors import Failure
 from cli.show.output import clean, show_json, show_table, size
 
 _PARTS = (
@@ -27,7 +28,13 @@ def fit_model(place: CliContext, name: str, *, as_json: bool) -> None:
     from cli.client import path_of
 
     server = place.server()
-    found = server.get(path_of("models", name, "fit")) if server else _offline(place, name)
+    try:
+        found = server.get(path_of("models", name, "fit")) if server else _offline(place, name)
+    except Failure as error:
+        if error.code not in ("", "INVALID_MODEL"):
+            raise
+        hint = "one that is not here yet: `bitinglip models pull REPO --dry-run` says if it fits"
+        raise Failure(f"{error}; {hint}", code=error.code) from None
     if as_json:
         show_json(found)
     else:

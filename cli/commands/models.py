@@ -328,13 +328,18 @@ def _row(model: dict[str, Any]) -> tuple[Any, ...]:
         model["model_id"],
         model["type"],
         model["engine"],
-        size(model["bytes"]),
+        _size(model),
         amount(model["parameters"]),
         model["max_context"],
         (used := model.get("last_used_at")) and f"{ago(used)} ago",
         _FITS.get(model.get("fit") or ""),
         _status(model),
     )
+
+
+def _size(model: dict[str, Any]) -> str:
+    """Return the size of a model's files; one that another server answers for has none here."""
+    return size(None if model["engine"] == "upstream" else model["bytes"])
 
 
 def _status(model: dict[str, Any]) -> str:
@@ -347,14 +352,15 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a model that a person reads in other words than a program."""
     loads = model.get("load_seconds") or {}
     needs = model.get("needs_by_dtype") or {}
-    why = model.get("sequential")
+    why, merged = model.get("sequential"), model.get("merged")
     return {
-        "size": size(model["bytes"]),
-        "parameters": model["parameters"] and amount(model["parameters"]),
+        "size": _size(model),
+        "parameters": amount(model["parameters"]) if model["parameters"] else None,
         "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
         "quantizations": [_quantized(each) for each in model.get("quantizations") or ()],
         "sequential": why and f"requests at once take turns: {why}",
+        "merged": merged and f"into a copy of its base, in a worker of its own: {merged}",
         "pinned": "yes" if model.get("pinned") else "no",
         "last_used_at": (used := model.get("last_used_at")) and moment(used),
         "may set": list(model["supported_parameters"]),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cli.show.tables import Rates
 
 _WIDEST = 160
-_ROWS_BESIDE_MODELS = 14  #: headline, devices, workers and the lines between, in a usual case
+_ROWS_BESIDE_MODELS = 15  #: headline, devices, workers and the lines between, in a usual case
 
 
 def top(

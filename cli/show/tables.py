@@ -44,7 +44,8 @@ def board(
 
     parts: list[RenderableType] = [headline(found, rates)]
     if devices := found.get("devices"):
-        parts += ["", device_table(devices, width), *_remarks(devices)]
+        table = device_table(devices, width)
+        parts += ["", table, *_legend(table), *_remarks(devices)]
     if missing := found.get("missing_card"):
         parts.append(Text(clean(f"A card is not used: {missing}"), style="yellow"))
     if models := found.get("models"):
@@ -104,6 +105,15 @@ def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
             yield Text(clean(f"{each['id']} is slowed by {' and '.join(slowed)}"), style="yellow")
         if note := each.get("note"):
             yield Text(clean(f"{each['id']} {note}"), style="dim")
+
+
+def _legend(table: "Table") -> "Iterator[Text]":
+    """Say what the parts of the memory's bars are, if the table has them."""
+    from rich.text import Text
+
+    if any(column.header == "MEMORY" for column in table.columns):
+        parts = (("█", "green"), " our models  ", ("▒", "yellow"), " other programs  ")
+        yield Text.assemble(*parts, ("·", "dim"), " free", style="dim")
 
 
 def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":

@@ -67,7 +67,7 @@ def ask(
         raise ValueError("more units than the burst holds never pass")
     most = rate.burst * unit
     if share != FULL:
-        unit = _unit(rate, share)
+        unit = unit_ticks(rate, share)
     ticks, taken = now * quota, cost * unit
     debt = (tat - ticks if tat > ticks else 0) + taken
     over = debt - (most if most > taken else taken)
@@ -77,13 +77,13 @@ def ask(
 
 def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
     """Return the state without the units that were taken under this share."""
-    return tat - cost * _unit(rate, share)
+    return tat - cost * unit_ticks(rate, share)
 
 
 def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
     unit, most = rate.window, rate.burst * rate.window
-    if share != FULL and (unit := _unit(rate, share)) > most:
+    if share != FULL and (unit := unit_ticks(rate, share)) > most:
         most = unit
     return _left(tat - now * rate.quota, most, unit, rate.quota)
 
@@ -97,6 +97,6 @@ def _left(debt: int, most: int, unit: int, quota: int) -> Reading:
     return _reading((remaining, -(-missing // quota), -(-debt // quota)))
 
 
-def _unit(rate: Rate, share: int) -> int:
+def unit_ticks(rate: Rate, share: int) -> int:
     """Return the ticks of one unit under a share; those of all of it are the window's."""
     return rate.window if share == FULL else -(-rate.window * FULL // share)

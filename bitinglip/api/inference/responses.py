@@ -17,7 +17,7 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.job_context import asking
 from bitinglip.api.job_response import FollowedJob, JobResponse
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
@@ -126,6 +126,7 @@ async def _asked(request: Request, body: ResponsesRequest) -> Asked:
 async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool) -> Response:
     """Accept the response as a task; its row is there before anybody can ask for it."""
     services = services_of(request)
+    context_of(request.scope).job = (job.model, job.id)
     if job.guard is not None:
         job = await checked_job(request.scope, job)
     try:
@@ -155,6 +156,7 @@ async def _follow(request: Request, echo: Shown, *, after: int = -1) -> Response
     async def ended_on_disk(_response: Shown, _event_log: EventLog) -> None:
         await tasks.finished(job_id)
 
+    context_of(request.scope).job = (echo["model"], job_id)
     view = ResponseView(
         event_log, request_id_of(request), echo=echo, keep=ended_on_disk, after=after
     )

@@ -66,6 +66,7 @@ async def accept_as_task(request: Request, job: Job) -> Response:
     """Accept a job as an asynchronous task; the response names its address."""
     if job.guard is not None:
         job = await checked_job(request.scope, job)
+    context_of(request.scope).job = (job.model, job.id)
     task: Task = await services_of(request).tasks.accept(job)
     answer = json_response(task_info(task, request_id_of(request)), 202)
     answer.headers["location"] = f"{request.scope['root_path']}{router.prefix}/{task.id}"

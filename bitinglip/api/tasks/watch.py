@@ -30,7 +30,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken, IpNotAllowed
 from bitinglip.scheduling.job import Claim
@@ -63,6 +63,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     watcher = _watcher(socket, task_id)
     await admit(socket, watcher, LimitClass.STREAM)
     task = await find_task(socket, check_inference(watcher), task_id)
+    context_of(socket.scope).job = (task.model, task.id)
     claim = Claim(watcher.credential, task.model, task.kind)
     with services_of(socket).revocation.connection(claim) as key_ended:
         try:

@@ -24,6 +24,7 @@ def request_info(
         "key_name": key_name,
         "model": request.model,
         "task_id": request.job_id,
+        "asynchronous": event_log.job.asynchronous if event_log else None,
         "kind": event_log.job.kind if event_log else None,
         "worker": event_log.worker_id if event_log else None,
         "prompt_tokens": prompt,
@@ -36,10 +37,12 @@ def _stages(request: LastRequest, event_log: EventLog | None) -> dict[str, float
     """Return the seconds of each stage, None of one that there was not.
 
     ``total`` is from the first byte of the request to the last one of the answer, ``overhead``
-    what neither queue nor worker had of it; ``first_token`` and ``work`` begin at the worker.
+    what neither queue nor worker had of it; ``first_token`` and ``work`` begin at the worker. Of an
+    asynchronous job the stages are the job's, and go on after the answer of the request that made
+    it; who only watches a job has no ``overhead``.
     """
     stages: dict[str, float | None] = dict.fromkeys(("queue", "load", "first_token", "work"))
-    own = request.seconds
+    own: float | None = request.seconds
     if event_log is not None and event_log.ended is not None:
         begun = event_log.dispatched
         load = 0.0
@@ -52,7 +55,9 @@ def _stages(request: LastRequest, event_log: EventLog | None) -> dict[str, float
             if event_log.first_token is not None:
                 stages["first_token"] = event_log.first_token - begun
         if not event_log.job.asynchronous:
-            own = max(0.0, own - (event_log.ended - event_log.submitted))
+            own = max(0.0, request.seconds - (event_log.ended - event_log.submitted))
+    if request.job_id is not None and request.method == "GET":
+        own = None  # the time that it watched is not the gateway's
     stages |= {"total": request.seconds, "overhead": own}
     return {name: _rounded(value) for name, value in stages.items()}
 

@@ -8,15 +8,29 @@ from tests.integration.api.test_dashboard import EVENTS
 from tests.support.api_server import Served
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.sse import iter_events
+from tests.support.wait import eventually
+from tests.support.websocket_client import heard, open_watch
 
 REQUESTS = "/api/v1/cluster/requests"
 NAME = {"x-request-id": "ask-me-later"}
 
 
 def shown(admin: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
-    rows = admin.get(REQUESTS, params={"limit": 100}).raise_for_status().json()["data"]
-    wanted = answer.headers["x-request-id"]
-    found: dict[str, Any] = next(each for each in rows if each["request_id"] == wanted)
+    """Return what is listed of a request; its row is written once its answer has been sent."""
+    found: list[dict[str, Any]] = []
+
+    def listed() -> bool:
+        wanted = answer.headers["x-request-id"]
+        found[:] = [each for each in rows(admin) if each["request_id"] == wanted]
+        return found != []
+
+    eventually(listed)
+    return found[0]
+
+
+def rows(admin: httpx.Client) -> list[dict[str, Any]]:
+    answer = admin.get(REQUESTS, params={"limit": 100}).raise_for_status()
+    found: list[dict[str, Any]] = answer.json()["data"]
     return found
 
 
@@ -42,6 +56,37 @@ def test_last_requests_tell_how_long_a_request_waited_for_its_model(
     waited = shown(admin, client.post(NATIVE, json=PROMPT))["seconds"]
     assert waited["load"] > 0
     assert shown(admin, client.post(NATIVE, json=PROMPT))["seconds"]["load"] is None
+
+
+def test_last_requests_tell_the_stages_of_a_task_and_of_those_that_watch_it(
+    client: httpx.Client, admin: httpx.Client, served: Served
+) -> None:
+    accepted = client.post(NATIVE, json={**PROMPT, "async": True})
+    task = accepted.json()["task_id"]
+    with open_watch(served.url, task, **served.headers("inference:text")) as watcher:
+        heard(watcher)
+    made = shown(admin, accepted)
+    assert (made["model"], made["task_id"], made["asynchronous"]) == ("demo", task, True)
+    assert made["seconds"]["work"] > 0
+    assert made["seconds"]["overhead"] == made["seconds"]["total"]
+
+    def watched() -> list[dict[str, Any]]:  # its row is written once the connection has ended
+        return [each for each in rows(admin) if each["route"] == "/ws/inference/{task_id}"]
+
+    eventually(lambda: watched() != [])
+    [row] = watched()
+    assert row["task_id"] == task
+    assert row["seconds"]["work"] == made["seconds"]["work"]
+    assert row["seconds"]["overhead"] is None
+
+
+def test_last_requests_tell_the_stages_of_a_response_in_the_background(
+    client: httpx.Client, admin: httpx.Client
+) -> None:
+    body = {"model": "demo", "input": "a", "background": True, "stream": True}
+    row = shown(admin, client.post("/v1/responses", json=body))
+    assert (row["model"], row["asynchronous"]) == ("demo", True)
+    assert row["seconds"]["work"] > 0
 
 
 def test_last_requests_hold_those_that_were_refused(admin: httpx.Client) -> None:

@@ -57,7 +57,7 @@ def test_pull_that_is_interrupted_goes_on_in_the_server(served: Served, hub: Fak
         assert pull.wait_for_end() == 130
     assert "Traceback" not in pull.shown
     (line,) = [line for line in models(served, "downloads").out.splitlines() if "going" in line]
-    assert "running" in line.split()
+    assert "downloading" in line.split()
     cancelled = models(served, "cancel", "going", "--purge")
     assert cancelled.code == 0, cancelled.err
     assert "what had come is removed" in cancelled.last_line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitinglip.home import Home, HomeLock
-from model_store.demo import make_demo_models
+from model_store.demo import make_demo_models, make_upstream_models
 from model_store.store import ModelStore
 from tests.support.cli_process import run
 from tests.support.lora_files import write_text_lora
@@ -46,6 +46,7 @@ def test_offline_commands_that_read_make_nothing(home: Path) -> None:
 
 def test_models_are_listed_without_a_server(stocked: Home) -> None:
     home = stocked.root
+    make_upstream_models(ModelStore(stocked.models), ["elsewhere"])
     rows = {
         row["model_id"]: row for row in json.loads(run(home, "models", "list", "--json").stdout)
     }
@@ -54,6 +55,8 @@ def test_models_are_listed_without_a_server(stocked: Home) -> None:
     assert shown.pop("supported_parameters")  # too long for a list
     assert {"fit": "fits", **shown} == rows["demo-text"]
     assert shown["status"] == "available"
+    pairs = [line.split() for line in run(home, "models", "show", "elsewhere").stdout.splitlines()]
+    assert ["size", "-"] in pairs  # its files are another server's
     unknown = run(home, "models", "show", "nope")
     assert unknown.returncode == 1
     assert unknown.stderr == (

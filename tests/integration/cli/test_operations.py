@@ -38,6 +38,8 @@ def test_fit_says_whether_where_and_after_whom(card: Server) -> None:
 
 
 def test_fit_refuses_what_cannot_fit_with_the_numbers(card: Server) -> None:
+    done = run(card.home, "models", "fit", "nope")
+    assert (done.returncode, "models pull REPO --dry-run" in done.stderr) == (1, True)
     done = run(card.home, "models", "fit", "huge")
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "huge needs 30.0 GB, and 24.0 GB can be had."

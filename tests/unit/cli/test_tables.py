@@ -62,7 +62,8 @@ def test_table_lines_are_no_wider_than_the_terminal(width: int) -> None:
 
 
 def test_bar_is_in_proportion() -> None:
-    (line,) = [line for line in shown(status()) if "█" in line]
+    line, legend = [line for line in shown(status()) if "█" in line]
+    assert legend == "█ our models  ▒ other programs  · free"
     ours, theirs, free = (line.count(each) for each in "█▒·")
     assert ours == pytest.approx(2 * theirs, abs=1)
     assert free == pytest.approx(theirs, abs=1)

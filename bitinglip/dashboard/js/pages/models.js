@@ -85,7 +85,7 @@ function Row({ model, state, writes, reload, show }) {
       ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
       ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span></td>
     <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
-    <td class="number nowrap" data-label="Size">${model.size ?? "–"}</td>
+    <td class="number nowrap" data-label="Size">${model.engine === "upstream" ? "–" : (model.size ?? "–")}</td>
     <td class=${`number ${model.max_context ? "" : "none"}`} data-label="Context">${model.max_context ? number(model.max_context) : "–"}</td>
     <td class=${model.license ? "" : "none"} data-label="Licence">${model.license ?? "–"}</td>
     <td class="tools"><div class="buttons">

@@ -84,7 +84,7 @@ function Details({ request, onClose }) {
     <${Stages} request=${request} />
     <table class="table"><thead><tr><th scope="col">Stage</th><th scope="col" class="number">Took</th></tr></thead>
       <tbody>${parts.map(({ name, title, colour, value }) => html`<tr key=${name}><th scope="row"><span class="swatch inline" style=${{ background: `var(${colour})` }}></span>${title}</th><td class="number">${seconds(value)}</td></tr>`)}
-        <tr><th scope="row">Total</th><td class="number">${seconds(request.seconds.total)}</td></tr></tbody></table>
+        <tr><th scope="row">${request.asynchronous ? "This request; the task goes on by itself" : "Total"}</th><td class="number">${seconds(request.seconds.total)}</td></tr></tbody></table>
     <dl class="facts">${facts.filter(([, value]) => value).map(([name, value]) => html`<dt key=${name}>${name}</dt><dd>${value}</dd>`)}</dl>
   <//>`;
 }

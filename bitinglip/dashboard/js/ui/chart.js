@@ -66,12 +66,12 @@ function make(lines, { format, height, most, bars, width }) {
     width,
     height,
     legend: { show: false },
-    padding: [8, 18, 0, 0],
+    padding: [8, 26, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
     scales: { x: bars ? { range: (_, low, high) => [low - HALF_DAY, high + HALF_DAY] } : { range: atLeastAMinute }, y: { range: (_, __, high) => [0, most ?? (high > 0 ? high * 1.15 : 1)] } },
     axes: [
       { ...axis, grid: { show: false }, size: 24, space: 70, values: times },
-      { ...axis, grid, size: 52, space: 34, values: (_, ticks) => ticks.map(format) },
+      { ...axis, grid, size: wide, space: 34, values: (_, ticks) => ticks.map(format) },
     ],
     plugins: [tip(lines, format)],
     series: [
@@ -90,6 +90,15 @@ function make(lines, { format, height, most, bars, width }) {
       }),
     ],
   };
+}
+
+/** As wide as the widest of an axis' labels. */
+function wide(self, labels) {
+  self.ctx.save();
+  self.ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  const widths = (labels ?? []).map((label) => self.ctx.measureText(label).width / devicePixelRatio);
+  self.ctx.restore();
+  return Math.ceil(Math.max(36, ...widths) + 16);
 }
 
 /** The last minute at least, so that the first seconds do not fill the whole width. */

@@ -7,7 +7,11 @@ import { useStore } from "../../store.js";
 import { confirm } from "../../ui/dialog.js";
 import { Badge, Button, Card } from "../../ui/parts.js";
 
+const RUNNING = { pull: "downloading", update: "updating", repair: "repairing" };
 const SHOWN = 86_400_000; // milliseconds for which one that ended is shown
+
+/** What a download does, in a word. */
+const wordOf = ({ state, task }) => (state === "running" ? RUNNING[task] ?? state : state);
 
 export function Downloads() {
   const all = useStore(downloads);
@@ -29,7 +33,7 @@ function Row({ download }) {
   };
   return html`<li class="download">
     <div class="grow">
-      <p class="download-head"><strong class="clip">${model}</strong><${Badge} state=${state} />
+      <p class="download-head"><strong class="clip">${model}</strong><${Badge} state=${wordOf(download)} tone=${state === "running" ? "info" : undefined} />
         ${download.revision && html`<span class="small quiet mono clip">${download.revision.slice(0, 12)}</span>`}</p>
       ${isOpen(download) && html`<div class="bar" role="progressbar" aria-label=${`Download of ${model}`}
         aria-valuemin="0" aria-valuemax="100" aria-valuenow=${Math.round(part * 100)}>

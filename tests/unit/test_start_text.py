@@ -1,0 +1,28 @@
+"""What a start prints: no line is wider than the terminal, and commands stay whole."""
+
+from pathlib import Path
+
+import pytest
+
+from bitinglip.start_text import start_text
+
+MODELS = {f"demo-{number}": ("chat",) for number in range(12)}
+PROBLEM = {"card": "its driver is older than what this build of torch asks for; update the driver"}
+HOME = Path("/a/home/that/is/not/the/usual/one/and/has/a/long/path/of/many/folders")
+
+
+def told(columns: int | None) -> list[str]:
+    return start_text("http://x:1", [], PROBLEM, MODELS, HOME, columns=columns).splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_start_text_is_no_wider_than_the_terminal(columns: int) -> None:
+    lines = told(columns)
+    assert [line for line in lines if len(line) > columns and "try" not in line] == []
+    assert any(line.startswith(" " * 10 + "demo-") for line in lines)
+    assert lines[-1].endswith(f"bitinglip chat demo-0 --home {HOME}")
+
+
+def test_start_text_says_the_same_on_any_terminal() -> None:
+    assert " ".join(" ".join(told(60)).split()) == " ".join(" ".join(told(None)).split())
+    assert len(told(None)) == 5
