@@ -76,7 +76,12 @@ class Delivery:
         """Queue an admitted job, and start it if a replica has a free slot."""
         model_queue = self.model_queue(entry.host)
         self.entries[entry.id] = entry
-        self.idle.clear()
+        if self.idle.is_set():
+            self.idle.clear()
+        replica = model_queue.begin_at_once(entry, self._manager.serving(model_queue.model))
+        if replica is not None:
+            self._send(entry, replica)
+            return
         ahead = model_queue.waiting.push(entry, entry.share, entry.cost, self._clock())
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
@@ -127,16 +132,18 @@ class Delivery:
         if not replicas:
             return
         for entry, replica in model_queue.begin(replicas, self._clock()):
-            assert replica.worker is not None
-            entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(
-                placed(entry.message(self._manager.hosting.lora), replica.worker.folder)
-            )
+            self._send(entry, replica)
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
             self._announcing.add(model_queue.model)
             asyncio.get_running_loop().call_later(_ANNOUNCE, self._announce, model_queue)
+
+    def _send(self, entry: InFlightJob, replica: Replica) -> None:
+        worker = replica.worker
+        assert worker is not None
+        entry.event_log.dispatch(worker.id)
+        worker.send(placed(entry.message(self._manager.hosting.lora), worker.folder))
 
     def _announce(self, model_queue: ModelQueue) -> None:
         self._announcing.discard(model_queue.model)
