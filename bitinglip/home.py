@@ -49,6 +49,8 @@ class Home:
     """Names the paths of a home folder; nothing is made before ``create``."""
 
     root: Path
+    #: the folder of files that several servers share; None: the root
+    common: Path | None = None
 
     @property
     def models(self) -> Path:
@@ -60,17 +62,21 @@ class Home:
 
     @property
     def files(self) -> Path:
-        return self.root / "files"
+        return self._common / "files"
 
     @property
     def uploads(self) -> Path:
         """Return the folder of files that clients sent, until their requests have ended."""
-        return self.root / "uploads"
+        return self._common / "uploads"
 
     @property
     def batches(self) -> Path:
         """Return the folder of files that clients keep, and of results of batches."""
-        return self.root / "batches"
+        return self._common / "batches"
+
+    @property
+    def _common(self) -> Path:
+        return self.root if self.common is None else self.common
 
     @property
     def work(self) -> Path:
@@ -96,6 +102,10 @@ class Home:
         return self.root / "secret.key"
 
     @property
+    def gateway_id(self) -> Path:
+        return self.root / "gateway.id"
+
+    @property
     def lock(self) -> Path:
         return self.root / "server.lock"
 
@@ -113,7 +123,7 @@ class Home:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
             for folder in (self.models, self.files, self.uploads, self.batches):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=self.common is not None, exist_ok=True)
         except OSError as error:
             found = refusal(self.root, write=True)
             text = str(found) if found is not None else f"{self.root}: {error.strerror}"
@@ -148,7 +158,7 @@ class Home:
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
         ours |= {path.name for path in (self.work, self.caches, self.audit, self.batches)}
-        ours |= {"config.yaml"}
+        ours |= {"config.yaml", self.gateway_id.name}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names if name in ours or name.startswith(self.database.name)}
 
@@ -160,6 +170,29 @@ class Home:
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
+
+    def adopt_secret(self, file: Path) -> None:
+        """Take over a secret as this home's secret.key. Raises HomeError where it has another."""
+        secret = _read_secret(file)
+        if not os.path.lexists(self.secret_key):
+            _publish_once(self.secret_key, secret)
+        if _read_secret(self.secret_key) != secret:
+            raise HomeError(
+                f"{self.secret_key}: this home has another secret than gateways.secret_file; keys "
+                "that it made would stop working; remove one of the two"
+            )
+
+    def identity(self) -> str:
+        """Return the name of this home among those of a shared database, made on first use."""
+        if not os.path.lexists(self.gateway_id):
+            _publish_once(self.gateway_id, f"{secrets.token_hex(6)}\n".encode())
+        try:
+            name = self.gateway_id.read_text("ascii").strip()
+        except (OSError, ValueError):
+            name = ""
+        if not name.isalnum():
+            raise HomeError(f"{self.gateway_id}: this is no name of a server; remove the file")
+        return name
 
     def write_server_json(self, url: str, pid: int) -> None:
         """Say where the server is that holds this home."""

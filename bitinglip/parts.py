@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -14,6 +14,7 @@ from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.shared.counts import SharedCounts
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
@@ -23,19 +24,24 @@ from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE
+from bitinglip.cluster import uses_ray
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
+from bitinglip.gateways.changes import KEYS, TOKENS
+from bitinglip.gateways.owner import ALONE
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
 from bitinglip.machine import find_devices, open_page_cache
-from bitinglip.results.files import Files
-from bitinglip.results.uploads import Uploads
+from bitinglip.results.files import UNCLAIMED_SECONDS, Files
+from bitinglip.results.uploads import LOST_SECONDS, Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.elsewhere import Elsewhere
 from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
@@ -47,6 +53,9 @@ from bitinglip.wire.responses.output import ended
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
+
+if TYPE_CHECKING:
+    from bitinglip.redis.link import RedisLink
 
 log = structlog.get_logger(__name__)
 
@@ -61,19 +70,28 @@ class Access(NamedTuple):
 
     @classmethod
     async def open(
-        cls, settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+        cls,
+        settings: Settings,
+        home: Home,
+        db: Database,
+        sharing: Sharing | None,
+        stack: AsyncExitStack,
     ) -> "Access":
-        audit = await _open_audit(settings, home, db, stack)
+        audit = await _open_audit(settings, home, db, owner_of(sharing), stack)
         age = KeyAge(settings.security.key_rotation)
         keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
         tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
         admin_key = await keys.ensure_admin_key(home)
+        if sharing is not None:
+            sharing.on_change(KEYS, keys.reload)
+            sharing.on_change(TOKENS, tokens.reload)
+            keys.tell = tokens.tell = sharing.tell
         stack.push_async_callback(flush_at_end, keys.flush_last_used)
         return cls(audit, keys, tokens, admin_key)
 
 
 async def _open_audit(
-    settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+    settings: Settings, home: Home, db: Database, owner: str, stack: AsyncExitStack
 ) -> AuditLog:
     """Open the audit log, and close it last but for the database."""
     audit = AuditLog(
@@ -83,9 +101,32 @@ async def _open_audit(
         days=settings.audit.retention,
         max_entries=settings.audit.max_entries,
     )
-    await begin(audit, settings)
-    stack.push_async_callback(flush_at_end, partial(audit.close, Entry(Action.SERVER_STOP)))
+    await begin(audit, settings, owner)
+    end = Entry(Action.SERVER_STOP, target=owner)
+    stack.push_async_callback(flush_at_end, partial(audit.close, end))
     return audit
+
+
+def owner_of(sharing: Sharing | None) -> str:
+    """Return whose rows this server writes."""
+    return ALONE if sharing is None else sharing.own
+
+
+async def share(
+    settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
+) -> Sharing | None:
+    """Claim the database, alone or with others; return this server's place among these.
+
+    Raises DatabaseError.
+    """
+    if not settings.gateways.shared:
+        await db.claim()
+        return None
+    sharing = Sharing(db, home.identity(), settings.gateways, health)
+    await db.claim(sharing.own)
+    await sharing.join()
+    stack.push_async_callback(flush_at_end, sharing.leave)
+    return sharing
 
 
 class Counts(NamedTuple):
@@ -96,10 +137,16 @@ class Counts(NamedTuple):
     meter: Meter
     usage: UsageRows
     write_behind: WriteBehind
+    shared_counts: SharedCounts | None  #: with other gateways
 
     @classmethod
     async def open(
-        cls, settings: Settings, db: Database, keys: KeyRing, stack: AsyncExitStack
+        cls,
+        settings: Settings,
+        db: Database,
+        keys: KeyRing,
+        link: "RedisLink | None",
+        stack: AsyncExitStack,
     ) -> "Counts":
         """Take over what the last run wrote. Raises DatabaseError."""
         cells = MemoryStore()
@@ -112,7 +159,11 @@ class Counts(NamedTuple):
         await usage.load()
         write_behind = WriteBehind(db, checkpoint, usage)
         stack.push_async_callback(flush_at_end, write_behind.flush)
-        return cls(cells, rates, meter, usage, write_behind)
+        if link is None:
+            return cls(cells, rates, meter, usage, write_behind, None)
+        shared_counts = SharedCounts.over(link, meter, rates, usage, write_behind)
+        stack.push_async_callback(shared_counts.quotas.settled)
+        return cls(cells, rates, meter, usage, write_behind, shared_counts)
 
     def admission(
         self, settings: Settings, connections: Connections, dispatcher: Dispatcher
@@ -124,6 +175,7 @@ class Counts(NamedTuple):
             share=dispatcher.share,
             store=self.cells,
             meter=self.meter,
+            shared=self.shared_counts,
         )
 
 
@@ -150,14 +202,18 @@ class Machine(NamedTuple):
             confine=settings.workers.confine,
             partials_kept=settings.store.partials_kept,
         )
-        await asyncio.to_thread(store.listing.keep_in_memory)
+        await asyncio.to_thread(store.listing.keep_in_memory, store.lent.follow)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:
             devices = await asyncio.to_thread(find_devices, settings.devices)
         stack.callback(devices.close)
         page_cache = await asyncio.to_thread(
-            open_page_cache, settings.devices, devices, home.models
+            open_page_cache,
+            settings.devices,
+            devices,
+            home.models,
+            elsewhere=uses_ray(settings),
         )
         stack.callback(page_cache.close)
         return cls(store, footprints, devices, page_cache)
@@ -175,9 +231,22 @@ class Storage(NamedTuple):
         own = settings.files
         space = DiskSpace(home.root, own.min_free_bytes)
         retention = own.retention or settings.tasks.retention
-        files = Files(db, home.files, retention=retention, max_bytes=own.max_bytes)
-        max_bytes = own.max_upload_bytes
-        uploads = Uploads(home.uploads, max_bytes=max_bytes, space=space, health=health)
+        # In a shared folder a file may be that of a request which another server answers.
+        longest = settings.server.request_timeout if settings.gateways.shared else 0.0
+        files = Files(
+            db,
+            home.files,
+            retention=retention,
+            max_bytes=own.max_bytes,
+            unclaimed=UNCLAIMED_SECONDS + longest,
+        )
+        uploads = Uploads(
+            home.uploads,
+            max_bytes=own.max_upload_bytes,
+            space=space,
+            health=health,
+            lost=LOST_SECONDS + longest,
+        )
         return cls(space, files, uploads)
 
 
@@ -196,6 +265,7 @@ class KeptWork(NamedTuple):
         storage: Storage,
         tokens: Tokens,
         dispatcher: Dispatcher,
+        sharing: Sharing | None,
         stack: AsyncExitStack,
     ) -> "KeptWork":
         kept, own, space = settings.tasks, settings.openai, storage.space
@@ -207,15 +277,25 @@ class KeptWork(NamedTuple):
             space=space,
         )
         rows = TaskStore(
-            db, inference_response, retention=kept.retention, max_bytes=kept.max_bytes, space=space
+            db,
+            inference_response,
+            retention=kept.retention,
+            max_bytes=kept.max_bytes,
+            space=space,
+            owner=owner_of(sharing),
         )
+        elsewhere = None if sharing is None else Elsewhere(rows, sharing.tell)
         tasks = Tasks(
             rows,
             dispatcher,
             finish=partial(_finish, storage.files, responses),
             discard_uploads=storage.uploads.discard,
             retention=kept.retention,
+            elsewhere=elsewhere,
         )
+        if sharing is not None:
+            sharing.on_look(tasks.look_elsewhere)
+            sharing.on_rejoin(tasks.drop_lost)
         await tasks.recover()
         stack.push_async_callback(tasks.close)
         revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -27,7 +29,7 @@ from bitinglip.http.connections import Connections
 from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Settings
-from bitinglip.settings_loader import check_bind
+from bitinglip.settings_loader import check_start
 from bitinglip.start_text import start_text, stop_text
 from bitinglip.telemetry import logs
 from bitinglip.tls import Certificate, check_tls
@@ -55,17 +57,21 @@ class StartRefused(Exception):
 def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     """Run in the foreground until a signal; returns the exit code.
 
-    Raises SettingsError, HomeInUse, DatabaseError or :class:`StartRefused` before it answers.
+    Raises SettingsError, HomeError, DatabaseError or :class:`StartRefused` before it answers.
     """
     standard_streams.secure()
     allocator.return_large_blocks(os.environ)
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
-    check_bind(settings)
+    check_start(settings)
     check_tls(settings.server)
     read_words(settings.guard)
     hub_token = hide_secrets(os.environ)
+    if settings.gateways.shared:
+        home = replace(home, common=Path(settings.gateways.folder or home.root))
     home.create()
+    if settings.gateways.secret_file is not None:
+        home.adopt_secret(Path(settings.gateways.secret_file))
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
         try:
@@ -182,6 +188,9 @@ class _Runner(HttpServer):
     async def _wind_down(self) -> None:
         self._manager.stopping("lets running requests end")
         if self._services is not None:
+            # Who balances the load learns of the end before requests are refused.
+            self._services.health.leaving = True
+            await asyncio.sleep(self._settings.server.drain_notice)
             self._services.tasks.suspend()
             self._services.batches.suspend()
             self._services.downloads.suspend()

@@ -71,6 +71,12 @@ def find_config(config: Path | None, home: Path) -> Path | None:
     return next((f for f in (Path("config.yaml"), home / "config.yaml") if f.exists()), None)
 
 
+def check_start(settings: Settings) -> None:
+    """Refuse settings of which each is valid, and that do not go together. Raises SettingsError."""
+    check_bind(settings)
+    check_gateways(settings)
+
+
 def check_bind(settings: Settings) -> None:
     """Refuses to be open to a network without keys; called before the server binds."""
     secure = settings.security.require_api_key or settings.security.allow_insecure
@@ -94,6 +100,22 @@ def check_bind(settings: Settings) -> None:
             "security.allow_insecure to true"
         )
         raise SettingsError([problem])
+
+
+def check_gateways(settings: Settings) -> None:
+    """Refuses to share a database without what its servers must share; called before the start."""
+    own = settings.gateways
+    if own.shared and settings.database.url is None:
+        problem = "gateways.shared needs database.url: several servers share a PostgreSQL database"
+        raise SettingsError([problem])
+    if own.shared and (own.folder is None or not Path(own.folder).is_absolute()):
+        problem = (
+            "gateways.shared needs gateways.folder: the whole path of a folder that all servers "
+            "reach, for the files of tasks, uploads and batches"
+        )
+        raise SettingsError([problem])
+    if own.shared and own.lease < 3 * own.heartbeat:
+        raise SettingsError(["gateways.lease must be at least three times gateways.heartbeat"])
 
 
 def _is_loopback(host: str) -> bool:

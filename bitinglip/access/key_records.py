@@ -100,6 +100,19 @@ class HeldKey:
         """Return the caller with the present secret."""
         return self.caller if now < self.ages else self.ageing
 
+    def renew(self, row: "HeldKey") -> None:
+        """Take over what its row says; it may have been revoked, or used, meanwhile."""
+        used = [at for at in (self.record.last_used_at, row.record.last_used_at) if at is not None]
+        self.record = replace(
+            row.record,
+            revoked_at=self.record.revoked_at or row.record.revoked_at,
+            last_used_at=max(used, default=None),
+        )
+        self.digest, self.caller, self.ends = row.digest, row.caller, row.ends
+        self.ageing, self.ages = row.ageing, row.ages
+        self.former_digest, self.former = row.former_digest, row.former
+        self.former_ends = row.former_ends
+
 
 def hold(row: ApiKey, age: KeyAge) -> HeldKey:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)

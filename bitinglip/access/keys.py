@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -34,6 +34,7 @@ from bitinglip.errors import (
     InvalidApiKey,
     KeyNotFound,
 )
+from bitinglip.gateways.changes import KEYS, count_change
 from bitinglip.home import Home, replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
@@ -61,7 +62,10 @@ class KeyRing:
         self._audit = audit
         self._age = age or KeyAge()
         self._clock = clock
+        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
         self._keys: dict[str, HeldKey] = {}
+        #: from a change in the database to that of what is held: what was read before is older
+        self._changing = asyncio.Lock()
         self._presented: Presented[tuple[HeldKey, bool]] = Presented()
 
     @classmethod
@@ -72,13 +76,26 @@ class KeyRing:
         """
         ring = cls(db, pepper, audit, **options)
         with loading("keys"):
-            async with db.read() as session:
-                rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
+            rows = await ring._rows()
             ring._keys = {row.id: hold(row, ring._age) for row in rows}
         own = credentials.pepper_id(pepper)
         if lost := sum(row.pepper_id != own and row.revoked_at is None for row in rows):
             _log.warning("%d keys work no more: they were made with another secret.key", lost)
         return ring
+
+    async def reload(self) -> None:
+        """Read what other servers, or commands, have changed. Raises DatabaseUnavailable."""
+        async with self._changing:
+            for row in await self._rows():
+                if (held := self._keys.get(row.id)) is None:
+                    self._keys[row.id] = hold(row, self._age)
+                else:
+                    held.renew(hold(row, self._age))
+            self._presented.forget()
+
+    async def _rows(self) -> Sequence[ApiKey]:
+        async with self._db.read() as session:
+            return (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
@@ -162,7 +179,9 @@ class KeyRing:
         key = credentials.make()
         scopes = DEFAULT if scopes is None else scopes
         row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
-        return await self._add(row, by), key.text
+        record = await self._add(row, by)
+        assert record is not None, "only a first key may be one too many"
+        return record, key.text
 
     async def change(self, key_id: str, *, by: Actor = SERVER, **fields: Any) -> KeyRecord:
         """Change fields of a key, as ``create`` names them; the next request meets them.
@@ -185,10 +204,13 @@ class KeyRing:
         A secret from before an earlier rotation ends at once. Raises KeyNotFound, or Conflict for
         a revoked key. The admin.key of the home is replaced if it holds this key.
         """
-        key = credentials.make(self._find(key_id).record.id)
+        held = self._find(key_id)
+        key, generation = credentials.make(held.record.id), held.caller.generation
         now = datetime.fromtimestamp(self._clock(), UTC)
 
         def apply(row: ApiKey) -> None:
+            if row.generation != generation:
+                raise Conflict("The key was rotated by another request just now.")
             row.former_digest, row.digest = row.digest, credentials.digest(self._pepper, key.text)
             row.pepper_id = credentials.pepper_id(self._pepper)
             row.last_four = key.text[-4:]
@@ -207,7 +229,9 @@ class KeyRing:
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
             before, row.revoked_at = shown_fields(row), revoked_at
+            await count_change(session, KEYS)
             await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
+        self.tell()
         return shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -226,7 +250,10 @@ class KeyRing:
         # The file first: a crash in between leaves a file that the next start replaces, and not a
         # key that does not exist.
         replace_private(home.admin_key, f"{key.text}\n".encode())
-        await self._add(row, SERVER)
+        if await self._add(row, SERVER, first=True) is None:  # another server was first
+            home.admin_key.unlink(missing_ok=True)
+            await self.reload()
+            return None
         return key.text
 
     async def flush_last_used(self) -> None:
@@ -260,11 +287,17 @@ class KeyRing:
             **checked_fields(fields),
         )
 
-    async def _add(self, row: ApiKey, by: Actor) -> KeyRecord:
-        async with self._db.write() as session:
-            session.add(row)
-            await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
-        held = self._keys[row.id] = hold(row, self._age)
+    async def _add(self, row: ApiKey, by: Actor, *, first: bool = False) -> KeyRecord | None:
+        """Enter a key; ``first``: unless there is another one, then None is returned."""
+        async with self._changing:
+            async with self._db.write() as session:
+                if first and (await session.scalars(select(ApiKey).limit(1))).first() is not None:
+                    return None
+                session.add(row)
+                await count_change(session, KEYS)
+                await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
+            held = self._keys[row.id] = hold(row, self._age)
+        self.tell()
         return held.record
 
     async def _update(
@@ -272,23 +305,16 @@ class KeyRing:
     ) -> KeyRecord:
         """Change a key's row, then what is held of it."""
         held = self._find(key_id)
-        async with self._db.write() as session:
-            row = await session.get_one(ApiKey, key_id)
-            if held.record.revoked_at is not None:
-                raise Conflict("The key is revoked.")
-            before = shown_fields(row)
-            apply(row)
-            await self._audit.append(session, entry_of(action, row, by, before))
-        renewed = hold(row, self._age)
-        # It may have been revoked, or used, meanwhile.
-        held.record = replace(
-            renewed.record,
-            revoked_at=held.record.revoked_at,
-            last_used_at=held.record.last_used_at,
-        )
-        held.digest, held.caller, held.ends = renewed.digest, renewed.caller, renewed.ends
-        held.ageing, held.ages = renewed.ageing, renewed.ages
-        held.former_digest, held.former = renewed.former_digest, renewed.former
-        held.former_ends = renewed.former_ends
-        self._presented.forget()
+        async with self._changing:
+            async with self._db.write() as session:
+                row = await session.get_one(ApiKey, key_id)
+                if held.record.revoked_at is not None or row.revoked_at is not None:
+                    raise Conflict("The key is revoked.")
+                before = shown_fields(row)
+                apply(row)
+                await count_change(session, KEYS)
+                await self._audit.append(session, entry_of(action, row, by, before))
+            held.renew(hold(row, self._age))
+            self._presented.forget()
+        self.tell()
         return shown(held)

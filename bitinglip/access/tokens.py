@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
@@ -26,6 +26,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import RevokedToken
 from bitinglip.errors import InsufficientScope, InvalidRequest, InvalidToken
+from bitinglip.gateways.changes import TOKENS, count_change
 
 #: what the home's secret is derived for, to make the secret of the signatures
 SIGNING = "session tokens"
@@ -86,6 +87,7 @@ class Tokens:
         self._audit = audit
         self._keys = keys
         self._secret = secret
+        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
         self._revoked: dict[str, int] = {}  #: Unix time of the expiry by id
         self._known: dict[bytes, Claims] = {}  #: by the digest of the whole token
         self._retention = Retention(LIFETIME + 2 * _LEEWAY)
@@ -94,10 +96,14 @@ class Tokens:
     async def open(cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> Self:
         """Read which tokens were revoked. Raises DatabaseUnavailable."""
         tokens = cls(db, keys, secret, audit)
-        async with db.read() as session:
-            rows = await session.scalars(select(RevokedToken))
-            tokens._revoked = {row.id: int(row.expires_at.timestamp()) for row in rows}
+        await tokens.reload()
         return tokens
+
+    async def reload(self) -> None:
+        """Read what other servers have revoked, too. Raises DatabaseUnavailable."""
+        async with self._db.read() as session:
+            rows = await session.scalars(select(RevokedToken))
+            self._revoked |= {row.id: int(row.expires_at.timestamp()) for row in rows}
 
     def issue(
         self, caller: Caller, scopes: Iterable[str] | None = None, ttl: int = LIFETIME
@@ -197,8 +203,10 @@ class Tokens:
         async with self._db.write() as session:
             moment = datetime.fromtimestamp(ends, UTC)
             await session.merge(RevokedToken(id=token, expires_at=moment))
+            await count_change(session, TOKENS)
             if self._audit.often.takes(entry):
                 await self._audit.append(session, entry)
+        self.tell()
 
     def _claims(self, text: str) -> Claims:
         """Return what a valid token says; it may have been revoked. Raises InvalidToken."""

@@ -17,6 +17,7 @@ from bitinglip.api.auth import authorize_limited, caller_of, declare_scope, from
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_in, services_of
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.redis.errors import RedisAway
 from bitinglip.scheduling.queue.priority import tier_of
 from bitinglip.wire.admin.cluster import device_health
 from bitinglip.wire.errors import timestamp
@@ -39,7 +40,7 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Respond 200 if the server takes requests; 503 while it starts, drains or cannot serve."""
     services = services_of(request)
-    if services.dispatcher.draining:
+    if services.dispatcher.draining or services.health.leaving:
         return json_response({"status": "draining"}, 503)
     if not services.operations.bootstrapped:
         return json_response({"status": "starting"}, 503)
@@ -57,6 +58,7 @@ async def health(request: Request) -> Response:
     checks = {
         "database": await _checked(services.db.check),
         "cache": _cache(services),
+        "redis": await _redis(services),
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
@@ -124,6 +126,18 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
     except (DatabaseUnavailable, OSError):
         ok, detail = False, "does not answer"
     return _found(ok, detail, (time.perf_counter() - began) * 1000)
+
+
+async def _redis(services: Services) -> dict[str, Any]:
+    """Tell whether Redis answers; while it does not, what that means is in the health."""
+    if (link := services.together.link) is None:
+        return _found(True, "off")
+    began = time.perf_counter()
+    try:
+        await link.command("PING")
+    except RedisAway:
+        return _found(False, "does not answer")
+    return _found(True, "answers", (time.perf_counter() - began) * 1000)
 
 
 def _devices(services: Services) -> dict[str, Any]:

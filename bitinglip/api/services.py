@@ -11,6 +11,7 @@ from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.links import Links
+from bitinglip.access.shared.counts import SharedCounts
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -21,8 +22,10 @@ from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.downloads.downloads import Downloads
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.redis.opening import Together
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.message_pictures import MessagePictures
@@ -46,6 +49,7 @@ from model_store.store import ModelStore
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
+    from workers.nodes.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,13 @@ class Services:
     resume: Resume
     cache: ResponseCache
     recheck: Recheck
+    together: Together  #: what connects it with other gateways
+    shared_counts: SharedCounts | None  #: of limits, with them
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
+    sharing: Sharing | None = None  #: the place among servers that share the database
     tracer: "Tracer | None" = None  #: where the settings ask for traces
+    cluster: "Cluster | None" = None  #: where workers run on other machines
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)

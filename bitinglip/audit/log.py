@@ -195,9 +195,10 @@ class AuditLog:
             total = await session.scalar(wanted.of(select(func.count()).select_from(AuditRow)))
         return [_shown(row._asdict()) for row in rows], total or 0
 
-    async def last(self, *actions: Action) -> dict[str, Any] | None:
-        """Return the newest entry with one of these actions."""
-        query = select(*_SHOWN).where(col(AuditRow.action).in_(actions)).order_by(_NEWEST)
+    async def last(self, *actions: Action, target: str = "") -> dict[str, Any] | None:
+        """Return the newest entry with one of these actions on a target."""
+        chosen = col(AuditRow.action).in_(actions), col(AuditRow.target) == target
+        query = select(*_SHOWN).where(*chosen).order_by(_NEWEST)
         async with self._db.read() as session:
             row = (await session.execute(query.limit(1))).one_or_none()
         return None if row is None else _shown(row._asdict())

@@ -24,19 +24,21 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 _DIGEST = "settings_sha256"
 
 
-async def begin(audit: AuditLog, settings: Settings) -> None:
+async def begin(audit: AuditLog, settings: Settings, gateway: str = "") -> None:
     """Enter the start of the server, and what of its settings is another than at the last one.
+
+    ``gateway``: its name among servers that share the database; the last start is its own.
 
     Where nothing can be written this waits in memory: a server starts on a full disk too.
     Raises DatabaseUnavailable if the log cannot be read.
     """
     shown = _shown(settings)
-    newest = await audit.last(Action.SERVER_START, Action.SERVER_STOP)
-    former = _after(await audit.last(Action.SERVER_START))
+    newest = await audit.last(Action.SERVER_START, Action.SERVER_STOP, target=gateway)
+    former = _after(await audit.last(Action.SERVER_START, target=gateway))
     after = {"version": __version__, **shown}
     if newest is not None and newest["action"] == Action.SERVER_START:
         after["ended_without_stop"] = newest["entry"]
-    audit.remember(Entry(Action.SERVER_START, after=after))
+    audit.remember(Entry(Action.SERVER_START, target=gateway, after=after))
     if former.get(_DIGEST, shown[_DIGEST]) != shown[_DIGEST]:
         if "settings" in former and "settings" in shown:
             old, new = changed(former["settings"], shown["settings"])

@@ -7,7 +7,7 @@ result was not written yet then runs again.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +19,7 @@ from bitinglip.background import reason
 from bitinglip.batches.files import ClientFiles, new_id
 from bitinglip.batches.requests import Requests
 from bitinglip.batches.rows import BatchRows, KeptBatch
-from bitinglip.batches.run import Ends, Run
+from bitinglip.batches.run import Ends, Run, files_of
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import (
@@ -29,6 +29,8 @@ from bitinglip.errors import (
     QueueFull,
     ShuttingDown,
 )
+from bitinglip.gateways.owner import ALONE
+from bitinglip.gateways.sharing import Sharing
 from bitinglip.settings import Settings
 from bitinglip.wire.batches import Batch, BatchRequest, window_text
 
@@ -49,8 +51,13 @@ class Batches:
         caller_of: Callable[[Credential], Caller | None],
         settings: Settings,
         space: DiskSpace,
+        sharing: Sharing | None = None,
     ) -> None:
-        """``caller_of`` returns who may still run texts with a credential, or None."""
+        """``caller_of`` returns who may still run texts with a credential, or None.
+
+        ``sharing``: this server's place among those that share the database.
+        """
+        self._sharing = sharing
         self._rows = rows
         self.files = files
         self._requests = requests
@@ -71,14 +78,19 @@ class Batches:
         caller_of: Callable[[Credential], Caller | None],
         settings: Settings,
         space: DiskSpace,
+        sharing: Sharing | None = None,
     ) -> Self:
         """Take over the batches that the last stop left open. Raises DatabaseUnavailable."""
         kept = settings.batches
         files = ClientFiles(db, folder, retention=kept.retention, max_bytes=kept.max_bytes)
-        rows = BatchRows(db, retention=kept.retention)
-        batches = cls(rows, files, requests, caller_of, settings, space)
+        owner = ALONE if sharing is None else sharing.own
+        rows = BatchRows(db, retention=kept.retention, owner=owner)
+        batches = cls(rows, files, requests, caller_of, settings, space, sharing)
         for each in await rows.open():
             batches._start(batches._add(each))
+        if sharing is not None:
+            sharing.on_look(batches.look_elsewhere)
+            sharing.on_rejoin(batches.drop_lost)
         return batches
 
     # ---- what the API asks -----------------------------------------------------------------------
@@ -90,7 +102,8 @@ class Batches:
         """
         if self._suspended:
             raise ShuttingDown()
-        self._check_room(caller.key_id)
+        elsewhere = [kept.key_id for kept in await self._rows.elsewhere()]
+        self._check_room(caller.key_id, elsewhere)
         now = int(time.time())
         batch = Batch(
             id=new_id("batch_"),
@@ -129,14 +142,44 @@ class Batches:
         """Have a batch end as cancelled. Raises NotFound, or Conflict for one that has ended."""
         kept = await self.get(batch_id)
         run = self._open.get(batch_id)
+        if run is None and self._sharing is not None and not kept.batch.ended:
+            await self._rows.ask_cancel(batch_id)
+            self._sharing.tell()
+            return (await self.get(batch_id)).batch
         if run is None or kept.batch.ended:
             raise Conflict(f"This batch has ended; it is {kept.batch.status}.")
         await run.cancel()
         return kept.batch
 
-    def uses(self, file_id: str) -> bool:
-        """Return whether a batch that has not ended reads or writes a file."""
-        return any(file_id in run.files for run in self._open.values())
+    async def files_in_use(self) -> set[str]:
+        """Return the files that batches read or write which have not ended.
+
+        Raises DatabaseUnavailable.
+        """
+        here = [run.kept for run in self._open.values()]
+        batches = [*here, *await self._rows.elsewhere()]
+        return {file for kept in batches for file in files_of(kept.batch)}
+
+    # ---- other servers ---------------------------------------------------------------------------
+
+    async def look_elsewhere(self) -> None:
+        """Take up what other servers have left, and cancel what they were asked to cancel.
+
+        Raises DiskFull or DatabaseUnavailable.
+        """
+        if self._suspended:
+            return
+        for kept in await self._rows.take_up():
+            self._start(self._add(kept))
+        for batch_id in await self._rows.to_cancel():
+            if (run := self._open.get(batch_id)) is not None:
+                await run.cancel()
+
+    async def drop_lost(self) -> None:
+        """Run no further what another server has taken up. Raises DatabaseUnavailable."""
+        for run in list(self._open.values()):
+            if not await self._rows.is_own(run.kept.batch.id):
+                run.stop(Ends.SUSPENDED)
 
     # ---- start and stop --------------------------------------------------------------------------
 
@@ -162,17 +205,20 @@ class Batches:
     async def clean(self) -> None:
         """Remove what has expired. Raises OSError, DiskFull or DatabaseUnavailable."""
         await self._rows.clean()
-        await self.files.clean(self.uses)
+        in_use = await self.files_in_use()
+        await self.files.clean(in_use.__contains__)
 
     # ---- one batch -------------------------------------------------------------------------------
 
-    def _check_room(self, key_id: str) -> None:
+    def _check_room(self, key_id: str, elsewhere: Sequence[str]) -> None:
+        """``elsewhere``: the keys of the batches that other servers run."""
         settings, wait = self._settings.batches, _BUSY_SECONDS
-        of_key = sum(run.kept.key_id == key_id for run in self._open.values())
+        owners = [*elsewhere, *(run.kept.key_id for run in self._open.values())]
+        of_key = owners.count(key_id)
         if of_key >= settings.max_open_per_key:
             text = "This API key has too many unfinished batches."
             raise ConcurrencyLimitExceeded(text, retry_after=wait)
-        if len(self._open) >= settings.max_open:
+        if len(owners) >= settings.max_open:
             raise QueueFull("There are too many unfinished batches.", retry_after=wait)
 
     def _add(self, kept: KeptBatch) -> Run:
@@ -201,7 +247,7 @@ class Batches:
         except Exception:  # a fault of one batch ends no other
             log.critical("a batch is lost until the next start", batch=batch.id, exc_info=True)
             return
-        if batch.ended:
+        if batch.ended or not await self._rows.is_own(batch.id):
             del self._open[batch.id]
 
     async def _run_again(self, run: Run) -> None:

@@ -1,9 +1,11 @@
 """Keeps batches in the database: each change of state is there before clients see it."""
 
+import time
 from datetime import UTC, datetime
 
 import msgspec
-from sqlmodel import col, delete, select
+from sqlalchemy import ColumnElement
+from sqlmodel import col, delete, select, update
 
 from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
@@ -11,10 +13,15 @@ from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
+from bitinglip.gateways.owner import ALONE, ownerless, to_take_up
 from bitinglip.wire.batches import Batch
 
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
 MOST_BYTES = 64 << 20  #: of ended batches; the key that holds most loses its oldest first
+
+#: states of a batch that may be cancelled
+CANCELLABLE = ("validating", "in_progress")
+_OPEN = col(StoredBatch.ended_at).is_(None)
 
 
 class KeptBatch:
@@ -31,18 +38,26 @@ class KeptBatch:
     @classmethod
     def of(cls, row: StoredBatch) -> "KeptBatch":
         credential = msgspec.msgpack.decode(row.credential, type=Credential)
-        return cls(msgspec.json.decode(row.batch, type=Batch), credential)
+        batch = msgspec.json.decode(row.batch, type=Batch)
+        if row.cancel_asked and batch.status in CANCELLABLE:  # its owner does not know yet
+            batch.status, batch.cancelling_at = "cancelling", int(time.time())
+        return cls(batch, credential)
 
 
 class BatchRows:
     """Reads and writes the table of batches; ended ones are kept for ``retention`` seconds."""
 
-    def __init__(self, db: Database, *, retention: float) -> None:
+    def __init__(self, db: Database, *, retention: float, owner: str = ALONE) -> None:
+        """``owner``: this server's name among those that share the database."""
         self._db = db
+        self._owner = owner
         self._retention = Retention(retention)
 
     async def save(self, kept: KeptBatch) -> None:
-        """Write a batch as it is now. Raises DiskFull or DatabaseUnavailable."""
+        """Write a batch as it is now, unless it is another server's by now.
+
+        Raises DiskFull or DatabaseUnavailable.
+        """
         batch = msgspec.json.encode(kept.batch)
         ended_at = datetime.now(UTC) if kept.batch.ended else None
         row = {
@@ -52,11 +67,14 @@ class BatchRows:
             "batch": batch,
             "bytes": _ROW_BYTES + len(batch),
             "ended_at": ended_at,
+            "gateway": self._owner,
         }
         changed = {name: row[name] for name in ("batch", "bytes", "ended_at")}
         async with self._db.write() as session:
             added = insert(session, StoredBatch).values(row)
-            again = added.on_conflict_do_update(index_elements=["id"], set_=changed)
+            again = added.on_conflict_do_update(
+                index_elements=["id"], set_=changed, where=self._mine()
+            )
             await session.execute(again)
 
     async def find(self, batch_id: str) -> KeptBatch | None:
@@ -65,11 +83,59 @@ class BatchRows:
         return None if row is None else KeptBatch.of(row)
 
     async def open(self) -> list[KeptBatch]:
-        """Return the batches that have not ended, the oldest first."""
-        query = select(StoredBatch).where(col(StoredBatch.ended_at).is_(None))
+        """Take up the batches that have not ended, and are this server's or nobody's.
+
+        The oldest comes first. Raises DiskFull or DatabaseUnavailable.
+        """
+        return await self._take(to_take_up(StoredBatch.gateway, self._owner))
+
+    async def take_up(self) -> list[KeptBatch]:
+        """Take up the batches of servers that have ended, each once; raises as ``open`` does."""
+        left = ownerless(StoredBatch.gateway, self._owner)
         async with self._db.read() as session:
-            rows = await session.scalars(query.order_by(col(StoredBatch.id)))
+            found = select(col(StoredBatch.id)).where(left, _OPEN).limit(1)
+            if (await session.scalars(found)).first() is None:
+                return []
+        return await self._take(left)
+
+    async def _take(self, which: ColumnElement[bool]) -> "list[KeptBatch]":
+        query = select(StoredBatch).where(which, _OPEN).order_by(col(StoredBatch.id))
+        async with self._db.write() as session:
+            rows = (await session.scalars(query)).all()
+            for row in rows:
+                row.gateway = self._owner
+        return [KeptBatch.of(row) for row in rows]
+
+    async def is_own(self, batch_id: str) -> bool:
+        """Return whether a batch is this server's still. Raises DatabaseUnavailable."""
+        if self._owner == ALONE:
+            return True
+        async with self._db.read() as session:
+            found = select(col(StoredBatch.gateway)).where(col(StoredBatch.id) == batch_id)
+            return (await session.scalars(found)).first() == self._owner
+
+    async def elsewhere(self) -> "list[KeptBatch]":
+        """Return the batches that other servers have not ended. Raises DatabaseUnavailable."""
+        if self._owner == ALONE:
+            return []
+        async with self._db.read() as session:
+            rows = await session.scalars(select(StoredBatch).where(~self._mine(), _OPEN))
             return [KeptBatch.of(row) for row in rows]
+
+    async def ask_cancel(self, batch_id: str) -> None:
+        """Have the server that owns a batch cancel it. Raises DiskFull or DatabaseUnavailable."""
+        async with self._db.write() as session:
+            asked = update(StoredBatch).where(col(StoredBatch.id) == batch_id, _OPEN)
+            await session.execute(asked.values(cancel_asked=True))
+
+    async def to_cancel(self) -> "list[str]":
+        """Return this server's batches that others were asked to cancel."""
+        mine = (self._mine(), col(StoredBatch.cancel_asked))
+        async with self._db.read() as session:
+            return [*await session.scalars(select(col(StoredBatch.id)).where(*mine, _OPEN))]
+
+    def _mine(self) -> ColumnElement[bool]:
+        return col(StoredBatch.gateway) == self._owner
 
     async def list(self, *, key_id: str | None, after: str | None, most: int) -> list[KeptBatch]:
         """Return so many batches that are older than one, of a key or of all, the newest first."""

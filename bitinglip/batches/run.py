@@ -8,7 +8,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,10 +20,11 @@ from bitinglip.batches.files import ClientFiles
 from bitinglip.batches.lines import Line
 from bitinglip.batches.requests import Requests
 from bitinglip.batches.results import Result, Results
-from bitinglip.batches.rows import BatchRows, KeptBatch
+from bitinglip.batches.rows import CANCELLABLE, BatchRows, KeptBatch
 from bitinglip.disk_space import DiskSpace
 from bitinglip.settings import Settings
 from bitinglip.wire.batches import (
+    Batch,
     Counts,
     LineError,
     LineErrors,
@@ -34,6 +35,7 @@ from bitinglip.wire.batches import (
 from bitinglip.wire.errors import error_body
 from model_store.errors import StoreError
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 1.0
@@ -78,9 +80,7 @@ class Run:
         self._results: Results | None = None
         self._why = Ends.COMPLETED
         self._stopped = asyncio.Event()
-        own = kept.batch.id.removeprefix("batch_")
-        self._output_id, self._error_id = f"file-{own}-output", f"file-{own}-errors"
-        self.files = frozenset({kept.batch.input_file_id, self._output_id, self._error_id})
+        self._output_id, self._error_id = result_files(kept.batch.id)
 
     # ---- what ends it early ----------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Run:
     async def cancel(self) -> None:
         """Note that it is to be cancelled, and stop it. Raises DiskFull or DatabaseUnavailable."""
         batch = self.kept.batch
-        if batch.status in ("validating", "in_progress"):
+        if batch.status in CANCELLABLE:
             batch.status, batch.cancelling_at = "cancelling", int(time.time())
             await self._rows.save(self.kept)
             self.stop(Ends.CANCELLED)
@@ -136,7 +136,7 @@ class Run:
         await self._show_results()
         await self._work(results, [each for each in found.lines if each.mark not in results.done])
         await results.settle()
-        if self._why is not Ends.SUSPENDED:
+        if self._why is not Ends.SUSPENDED and await self._is_own():
             await self._end(results, found.lines)
 
     async def _work(self, results: Results, todo: list[Line]) -> None:
@@ -166,7 +166,8 @@ class Run:
     async def _run_lines(self, results: Results, left: Iterator[Line]) -> None:
         for line in left:
             result = None if self._stopped.is_set() else await self._run_line(line)
-            if result is None:
+            # Where this server was taken for dead, another one runs the batch.
+            if result is None or not await self._is_own():
                 return
             await results.add([result])
             await self._show_results()
@@ -255,11 +256,25 @@ class Run:
             await _kept(lambda: self._files.register(self._error_id, key_id, filename))
             batch.error_file_id = self._error_id
 
+    async def _is_own(self) -> bool:
+        return await _kept(lambda: self._rows.is_own(self.kept.batch.id))
+
     async def _save(self) -> None:
         await _kept(lambda: self._rows.save(self.kept))
 
 
-async def _kept(write: Callable[[], Awaitable[None]]) -> None:
+def result_files(batch_id: str) -> tuple[str, str]:
+    """Return the ids of the files of a batch's results: of its answers, and of its errors."""
+    own = batch_id.removeprefix("batch_")
+    return f"file-{own}-output", f"file-{own}-errors"
+
+
+def files_of(batch: Batch) -> tuple[str, ...]:
+    """Return the files that a batch reads or writes."""
+    return (batch.input_file_id, *result_files(batch.id))
+
+
+async def _kept(write: Callable[[], Awaitable[T]]) -> T:
     """Write until it succeeds: a full disk delays a batch, it loses nothing."""
     while True:
         with suppress(errors.DiskFull, errors.DatabaseUnavailable):  # the database says so, once

@@ -31,10 +31,11 @@ class Backend(Protocol):
         InvalidRequest is for what a client wrote, and this database cannot hold.
         """
 
-    async def claim(self) -> bool:
+    async def claim(self, shared_as: str = "") -> bool:
         """Make sure that this server alone uses the database; False if another one does.
 
-        Again makes sure that it is still so.
+        ``shared_as``: its name among others that share the database; then it is refused where one
+        does not share it, or has the same name. Again makes sure that it is still so.
         """
 
     async def release(self) -> None:

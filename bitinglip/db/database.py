@@ -23,6 +23,9 @@ _CHECK, _PART = "database", "changes"  #: the problem of /health while writing f
 _CLAIM = "claim"  #: another one, while a second server uses the database
 _CLAIM_SECONDS = 0.1  #: between two tries to claim it
 _TAKEN = "Another server uses the same database"
+_TAKEN_SHARED = "Another server uses the same database without gateways.shared, or this home's name"
+#: seconds in which a transaction that writes begins: a connection, and its turn among gateways
+_BEGIN_SECONDS = 12.0
 T = TypeVar("T")
 
 
@@ -38,6 +41,7 @@ class Database:
         self._health = health
         self._lock = asyncio.Lock()
         self._checking: asyncio.Task[None] | None = None
+        self._shared_as = ""
 
     @classmethod
     async def open(
@@ -72,32 +76,41 @@ class Database:
             await asyncio.wait([self._checking], timeout=PATIENCE)
         await self._backend.release()
 
-    async def claim(self) -> None:
+    async def claim(self, shared_as: str = "") -> None:
         """Keep other servers from the database, as long as it is open. Raises DatabaseError.
 
-        A server that was killed a moment ago is waited for.
+        ``shared_as``: the name of this server among those that share the database, which are let
+        in. A server that was killed a moment ago is waited for.
         """
+        self._shared_as = shared_as
         try:
             async with asyncio.timeout(PATIENCE):
-                while not await self._backend.claim():  # noqa: ASYNC110  it announces nothing
+                while not await self._backend.claim(shared_as):  # noqa: ASYNC110  it tells nobody
                     await asyncio.sleep(_CLAIM_SECONDS)
         except TimeoutError:
-            raise DatabaseError(f"{_TAKEN}; stop that one first") from None
+            how = "stop that one first, or share it by gateways.shared in all of them"
+            if shared_as:
+                how = "stop that one first, or remove gateway.id from a home that is a copy"
+            raise DatabaseError(f"{self._taken}; {how}") from None
         except exc.SQLAlchemyError as error:
             raise DatabaseError(f"the database cannot be claimed: {self._fault(error)}") from error
+
+    @property
+    def _taken(self) -> str:
+        return _TAKEN_SHARED if self._shared_as else _TAKEN
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """Open the one transaction that writes: committed at the end, rolled back by an exception.
 
-        Raises DiskFull or DatabaseUnavailable, after ten seconds at most; with PostgreSQL, a
-        connection may take ``database.pool_timeout`` more.
+        Raises DiskFull or DatabaseUnavailable: a turn is waited for five seconds, and a begin takes
+        twelve at most.
         """
         await self._take_turn()
         try:
             session = AsyncSession(self._backend.writer, expire_on_commit=False)
             async with session, session.begin():
-                await self._backend.begin(session)
+                await self._begin(session)
                 yield session
         except exc.SQLAlchemyError as error:
             if (ours := self._fault(error)) is None:
@@ -108,6 +121,31 @@ class Database:
         finally:
             self._lock.release()
         self._health.recover(_CHECK, _PART)
+
+    async def _begin(self, session: AsyncSession) -> None:
+        """Begin to write. A database that says nothing must not keep the turn from others."""
+        try:
+            async with asyncio.timeout(_BEGIN_SECONDS):
+                await self._backend.begin(session)
+        except TimeoutError:
+            silent = DatabaseUnavailable("The database does not answer; try again later.")
+            self._health.degrade(_CHECK, _PART, silent.message)
+            raise silent from None
+
+    @asynccontextmanager
+    async def write_beside(self) -> AsyncIterator[AsyncSession]:
+        """Open a transaction that writes and waits for no turn: of rows that are this server's
+        alone. Raises DatabaseUnavailable."""
+        try:
+            session = AsyncSession(self._backend.writer, expire_on_commit=False)
+            async with asyncio.timeout(PATIENCE), session, session.begin():
+                yield session
+        except TimeoutError:
+            raise DatabaseUnavailable("The database does not answer; try again later.") from None
+        except exc.SQLAlchemyError as error:
+            if (ours := self._fault(error)) is None:
+                raise
+            raise ours from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -160,13 +198,13 @@ class Database:
         Where the claim was lost, with a connection, it is made again.
         """
         try:
-            claimed = await self._backend.claim()
+            claimed = await self._backend.claim(self._shared_as)
         except exc.SQLAlchemyError:  # what does not answer is reported by the change below
             claimed = True
         if claimed:
             self._health.recover(_CHECK, _CLAIM)
         else:
-            self._health.degrade(_CHECK, _CLAIM, f"{_TAKEN}.")
+            self._health.degrade(_CHECK, _CLAIM, f"{self._taken}.")
         if self._health.has_problem(_CHECK, _PART):
             async with self.write() as session:
                 await self._backend.probe(session)

@@ -35,9 +35,14 @@ _BEGIN = text(
     " WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true),"
     f" pg_advisory_xact_lock({WRITERS})"
 )
-#: the lock that a running server holds
+#: the lock that a running server holds: alone, or together with others that share the database
 SERVER = WRITERS + 1
 _CLAIM = f"SELECT pg_try_advisory_xact_lock({SERVER})"
+_SHARE = f"SELECT pg_try_advisory_xact_lock_shared({SERVER})"
+#: that each server which shares the database holds for its name: a copied home is found out
+_NAME = text(f"SELECT pg_try_advisory_xact_lock({SERVER & 0x7FFFFFFF}, hashtext(:name))")
+#: of those that write: the one whose turn it is, that of the claim, that of the signs of life
+_WRITING = 3
 _VERSION = "SELECT version_num FROM alembic_version"
 #: what the first letters of an SQLSTATE say of the database; others are bugs of ours
 _STATES = {
@@ -56,22 +61,15 @@ _STATES = {
 class Postgres:
     """Is the backend of a database on a server.
 
-    Gateways write in turn, so that two never spoil its rows; but each holds keys, limits and tasks
-    in memory, so that one at a time is to use it.
+    Gateways write in turn, so that two never spoil its rows. Writers have connections of their own:
+    any number of readers makes none of them wait.
     """
 
     def __init__(self, url: URL, settings: DatabaseSettings) -> None:
         self._url = url
-        self.writer: AsyncEngine = create_async_engine(
-            url,
-            pool_size=settings.pool_size,
-            max_overflow=settings.max_overflow,
-            pool_timeout=settings.pool_timeout,
-            pool_pre_ping=True,
-            hide_parameters=True,
-            connect_args=_CONNECT,
-        )
-        self.reader = self.writer.execution_options(postgresql_readonly=True)
+        self.writer = _engine(url, _WRITING, 0, LOCK_SECONDS)
+        pool = (settings.pool_size, settings.max_overflow, settings.pool_timeout)
+        self.reader = _engine(url, *pool).execution_options(postgresql_readonly=True)
         self._claim: AsyncConnection | None = None  #: whose transaction holds SERVER
 
     @classmethod
@@ -101,8 +99,8 @@ class Postgres:
                 return DatabaseUnavailable(f"The database {reason}.")
         return None
 
-    async def claim(self) -> bool:
-        """Hold a lock in a transaction that stays open; see ``Backend.claim``."""
+    async def claim(self, shared_as: str = "") -> bool:
+        """Hold locks in a transaction that stays open; see ``Backend.claim``."""
         if self._claim is not None:
             with suppress(exc.SQLAlchemyError):  # it was lost, with the lock
                 await self._claim.execute(text("SELECT 1"))
@@ -112,7 +110,9 @@ class Postgres:
             self._claim = None
         connection = await self.writer.connect()
         try:
-            held = (await connection.execute(text(_CLAIM))).scalar()
+            held = await connection.scalar(text(_SHARE if shared_as else _CLAIM))
+            if held and shared_as:
+                held = await connection.scalar(_NAME, {"name": shared_as})
         except BaseException:
             await connection.close()
             raise
@@ -127,6 +127,7 @@ class Postgres:
             await self._claim.close()
             self._claim = None
         await self.writer.dispose()
+        await self.reader.dispose()
 
     async def probe(self, session: AsyncSession) -> None:
         await session.execute(text("UPDATE alembic_version SET version_num = version_num"))
@@ -145,6 +146,18 @@ class Postgres:
 
 
 _CONNECT: dict[str, Any] = {"prepare_threshold": None, "connect_timeout": CONNECT_SECONDS}
+
+
+def _engine(url: URL, size: int, overflow: int, patience: float) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=overflow,
+        pool_timeout=patience,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args=_CONNECT,
+    )
 
 
 def address(url: str) -> URL:

@@ -74,7 +74,7 @@ class Sqlite:
                 return DatabaseUnavailable(f"The database {reason}.")
         return DatabaseUnavailable()
 
-    async def claim(self) -> bool:
+    async def claim(self, shared_as: str = "") -> bool:  # noqa: ARG002  a file is not shared
         """Do nothing: who holds the home has its file."""
         return True
 

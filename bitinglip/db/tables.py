@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
+    false,
     text,
 )
 from sqlalchemy.types import TypeDecorator
@@ -46,6 +48,18 @@ class UtcTime(TypeDecorator[datetime]):
 
 class Table(SQLModel):
     metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
+
+
+def _owner() -> Any:
+    """Declare which server a row belongs to: empty where one has the database alone."""
+    column = Column("gateway", String, nullable=False, server_default=text("''"))
+    return Field(default="", sa_column=column)
+
+
+def _cancel_asked() -> Any:
+    """Declare whether a client has asked another server than the owner to cancel a row."""
+    column = Column("cancel_asked", Boolean, nullable=False, server_default=false())
+    return Field(default=False, sa_column=column)
 
 
 class ApiKey(Table, table=True):
@@ -120,6 +134,8 @@ class StoredTask(Table, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcTime)
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    gateway: str = _owner()
+    cancel_asked: bool = _cancel_asked()
 
 
 class StoredResponse(Table, table=True):
@@ -169,6 +185,8 @@ class StoredBatch(Table, table=True):
     batch: bytes = Field(sa_type=LargeBinary)  #: JSON
     bytes: int = Field(sa_type=BigInteger)
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    gateway: str = _owner()
+    cancel_asked: bool = _cancel_asked()
 
 
 class StoredDownload(Table, table=True):
@@ -183,6 +201,7 @@ class StoredDownload(Table, table=True):
     download: bytes = Field(sa_type=LargeBinary)  #: JSON
     bytes: int = Field(sa_type=BigInteger)
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    gateway: str = _owner()
 
 
 class StoredFile(Table, table=True):
@@ -282,3 +301,24 @@ class AuditHead(Table, table=True):
     last: int = Field(sa_type=BigInteger)
     seal: bytes = Field(sa_type=LargeBinary)
     head_seal: bytes = Field(sa_type=LargeBinary)
+
+
+class Gateway(Table, table=True):
+    """Stores a server that shares the database, while it lives."""
+
+    __tablename__ = "gateways"
+
+    id: str = Field(primary_key=True, max_length=64)
+    run: str  #: of this start of it
+    beats: int = Field(sa_type=BigInteger)  #: its signs of life
+    version: str
+    started_at: datetime = Field(sa_type=UtcTime)
+
+
+class Change(Table, table=True):
+    """Counts the changes of what servers hold in memory, by what it is."""
+
+    __tablename__ = "changes"
+
+    id: str = Field(primary_key=True, max_length=64)
+    count: int = Field(sa_type=BigInteger)

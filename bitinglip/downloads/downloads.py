@@ -37,6 +37,7 @@ from bitinglip.errors import (
     DownloadNotFound,
     QueueFull,
 )
+from bitinglip.gateways.owner import ALONE
 from bitinglip.settings import Settings
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from model_store.disk import check_room
@@ -93,9 +94,10 @@ class Downloads:
         metrics: DownloadMetrics,
         on_arrival: Arrived,
         fit_note: FitNote,
+        owner: str = ALONE,
     ) -> Self:
         """Take over the downloads that the last stop left open. Raises DatabaseUnavailable."""
-        rows = DownloadRows(db, retention=settings.hub.download_retention)
+        rows = DownloadRows(db, retention=settings.hub.download_retention, owner=owner)
         downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival, fit_note)
         for each in await rows.open():
             each.wait()
@@ -152,6 +154,8 @@ class Downloads:
         download = await self.get(download_id)
         if (live := self._open.get(download_id)) is not None:
             await self._stop(live)
+        elif not download.ended and await self._rows.is_elsewhere(download_id):
+            raise Conflict("Another server brings this model to its own store; cancel it there.")
         if download_id in self._unsaved:
             await self._save_again(download)  # what is answered is on the disk
         if purge and download.state in RESUMABLE:
@@ -165,6 +169,8 @@ class Downloads:
         async with self._deciding:  # or one that is asked for again now would lose its row
             if download_id in self._open:
                 raise Conflict("The download has not ended; cancel it first.")
+            if await self._rows.is_elsewhere(download_id):
+                raise Conflict("Another server has this download, which has not ended.")
             await self._rows.remove(download_id)
             self._unsaved.pop(download_id, None)
 

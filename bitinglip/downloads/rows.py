@@ -1,6 +1,7 @@
 """Keeps downloads in the database: each change of state is there before clients are told."""
 
 import msgspec
+from sqlalchemy import true
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
@@ -9,6 +10,7 @@ from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredDownload
 from bitinglip.downloads.download import Download
+from bitinglip.gateways.owner import ALONE
 
 _ROW_BYTES = 500  #: of the other columns and the indices, roughly
 MOST_BYTES = 16 << 20  #: of ended downloads; the key that holds most loses its oldest first
@@ -21,8 +23,10 @@ class DownloadRows:
     Every method raises DatabaseUnavailable; those that write, DiskFull, too.
     """
 
-    def __init__(self, db: Database, *, retention: float) -> None:
+    def __init__(self, db: Database, *, retention: float, owner: str = ALONE) -> None:
+        """``owner``: this server's name among those that share the database."""
         self._db = db
+        self._owner = owner
         self._retention = Retention(retention)
 
     async def save(self, download: Download) -> None:
@@ -35,6 +39,7 @@ class DownloadRows:
             "download": told,
             "bytes": _ROW_BYTES + len(told),
             "ended_at": download.finished_at,
+            "gateway": self._owner,
         }
         changed = {name: value for name, value in row.items() if name != "id"}
         async with self._db.write() as session:
@@ -55,11 +60,26 @@ class DownloadRows:
         return None if row is None else _decoder.decode(row.download)
 
     async def open(self) -> list[Download]:
-        """Return the downloads that have not ended, the oldest first."""
-        query = select(StoredDownload).where(col(StoredDownload.ended_at).is_(None))
+        """Return the downloads that have not ended, the oldest first.
+
+        Where servers share the database, this one's: each brings models to a store of its own, and
+        goes on with what its own partial files hold.
+        """
+        table, is_open = StoredDownload, col(StoredDownload.ended_at).is_(None)
+        mine = true() if self._owner == ALONE else col(table.gateway).in_([self._owner, ALONE])
+        async with self._db.write() as session:
+            query = select(table).where(is_open, mine).order_by(col(table.id))
+            rows = (await session.scalars(query)).all()
+            for row in rows:
+                row.gateway = self._owner
+        return [_decoder.decode(row.download) for row in rows]
+
+    async def is_elsewhere(self, download_id: str) -> bool:
+        """Return whether another server has a download that has not ended."""
+        chosen = (col(StoredDownload.id) == download_id, col(StoredDownload.ended_at).is_(None))
         async with self._db.read() as session:
-            rows = await session.scalars(query.order_by(col(StoredDownload.id)))
-            return [_decoder.decode(row.download) for row in rows]
+            found = await session.scalars(select(col(StoredDownload.gateway)).where(*chosen))
+            return found.first() not in (None, self._owner)
 
     async def models(self) -> list[str]:
         """Return the models that there are downloads of."""

@@ -38,7 +38,7 @@ MEDIA_TYPES = {
     "aac": "audio/aac",
 }
 PREFIX = "/api/v1/files/"
-_UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that its readers can finish
+UNCLAIMED_SECONDS = 120.0  #: that a file without a row is left, so that its readers can finish
 CLEAN_SECONDS = 60.0  #: between two calls of ``clean``
 
 IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
@@ -78,8 +78,11 @@ class Files:
         *,
         retention: float,
         max_bytes: int,
+        unclaimed: float = UNCLAIMED_SECONDS,
     ) -> None:
+        """``unclaimed``: seconds for which a file is left that no row names, and no open task."""
         self.folder = folder
+        self._unclaimed_seconds = unclaimed
         self._db = db
         self._retention = Retention(retention)
         self._max_bytes = max_bytes
@@ -193,7 +196,7 @@ class Files:
 
     def _unclaimed(self, is_open: IsOpen) -> list[Path]:
         """List old files of jobs that are over; those with a row are among them."""
-        before = self._retention.now() - _UNCLAIMED_SECONDS
+        before = self._retention.now() - self._unclaimed_seconds
         self.folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
         return [
             Path(entry.path)

@@ -18,7 +18,7 @@ from bitinglip.scheduling.job import Job
 from bitinglip.telemetry.health import Health
 
 _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
-_LOST_SECONDS = 120  #: after which a file without a job is one that a crash has left
+LOST_SECONDS = 120.0  #: after which a file without a job is one that a crash has left
 _HEALTH = "task_manager", "uploads"  #: the check and the part that a failing disk degrades
 
 
@@ -36,15 +36,24 @@ class Uploads:
     """Bounds the bytes of all uploads, and those of one key to half of that."""
 
     def __init__(
-        self, folder: Path, *, max_bytes: int, space: DiskSpace, health: Health | None = None
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        space: DiskSpace,
+        health: Health | None = None,
+        lost: float = LOST_SECONDS,
     ) -> None:
-        """``health`` is told when the disk takes no uploads, and when it does again."""
+        """``health`` is told when the disk takes no uploads, and when it does again.
+
+        ``lost``: seconds after which a file that no job needs was left by a crash.
+        """
         self._health = health or Health()
         self._incoming: set[str] = set()  #: requests whose files have no job yet
         self.folder = folder
         self._max_bytes = max_bytes
         self._space = space
-        self._retention = Retention(_LOST_SECONDS)
+        self._retention = Retention(lost)
         self._held: dict[str, tuple[str, int]] = {}  #: by job: its key, and the bytes
         self._of_keys: Counter[str] = Counter()
         self.bytes = 0

@@ -13,6 +13,7 @@ from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.database import Database
+from bitinglip.settings.gateways import Gateways
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -30,6 +31,7 @@ from bitinglip.settings.models import (
     SamplingDefaults,
     SpeechModel,
 )
+from bitinglip.settings.redis import Redis
 from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
@@ -44,10 +46,10 @@ from bitinglip.settings.sections import (
     Server,
     Tasks,
     Usage,
-    Workers,
 )
 from bitinglip.settings.store import Store
 from bitinglip.settings.telemetry import Telemetry
+from bitinglip.settings.workers import Workers
 
 __all__ = [
     "Audit",
@@ -64,6 +66,7 @@ __all__ = [
     "KeyRotation",
     "Logging",
     "Model",
+    "Redis",
     "SamplingDefaults",
     "Section",
     "Security",
@@ -104,6 +107,8 @@ class Settings(Section):
     hub: Hub = Hub()
     store: Store = Store()
     database: Database = Database()
+    gateways: Gateways = Gateways()
+    redis: Redis = Redis()
     logging: Logging = Logging()
     telemetry: Telemetry = Telemetry()
     demo: Literal["auto", "always", "never"] = Field(

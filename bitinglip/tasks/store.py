@@ -18,6 +18,7 @@ from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
 from bitinglip.disk_space import DiskSpace
+from bitinglip.gateways.owner import ALONE, ownerless, to_take_up
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
@@ -66,7 +67,7 @@ class Filter:
         )
 
 
-def row_of(job: Job) -> StoredTask:
+def row_of(job: Job, owner: str = ALONE) -> StoredTask:
     """Make the row of a waiting job."""
     request = msgspec.msgpack.encode(job)
     return StoredTask(
@@ -78,6 +79,7 @@ def row_of(job: Job) -> StoredTask:
         request=request,
         bytes=_ROW_BYTES + len(request),
         created_at=job.created_at,
+        gateway=owner,
     )
 
 
@@ -111,9 +113,12 @@ class TaskStore:
         retention: float,
         max_bytes: int,
         space: DiskSpace,
+        owner: str = ALONE,
     ) -> None:
-        """``max_bytes``: what ended tasks may hold in the database."""
+        """``max_bytes``: what ended tasks may hold in the database. ``owner``: this server's name
+        among those that share it."""
         self._db = db
+        self._owner = owner
         self._max_bytes = max_bytes
         self._space = space
         self._describe = describe
@@ -121,7 +126,7 @@ class TaskStore:
 
     async def add(self, job: Job) -> None:
         """Write a task that waits. Raises DiskFull or DatabaseUnavailable."""
-        row = row_of(job)
+        row = row_of(job, self._owner)
         await asyncio.to_thread(self._space.check, row.bytes)
         async with self._db.write() as session:
             session.add(row)
@@ -173,17 +178,77 @@ class TaskStore:
             return [_task_of(row, answer) for row, answer in rows]
 
     async def recover(self) -> list[Job]:
-        """Return the jobs that had not begun when the server stopped; fail those that had."""
+        """Take up what this server left open, or nobody does; see ``take_up``."""
+        return await self._take(to_take_up(StoredTask.gateway, self._owner))
+
+    async def take_up(self) -> list[Job]:
+        """Take up what a server left open that has ended, each task once.
+
+        Return the jobs that had not begun; fail those that had, end those that were to be
+        cancelled. Raises DiskFull or DatabaseUnavailable.
+        """
+        left = ownerless(StoredTask.gateway, self._owner)
+        async with self._db.read() as session:
+            found = select(col(StoredTask.id)).where(left, self._open()).limit(1)
+            if (await session.scalars(found)).first() is None:
+                return []
+        return await self._take(left)
+
+    async def _take(self, which: ColumnElement[bool]) -> list[Job]:
         again: list[Job] = []
         async with self._db.write() as session:
-            query = select(StoredTask).where(col(StoredTask.state).in_(OPEN))
+            query = select(StoredTask).where(which, self._open())
             for row in await session.scalars(query.order_by("created_at", "id")):
-                if row.state == "queued" and (job := _readable(row)):
+                row.gateway = self._owner
+                if row.state == "queued" and not row.cancel_asked and (job := _readable(row)):
                     again.append(job)
                     continue
-                row.error = _stored_error(_LOST if row.state == "running" else _UNREADABLE)
-                row.state, row.request, row.completed_at = "failed", None, datetime.now(UTC)
+                row.state = "cancelled" if row.cancel_asked else "failed"
+                if not row.cancel_asked:
+                    row.error = _stored_error(_LOST if row.started_at else _UNREADABLE)
+                row.request, row.completed_at = None, datetime.now(UTC)
         return again
+
+    async def ask_cancel(self, task_id: str) -> None:
+        """Have the server that owns a task cancel it. Raises DiskFull or DatabaseUnavailable."""
+        async with self._db.write() as session:
+            asked = update(StoredTask).where(col(StoredTask.id) == task_id, self._open())
+            await session.execute(asked.values(cancel_asked=True))
+
+    async def to_cancel(self) -> list[str]:
+        """Return this server's tasks that others were asked to cancel."""
+        mine = (col(StoredTask.gateway) == self._owner, col(StoredTask.cancel_asked))
+        async with self._db.read() as session:
+            found = await session.scalars(select(col(StoredTask.id)).where(*mine, self._open()))
+            return list(found)
+
+    async def is_own(self, task_id: str) -> bool:
+        """Return whether a task is this server's still. Raises DatabaseUnavailable."""
+        if self._owner == ALONE:
+            return True
+        mine = (col(StoredTask.id) == task_id, col(StoredTask.gateway) == self._owner)
+        async with self._db.read() as session:
+            found = await session.scalars(select(col(StoredTask.id)).where(*mine))
+            return found.first() is not None
+
+    async def release(self, task_ids: Collection[str]) -> None:
+        """Leave tasks that have not begun to other servers. Raises DatabaseUnavailable."""
+        waits = (col(StoredTask.gateway) == self._owner, col(StoredTask.state) == "queued")
+        these = update(StoredTask).where(col(StoredTask.id).in_(task_ids), *waits)
+        async with self._db.write() as session:
+            await session.execute(these.values(gateway=ALONE))
+
+    async def open_ids(self, *, own: bool) -> set[str]:
+        """Return the tasks that have not ended: this server's, or those of others."""
+        mine = col(StoredTask.gateway) == self._owner
+        query = select(col(StoredTask.id)).where(mine if own else ~mine, self._open())
+        async with self._db.read() as session:
+            return set(await session.scalars(query))
+
+    @staticmethod
+    def _open() -> ColumnElement[bool]:
+        # The time of the end has an index, whose part of open tasks is small.
+        return col(StoredTask.completed_at).is_(None) & col(StoredTask.state).in_(OPEN)
 
     async def expire(self) -> None:
         """Remove ended tasks that are too old, or hold too much."""
@@ -194,7 +259,9 @@ class TaskStore:
         await self._db.shrink()
 
     async def _change(self, task_id: str, **values: Any) -> None:
-        still_open = (col(StoredTask.id) == task_id, col(StoredTask.state).in_(OPEN))
+        # It is another's where this server was taken for dead.
+        own = col(StoredTask.gateway) == self._owner
+        still_open = (col(StoredTask.id) == task_id, own, self._open())
         async with self._db.write() as session:
             await session.execute(update(StoredTask).where(*still_open).values(**values))
 

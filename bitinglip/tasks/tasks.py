@@ -5,17 +5,28 @@ An asynchronous task is in the database before its client learns of it, and so i
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
-from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
+from bitinglip.scheduling.event_log import EventLog, failed_with
 from bitinglip.scheduling.job import Claim, Job
+from bitinglip.tasks.async_task import (
+    WAITING,
+    AsyncTask,
+    describe_log,
+    describe_open,
+    has_ended,
+    log_lost,
+    stop,
+    unwritable,
+)
+from bitinglip.tasks.elsewhere import Elsewhere
 from bitinglip.tasks.store import Filter, Task, TaskStore
 from model_store.errors import StoreError
 from workers import protocol
@@ -24,33 +35,12 @@ log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
-_WAITING = ("queued", "loading")
+T = TypeVar("T")
 
 #: writes what an ended job leaves behind: its owner may ask for it
 Finish = Callable[[EventLog], Awaitable[None]]
 #: removes what a client sent with a job that is over
 DiscardUploads = Callable[[Job], None]
-
-
-class AsyncTask:
-    """Tracks one asynchronous task, from its acceptance until its end is in the database."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.state = "queued"  #: as in its row
-        self.event_log: EventLog | None = None  #: None until it has a place in the queue
-        self.admission = ExitStack()  #: what it holds in the dispatcher
-        self.runner: asyncio.Task[None] | None = None
-        self.queued = asyncio.Event()
-        self.finished = asyncio.Event()
-        self.deferred = False  #: it waits in the database for the next start
-
-    @property
-    def status(self) -> str:
-        """Return the state; never a final one, which is shown once it is in the database."""
-        if self.deferred or self.event_log is None:
-            return "queued"
-        return self.state if self.event_log.final is not None else self.event_log.status
 
 
 class Tasks:
@@ -64,7 +54,10 @@ class Tasks:
         finish: Finish,
         discard_uploads: DiscardUploads,
         retention: float,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        """``elsewhere``: the tasks of other servers, where they share the database."""
+        self._elsewhere = elsewhere
         self._dispatcher = dispatcher
         self._retention = retention
         self._finish_work = finish
@@ -86,7 +79,8 @@ class Tasks:
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
             opened = admission.enter_context(ExitStack())
-            open_task.event_log = opened.enter_context(self._dispatcher.open(job))
+            held = await self._dispatcher.reserve(job)
+            open_task.event_log = opened.enter_context(self._dispatcher.open(job, held=held))
             await self._rows.add(job)
             open_task.admission = opened.pop_all()
             admission.pop_all()
@@ -95,15 +89,15 @@ class Tasks:
         self._start(open_task, self._follow(open_task))
         if self._suspended:
             self._defer(open_task)
-        return _describe_open(open_task)
+        return describe_open(open_task)
 
     async def get(self, task_id: str) -> Task:
         """Return a task by its id. Raises TaskNotFound."""
         if open_task := self._open.get(task_id):
-            return _describe_open(open_task)
+            return describe_open(open_task)
         event_log = self._dispatcher.find(task_id)
         if event_log is not None and not self._expired(event_log):
-            return _describe_log(event_log)
+            return describe_log(event_log)
         if task := await self._rows.get(task_id):
             return task
         raise errors.TaskNotFound()
@@ -111,10 +105,9 @@ class Tasks:
     async def list(self, wanted: Filter, *, limit: int, offset: int) -> tuple[list[Task], int]:
         """Return one page, the newest first, and the number of all."""
         held = {
-            event_log.job.id: _describe_log(event_log)
-            for event_log in self._dispatcher.event_logs()
+            event_log.job.id: describe_log(event_log) for event_log in self._dispatcher.event_logs()
         }
-        held |= {open_task.job.id: _describe_open(open_task) for open_task in self._open.values()}
+        held |= {open_task.job.id: describe_open(open_task) for open_task in self._open.values()}
         live = [
             task
             for task in held.values()
@@ -134,8 +127,10 @@ class Tasks:
         """End a task as cancelled, if it has not ended. Raises TaskNotFound."""
         open_task = self._open.get(task_id)
         if open_task is not None and open_task.event_log is None:
-            _stop(open_task)
+            stop(open_task)
             await self._end_unqueued(open_task, protocol.Cancelled(id=task_id))
+        elif open_task is None and self._elsewhere and self._dispatcher.find(task_id) is None:
+            await self._elsewhere.cancel(task_id)
         else:
             self._dispatcher.cancel(task_id)
             await self.finished(task_id)
@@ -157,11 +152,14 @@ class Tasks:
             if open_task.event_log is None and not open_task.deferred
         ]
         for open_task in waiting:
-            _stop(open_task)
-            self._start(
-                open_task, self._end_unqueued(open_task, protocol.Cancelled(id=open_task.job.id))
-            )
+            self._cancel_unqueued(open_task)
         return len(waiting)
+
+    def _cancel_unqueued(self, open_task: AsyncTask) -> None:
+        stop(open_task)
+        self._start(
+            open_task, self._end_unqueued(open_task, protocol.Cancelled(id=open_task.job.id))
+        )
 
     async def event_log(self, task_id: str) -> EventLog | None:
         """Return a task's event log once it is queued; None if it is no longer in memory."""
@@ -181,6 +179,8 @@ class Tasks:
         """Wait until a task's end is in the database; False if it is deferred to the next start."""
         open_task = self._open.get(task_id)
         if open_task is None:
+            if self._elsewhere is not None:
+                await self._elsewhere.ended(task_id)
             return True
         await open_task.finished.wait()
         return not open_task.deferred
@@ -189,9 +189,52 @@ class Tasks:
 
     async def recover(self) -> None:
         """Requeue the tasks that the last stop left open; called before the first request."""
-        for job in await self._rows.recover():
+        self._take_up(await self._rows.recover())
+
+    def _take_up(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
             open_task = self._open[job.id] = AsyncTask(job)
             self._start(open_task, self._requeue(open_task))
+
+    async def look_elsewhere(self) -> None:
+        """Take up what other servers have left, and cancel what they were asked to cancel.
+
+        While this one drains it leaves to them what waits here. Raises DiskFull or
+        DatabaseUnavailable.
+        """
+        if self._suspended:
+            deferred = [name for name, each in self._open.items() if each.deferred]
+            if deferred:
+                await self._rows.release(deferred)
+                for name in deferred:
+                    del self._open[name]
+            return
+        self._take_up(await self._rows.take_up())
+        for name in await self._rows.to_cancel():
+            open_task = self._open.get(name)
+            if open_task is not None and open_task.event_log is None:
+                self._cancel_unqueued(open_task)
+            else:
+                self._dispatcher.cancel(name)
+
+    async def open_elsewhere(self) -> set[str]:
+        """Return the tasks that other servers have not ended. Raises DatabaseUnavailable."""
+        return set() if self._elsewhere is None else await self._rows.open_ids(own=False)
+
+    async def drop_lost(self) -> None:
+        """End, without a word, what other servers have taken up, as they took this one for dead.
+
+        Raises DatabaseUnavailable.
+        """
+        held = list(self._open)  # before the look: what comes later is this server's
+        own = await self._rows.open_ids(own=True)
+        for open_task in [self._open[name] for name in held if name in self._open]:
+            if open_task.job.id in own:
+                continue
+            if open_task.event_log is None:
+                self._cancel_unqueued(open_task)
+            else:
+                self._dispatcher.cancel(open_task.job.id)
 
     def resume(self) -> None:
         """Let requeued tasks run, once the models are known."""
@@ -210,12 +253,12 @@ class Tasks:
         runners = [
             open_task.runner
             for open_task in open_tasks
-            if open_task.runner is not None and _has_ended(open_task)
+            if open_task.runner is not None and has_ended(open_task)
         ]
         if runners:
             await asyncio.wait(runners, timeout=_CLOSE_SECONDS)
         for open_task in open_tasks:
-            _stop(open_task)
+            stop(open_task)
         await asyncio.gather(
             *(open_task.runner for open_task in open_tasks if open_task.runner),
             return_exceptions=True,
@@ -234,7 +277,7 @@ class Tasks:
 
     def _start(self, open_task: AsyncTask, work: Coroutine[Any, Any, None]) -> None:
         open_task.runner = asyncio.create_task(work, name=open_task.job.id)
-        open_task.runner.add_done_callback(_log_lost)
+        open_task.runner.add_done_callback(log_lost)
 
     async def _requeue(self, open_task: AsyncTask) -> None:
         """Queue a task of the server's last run as soon as the queue has room."""
@@ -264,7 +307,7 @@ class Tasks:
         with open_task.admission:
             await event_log.started()
             if event_log.final is None:
-                await self._retry_write(lambda: self._rows.begin(open_task.job))
+                await self._retry(lambda: self._rows.begin(open_task.job))
                 open_task.state = "running"
             await event_log.end()
             await self._finish(open_task, event_log)
@@ -276,86 +319,40 @@ class Tasks:
         open_task.queued.set()
 
     async def _finish(self, open_task: AsyncTask, event_log: EventLog) -> None:
+        own = await self._retry(lambda: self._rows.is_own(open_task.job.id))
+        if own:
+            await self._write_end(open_task, event_log)
+            self._dispatcher.record(open_task.job.id)
+            self._discard_uploads(open_task.job)
+        self._open.pop(open_task.job.id, None)
+        open_task.finished.set()
+
+    async def _write_end(self, open_task: AsyncTask, event_log: EventLog) -> None:
         try:
-            await self._retry_write(lambda: self._finish_work(event_log))
-            await self._retry_write(lambda: self._rows.end(event_log))
+            await self._retry(lambda: self._finish_work(event_log))
+            await self._retry(lambda: self._rows.end(event_log))
         except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=open_task.job.id)
-            await self._retry_write(lambda: self._rows.end(_unwritable(open_task.job)))
-        self._dispatcher.record(open_task.job.id)
-        del self._open[open_task.job.id]
-        self._discard_uploads(open_task.job)
-        open_task.finished.set()
+            await self._retry(lambda: self._rows.end(unwritable(open_task.job)))
 
     def _defer(self, open_task: AsyncTask) -> None:
         if open_task.deferred or open_task.state != "queued":
             return
-        if open_task.event_log is not None and open_task.event_log.status not in _WAITING:
+        if open_task.event_log is not None and open_task.event_log.status not in WAITING:
             return
         open_task.deferred = True
-        _stop(open_task)
+        stop(open_task)
         open_task.admission.close()
         open_task.queued.set()
         open_task.finished.set()
 
-    async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _retry(self, act: Callable[[], Awaitable[T]]) -> T:
         """Write until it succeeds: a full disk delays what clients learn, it loses nothing."""
         while True:
             try:
-                return await write()
+                return await act()
             except (errors.DiskFull, errors.DatabaseUnavailable):  # the database says so, once
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _expired(self, event_log: EventLog) -> bool:
         return event_log.ended is not None and time.monotonic() - event_log.ended > self._retention
-
-
-def _unwritable(job: Job) -> EventLog:
-    """Return the end of a task whose own end cannot be described."""
-    event_log = EventLog(job)
-    event_log.put(failed_with(job.id, errors.InternalError()))
-    return event_log
-
-
-def _has_ended(open_task: AsyncTask) -> bool:
-    return open_task.event_log is not None and open_task.event_log.final is not None
-
-
-def _stop(open_task: AsyncTask) -> None:
-    if open_task.runner is not None:
-        open_task.runner.cancel()
-
-
-def _log_lost(work: "asyncio.Task[None]") -> None:
-    if not work.cancelled() and (error := work.exception()):
-        log.critical("a task is lost until the next start", task=work.get_name(), exc_info=error)
-
-
-def _describe_open(open_task: AsyncTask) -> Task:
-    job, event_log = open_task.job, open_task.event_log
-    if open_task.deferred or _has_ended(open_task):
-        event_log = None
-    return Task(
-        id=job.id,
-        key_id=job.key_id,
-        kind=job.kind,
-        model=job.model,
-        status=open_task.status,
-        created_at=job.created_at,
-        event_log=event_log,
-    )
-
-
-def _describe_log(event_log: EventLog) -> Task:
-    job, final = event_log.job, event_log.final
-    return Task(
-        id=job.id,
-        key_id=job.key_id,
-        kind=job.kind,
-        model=job.model,
-        status=event_log.status,
-        created_at=job.created_at,
-        completed_at=event_log.completed_at,
-        event_log=event_log,
-        error=error_of(final) if isinstance(final, protocol.Failed) else None,
-    )

@@ -11,7 +11,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 #: the checks of /health that can be degraded
-CHECKS = ("database", "cluster_manager", "model_manager", "task_manager", "devices", "guard")
+CHECKS = (
+    "database", "redis", "cluster_manager", "model_manager", "task_manager", "devices", "guard",
+)  # fmt: skip
 
 
 class Health:
@@ -20,6 +22,7 @@ class Health:
     def __init__(self) -> None:
         self._problems: dict[tuple[str, str], str] = {}
         self.on_change: Callable[[], None] = lambda: None
+        self.leaving = False  #: it will stop soon: new requests are better sent elsewhere
 
     def degrade(self, check: str, part: str, detail: str) -> None:
         """Note a problem. ``detail`` is public: it holds no path, no secret, no traceback."""

@@ -65,11 +65,11 @@ def _python() -> Finding:
 
 
 def _config(place: CliContext) -> "tuple[Settings | None, Finding]":
-    from bitinglip.settings_loader import SettingsError, check_bind, find_config
+    from bitinglip.settings_loader import SettingsError, check_start, find_config
 
     try:
         settings = place.settings()
-        check_bind(settings)
+        check_start(settings)
     except SettingsError as error:
         problems = "; ".join(error.problems)
         return None, Finding(

@@ -19,10 +19,10 @@ def check(
     config: ConfigOption = None,
 ) -> None:
     """Say what is wrong with the settings: every problem, with file, line and nearest valid key."""
-    from bitinglip.settings_loader import check_bind
+    from bitinglip.settings_loader import check_start
 
     place = CliContext.of(home, config)
-    check_bind(place.settings(sets or ()))
+    check_start(place.settings(sets or ()))
     if as_json:
         show_json({"valid": True, "source": _source(place)})
         return

@@ -33,7 +33,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "models.demo-echo.fake.faults=true",
         )
         words = [word for each in sets for word in ("--set", each)]
-        with running_server(folder / "home", *words) as server, ThreadPoolExecutor() as pool:
+        with (
+            running_server(folder / "home", *words, forked_workers=True) as server,
+            ThreadPoolExecutor() as pool,
+        ):
             for model in USED:  # side by side, while the first tests run
                 pool.submit(_load, server, model)
             yield server

@@ -36,6 +36,8 @@ from workers.protocol.jobs import (
 )
 from workers.protocol.load import (
     MOST_DRAFTS,
+    MOST_LORA_RANK,
+    MOST_LORAS,
     Attention,
     CacheFormat,
     Confinement,
@@ -66,6 +68,7 @@ from workers.protocol.text import (
     TextDelta,
     TextDone,
     TextJob,
+    TextLora,
     TokenLogprob,
     Tool,
     ToolCall,
@@ -74,6 +77,8 @@ from workers.protocol.text import (
 
 __all__ = [
     "MOST_DRAFTS",
+    "MOST_LORAS",
+    "MOST_LORA_RANK",
     "Activity",
     "Attention",
     "AudioDelta",
@@ -136,6 +141,7 @@ __all__ = [
     "TextDelta",
     "TextDone",
     "TextJob",
+    "TextLora",
     "TextOptions",
     "TokenLogprob",
     "Tool",

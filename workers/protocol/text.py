@@ -116,6 +116,12 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 Prompt = str | tuple[int, ...]  #: a text or its tokens
 
 
+class TextLora(msgspec.Struct, frozen=True):
+    """Names a LoRA that a text is made with, beside the weights of its base."""
+
+    path: str  #: the folder of its files; another one for other contents
+
+
 class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaults=True):
     """Generate text from a prompt, or from messages through the model's chat template.
 
@@ -145,6 +151,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
     prefix_scope: str | None = None
+    lora: TextLora | None = None  #: None: the text is the model's own
     trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property

@@ -89,7 +89,7 @@ async def get_content(request: Request, file_id: str) -> Response:
 async def delete_file(request: Request, file_id: str) -> Response:
     """Delete a file, unless a batch needs it that has not ended."""
     services, row = services_of(request), await find_file(request, file_id)
-    if services.batches.uses(row.id):
+    if row.id in await services.batches.files_in_use():
         raise Conflict("A batch that has not ended needs this file.")
     await services.batches.files.delete(row.id)
     return json_response({"id": row.id, "object": "file", "deleted": True})

@@ -149,7 +149,7 @@ def test_key_is_created_shown_once_and_revoked(admin: httpx.Client) -> None:
 def test_health_is_degraded_while_a_model_is_broken(served: Served, admin: httpx.Client) -> None:
     body = admin.get("/health").json()
     assert body["status"] == "healthy"
-    checks = ["database", "cache", "cluster_manager", "model_manager"]
+    checks = ["database", "cache", "redis", "cluster_manager", "model_manager"]
     checks += ["task_manager", "guard", "devices"]
     assert list(body["checks"]) == checks
     assert set(body["checks"]["database"]) == {"ok", "detail", "latency_ms"}

@@ -10,14 +10,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 
-def make_text_lora(base: Path, folder: Path, *, named: str = "tiny", **config: Any) -> Path:
+def make_text_lora(
+    base: Path, folder: Path, *, named: str = "tiny", seed: int = 7, **config: Any
+) -> Path:
     """A LoRA with random weights for a text model; ``named``: what it calls its base."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own, of versions to come
         wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **(settings | config)))
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.cache import BlockTable
+from workers.engines.text.lora_layers import LoraRows, places_of
 from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.plan import Sequence as Text
 from workers.engines.text.ragged import RaggedPrompts
@@ -81,6 +82,7 @@ class Batch:
     ragged: RaggedPrompts | None = None  #: in place of ``prompts``
     #: [chunks of ``order``] bool, those that are computed from no token; None: there is none
     void: Tensor | None = None
+    lora: LoraRows | None = None  #: None: no token has a LoRA
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
@@ -140,6 +142,7 @@ class BatchBuilder:
             self._add_tokens(chunk, ids, positions, slots)
         last = [*range(decoded), *_last_rows(decoded, plan.prefills)]
         last += _scored_rows(decoded, plan.prefills)
+        loras = places_of(chunks)
         sent = upload(
             self._device,
             ints={
@@ -147,6 +150,7 @@ class BatchBuilder:
                 "positions": positions,
                 "slots": slots,
                 "sampled": last if plan.prefills else [],
+                "loras": loras,
                 **promised_rows(decodes, carry),
             },
         )
@@ -162,6 +166,7 @@ class BatchBuilder:
             sampled=sent["sampled"] if plan.prefills else None,
             order=order,
             void=None if carry is None else fill_in(sent["ids"], carry, sent, len(order)),
+            lora=LoraRows.of(loras, sent["loras"]) if loras else None,
         )
 
     def _add_tokens(

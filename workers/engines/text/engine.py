@@ -22,6 +22,8 @@ from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
+from workers.engines.text.lora_queue import LoraQueue
+from workers.engines.text.lora_slots import LoraBounds
 from workers.engines.text.pipeline import Pipeline
 from workers.engines.text.plan import Chunk, Sequence
 from workers.engines.text.prefix_ram import open_prefix_ram
@@ -58,6 +60,7 @@ class TextEngine:
     _loaded: LoadedModel
     _pipeline: Pipeline
     _speculation: speculation.Speculation | None
+    _loras: LoraQueue
 
     def __init__(
         self,
@@ -88,7 +91,10 @@ class TextEngine:
         loaded = self._load_model(spec, weights.placed)
         device, options = loaded.device.type, spec.text or TextOptions()
         plan = cache_plan(spec, loaded.max_positions, self._block_size)
-        self._runner, why = open_runner(loaded, plan, options.attention, options.graphs)
+        self._runner, why = open_runner(
+            loaded, plan, options.attention, options.graphs, LoraBounds.of(options)
+        )
+        self._loras = LoraQueue(self._runner.loras)
         self._speculation = speculation.of(options, why, device)
         weights.reach(0.95)
         rows = min(self._runner.rows, self._runner.blocks)
@@ -126,7 +132,9 @@ class TextEngine:
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
         tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
-        self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=tokens)
+        self._scheduler = Scheduler(
+            self._allocator, max_rows=rows, step_tokens=tokens, inspect=self._inspect
+        )
         self._pipeline = Pipeline(
             Launcher(self._runner, self._sampler, self._grammars.rows, self._generations),
             self._runner,
@@ -170,7 +178,10 @@ class TextEngine:
             log.info("prompts are read %d tokens at a time, not %d", step_tokens, usual)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        return self._preprocessor.prepare(job)
+        prepared = self._preprocessor.prepare(job)
+        if job.lora is None:
+            return prepared
+        return replace(prepared, lora=self._loras.read(job.lora))
 
     def submit(self, prepared: PreparedJob) -> None:
         request = Request(
@@ -181,10 +192,28 @@ class TextEngine:
             block_size=self._block_size if self._runner.shares_blocks else None,
         )
         self._requests[prepared.job.id] = request
-        if prepared.grammar is None:
+        if prepared.job.lora is None:
+            self._enter(request)
+        else:
+            self._loras.add(request, prepared.job.lora, prepared.lora)
+
+    def _enter(self, request: Request) -> None:
+        """Let a request take part in the steps, once its grammar is there."""
+        if request.grammar is None:
             self._admit(request, None)
         else:
-            self._grammars.wait(request.job.id, prepared.grammar)
+            self._grammars.wait(request.job.id, request.grammar)
+
+    def _enter_with_loras(self) -> list[Event]:
+        """Let requests in whose LoRAs are there now; return the ends of those refused."""
+        events: list[Event] = []
+        for request, refused in self._loras.take():
+            if refused is None:
+                self._enter(request)
+            else:
+                self._forget(request)
+                events.append(refused.final(request.job.id))
+        return events
 
     def _admit(self, request: Request, grammar: Compiled | None) -> None:
         """Let a request take part in the steps."""
@@ -204,6 +233,8 @@ class TextEngine:
         pipeline = self._pipeline
         events = pipeline.land() if self._requests.cancelling else []
         events += self._requests.end_cancelled(self._end_cancelled)
+        if len(self._loras):
+            events += self._enter_with_loras()
         if self._grammars.busy:
             events += self._go_on()
         if len(self._grammars.rows):  # their masks need the tokens
@@ -265,6 +296,14 @@ class TextEngine:
         held = [block for each in sequences for block in each.blocks]
         self._runner.scrub(self._allocator.forget(held))
 
+    def _inspect(self, blocks: list[int]) -> None:
+        """Scrub blocks of a sequence that nobody has found broken, if they hold what is no number.
+
+        A prompt may end before its last piece is computed, which is what tells.
+        """
+        if not self._runner.hold_numbers(blocks):
+            self._runner.scrub(self._allocator.forget(blocks))
+
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
         generation = self._generations.get(chunk.sequence)
         if generation is None:  # its request has ended in this very step
@@ -279,6 +318,7 @@ class TextEngine:
             self._scrub(each.sequence for each in request.generations)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
+        chunk.sequence.sound = True
         events = request.accept(generation, choice)
         if not generation.ended:
             self._grammars.rows.advance(chunk.sequence, choice.token)
@@ -311,6 +351,7 @@ class TextEngine:
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
         self._grammars.forget(request.job.id)
+        self._loras.forget(request)
         for generation in request.generations:
             if generation.sequence in self._generations:
                 self._end(generation)
@@ -325,7 +366,7 @@ class TextEngine:
     def books(self) -> dict[str, int]:
         return {
             "rows": self._scheduler.running_count,
-            "waiting": self._scheduler.waiting_count + self._grammars.awaited,
+            "waiting": self._scheduler.waiting_count + self._grammars.awaited + len(self._loras),
             "blocks": self._allocator.used_count,
         }
 

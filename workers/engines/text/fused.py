@@ -5,81 +5,35 @@ share an input are one, the rotation is three operations over queries and keys t
 copy writes keys and values. The arithmetic is that of the library's classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from workers.engines.eight_bit_linear import EightBitLinear
-from workers.engines.packed_linear import PackedLinear, can_pack, join, pack, unmap
+from workers.engines.packed_linear import can_pack, join, pack, unmap
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
 from workers.engines.text.cache import PagedCache
+from workers.engines.text.fused_layers import (
+    CLASSES,
+    Layer,
+    Rotation,
+    gate_and_up,
+    is_plain,
+    query_key_value,
+    read_ends,
+    read_layer,
+)
+from workers.engines.text.fused_norms import norm_of
+from workers.engines.text.lora_layers import JoinedLoras
 from workers.engines.upload import Upload
 
-_CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-
-
-class _Norm:
-    """Computes the root mean square norm over the last dimension.
-
-    On a CPU the library's is a dozen operations. The mean of x and -x together is zero and their
-    variance is the mean square of x, so a layer norm over both is the same norm, in three.
-    """
-
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        """Take a weight of [size]."""
-        self._size = weight.shape[0]
-        self._epsilon = epsilon
-        self._mirror = weight.device.type == "cpu"
-        self._weight = torch.cat((weight, weight)) if self._mirror else weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise x, [tokens, size]."""
-        if not self._mirror:
-            return functional.rms_norm(x, (self._size,), self._weight, self._epsilon)
-        both = torch.cat((x, -x), dim=-1)
-        normed = functional.layer_norm(both, (2 * self._size,), self._weight, None, self._epsilon)
-        return normed[:, : self._size]
-
-
-@dataclass(slots=True, frozen=True)
-class _HeadNorm:
-    """Computes the norm of each query and key head."""
-
-    weight: Tensor  #: [heads, head_dim], a row per query head and per key head
-    epsilon: float
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """Normalise each head of [tokens, heads, head_dim]."""
-        size = self.weight.shape[-1]
-        return functional.rms_norm(heads, (size,), None, self.epsilon).mul_(self.weight)
-
-
-@dataclass(slots=True, frozen=True)
-class _Layer:
-    attention_norm: _Norm
-    qkv: PackedLinear | EightBitLinear
-    head_norm: _HeadNorm | None  #: Qwen3 has one
-    output: PackedLinear | EightBitLinear
-    mlp_norm: _Norm
-    gate_up: PackedLinear | EightBitLinear
-    down: PackedLinear | EightBitLinear
-    query_width: int
-    rotated_width: int  #: queries and keys
-    head_dim: int
-    gate_width: int
-    scaling: float
+#: Cosine and sine of each rotation, [tokens, 1, numbers that are rotated]
+_Turns = dict[Rotation, tuple[Tensor, Tensor]]
 
 
 class FusedDecoder:
@@ -93,13 +47,14 @@ class FusedDecoder:
         """Take over a model's weights; ``placed`` gets the bytes of those that are packed."""
         inner = model.model
         packed = can_pack(model.lm_head.weight.dtype, model.lm_head.weight.device)
-        self._layers: list[_Layer] = []
-        for module in inner.layers:
-            self._layers.append(_fuse(module))
+        self._ends = read_ends(model)
+        self._layers: list[Layer] = []
+        for index, module in enumerate(inner.layers):
+            self._layers.append(read_layer(model, index))
             if packed:
                 placed(sum(parameter.nbytes for parameter in module.parameters()))
                 _drop_weights(module)
-        self._norm = _norm(inner.norm)
+        self._norm = norm_of(inner.norm)
         self._head = pack(model.lm_head)
         if packed:
             if model.lm_head.weight is not inner.embed_tokens.weight:
@@ -107,50 +62,61 @@ class FusedDecoder:
             unmap(model)  # the embedding is left, and would keep the whole file mapped
         self._embedding: Tensor = inner.embed_tokens.weight.detach()
         self._rotary = inner.rotary_emb
+        self.loras: JoinedLoras | None = None  #: what goes around the layers of steps with LoRAs
+        self._rotations = {each.rotation for each in self._layers if each.rotation is not None}
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
-        cos, sin = self._rotation(x, batch.positions)
-        for index, layer in enumerate(self._layers):
-            x = x + _attend(layer, index, x, cos, sin, batch, cache)
-            gate_up = layer.gate_up(layer.mlp_norm(x))
-            gate = functional.silu(gate_up[:, : layer.gate_width])
-            x += layer.down(gate.mul_(gate_up[:, layer.gate_width :]))
+        if self._ends.embedding_scale is not None:
+            x = x * self._ends.embedding_scale
+        turns = {each: self._turn(each, x, batch.positions) for each in self._rotations}
+        layers: Iterable[Layer] = self._layers
+        if batch.lora is not None and self.loras is not None:
+            layers = self.loras.around(self._layers, batch.lora)
+        for index, layer in enumerate(layers):
+            normed = x if layer.attention_norm is None else layer.attention_norm(x)
+            seen = _attend(layer, index, normed, turns, batch, cache)
+            if layer.attention_end_norm is not None:
+                seen = layer.attention_end_norm(seen)
+            x = torch.add(x, seen, alpha=layer.residual_scale)
+            if not layer.parallel:
+                normed = x if layer.mlp_norm is None else layer.mlp_norm(x)
+            made = _feed_forward(layer, normed)
+            if layer.mlp_end_norm is not None:
+                made = layer.mlp_end_norm(made)
+            x.add_(made, alpha=layer.residual_scale)
         if batch.sampled is not None:
             x = x.index_select(0, batch.sampled)
-        return self._head(self._norm(x))
+        return self._logits(self._norm(x))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._head(x)
+        if self._ends.logit_scale is not None:
+            logits = logits * self._ends.logit_scale
+        if self._ends.logit_softcap is not None:
+            logits = torch.tanh(logits / self._ends.logit_softcap) * self._ends.logit_softcap
+        return logits
 
     def close(self) -> None:
         self._layers.clear()
 
-    def _rotation(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine, [tokens, 1, head_dim] each.
+    def _turn(self, rotation: Rotation, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine, [tokens, 1, numbers that are rotated] each.
 
-        The first half of the sine is negative, so that turning a pair is
-        ``x * cos + roll(x) * sin``.
+        The sine of the first number of a pair is negative, so that turning the pair is
+        ``x * cos + swapped(x) * sin``.
         """
-        cos, sin = self._rotary(x[None], positions[None])  # [1, tokens, head_dim]
+        kind = () if rotation.kind is None else (rotation.kind,)
+        cos, sin = self._rotary(x[None], positions[None], *kind)  # [1, tokens, ..]
         sin = sin[0].clone()
-        sin[:, : sin.shape[1] // 2].neg_()
+        first = sin[:, ::2] if rotation.interleaved else sin[:, : sin.shape[1] // 2]
+        first.neg_()
         return cos[0].unsqueeze(1), sin.unsqueeze(1)
 
 
 def can_fuse(model: Any) -> bool:
     """True if the model is exactly of a class and of settings that the fused decoder computes."""
-    config = model.config
-    return (
-        type(model) in _CLASSES
-        and config.hidden_act == "silu"
-        and all(_is_plain(module) for module in _linears(model))
-        and len({type(module) for module in _linears(model)[:-1]}) == 1
-        and _head_dim(config) % 2 == 0
-    )
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """True for a layer that is computed here: with weights of torch's own, or of 8 bits."""
-    own = type(module) is nn.Linear and type(module.weight) is nn.Parameter
-    return own or type(module) is EightBitLinear
+    return type(model) in CLASSES and is_plain(model)
 
 
 def may_fuse(config: Any) -> bool:
@@ -158,7 +124,7 @@ def may_fuse(config: Any) -> bool:
     known: Any = AutoModelForCausalLM._model_mapping
     kind = type(config)
     quantized = getattr(config, "quantization_config", None) is not None
-    return not quantized and kind in known and known[kind] in _CLASSES
+    return not quantized and kind in known and known[kind] in CLASSES
 
 
 def move(
@@ -184,8 +150,8 @@ def move(
     quantized = any(isinstance(each, EightBitLinear) for each in model.modules())
     if not quantized and can_fuse(model) and not can_pack(dtype, device):
         for layer in model.model.layers:
-            join(*_qkv(layer.self_attn), device=device, dtype=dtype, put=put)
-            join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device, dtype=dtype, put=put)
+            join(*query_key_value(layer.self_attn), device=device, dtype=dtype, put=put)
+            join(*gate_and_up(layer.mlp), device=device, dtype=dtype, put=put)
     moved: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
     for module in model.modules():
         for name, own in list(module.named_parameters(recurse=False)):
@@ -202,79 +168,50 @@ def move(
 
 
 def _attend(
-    layer: _Layer,
+    layer: Layer,
     index: int,
     x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    turns: _Turns,
     batch: Batch,
     cache: PagedCache,
 ) -> Tensor:
-    """Compute the attention block of one layer. x: [tokens, hidden] -> the same"""
-    qkv = layer.qkv(layer.attention_norm(x))  # [tokens, queries | keys | values]
+    """Compute the attention of one layer. x: [tokens, hidden], normed -> the same"""
+    qkv = layer.qkv(x)  # [tokens, queries | keys | values]
     heads = qkv[:, : layer.rotated_width].view(len(x), -1, layer.head_dim)
     source = heads if layer.head_norm is None else layer.head_norm(heads)
-    turned = torch.roll(source, layer.head_dim // 2, -1)
-    # Into its own place: keys and values stay side by side, as the cache holds them.
-    torch.addcmul(source * cos, turned, sin, out=heads)
+    if layer.rotation is not None:
+        cos, sin = turns[layer.rotation]
+        if cos.shape[-1] < layer.head_dim:  # the other numbers stay as they are
+            if source is not heads:
+                heads.copy_(source)
+            heads = heads[..., : cos.shape[-1]]
+            source = heads
+        # Into its own place: keys and values stay side by side, as the cache holds them.
+        torch.addcmul(source * cos, _swapped(source, layer.rotation), sin, out=heads)
+    elif source is not heads:
+        heads.copy_(source)
     cache.write(index, batch.slots, qkv[:, layer.query_width :])
     query = qkv[:, : layer.query_width].view(len(x), -1, layer.head_dim)
-    return layer.output(attend(query, cache, index, batch, scaling=layer.scaling))
+    seen = attend(query, cache, index, batch, scaling=layer.scaling, softcap=layer.softcap)
+    output: Tensor = layer.output(seen)
+    return output
 
 
-def _fuse(module: Any) -> _Layer:
-    attention, mlp = module.self_attn, module.mlp
-    head_dim = attention.head_dim
-    queries = attention.q_proj.out_features
-    keys = attention.k_proj.out_features
-    return _Layer(
-        attention_norm=_norm(module.input_layernorm),
-        qkv=pack(*_qkv(attention)),
-        head_norm=_head_norm(attention, queries // head_dim, keys // head_dim),
-        output=pack(attention.o_proj),
-        mlp_norm=_norm(module.post_attention_layernorm),
-        gate_up=pack(mlp.gate_proj, mlp.up_proj),
-        down=pack(mlp.down_proj),
-        query_width=queries,
-        rotated_width=queries + keys,
-        head_dim=head_dim,
-        gate_width=mlp.gate_proj.out_features,
-        scaling=attention.scaling,
-    )
+def _swapped(x: Tensor, rotation: Rotation) -> Tensor:
+    """Return a copy of [tokens, heads, numbers] in which the numbers of each pair change places."""
+    if rotation.interleaved:
+        return x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
+    return torch.roll(x, x.shape[-1] // 2, -1)
 
 
-def _qkv(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    return attention.q_proj, attention.k_proj, attention.v_proj
-
-
-def _norm(module: Any) -> _Norm:
-    return _Norm(module.weight.detach(), module.variance_epsilon)
-
-
-def _head_norm(attention: Any, queries: int, keys: int) -> _HeadNorm | None:
-    """Return the norms of query heads and of key heads as one, a row of weights per head."""
-    if not hasattr(attention, "q_norm"):
-        return None
-    rows = [attention.q_norm.weight.detach()] * queries + [attention.k_norm.weight.detach()] * keys
-    return _HeadNorm(torch.stack(rows), attention.q_norm.variance_epsilon)
+def _feed_forward(layer: Layer, x: Tensor) -> Tensor:
+    """Compute the MLP of one layer. x: [tokens, hidden], normed -> the same"""
+    gate_up = layer.gate_up(x)
+    gate = layer.activation(gate_up[:, : layer.gate_width])
+    return layer.down(gate.mul_(gate_up[:, layer.gate_width :]))
 
 
 def _drop_weights(module: nn.Module) -> None:
     """Free weights that are kept in packed form."""
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)
-
-
-def _linears(model: Any) -> list[nn.Module]:
-    names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    layers = model.model.layers
-    found = [getattr(layer.self_attn, name) for layer in layers for name in names]
-    found += [
-        getattr(la.mlp, name) for la in layers for name in ("gate_proj", "up_proj", "down_proj")
-    ]
-    return [*found, model.lm_head]
-
-
-def _head_dim(config: Any) -> int:
-    own: int | None = getattr(config, "head_dim", None)
-    return own or int(config.hidden_size // config.num_attention_heads)

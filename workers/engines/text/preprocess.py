@@ -16,6 +16,7 @@ from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.generate_steps import ENCODED
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
+from workers.engines.text.lora_files import LoraWeights
 from workers.protocol import ChatMessage, Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -46,6 +47,7 @@ class PreparedJob:
     prompts: list[PreparedPrompt]
     seed: int
     grammar: Future[Compiled] | None = None  #: of each of its texts, once it is compiled
+    lora: LoraWeights | None = None  #: the job's, to be held; None: it has none, or it is held
 
 
 class Preprocessor:

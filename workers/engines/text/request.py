@@ -34,6 +34,7 @@ class Request:
         """``block_size``: tokens of a block; None if sequences share no blocks."""
         job: TextJob = prepared.job
         self.job = job
+        self.grammar = prepared.grammar
         self.ended = False
         self._seed = prepared.seed
         self._factory = factory
@@ -97,7 +98,11 @@ class Request:
 
     def _keys(self) -> PrefixKeys | None:
         scope, size = self.job.prefix_scope, self._block_size
-        return None if scope is None or size is None else PrefixKeys(scope, size)
+        if scope is None or size is None:
+            return None
+        # What a LoRA has computed is of use to it alone.
+        own = scope if self.job.lora is None else f"{scope}\0{self.job.lora.path}"
+        return PrefixKeys(own, size)
 
     @property
     def produced(self) -> int:

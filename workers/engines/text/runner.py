@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -17,8 +18,10 @@ from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decode_graphs import DecodeGraphs
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
+from workers.engines.text.kernels import lengths_of_variants
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.lora_slots import LoraBounds, LoraSlots
+from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.torch_env import load_failed
 
@@ -38,19 +41,22 @@ class Runner:
         in_place: bool = False,
         capture: Capture | None = None,
         captures_all: bool = False,
+        loras: LoraBounds | None = None,
     ) -> None:
         """Set up the cache and check the model.
 
         ``in_place``: a kernel reads the cache of single tokens where it lies, and one call computes
         all pieces of prompts, where torch has it. ``capture``: steps of
         single tokens are computed as graphs, captured when they are first needed, or
-        ``captures_all`` of them now.
+        ``captures_all`` of them now. ``loras``: those that steps may have.
 
         Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
         as it was.
         """
         check = SelfCheck(loaded)
         take_over(loaded.model)
+        self.loras = None if loras is None else LoraSlots.of(loaded, loras)
+        self._hooks = None if self.loras is None else self.loras.hooks
         library = LibraryDecoder(loaded.model)
         try:
             shapes = library.probe()
@@ -62,7 +68,9 @@ class Runner:
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
-            self._decoder = FusedDecoder(loaded.model, loaded.placed)
+            fused = FusedDecoder(loaded.model, loaded.placed)
+            fused.loras = None if self.loras is None else self.loras.joined
+            self._decoder, self._hooks = fused, None
         self._cache = PagedCache(
             shapes,
             self.blocks,
@@ -92,6 +100,8 @@ class Runner:
         self.scrub(used)
         if not same:
             self._refuse(library)
+        if in_place:
+            self._compile_kernels()
         if capture is not None:
             self._graphs = DecodeGraphs(
                 self._decoder.forward,
@@ -103,6 +113,19 @@ class Runner:
                 in_place=in_place,
             )
             self._check_graphs(check, captures_all=captures_all)
+
+    @torch.inference_mode()
+    def _compile_kernels(self) -> None:
+        """Compile the kernels of all lengths now: each takes about a second, and holds up a step.
+
+        Which one computes a step is chosen by its longest sequence; here that is one of one token.
+        """
+        one = self._builder.build(Plan([next_chunk(Sequence("", [0], blocks=[1]), 1)], [], [], []))
+        assert one.paged is not None
+        for longest in lengths_of_variants(self.blocks * self._cache.block_size):
+            batch = replace(one, paged=replace(one.paged, longest=longest))
+            self._decoder.forward(batch, self._cache)
+        self.scrub([1])
 
     def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
         """Compare steps as graphs with the library's; do without them where they differ."""
@@ -141,6 +164,8 @@ class Runner:
         if self._graphs is not None and (found := self._graphs.run(plan, carry)) is not None:
             return found
         batch = self._builder.build(plan, carry)
+        if self._hooks is not None:
+            self._hooks.apply(batch.lora)
         return batch.order, self._decoder.forward(batch, self._cache), batch.void
 
     @torch.inference_mode()
@@ -149,6 +174,11 @@ class Runner:
         if blocks:
             self._cache.scrub(blocks)
 
+    @torch.inference_mode()
+    def hold_numbers(self, blocks: Rows[int]) -> bool:
+        """Return whether all that blocks hold are numbers; waits for the device."""
+        return self._cache.hold_numbers(blocks)
+
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""
         self._cache.release_workspace()
@@ -156,6 +186,8 @@ class Runner:
     def close(self) -> None:
         if self._graphs is not None:
             self._graphs.close()
+        if self.loras is not None:
+            self.loras.close()
         self._decoder.close()
 
     def _refuse(self, library: LibraryDecoder) -> NoReturn:

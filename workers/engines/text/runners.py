@@ -7,6 +7,7 @@ from workers.engines.text.decoder import Unsupported
 from workers.engines.text.generate_steps import check_steps
 from workers.engines.text.kernels import unusable
 from workers.engines.text.loading import LoadedModel
+from workers.engines.text.lora_slots import LoraBounds
 from workers.engines.text.runner import Runner
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.text.sequential import SequentialRunner
@@ -26,6 +27,7 @@ def open_runner(
     plan: CachePlan,
     attention: Attention = "sdpa",
     graphs: Graphs = "off",
+    loras: LoraBounds | None = None,
 ) -> tuple[Runner | SequentialRunner, str | None]:
     """Return what computes the model and, if it is each sequence by itself, the reason.
 
@@ -40,7 +42,12 @@ def open_runner(
     try:
         if not why:
             runner = Runner(
-                loaded, plan, in_place=in_place, capture=capture, captures_all=graphs == "warmup"
+                loaded,
+                plan,
+                in_place=in_place,
+                capture=capture,
+                captures_all=graphs == "warmup",
+                loras=loras,
             )
             return runner, None
     except Unsupported as error:
@@ -53,13 +60,15 @@ def open_runner(
         raise load_failed(f"text.kv_cache_dtype is fp8, which is not for this model: {why}.")
     if loaded.spread:
         raise load_failed(f"This model cannot be split over several cards: {why}.")
-    return _sequential(loaded, plan, why), why
+    return _sequential(loaded, plan, why, loras), why
 
 
-def _sequential(loaded: LoadedModel, plan: CachePlan, why: str) -> SequentialRunner:
+def _sequential(
+    loaded: LoadedModel, plan: CachePlan, why: str, loras: LoraBounds | None
+) -> SequentialRunner:
     """Return what computes each sequence by itself. Raises Refused where it does so wrongly."""
     with torch_env.library_errors("The model does not run"):
-        runner = SequentialRunner(loaded, plan)
+        runner = SequentialRunner(loaded, plan, loras)
         if loaded.family == "seq2seq":
             check_steps(loaded)
             return runner

@@ -21,6 +21,8 @@ from workers.engines.text.batch import Carry
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.generate_steps import ENCODED, GenerateSteps
 from workers.engines.text.loading import LoadedModel
+from workers.engines.text.lora_layers import LoraRows
+from workers.engines.text.lora_slots import LoraBounds, LoraSlots
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.torch_env import load_failed
 
@@ -44,8 +46,12 @@ class SequentialRunner:
     shares_blocks = False  #: a cache belongs to one sequence
     cache = None  #: of blocks
 
-    def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
-        """Raises Refused if the model returns no cache, or its cache is beyond the budget."""
+    def __init__(
+        self, loaded: LoadedModel, plan: CachePlan, loras: LoraBounds | None = None
+    ) -> None:
+        """Set up. ``loras``: those that steps may have; only where a decoder reads the prompts.
+
+        Raises Refused if the model returns no cache, or its cache is beyond the budget."""
         self._model = loaded.model
         self._device = loaded.device
         self._vocab = loaded.vocab_size
@@ -55,6 +61,9 @@ class SequentialRunner:
         self._keeps = "logits_to_keep" in signature(loaded.model.forward).parameters
         self._steps = None if loaded.family == "causal" else GenerateSteps(loaded)
         self._encodes = loaded.family == "seq2seq"
+        self.loras: LoraSlots | None = None
+        if loras is not None and loaded.family == "causal":
+            self.loras = LoraSlots.of(loaded, loras)
         self.blocks, self.rows = self._plan(plan)
 
     @torch.inference_mode()
@@ -65,6 +74,8 @@ class SequentialRunner:
         """
         for sequence in plan.preempted:
             self._states.pop(sequence, None)
+        if self.loras is not None and all(each.sequence.lora is None for each in plan.chunks):
+            self.loras.hooks.apply(None)
         order = [chunk for chunk in plan.chunks if chunk.samples]
         rows = [self._advance(chunk)[None] for chunk in order]
         rows += [self._score(chunk) for chunk in plan.prefills if chunk.scored]
@@ -80,10 +91,16 @@ class SequentialRunner:
     def scrub(self, blocks: Rows[int]) -> None:
         """Do nothing: the caches of a broken sequence go with it."""
 
+    def hold_numbers(self, _blocks: Rows[int]) -> bool:
+        """Return True: no other sequence reads what one has left."""
+        return True
+
     def release_workspace(self) -> None:
         """Do nothing: there is none."""
 
     def close(self) -> None:
+        if self.loras is not None:
+            self.loras.close()
         self._states.clear()
 
     def _advance(self, chunk: Chunk) -> Tensor:
@@ -95,6 +112,7 @@ class SequentialRunner:
         if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
             # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
             self._states.pop(chunk.sequence, None)
+            self._choose_lora(chunk.sequence)
             cache, logits = self._forward(tokens, state, chunk.sequence.inputs or {})
             state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
@@ -104,9 +122,16 @@ class SequentialRunner:
         """Compute the logits at a prompt's tokens. -> [scored, vocab]"""
         ids = torch.tensor([chunk.sequence.tokens[: chunk.end]], device=self._device)
         count = chunk.end - chunk.start
+        self._choose_lora(chunk.sequence)
         output = self._model(input_ids=ids, use_cache=False, **self._last(count))
         logits: Tensor = output.logits[0, -count:]
         return logits[: chunk.scored].clone()  # a part of one tensor would keep all of it
+
+    def _choose_lora(self, sequence: Sequence) -> None:
+        """Let the next pass be with a sequence's LoRA, or with none."""
+        if self.loras is not None:
+            slot = sequence.lora
+            self.loras.hooks.turn_on(None if slot is None else LoraRows.alone(slot))
 
     def _last(self, count: int) -> dict[str, int]:
         """Return the argument by which only so many of the last logits are made."""

@@ -1,0 +1,21 @@
+"""Counts changes of what servers hold in memory, so that the others read them again."""
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from bitinglip.db.dialects import insert
+from bitinglip.db.tables import Change
+
+KEYS, TOKENS = "keys", "revoked tokens"
+
+
+async def count_change(session: AsyncSession, what: str) -> None:
+    """Note a change in the transaction that makes it."""
+    added = insert(session, Change).values(id=what, count=1)
+    more = {"count": col(Change.count) + 1}
+    await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=more))
+
+
+async def counts(session: AsyncSession) -> dict[str, int]:
+    """Return how often each has changed."""
+    return {row.id: row.count for row in await session.scalars(select(Change))}

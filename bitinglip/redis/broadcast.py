@@ -1,0 +1,34 @@
+"""Tells other gateways what has changed. Alone, a gateway has none to tell."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from bitinglip.redis.messages import Message, Told
+
+M = TypeVar("M", bound=Message)
+
+
+class Broadcast:
+    """Is that of a gateway which is alone: it tells nothing and hears nothing."""
+
+    def publish(self, message: Told) -> None:
+        """Tell all other gateways, if there are any. It neither waits nor fails.
+
+        What cannot be told now makes them reload everything once it can.
+        """
+
+    def subscribe(
+        self,
+        kind: type[M],
+        handler: Callable[[M], Awaitable[None]],
+        missed: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Have ``handler`` called with each message of a kind that another gateway publishes.
+
+        ``missed`` is called where messages may have been lost: it reads from the database
+        everything that a message of this kind could have named. Both run one after the other, with
+        all others' handlers; what fails is made good by calling ``missed`` until it works.
+        """
+
+    async def close(self) -> None:
+        """Stop to listen."""

@@ -1,0 +1,189 @@
+"""Sends calls down one connection, in the order in which they were made.
+
+What is asked while an answer is awaited goes together with the next write, so one connection
+carries all requests, and what a request gives back is sent after what it took. A write has its
+answers within ``timeout`` seconds; else all fail that wait, because the connection is given up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import redis.exceptions
+from redis.asyncio import Connection
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from bitinglip.redis.errors import RedisAway
+from bitinglip.redis.scripts import Script
+
+_AT_ONCE = 256  #: calls of one write
+_MOST_WAITING = 20_000  #: more of them are refused: Redis is too slow then
+#: what went wrong, in words without anything that a client or the operator has sent
+_REASONS: dict[type[BaseException], str] = {
+    AuthenticationError: "it refuses the password",
+    NoPermissionError: "it refuses its user the right to do this",
+    ReadOnlyError: "it is a replica, which only reads",
+    OutOfMemoryError: "it has no memory left",
+    ResponseError: "it refuses a command",
+    TimeoutError: "it does not answer in time",
+    redis.exceptions.TimeoutError: "it does not answer in time",
+}
+
+
+class _Call(NamedTuple):
+    command: tuple[Any, ...]
+    script: Script | None
+    answer: "asyncio.Future[Any]"
+
+    @property
+    def whole(self) -> tuple[Any, ...]:
+        """Return the command with the script's text in place of its digest."""
+        assert self.script is not None
+        return ("EVAL", self.script.text, *self.command[2:])
+
+
+class Lane:
+    """Owns a connection. ``connect`` opens one; ``on_fault`` is told why it was given up."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        timeout: float,
+        on_fault: Callable[[str], None],
+    ) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._on_fault = on_fault
+        self._connection: Connection | None = None
+        self._waiting: list[_Call] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def call(
+        self, script: Script, keys: Sequence[str], args: Sequence[Any]
+    ) -> "asyncio.Future[Any]":
+        """Run a script; the future has its answer, or RedisAway."""
+        return self._put(("EVALSHA", script.digest, len(keys), *keys, *args), script)
+
+    def command(self, *words: Any) -> "asyncio.Future[Any]":
+        """Send a command; the future has its answer, or RedisAway."""
+        return self._put(words, None)
+
+    async def close(self) -> None:
+        """Give up the connection; what still waits fails."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        self._fail(self._take(len(self._waiting)), RedisAway("the server stops"))
+        await self.drop()
+
+    async def adopt(self, connection: Connection) -> None:
+        """Use a connection that is open."""
+        await self.drop()
+        self._connection = connection
+
+    async def drop(self) -> None:
+        """Give up the connection, so that the next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    def _put(self, command: tuple[Any, ...], script: Script | None) -> "asyncio.Future[Any]":
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_look_at)
+        if len(self._waiting) >= _MOST_WAITING:
+            answer.set_exception(RedisAway("it is too slow"))
+            return answer
+        self._waiting.append(_Call(command, script, answer))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_all())
+        return answer
+
+    async def _send_all(self) -> None:
+        """Send what waits, until nothing does."""
+        while self._waiting:
+            calls = self._take(_AT_ONCE)
+            try:
+                answers = await self._exchanged(calls)
+            except BaseException as error:
+                fault = _fault(error)
+                self._fail([*calls, *self._take(len(self._waiting))], fault)
+                await self.drop()
+                if not isinstance(error, (RedisError, OSError, RedisAway)):
+                    raise
+                self._on_fault(str(fault))
+                return
+            for call, answer in zip(calls, answers, strict=True):
+                if call.answer.done():  # its request has gone
+                    continue
+                if isinstance(answer, ResponseError):
+                    self._refused(call, answer)
+                else:
+                    call.answer.set_result(answer)
+
+    async def _exchanged(self, calls: Sequence[_Call]) -> list[Any]:
+        """Return the answers to calls; of those that cannot be run, their errors."""
+        async with asyncio.timeout(self._timeout):
+            try:
+                answers = await self._exchange([call.command for call in calls])
+            except ConnectionError:  # it was closed while nothing used it, or Redis was restarted
+                await self.drop()
+                answers = await self._exchange([call.command for call in calls])
+            unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if unknown:
+                again = await self._exchange([calls[n].whole for n in unknown])
+                for n, answer in zip(unknown, again, strict=True):
+                    answers[n] = answer
+        return answers
+
+    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if self._connection is None:
+            self._connection = await self._connect()
+        connection = self._connection
+        await connection.send_packed_command(connection.pack_commands(commands))
+        answers = []
+        for _ in commands:
+            try:
+                answers.append(await connection.read_response())
+            except ResponseError as error:
+                answers.append(error)
+        return answers
+
+    def _refused(self, call: _Call, error: ResponseError) -> None:
+        """Redis answers, and cannot do it: it has no memory left, loads its data or only reads."""
+        fault = _fault(error)
+        call.answer.set_exception(fault)
+        self._on_fault(str(fault))
+
+    def _take(self, most: int) -> list[_Call]:
+        taken, self._waiting = self._waiting[:most], self._waiting[most:]
+        return taken
+
+    @staticmethod
+    def _fail(calls: Sequence[_Call], fault: RedisAway) -> None:
+        for call in calls:
+            if not call.answer.done():
+                call.answer.set_exception(fault)
+
+
+def _fault(error: BaseException) -> RedisAway:
+    if isinstance(error, RedisAway):
+        return error
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return RedisAway(reason)
+    return RedisAway("it cannot be reached")
+
+
+def _look_at(answer: "asyncio.Future[Any]") -> None:
+    """Mark an error as seen: nothing waits for what was only given back."""
+    if not answer.cancelled():
+        answer.exception()

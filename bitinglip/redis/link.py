@@ -1,0 +1,193 @@
+"""The way to Redis: one owner of its connections, which knows whether it answers.
+
+While it does not, every call fails at once: only this module waits for it, beside the requests, at
+growing intervals, and tells its users once it is back.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.asyncio import Connection, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from bitinglip.redis.errors import RedisAway
+from bitinglip.redis.lane import Lane
+from bitinglip.redis.scripts import Script
+from bitinglip.settings.redis import Redis as RedisSettings
+from bitinglip.settings_loader import SettingsError
+from bitinglip.telemetry.health import Health
+
+log = structlog.get_logger(__name__)
+
+CHECK = PART = "redis"  #: in /health
+_SHORTEST, _LONGEST = 0.1, 2.0  #: seconds between two attempts to reach it
+_CONNECT_SECONDS = 1.0  #: that an attempt may take, TLS included
+_PROTOCOL = 2  #: what every Redis, Valkey and proxy speaks
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class RedisLink:
+    """Owns the connections to Redis. Make it with ``opened``, on the event loop."""
+
+    def __init__(self, settings: RedisSettings, health: Health) -> None:
+        self.settings = settings
+        self.gateway = secrets.token_hex(6)  #: tells this process from the others
+        self.prefix = settings.prefix
+        self.away: str | None = None  #: why no call is made now
+        self.faults = 0  #: how often it was lost
+        self._health = health
+        self._seconds = settings.timeout_ms / 1000
+        self._options = _options(settings, self._seconds)
+        self._pool = self._new_pool(max_connections=2)
+        self._lane = Lane(self._connect, self._seconds, self._lost)
+        self._returns: list[Hook] = []
+        self._reviving: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def opened(cls, settings: RedisSettings, health: Health) -> "RedisLink":
+        """Try it once; where it is away the server begins without. Raises SettingsError."""
+        link = cls(settings, health)
+        connection = await link._tried()
+        if connection is None:
+            link.lost("it cannot be reached")
+        else:
+            await link._lane.adopt(connection)
+        return link
+
+    # ---- calls ---------------------------------------------------------------------------------
+
+    def call(
+        self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
+    ) -> "asyncio.Future[Any]":
+        """Run a script, after all that was called before; the future may have RedisAway.
+
+        It need not be awaited where nothing depends on the answer.
+        """
+        return self._failed() if self.away is not None else self._lane.call(script, keys, args)
+
+    def command(self, *words: Any) -> "asyncio.Future[Any]":
+        """Send a command, as ``call`` does."""
+        return self._failed() if self.away is not None else self._lane.command(*words)
+
+    def client(self, *, connections: int, timeout: float | None = None) -> Redis:
+        """Return a client with connections of its own, for what must not delay the calls.
+
+        ``timeout`` in seconds; by default that of the settings. Its user closes it, with its pool.
+        """
+        return Redis.from_pool(self._new_pool(max_connections=connections, timeout=timeout))
+
+    def on_return(self, hook: Hook) -> None:
+        """Have something called whenever Redis is back, and may have lost what it knew."""
+        self._returns.append(hook)
+
+    def lost(self, reason: str) -> None:
+        """Count Redis as away, because another of its connections says so."""
+        self._lost(reason)
+
+    async def close(self) -> None:
+        if self._reviving is not None:
+            self._reviving.cancel()
+            await asyncio.gather(self._reviving, return_exceptions=True)
+        await self._lane.close()
+        await self._pool.disconnect()
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _new_pool(self, *, max_connections: int, timeout: float | None = None) -> ConnectionPool:
+        assert self.settings.url is not None
+        options = dict(self._options)
+        if timeout is not None:
+            options["socket_timeout"] = timeout
+        pool: ConnectionPool = ConnectionPool.from_url(
+            self.settings.url, max_connections=max_connections, **options
+        )
+        return pool
+
+    async def _connect(self) -> Connection:
+        opened: Any = self._pool  # its types are not told
+        connection: Connection = opened.make_connection()
+        return await _connected(connection)
+
+    def _failed(self) -> "asyncio.Future[Any]":
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer.set_exception(RedisAway(self.away))
+        answer.exception()  # it need not be awaited
+        return answer
+
+    def _lost(self, reason: str) -> None:
+        if self.away is not None:
+            return
+        self.away = reason
+        self.faults += 1
+        what = (
+            "limited requests are refused"
+            if self.settings.when_away == "refuse"
+            else ("limits are this gateway's own")
+        )
+        self._health.degrade(CHECK, PART, f"{reason}; {what}")
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """Try until it answers; then tell."""
+        delay = _SHORTEST
+        while True:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, _LONGEST)
+            if (connection := await self._tried()) is not None:
+                break
+        await self._lane.adopt(connection)
+        self.away = None
+        self._health.recover(CHECK, PART)
+        for hook in self._returns:
+            try:
+                await hook()
+            except Exception:  # the next one has to be told, too
+                log.exception("a part could not go on with Redis")
+
+    async def _tried(self) -> Connection | None:
+        """Return a new connection; None where Redis takes no writes by it."""
+        opened: Any = self._pool
+        connection: Connection = opened.make_connection()
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS + self._seconds):
+                await _connected(connection)
+                await connection.send_command("SET", f"{self.prefix}alive", "1", "PX", "1000")
+                await connection.read_response()
+        except (RedisError, OSError):
+            await connection.disconnect(nowait=True)
+            return None
+        return connection
+
+
+async def _connected(connection: Any) -> Connection:
+    await connection.connect()
+    found: Connection = connection
+    return found
+
+
+def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
+    """Return what all connections have in common. Raises SettingsError."""
+    options: dict[str, Any] = {
+        "protocol": _PROTOCOL,
+        "socket_timeout": seconds,
+        "socket_connect_timeout": max(seconds, _CONNECT_SECONDS),
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+        "client_name": "bitinglip",
+    }
+    if settings.password_file is not None:
+        try:
+            options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise SettingsError([f"redis.password_file: {reason}"]) from None
+    return options

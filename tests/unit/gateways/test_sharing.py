@@ -1,0 +1,199 @@
+"""Servers that share a database: who is among them, what they tell each other, whose rows are."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bitinglip.access.credentials import Credential
+from bitinglip.access.keys import KeyRing
+from bitinglip.audit.log import AuditLog
+from bitinglip.batches.rows import BatchRows, KeptBatch
+from bitinglip.db.database import Database
+from bitinglip.disk_space import DiskSpace
+from bitinglip.gateways.changes import KEYS
+from bitinglip.gateways.sharing import Sharing
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.settings.gateways import Gateways
+from bitinglip.tasks.store import TaskStore
+from bitinglip.telemetry.health import Health
+from bitinglip.wire.batches import Batch
+from bitinglip.wire.response import inference_response
+from tests.support.jobs import text_job
+from workers import protocol
+
+
+class Now:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
+    async def run() -> None:
+        db = await Database.open(tmp_path / "bitinglip.db")
+        try:
+            async with asyncio.timeout(60):
+                await act(db)
+        finally:
+            await db.close()
+
+    asyncio.run(run())
+
+
+def member(db: Database, name: str, now: Now) -> Sharing:
+    return Sharing(db, name, Gateways(lease=10), Health(), now)
+
+
+def rows_of(db: Database, owner: str) -> TaskStore:
+    space = DiskSpace(Path(), 0)
+    return TaskStore(
+        db, inference_response, retention=60, max_bytes=10**6, space=space, owner=owner
+    )
+
+
+async def silence(sharing: Sharing, now: Now) -> None:
+    """Let a lease pass in which only one server looks."""
+    for _ in range(4):
+        await sharing.look()
+        now.at += 4
+
+
+def test_tasks_of_a_dead_server_are_taken_up_once(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now = Now()
+        dead, one, two = (member(db, name, now) for name in ("dead", "one", "two"))
+        for each in (dead, one, two):
+            await each.join()
+        of_dead, of_one, of_two = (rows_of(db, name) for name in ("dead", "one", "two"))
+        begun, waits, unwanted = (text_job(name=f"task-{n}") for n in range(3))
+        for job in (begun, waits, unwanted):
+            await of_dead.add(job)
+        await of_dead.begin(begun)
+        await of_one.ask_cancel(unwanted.id)
+        assert await of_one.take_up() == []
+        await asyncio.gather(*(each._beat() for each in (one, two)))
+        for _ in range(4):
+            await asyncio.gather(one.look(), two.look())
+            await asyncio.gather(one._beat(), two._beat())
+            now.at += 4
+        found = await asyncio.gather(of_one.take_up(), of_two.take_up())
+        assert [job.id for jobs in found for job in jobs] == [waits.id]
+        states = {}
+        for job in (begun, waits, unwanted):
+            task = await of_two.get(job.id)
+            assert task is not None
+            states[job.id] = task.status
+        assert list(states.values()) == ["failed", "queued", "cancelled"]
+
+    using(tmp_path, act)
+
+
+def test_end_of_a_task_is_not_written_by_a_server_that_was_taken_for_dead(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now = Now()
+        stopped, other = member(db, "stopped", now), member(db, "other", now)
+        await stopped.join()
+        await other.join()
+        late, rows = rows_of(db, "stopped"), rows_of(db, "other")
+        job, rejoined = text_job(), []
+
+        async def rejoin() -> None:
+            rejoined.append(await late.open_ids(own=True))
+
+        stopped.on_rejoin(rejoin)
+        await late.add(job)
+        await silence(other, now)
+        (again,) = await rows.take_up()
+        assert again.id == job.id
+        event_log = EventLog(job)
+        event_log.put(protocol.Cancelled(id=job.id))
+        assert not await late.is_own(job.id)
+        await late.end(event_log)
+        task = await rows.get(job.id)
+        assert task is not None
+        assert task.status == "queued"
+        await stopped.look()
+        assert rejoined == [set()]
+        await stopped.look()
+        assert len(rejoined) == 1
+
+    using(tmp_path, act)
+
+
+def test_tasks_that_a_draining_server_leaves_are_taken_up_at_once(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now = Now()
+        leaving, other = member(db, "leaving", now), member(db, "other", now)
+        await leaving.join()
+        await other.join()
+        own, rows = rows_of(db, "leaving"), rows_of(db, "other")
+        first, second = text_job(name="task-1"), text_job(name="task-2")
+        await own.add(first)
+        await own.add(second)
+        await own.release([first.id])
+        assert [job.id for job in await rows.take_up()] == [first.id]
+        await leaving.leave()
+        assert [job.id for job in await rows.take_up()] == [second.id]
+
+    using(tmp_path, act)
+
+
+def test_batch_of_a_dead_server_goes_on_once_and_is_saved_by_its_owner_only(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now = Now()
+        dead, other = member(db, "dead", now), member(db, "other", now)
+        await dead.join()
+        await other.join()
+        late, rows = (BatchRows(db, retention=60, owner=name) for name in ("dead", "other"))
+        batch = Batch(
+            id="batch_1",
+            endpoint="/v1/completions",
+            input_file_id="file-1",
+            completion_window="24h",
+            created_at=1,
+            expires_at=2,
+        )
+        kept = KeptBatch(batch, Credential("k"))
+        await late.save(kept)
+        await rows.ask_cancel(batch.id)
+        assert await late.to_cancel() == [batch.id]
+        assert [each.batch.status for each in await rows.elsewhere()] == ["cancelling"]
+        await silence(other, now)
+        (taken,) = await rows.take_up()
+        assert taken.batch.status == "cancelling"
+        batch.status = "completed"
+        await late.save(kept)
+        found = await rows.find(batch.id)
+        assert found is not None
+        assert found.batch.status == "cancelling"
+        assert not await late.is_own(batch.id)
+
+    using(tmp_path, act)
+
+
+def test_keys_that_another_server_changed_are_read_again(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now = Now()
+        audit, sharing = AuditLog(db, bytes(32)), member(db, "one", now)
+        await sharing.join()
+        here = await KeyRing.open(db, b"p" * 32, audit)
+        there = await KeyRing.open(db, b"p" * 32, audit)
+        sharing.on_change(KEYS, here.reload)
+        await sharing.look()
+        record, text = await there.create(name="n", models=["a"])
+        await sharing.look()
+        assert here.authenticate(text).models == ("a",)
+        await there.change(record.id, models=["b"])
+        await sharing.look()
+        assert here.authenticate(text).models == ("b",)
+        await there.revoke(record.id)
+        await sharing.look()
+        assert here.get(record.id).revoked_at is not None
+        # Neither makes a second first key.
+        assert [len(ring.list()) for ring in (here, there)] == [1, 1]
+
+    using(tmp_path, act)
