@@ -19,6 +19,7 @@ from bitinglip.background import Background
 from bitinglip.batches.batches import Batches
 from bitinglip.batches.requests import Requests
 from bitinglip.bootstrap import Opened, bootstrap
+from bitinglip.cluster import check_cluster, open_cluster, uses_ray
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.downloads.downloads import Downloads
@@ -61,6 +62,7 @@ from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
 from workers.launcher import Launcher, kept_by
+from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
     from bitinglip.results.cache.together import AnswersInRedis
@@ -78,15 +80,18 @@ def build(
     devices: Devices | None = None,
     certificate: Certificate | None = None,
     hub_token: str | None = None,
+    agents: Agents | None = None,
 ) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
-    ``hub_token`` is what the environment held for the hub.
+    ``hub_token`` is what the environment held for the hub. ``agents`` start workers on other
+    machines in place of Ray's.
     """
     check_tracing(settings)
+    check_cluster(settings)
     check_redis(settings.redis)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -96,7 +101,11 @@ def build(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             own: Launcher | None = launcher
-            if own is None:
+            cluster: Cluster | None = None
+            if own is None and uses_ray(settings):
+                own = cluster = await open_cluster(settings, home, agents)
+                stack.push_async_callback(cluster.close)
+            elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
             if any(own_model.upstream.url for own_model in settings.models.values()):
                 from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
@@ -105,7 +114,8 @@ def build(
                 stack.push_async_callback(with_upstreams.close)
                 own = with_upstreams
             hub = HubAccess(settings, home.models, hub_token)
-            services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
+            started = _Started(own, cluster, books, cluster.devices if cluster else devices)
+            services, admin_key = await _open(settings, home, started, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -128,26 +138,31 @@ def build(
     return app
 
 
+class _Started(NamedTuple):
+    """Holds what the other parts stand on."""
+
+    launcher: Launcher
+    cluster: Cluster | None  #: if workers run on other machines
+    connections: Connections
+    devices: Devices | None  #: None: the machine's
+
+
 async def _open(
     settings: Settings,
     home: Home,
-    launcher: Launcher,
-    connections: Connections,
-    devices: Devices | None,
+    started: _Started,
     hub: HubAccess,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
     health, metrics = Health(), Metrics()
+    launcher, connections = started.launcher, started.connections
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
-    sharing = await share(settings, home, db, health, stack)
-    together = await Together.open(settings.redis, health, stack)
-    if sharing is not None:
-        sharing.connect(together.broadcast)
+    sharing, together = await _join(settings, home, db, health, stack)
     access = await Access.open(settings, home, db, sharing, stack)
     counts = await Counts.open(settings, db, access.keys, together.link, stack)
-    machine = await Machine.open(settings, home, db, devices, stack)
+    machine = await Machine.open(settings, home, db, started.devices, stack)
     if (kept := kept_by(launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
         stack.callback(kept.close)
@@ -204,13 +219,19 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
+<<<<<<< HEAD
     counts.watch(metrics, together.broadcast)
     base = _Base(settings, home, db, health, metrics, tracer, sharing, together)
+=======
+    cluster = started.cluster
+    base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
+>>>>>>> main
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
 
 
+<<<<<<< HEAD
 def _answers(
     settings: Settings, home: Home, together: Together, guard: Guard
 ) -> "AnswersInRedis | None":
@@ -226,6 +247,17 @@ def _answers(
         most=settings.cache.max_bytes,
         words=guard.words_digest,
     )
+=======
+async def _join(
+    settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
+) -> tuple[Sharing | None, Together]:
+    """Take this server's place among those that share its database, and what they share beside."""
+    sharing = await share(settings, home, db, health, stack)
+    together = await Together.open(settings.redis, health, stack)
+    if sharing is not None:
+        sharing.connect(together.broadcast)
+    return sharing, together
+>>>>>>> main
 
 
 def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
@@ -243,6 +275,7 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
+    cluster: Cluster | None
     sharing: Sharing | None
     together: Together
 
@@ -270,6 +303,9 @@ def _services(
 ) -> Services:
     """Give the parts their names for the handlers."""
     manager, delivery = scheduling.manager, scheduling.dispatcher.delivery
+    cluster = base.cluster
+    # A suspension is noticed of this machine only: on others, their cards are not in question.
+    probe, kind = (cluster.probe, "") if cluster else (probe_cards, "cuda")
     return Services(
         settings=base.settings,
         home=base.home,
@@ -292,8 +328,9 @@ def _services(
         files=storage.files,
         uploads=storage.uploads,
         pictures=requested.pictures,
-        resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
-        recheck=Recheck(manager, probe_cards),
+        resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe, kind=kind),
+        recheck=Recheck(manager, probe),
+        cluster=cluster,
         health=base.health,
         tracer=base.tracer,
         sharing=base.sharing,

@@ -24,6 +24,7 @@ from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE
+from bitinglip.cluster import uses_ray
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
@@ -209,14 +210,18 @@ class Machine(NamedTuple):
             confine=settings.workers.confine,
             partials_kept=settings.store.partials_kept,
         )
-        await asyncio.to_thread(store.listing.keep_in_memory)
+        await asyncio.to_thread(store.listing.keep_in_memory, store.lent.follow)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:
             devices = await asyncio.to_thread(find_devices, settings.devices)
         stack.callback(devices.close)
         page_cache = await asyncio.to_thread(
-            open_page_cache, settings.devices, devices, home.models
+            open_page_cache,
+            settings.devices,
+            devices,
+            home.models,
+            elsewhere=uses_ray(settings),
         )
         stack.callback(page_cache.close)
         return cls(store, footprints, devices, page_cache)

@@ -33,6 +33,7 @@ from workers.kept_memory import RELIEVE_SECONDS, KeptMemory
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _AUDIT_SECONDS = 1.0  #: between two writes of audit entries that no request waits for
+_USES_SECONDS = 60.0  #: between two writes of which LoRAs were used
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 _STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
@@ -59,6 +60,7 @@ def start_periodic(
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
     every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
+    every(_USES_SECONDS, operations.record_uses, "uses of LoRAs", check="model_manager")
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     _start_keys(background, services)

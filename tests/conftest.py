@@ -17,6 +17,10 @@ from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
+=======
+    from tests.support.databases import Databases
+>>>>>>> main
     from tests.support.postgres import PostgresServer
     from tests.support.redis import RedisServer
 
@@ -34,23 +38,31 @@ httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
 
 
+_DATABASE, _DATABASES = "--database", ("sqlite", "postgresql", "pgbouncer")
 _DAY_SECONDS = 86_400
 _LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let long files begin first: one that began last would be waited for.
 
     The collector need not look again and again through the libraries that are imported by now.
     """
     gc.freeze()
     gc.enable()
+    if config.getoption(_DATABASE) != "sqlite":
+        about_files = [each for each in items if each.get_closest_marker("sqlite") is not None]
+        config.hook.pytest_deselected(items=about_files)
+        items[:] = [each for each in items if each not in about_files]
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "skip tests of PostgreSQL and Redis where these are not installed, instead of failing"
     parser.addoption(services.OPTION, action="store_true", help=text)
+    kinds = "the database under tests that name none: sqlite, or postgresql, directly or through "
+    kinds += "pgbouncer; those marked sqlite are about its file, and are left out then"
+    parser.addoption(_DATABASE, choices=_DATABASES, default="sqlite", help=kinds)
 
 
 def pytest_configure() -> None:
@@ -63,6 +75,32 @@ def pytest_configure() -> None:
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+
+
+@pytest.fixture(scope="session")
+def over(request: pytest.FixtureRequest) -> "Iterator[Databases | None]":
+    """What makes databases of PostgreSQL, where the command line asks for it."""
+    kind = request.config.getoption(_DATABASE)
+    if kind == "sqlite":
+        yield None
+        return
+    from tests.support.databases import opened
+
+    with opened(request.getfixturevalue("postgres"), kind, request.config) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _database(over: "Databases | None", request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files of SQLite are what they are, but by the command line."""
+    if over is None:
+        yield
+        return
+    from tests.support.databases import redirect
+
+    redirect(over, request.getfixturevalue("monkeypatch"))
+    yield
+    over.forget()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +150,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # Several models on the cores of a small machine: threads that wait for each other crawl.
         "--set",
         "workers.threads=1",
+        forked_workers=True,
     ) as server:
         yield server
 

@@ -49,6 +49,7 @@ from model_store.store import ModelStore
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
+    from workers.nodes.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Services:
     profiler: Profiler = field(default_factory=Profiler)
     sharing: Sharing | None = None  #: the place among servers that share the database
     tracer: "Tracer | None" = None  #: where the settings ask for traces
+    cluster: "Cluster | None" = None  #: where workers run on other machines
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bitinglip.access.limits.admission import now
@@ -68,10 +68,10 @@ class FailedLogins:
         """Return what is left to an address, as headers of a response."""
         if self._rate is None:
             return ()
-        policy = Policy(rates=(Limit(_NAME, _NAME, self._rate),))
-        policy = replace(policy, header=policy_header(policy.rates))
         cell = Cell(network_of(address), self._rate)
-        return limit_headers(policy, self._store.take_now([cell], self._clock(), cost=0).readings)
+        return limit_headers(
+            _policy(self._rate), self._store.take_now([cell], self._clock(), cost=0).readings
+        )
 
     async def settled(self) -> None:
         """Wait until other gateways know of all failures, or cannot be told."""
@@ -83,6 +83,12 @@ class FailedLogins:
         with suppress(RedisAway):
             taken = await shared.take("logins:" + cell.id, [Asked(cell)])
             self._store.restore({cell.id: self._clock() + taken.states[0]})
+
+
+@lru_cache(maxsize=1)
+def _policy(rate: Rate) -> Policy:
+    rates = (Limit(_NAME, _NAME, rate),)
+    return Policy(rates=rates, header=policy_header(rates))
 
 
 def network_of(address: str) -> str:

@@ -97,9 +97,10 @@ class Dispatcher:
 
         ``held``: the bytes of its body that are counted as input still.
         """
-        self._check(job)
+        host = self._manager.host(job.model)
+        self._check(job, host)
         self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
-        self._meter.check(job.key_id, partial(self._most_used, job))
+        self._meter.check(job.key_id, partial(self._most_used, job, host))
 
     def record(self, job_id: str) -> None:
         """Let the charge of an asynchronous task be written: its end is in the database."""
@@ -178,24 +179,22 @@ class Dispatcher:
         return sum(model_queue.depth for model_queue in self._model_queues)
 
     def depth(self, model: str) -> int:
-        model_queue = self.delivery.model_queues.get(model)
-        return model_queue.depth if model_queue is not None else 0
+        return self.delivery.of(model)[0]
 
     def depths(self) -> Mapping[str, int]:
         return {model_queue.model: model_queue.depth for model_queue in self._model_queues}
 
     def running(self, model: str) -> int:
-        model_queue = self.delivery.model_queues.get(model)
-        return len(model_queue.running) if model_queue is not None else 0
+        return self.delivery.of(model)[1]
 
     def oldest_wait(self, model: str) -> float | None:
         """Return the seconds that the model's oldest request has waited; None if none waits."""
-        waiting = self.delivery.waiting(model)
+        waiting = self.delivery.waiting(self._manager.host(model))
         return self._clock() - waiting.since if waiting else None
 
     def eta(self, model: str) -> float | None:
         """Estimate the seconds until a new request would begin; None if unknown."""
-        model_queue = self.delivery.model_queues.get(model)
+        model_queue = self.delivery.model_queues.get(self._manager.host(model))
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
         )
@@ -257,7 +256,8 @@ class Dispatcher:
             raise
 
     def _admit(self, job: Job, admitted: bool, held: Held | None) -> InFlightJob:
-        loaded = self._check(job)
+        host = self._manager.host(job.model)
+        loaded = self._check(job, host)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
         event_log = EventLog(job, self._clock, guard=output)
@@ -269,7 +269,7 @@ class Dispatcher:
             reservation = self._meter.reserve(
                 job.key_id,
                 job.model,
-                partial(self._most_used, job),
+                partial(self._most_used, job, host),
                 admitted=admitted,
                 recorded=not job.asynchronous,
                 held=held,
@@ -278,24 +278,24 @@ class Dispatcher:
             self.delivery.input_memory.give_back(job.key_id, size)
             raise
         share = FairShare(job.key_id, job.priority.level, job.priority.weight)
-        entry = InFlightJob(event_log, share, job_cost, reservation, size)
+        entry = InFlightJob(event_log, share, host, job_cost, reservation, size)
         self.delivery.add(entry)
         return entry
 
-    def _most_used(self, job: Job) -> Units:
-        manifest = self._manager.model_state(job.model).manifest
-        context = self._settings.model(job.model).max_context or manifest.max_context
+    def _most_used(self, job: Job, host: str) -> Units:
+        manifest = self._manager.model_state(host).manifest
+        context = self._settings.model(host).max_context or manifest.max_context
         if context and manifest.max_context and manifest.max_context < context:
             context = manifest.max_context
         return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
-    def _check(self, job: Job) -> bool:
-        """Return whether a replica of its model is there."""
+    def _check(self, job: Job, host: str) -> bool:
+        """Return whether a replica that would run it is there: of its ``host``."""
         if self.draining:
             raise errors.ShuttingDown()
-        self._manager.check(job.model)
-        model_queue = self.delivery.model_queue(job.model)
-        replicas = self._manager.serving(job.model)
+        self._manager.check(host)
+        model_queue = self.delivery.model_queue(host)
+        replicas = self._manager.serving(host)
         for replica in replicas:
             if replica.free_slots > 0:
                 break
@@ -321,7 +321,7 @@ class Dispatcher:
             overload=self.overload,
             top_rank=self._top_rank,
             slots=slots,
-            load_eta=lambda: self.delivery.load_eta(job.model),
+            load_eta=lambda: self.delivery.load_eta(model_queue.model),
         )
 
     def leave(self, entry: InFlightJob) -> None:

@@ -11,7 +11,7 @@ from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import LoadConfig
+from bitinglip.scheduling.placement.estimate import LoadConfig, cache_grant
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -22,6 +22,7 @@ from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
+from workers.devices.device import processor_of
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.quantization import FORMATS, card_lack, package_lack
 from workers.engines.registry import engine_info
@@ -51,6 +52,7 @@ class ResourceFacts:
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
+        self.lora_bytes: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -136,7 +138,8 @@ class ResourceFacts:
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
                 display=device.display,
-                shares="cpu" if device.unified else None,
+                shares=processor_of(device.id) if device.unified else None,
+                node=device.node,
             )
             for device in self.devices
         ]
@@ -185,11 +188,12 @@ class ResourceFacts:
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=cache_grant(own.kv_cache_bytes, manifest, kind, self.devices),
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
+            lora_bytes=self.lora_bytes(manifest),
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
@@ -284,9 +288,7 @@ class ResourceFacts:
             key=lambda need: need.loading,
             default=NO_RAM,
         )
-        there = sum(
-            replica.state in ("loading", "ready") for replica in model_state.replicas.values()
-        )
+        there = len(model_state.serving) + len(model_state.loading)
         free = (index for index in range(1000) if index not in model_state.replicas)
         return [
             Demand(

@@ -1,7 +1,6 @@
 """A server whose home is in PostgreSQL, and the commands beside it."""
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bitinglip.home import Home
-from tests.support import services
 from tests.support.cli_process import run
+from tests.support.databases import pgbouncer
 from tests.support.postgres import PostgresServer, running_pgbouncer
 from tests.support.server import running_server, start_server
 from tests.support.wait import eventually
@@ -24,10 +23,7 @@ ASYNC = {"Prefer": "respond-async"}
 @pytest.fixture
 def url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of an empty database, through a pooler of transactions."""
-    program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
-    if program is None:
-        services.missing(request.config, "PgBouncer", "pgbouncer")
-    with running_pgbouncer(program, postgres) as through:
+    with running_pgbouncer(pgbouncer(request.config), postgres) as through:
         yield through(postgres.make())
 
 

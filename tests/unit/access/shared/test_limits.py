@@ -132,7 +132,9 @@ RATES = st.builds(
     quota=st.one_of(st.integers(1, 12), st.integers(10**8, 10**9)),
     window=st.integers(1_000, 3600 * SECOND),
     burst=st.one_of(st.integers(1, 12), st.integers(10**6, 10**9)),
-)
+).filter(
+    lambda rate: rate.burst * rate.window * FULL // rate.quota < 1 << 51
+)  # 71 years, see ticks
 STEPS = st.lists(
     st.tuples(st.floats(0, 1.5), st.sampled_from([FULL, 700, 333, 1]), st.booleans()),
     min_size=1,
