@@ -219,19 +219,14 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
-<<<<<<< HEAD
     counts.watch(metrics, together.broadcast)
-    base = _Base(settings, home, db, health, metrics, tracer, sharing, together)
-=======
     cluster = started.cluster
     base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
->>>>>>> main
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
 
 
-<<<<<<< HEAD
 def _answers(
     settings: Settings, home: Home, together: Together, guard: Guard
 ) -> "AnswersInRedis | None":
@@ -247,7 +242,8 @@ def _answers(
         most=settings.cache.max_bytes,
         words=guard.words_digest,
     )
-=======
+
+
 async def _join(
     settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
 ) -> tuple[Sharing | None, Together]:
@@ -257,7 +253,6 @@ async def _join(
     if sharing is not None:
         sharing.connect(together.broadcast)
     return sharing, together
->>>>>>> main
 
 
 def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:

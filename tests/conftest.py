@@ -17,10 +17,7 @@ from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-=======
     from tests.support.databases import Databases
->>>>>>> main
     from tests.support.postgres import PostgresServer
     from tests.support.redis import RedisServer
 
