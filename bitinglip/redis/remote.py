@@ -43,8 +43,6 @@ class RedisBroadcast(Broadcast):
         self._stale: set[int] = set()  #: indices of subscriptions that have to reload
         self._untold = False  #: a message was lost on its way out
         self._listening: asyncio.Task[None] | None = None
-        self.gaps = 0  #: how often anything may have been missed
-        self.heard = 0
         link.on_return(self._tell_of_gap)
 
     def publish(self, message: Told) -> None:

@@ -29,6 +29,7 @@ LIMITS = [
     for part in ("--set", f"limits.tiers.{tier}.{name}={value}")
 ]
 SHORT = ("--set", "redis.lease=2", "--set", "redis.timeout_ms=300")
+CACHED = ("--set", "cache.responses=true", "--set", "redis.cache=true")
 ECHO = {"model": "demo-echo", "prompt": "some words", "max_tokens": 1}
 #: begins its answer at once, and goes on for as long as anything reads it
 LONG = {"model": "demo-echo", "prompt": "!slow a", "max_tokens": 500, "stream": True}
@@ -41,7 +42,7 @@ def pair(
 ) -> Iterator[Pair]:
     folder: Path = tmp_path_factory.mktemp("pair")
     faults = ("--set", "models.demo-echo.fake.faults=true")
-    shared = ("--set", f"redis.url={redis.url}", *SHORT, *faults, *LIMITS)
+    shared = ("--set", f"redis.url={redis.url}", *SHORT, *faults, *LIMITS, *CACHED)
     with running_pair(folder, postgres.make(), *shared) as servers:
         yield servers
 
@@ -145,6 +146,33 @@ def test_quota_of_a_flushed_redis_is_that_of_the_database(
         with server.client(headers=headers) as client:
             refused = client.post(NATIVE, json=ECHO)
             assert refused.json()["error"]["code"] == "QUOTA_EXCEEDED"
+
+
+def test_answer_of_one_gateway_is_the_other_s(
+    pair: Pair, new_key: Callable[[str], dict[str, str]], redis: RedisServer
+) -> None:
+    headers = new_key("pro")
+    body = {**ECHO, "prompt": "a secret prompt", "temperature": 0}
+    with pair.servers[0].client(headers=headers) as one:
+        first = one.post(NATIVE, json=body)
+    assert first.headers["X-Cache"] == "MISS"
+    with redis.client() as client:
+        eventually(lambda: client.keys("bitinglip:answer:*"))
+        for key in client.keys("bitinglip:answer:*"):
+            assert b"secret" not in key + client.get(key)
+    with pair.servers[1].client(headers=headers) as two:
+        second = two.post(NATIVE, json=body)
+        assert second.headers["X-Cache"] == "HIT"
+        assert second.json()["result"] == first.json()["result"]
+    with pair.servers[1].client(headers=new_key("pro")) as other:
+        assert other.post(NATIVE, json=body).headers["X-Cache"] == "MISS"
+
+
+def test_metrics_show_what_gateways_share(pair: Pair) -> None:
+    with pair.servers[1].client() as client:
+        text = client.get("/metrics").text
+    assert "bitinglip_redis_up 1.0" in text
+    assert 'bitinglip_redis_held{kind="places"}' in text
 
 
 def written(client: httpx.Client) -> int:
