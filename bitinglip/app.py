@@ -158,12 +158,9 @@ async def _open(
     health, metrics = Health(), Metrics()
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
-    sharing = await share(settings, home, db, health, stack)
-    together = await Together.open(settings.redis, health, stack)
-    if sharing is not None:
-        sharing.connect(together.broadcast)
+    sharing, together = await _join(settings, home, db, health, stack)
     access = await Access.open(settings, home, db, sharing, stack)
-    counts = await Counts.open(settings, db, access.keys, stack)
+    counts = await Counts.open(settings, db, access.keys, together.link, stack)
     machine = await Machine.open(settings, home, db, started.devices, stack)
     if (kept := kept_by(started.launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
@@ -176,6 +173,7 @@ async def _open(
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
+    dispatcher.shared = counts.shared_counts.quotas if counts.shared_counts is not None else None
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
     admission = counts.admission(settings, started.connections, dispatcher)
@@ -225,6 +223,17 @@ async def _open(
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+async def _join(
+    settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
+) -> tuple[Sharing | None, Together]:
+    """Take this server's place among those that share its database, and what they share beside."""
+    sharing = await share(settings, home, db, health, stack)
+    together = await Together.open(settings.redis, health, stack)
+    if sharing is not None:
+        sharing.connect(together.broadcast)
+    return sharing, together
 
 
 def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
@@ -307,7 +316,8 @@ def _services(
         meter=counts.meter,
         token_rates=counts.token_rates,
         usage=counts.usage,
-        logins=FailedLogins(base.settings.limits.failed_logins_per_minute),
+        logins=FailedLogins(base.settings.limits.failed_logins_per_minute, counts.shared_counts),
+        shared_counts=counts.shared_counts,
         cache=requested.cache,
         guard=requested.guard,
         refusals=LimitRefusals(base.metrics.registry),

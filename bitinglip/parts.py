@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -14,6 +14,7 @@ from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.shared.counts import SharedCounts
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
@@ -52,6 +53,9 @@ from bitinglip.wire.responses.output import ended
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
+
+if TYPE_CHECKING:
+    from bitinglip.redis.link import RedisLink
 
 log = structlog.get_logger(__name__)
 
@@ -133,10 +137,16 @@ class Counts(NamedTuple):
     meter: Meter
     usage: UsageRows
     write_behind: WriteBehind
+    shared_counts: SharedCounts | None  #: with other gateways
 
     @classmethod
     async def open(
-        cls, settings: Settings, db: Database, keys: KeyRing, stack: AsyncExitStack
+        cls,
+        settings: Settings,
+        db: Database,
+        keys: KeyRing,
+        link: "RedisLink | None",
+        stack: AsyncExitStack,
     ) -> "Counts":
         """Take over what the last run wrote. Raises DatabaseError."""
         cells = MemoryStore()
@@ -149,7 +159,11 @@ class Counts(NamedTuple):
         await usage.load()
         write_behind = WriteBehind(db, checkpoint, usage)
         stack.push_async_callback(flush_at_end, write_behind.flush)
-        return cls(cells, rates, meter, usage, write_behind)
+        if link is None:
+            return cls(cells, rates, meter, usage, write_behind, None)
+        shared_counts = SharedCounts.over(link, meter, rates, usage, write_behind)
+        stack.push_async_callback(shared_counts.quotas.settled)
+        return cls(cells, rates, meter, usage, write_behind, shared_counts)
 
     def admission(
         self, settings: Settings, connections: Connections, dispatcher: Dispatcher
@@ -161,6 +175,7 @@ class Counts(NamedTuple):
             share=dispatcher.share,
             store=self.cells,
             meter=self.meter,
+            shared=self.shared_counts,
         )
 
 
@@ -187,7 +202,7 @@ class Machine(NamedTuple):
             confine=settings.workers.confine,
             partials_kept=settings.store.partials_kept,
         )
-        await asyncio.to_thread(store.listing.keep_in_memory)
+        await asyncio.to_thread(store.listing.keep_in_memory, store.lent.follow)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:

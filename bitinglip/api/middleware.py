@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Mapping
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 import structlog
@@ -44,6 +45,9 @@ from bitinglip.errors import (
 from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 from bitinglip.telemetry.request_lines import write_line
+
+if TYPE_CHECKING:
+    from bitinglip.tracing.tracer import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +104,8 @@ class Door:
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
         _logged_id.set(context.request_id)
-        _begin_trace(services, scope, context)
+        if services is not None and services.tracer is not None:
+            _begin_trace(services.tracer, scope, context)
         sender = _sender(context, send)
         try:
             if self._proxies.apply(scope):
@@ -120,28 +125,24 @@ class Door:
             # request's body until the collector comes by.
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
-            if context.leave is not None:
-                context.leave(refund=context.status >= 500 or context.spared)
-            if context.release is not None:
-                context.release()
-            _count(scope, method, context)
+            _end(scope, method, context)
 
     def _choose(self, scope: Scope, method: str, context: RequestContext) -> APIRoute | ASGIApp:
         """Return what serves a request: a route that is called directly, or an application."""
-        response = self.cors.preflight(method, context.fields)
-        if response is not None:
-            return response
-        route = self._direct.get((method, route_path(scope)))
+        if method == "OPTIONS":
+            response = self.cors.preflight(method, context.fields)
+            if response is not None:
+                return response
+        path = route_path(scope) if scope["root_path"] else scope["path"]
+        route = self._direct.get((method, path))
         if route is None or scope["type"] != "http":
             return self._rest
         scope["route"] = route
         return route
 
 
-def _begin_trace(services: Services | None, scope: Scope, context: RequestContext) -> None:
-    if services is None or services.tracer is None:
-        return
-    context.span = span = services.tracer.begin(scope["path"], context.fields)
+def _begin_trace(tracer: "Tracer", scope: Scope, context: RequestContext) -> None:
+    context.span = span = tracer.begin(scope["path"], context.fields)
     if span is not None:
         structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
 
@@ -154,8 +155,13 @@ def _log_failure(scope: Scope, error: Exception) -> None:
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
+    """Return what sends a request's messages, with the headers that each response has."""
+
     def sender(message: Message) -> Awaitable[None]:
-        if message["type"] == "websocket.accept":
+        kind = message["type"]
+        if kind in _STARTS:
+            _begin(message, context)
+        elif kind == "websocket.accept":
             context.status = 101
             message["headers"] = [
                 (b"x-request-id", context.request_id.encode()),
@@ -163,28 +169,35 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 *context.notices,
                 *context.cors,
             ]
-        elif message["type"] in _STARTS:
-            context.status = message["status"]
-            own_seconds = max(0.0, context.elapsed - context.engine_seconds)
-            if context.services is not None:
-                context.services.metrics.overhead(own_seconds)
-            headers = message.get("headers", ())
-            if b"cache-control" not in dict(headers):
-                headers = [*headers, _NO_STORE]
-            message["headers"] = [
-                *headers,
-                (b"x-request-id", context.request_id.encode()),
-                (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
-                *context.limit_headers,
-                *(() if context.token_headers is None else context.token_headers()),
-                *SECURITY_HEADERS,
-                *(() if context.span is None else context.span.headers),
-                *context.notices,
-                *context.cors,
-            ]
         return send(message)  # awaited by the caller: no coroutine around it
 
     return sender
+
+
+def _begin(message: Message, context: RequestContext) -> None:
+    """Add to the head of a response what all of them have."""
+    context.status = message["status"]
+    own_seconds = time.perf_counter() - context.began - context.engine_seconds
+    if own_seconds < 0.0:
+        own_seconds = 0.0
+    if context.services is not None:
+        context.services.metrics.overhead(own_seconds)
+    headers = [
+        *message.get("headers", ()),
+        (b"x-request-id", context.request_id.encode()),
+        (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
+        *context.limit_headers,
+        *SECURITY_HEADERS,
+        *context.notices,
+        *context.cors,
+    ]
+    if b"cache-control" not in dict(headers):
+        headers.append(_NO_STORE)
+    if context.token_headers is not None:
+        headers += context.token_headers()
+    if context.span is not None:
+        headers += context.span.headers
+    message["headers"] = headers
 
 
 def _request_id(fields: Fields) -> str:
@@ -205,11 +218,17 @@ def endpoint(scope: Scope) -> str:
     return getattr(scope.get("route"), "path_format", "_other")
 
 
-def _count(scope: Scope, method: str, context: RequestContext) -> None:
+def _end(scope: Scope, method: str, context: RequestContext) -> None:
+    """Give back what a request held, and count it."""
+    if context.leave is not None:
+        context.leave(refund=context.status >= 500 or context.spared)
+    if context.release is not None:
+        context.release()
     services = context.services
     if services is None:
         return
-    route, status, seconds = endpoint(scope), context.status, context.elapsed
+    route, status = endpoint(scope), context.status
+    seconds = time.perf_counter() - context.began
     services.metrics.request_finished(method=method, endpoint=route, status=status, seconds=seconds)
     caller, (model, job_id) = scope.get("bitinglip.caller"), context.job or (None, None)
     ended, key, request_id = time.time(), caller and caller.key_id, context.request_id
@@ -247,9 +266,11 @@ class EdgeChecks:
         fields = context.fields
         if len(fields) < len(headers):
             _check_single(headers)
-        self._check_address(scope)
+        if self._allowed is not None or self._denied:
+            self._check_address(scope)
         self._check_host(scope, fields)
-        self._check_origin(scope, fields)
+        if b"origin" in fields or b"sec-fetch-site" in fields:
+            self._check_origin(scope, fields)
         if scope["query_string"]:
             _check_query(scope["query_string"])
         limit = self._limit(fields)
@@ -259,8 +280,6 @@ class EdgeChecks:
 
     def _check_address(self, scope: Scope) -> None:
         """Refuse addresses that the settings keep out; the Unix socket has none."""
-        if self._allowed is None and not self._denied:
-            return
         if is_local(scope):
             return
         address = scope["client"][0] if scope["client"] else ""
@@ -299,8 +318,6 @@ class EdgeChecks:
         if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
             return
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
-        if origin is None and site is None:
-            return
         host = headers.get(b"host", b"").decode("latin-1")
         text = None if origin is None else origin.decode("latin-1")
         if not self._origins.accept(text, host, other_site=site in _FOREIGN_SITES):

@@ -11,6 +11,7 @@ from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.links import Links
+from bitinglip.access.shared.counts import SharedCounts
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -88,6 +89,7 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     together: Together  #: what connects it with other gateways
+    shared_counts: SharedCounts | None  #: of limits, with them
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     sharing: Sharing | None = None  #: the place among servers that share the database

@@ -108,7 +108,8 @@ class Requests:
                 caller, raw = _held(holder), await read()
                 prepared = await self._prepared(caller, endpoint, raw, request_id)
                 try:
-                    with self._dispatcher.open(prepared.job) as event_log:
+                    held = await self._dispatcher.reserve(prepared.job)
+                    with self._dispatcher.open(prepared.job, held=held) as event_log:
                         await event_log.result()
                         shown = prepared.view(event_log)
                         await shown.prepare_final()

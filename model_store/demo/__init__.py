@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from model_store.errors import NameTaken
+from model_store.errors import BadFiles, NameTaken, UnknownModel
 from model_store.kinds import FAKE, UPSTREAM
 from model_store.manifest import FILES, Manifest
 from model_store.store import ModelStore
@@ -45,6 +45,8 @@ def _make_speech(folder: Path) -> None:
     make_speech_model(folder)
 
 
+#: Raised when a demo model is made in another way: homes that have it as it was then get it, too.
+_VERSION = "2"
 #: name -> what it is, and who makes its files
 DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo-echo": ("Repeats the words of the prompt; no weights.", _make_echo),
@@ -80,6 +82,20 @@ def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> l
     return [made for name in names if (made := _make(store, name, *DEMOS[name]))]
 
 
+def refresh_demo_models(store: ModelStore) -> list[Manifest]:
+    """Replace demo models that an earlier version made by today's; leave those that were changed,
+    and other models of their names. Usage, pins and notes stay."""
+    made = []
+    for name, (description, make) in DEMOS.items():
+        # Gone or damaged in the meantime: then it is no model that an earlier version made.
+        with suppress(UnknownModel, BadFiles):
+            found = store.get(name)
+            if found.source != "demo" or found.revision == _VERSION or store.verify(name):
+                continue
+            made.append(_put(store.replacing(name), name, description, make, "demo"))
+    return made
+
+
 def _make(
     store: ModelStore,
     name: str,
@@ -91,7 +107,15 @@ def _make(
     if name in store.names():
         return None
     # Taken: another process was quicker.
-    with suppress(NameTaken), store.draft() as folder:
-        make(folder / FILES)
-        return store.finish(folder, name, source=source, description=description)
+    with suppress(NameTaken):
+        return _put(store, name, description, make, source)
     return None
+
+
+def _put(
+    store: ModelStore, name: str, description: str, make: Callable[[Path], None], source: str
+) -> Manifest:
+    revision = _VERSION if source == "demo" else None
+    with store.draft() as folder:
+        make(folder / FILES)
+        return store.finish(folder, name, source=source, revision=revision, description=description)

@@ -68,6 +68,8 @@ class Inspection:
     license: str | None = None
     languages: tuple[str, ...] = ()
     base: str | None = None
+    lora_rank: int = 0
+    merged: str | None = None
     quantization: str | None = None
     linear_parameters: int = 0
     linear_rows: int = 0

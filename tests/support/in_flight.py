@@ -8,4 +8,4 @@ from tests.support.jobs import text_job
 
 def entry(name: str = "x", key: str = "k", session: str | None = None) -> InFlightJob:
     job = text_job(name=name, key_id=key, session=session)
-    return InFlightJob(EventLog(job), FairShare(key), 1.0)
+    return InFlightJob(EventLog(job), FairShare(key), job.model, 1.0)

@@ -74,9 +74,10 @@ def running_server(
     environ: dict[str, str] | None = None,
     shell: str = "",
     spare: bool = False,
+    forked_workers: bool = False,
 ) -> Iterator[Server]:
     """Start ``bitinglip serve`` on a free port and wait until it is ready; stop it after."""
-    server = start_server(home, args, environ, shell, spare=spare)
+    server = start_server(home, args, environ, shell, spare=spare, forked_workers=forked_workers)
     try:
         await_ready(server)
         yield server
@@ -95,10 +96,13 @@ def start_server(
     shell: str = "",
     *,
     spare: bool = False,
+    forked_workers: bool = False,
 ) -> Server:
     """Start ``bitinglip serve``; without a spare, whose imports cost more than most tests.
 
     ``shell``: a line of the shell that ends in ``exec "$@"``, by which it is started.
+    ``forked_workers``: its workers are forks of a process that has imported the engines. It is
+    for tests with real models that ask nothing about the process or the memory of a worker.
     """
     home.mkdir(parents=True, exist_ok=True)
     log = home.with_suffix(".log")
@@ -109,7 +113,13 @@ def start_server(
     with log.open("ab") as out, open(os.devnull, "rb") as nothing:
         if not shell and command_forks.can_run(own):
             process = command_forks.start(
-                command, env=env, cwd=Path.cwd(), stdin=nothing, stdout=out, stderr=out
+                command,
+                env=env,
+                cwd=Path.cwd(),
+                stdin=nothing,
+                stdout=out,
+                stderr=out,
+                forked_workers=forked_workers,
             )
         else:
             command = [sys.executable, "-m", "cli", *command]

@@ -94,6 +94,8 @@ SpeculationKind = Literal["off", "lookup"]
 
 MOST_DRAFTS = 16  #: tokens of a row in a step
 
+MOST_LORAS, MOST_LORA_RANK = 64, 512  #: of a worker; of each
+
 #: Formats that a text model's linear layers are quantised to at load; bitsandbytes makes llm_int8
 #: and nf4. See ``workers.engines.quantization``.
 Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]

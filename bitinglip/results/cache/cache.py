@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from bitinglip.access.keys import Caller
+from bitinglip.access.usage.meter import Held
 from bitinglip.errors import TaskCancelled, Timeout
 from bitinglip.errors import answer as answer_to
 from bitinglip.results.cache.control import CacheControl
@@ -122,16 +123,19 @@ class ResponseCache:
             held = stack.enter_context(ExitStack())
             held.callback(self._uploads.discard, job)
             if not asked.store or not repeatable(job):
-                yield Opened(stack.enter_context(self._dispatcher.open(job)), BYPASS)
+                free = await self._dispatcher.reserve(job)
+                yield Opened(stack.enter_context(self._dispatcher.open(job, held=free)), BYPASS)
                 return
             key = self._identity.key(job, caller, await _digests(job))
-            answer = await self._find(key, job, asked, began)
+            answer, reserved = await self._find_or_reserve(key, job, asked, began)
             self._metrics.asked(hit=answer is not None)
             if answer is not None:
+                await self._dispatcher.charge_cached(job)
                 yield Opened(stack.enter_context(self._replayed(answer, job, began)), HIT)
                 return
             left = max(0.0, job.timeout - (time.monotonic() - began))
-            flight = self._lead(key, msgspec.structs.replace(job, timeout=left), held.pop_all())
+            leading = msgspec.structs.replace(job, timeout=left)
+            flight = self._lead(key, leading, held.pop_all(), reserved)
             stack.enter_context(flight.joined())
             yield Opened(flight.event_log, MISS)
 
@@ -150,6 +154,21 @@ class ResponseCache:
         for settling in list(self._settling):
             settling.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def _find_or_reserve(
+        self, key: bytes, job: Job, asked: CacheControl, began: float
+    ) -> tuple[Answer | None, Held | None]:
+        """Do as ``_find`` does; where the job is to run, reserve its part of shared quotas."""
+        while (answer := await self._find(key, job, asked, began)) is None:
+            if (shared := self._dispatcher.shared) is None:
+                return None, None
+            reserved = await self._dispatcher.reserve(job)
+            flight = self._flights.get(key) if asked.read else None
+            if flight is None or not flight.serves(job):
+                return None, reserved
+            if reserved is not None:  # an equal request leads by now
+                shared.drop(job.key_id, reserved)
+        return answer, None
 
     async def _find(self, key: bytes, job: Job, asked: CacheControl, began: float) -> Answer | None:
         """Return the answer that is kept, or that another request gets; None to run the job.
@@ -188,10 +207,10 @@ class ResponseCache:
         if not done:
             raise Timeout(f"The request did not finish within {job.timeout:g} s.")
 
-    def _lead(self, key: bytes, job: Job, holds: ExitStack) -> _Flight:
+    def _lead(self, key: bytes, job: Job, holds: ExitStack, reserved: Held | None) -> _Flight:
         """Run the job, for those who come as well; ``holds`` is closed when it is over."""
         with holds:
-            event_log = holds.enter_context(self._dispatcher.open(job))
+            event_log = holds.enter_context(self._dispatcher.open(job, held=reserved))
             flight = _Flight(event_log, holds.pop_all())
         self._flights[key] = flight
         settling = asyncio.create_task(self._settle(key, flight))
@@ -229,7 +248,6 @@ class ResponseCache:
     @contextmanager
     def _replayed(self, answer: Answer, job: Job, submitted: float) -> Iterator[EventLog]:
         """Yield an event log with a kept answer; its task is found for a while, as others are."""
-        self._dispatcher.charge_cached(job)
         event_log = unpack(answer, job, submitted)
         names = [each.id for each in outputs_of(event_log)]
         try:

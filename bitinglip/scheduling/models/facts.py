@@ -12,7 +12,7 @@ from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import LoadConfig
+from bitinglip.scheduling.placement.estimate import LoadConfig, cache_grant
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -52,6 +52,7 @@ class ResourceFacts:
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
+        self.lora_bytes: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -164,11 +165,12 @@ class ResourceFacts:
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=cache_grant(own.kv_cache_bytes, manifest, kind, self.devices),
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
+            lora_bytes=self.lora_bytes(manifest),
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
@@ -263,9 +265,7 @@ class ResourceFacts:
             key=lambda need: need.loading,
             default=NO_RAM,
         )
-        there = sum(
-            replica.state in ("loading", "ready") for replica in model_state.replicas.values()
-        )
+        there = len(model_state.serving) + len(model_state.loading)
         free = (index for index in range(1000) if index not in model_state.replicas)
         return [
             Demand(

@@ -34,7 +34,7 @@ LANGUAGES = {
     "sh",  # calls of the demo text model are run; commands and other calls are checked
     "sh console",  # needs what is not here, such as Docker or root: commands are checked
     "python",  # run
-    "python not-installed",  # compiled
+    "python not-installed",  # compiled: LlamaIndex takes no openai of today beside it
     "yaml",  # settings of ours, which are validated
     "yaml other",  # of another program
     "json",

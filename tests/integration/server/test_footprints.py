@@ -1,6 +1,7 @@
 """What is learned of memory: believed, kept over restarts, and close to what it was said to be."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bitinglip.scheduling.placement.footprints import Footprints
 from model_store.demo import make_demo_models
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
-from tests.support.server import Server
+from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
 MODEL = Manifest(
@@ -68,18 +69,27 @@ def test_footprint_of_a_fake_model_is_what_it_pretends() -> None:
     assert footprints.need(MODEL, load_config).bytes == 7
 
 
+@pytest.fixture(scope="module")
+def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose workers are processes with the libraries of their own engine only."""
+    home = tmp_path_factory.mktemp("fresh") / "home"
+    words = ("--set", "models.demo-text.dtype=float32", "--set", "workers.threads=1")
+    with running_server(home, *words) as server:
+        yield server
+
+
 @pytest.mark.parametrize("model", ["demo-text", "demo-speech"])
-def test_estimate_of_a_real_model_is_near_what_it_takes(server: Server, model: str) -> None:
-    with server.client() as client:
+def test_estimate_of_a_real_model_is_near_what_it_takes(fresh_server: Server, model: str) -> None:
+    with fresh_server.client() as client:
         client.post(f"/api/v1/models/{model}/load").raise_for_status()
         answer = client.get(f"/api/v1/models/{model}/fit").json()
         assert answer["verdict"] == "loaded"
 
         def measured() -> int:
-            return int(server.worker(model)["memory_bytes"])
+            return int(fresh_server.worker(model)["memory_bytes"])
 
         eventually(lambda: measured() > 300_000_000)
-    files = ModelStore(server.home / "models").get(model)
+    files = ModelStore(fresh_server.home / "models").get(model)
     estimated = estimate(files, LoadConfig("cpu", dtype="float32")).total
     assert measured() == pytest.approx(estimated, rel=0.25)
 

@@ -175,7 +175,11 @@ def test_retry_after_a_kill_at_step_20_costs_nothing_but_time(server: Server) ->
 def test_files_outlive_a_restart_and_unclaimed_ones_do_not_stay(tmp_path: Path) -> None:
     home = tmp_path / "home"
     body = {**SEEDED, "steps": 2}
-    with running_server(home, "--set", "demo=always") as first, first.client() as client:
+    words = ("--set", "demo=always")
+    with (
+        running_server(home, *words, forked_workers=True) as first,
+        first.client() as client,
+    ):
         kept = client.post(ROUTE, json={**body, "output": "url"}).json()
         task_id = begin(client, body)
         await_status(client, task_id, "completed")
@@ -184,14 +188,13 @@ def test_files_outlive_a_restart_and_unclaimed_ones_do_not_stay(tmp_path: Path) 
         assert len(files_of(first)) == 3
     for path in (home / "files").iterdir():
         os.utime(path, (0, 0))
-    with running_server(home) as second, second.client() as client:
+    with running_server(home, forked_workers=True) as second, second.client() as client:
         eventually(lambda: len(files_of(second)) == 2)
         assert client.get(kept["result"]["images"][0]["url"]).status_code == 200
         assert image_of(task(client, task_id)) == whole
 
 
 def test_confinement_of_an_image_worker_is_whole(server: Server) -> None:
-    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
     with server.client() as client:
         client.post("/api/v1/models/demo-image/load").raise_for_status()
     check_whole(server.worker("demo-image"))

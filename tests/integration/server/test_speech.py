@@ -229,7 +229,6 @@ def test_command_writes_a_file_and_shows_the_sentences(server: Server, tmp_path:
 
 
 def test_confinement_of_a_speech_worker_is_whole(server: Server) -> None:
-    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
     with server.client() as client:
         client.post("/api/v1/models/demo-speech/load").raise_for_status()
     check_whole(server.worker("demo-speech"))

@@ -320,7 +320,8 @@ def changed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     changed = [part for each in settings for part in ("--set", f"models.demo-text.{each}")]
     changed += ["--set", "models.demo-echo.quantization=int8"]
     changed += ["--set", "models.demo-text.text.prefix_ram_bytes=8000000"]
-    with running_server(tmp_path_factory.mktemp("changed") / "home", *changed) as server:
+    home = tmp_path_factory.mktemp("changed") / "home"
+    with running_server(home, *changed, forked_workers=True) as server:
         yield server
 
 
@@ -380,7 +381,6 @@ def test_prefix_in_ram_outlives_the_worker_of_its_model(changed_server: Server) 
 
 
 def test_confinement_of_a_text_worker_is_whole(server: Server) -> None:
-    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
     with server.client() as client:
         client.post("/api/v1/models/demo-text/load").raise_for_status()
     check_whole(server.worker("demo-text"))

@@ -49,7 +49,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "limits.tiers.free.transcription.max_seconds=3",
         "limits.tiers.free.transcription.max_bytes=200000",
     )
-    with running_server(home, *(word for each in sets for word in ("--set", each))) as server:
+    words = [word for each in sets for word in ("--set", each)]
+    with running_server(home, *words, forked_workers=True) as server:
         yield server
 
 
@@ -389,7 +390,6 @@ def test_upload_is_gone_once_its_request_has_ended(server: Server, client: httpx
 
 
 def test_confinement_of_a_transcription_worker_is_whole(server: Server) -> None:
-    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
     with server.client() as client:
         client.post(f"/api/v1/models/{MODEL}/load").raise_for_status()
     check_whole(server.worker(MODEL))

@@ -41,7 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store.import_folder(make_speecht5(folder / "lost"), "lost")
     store.import_folder(make_vits(folder / "stray"), "stray")
     store.import_folder(make_vocoder(folder / "hifigan"), "hifigan")
-    with running_server(home, *(word for each in settings for word in ("--set", each))) as server:
+    words = [word for each in settings for word in ("--set", each)]
+    with running_server(home, *words, forked_workers=True) as server:
         yield server
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tests.support.probe_engine  # noqa: F401  an engine more
 from tests.support.pool_harness import Recorder, with_pool
 from tests.support.wait import eventually
 from workers.confinement import Kernel
+from workers.engines.registry import ENGINES
 from workers.folders import WorkFolders
 from workers.launcher import SpawnedWorker, SpawnLauncher
 from workers.pool import StartFailed, WorkerPool
@@ -263,6 +265,19 @@ def test_confinement_lets_a_compiler_run_and_nothing_else(
         "memory": "EPERM",
         "namespace": "-1",
     }
+
+
+def test_confinement_is_whole_with_the_libraries_of_all_engines(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No library has a thread by the time that the worker is confined."""
+    engines = [info for name, info in ENGINES.items() if "probe" not in name]
+    imports = [module for info in engines for module in info.preimport]
+    assert len(imports) >= 5
+    probe = replace(ENGINES["probe"], preimport=(*ENGINES["probe"].preimport, *imports))
+    monkeypatch.setitem(ENGINES, "probe", probe)
+    found = place.ask({"libraries": "len(os.listdir('/proc/self/task'))"}, "require")
+    assert (found["measures"], found["missing"]) == (MEASURES, "")
 
 
 def test_confinement_says_which_threads_it_does_not_hold(place: Place) -> None:

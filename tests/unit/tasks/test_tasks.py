@@ -245,6 +245,7 @@ def test_task_whose_answer_cannot_be_described_ends_all_the_same(tmp_path: Path)
     using(tmp_path, act)
 
 
+@pytest.mark.sqlite
 def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         dispatcher = FakeDispatcher()

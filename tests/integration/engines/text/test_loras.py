@@ -23,7 +23,9 @@ from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done, job, load
 from workers.engines.base import Refused
 from workers.engines.eight_bit_linear import EightBitLinear
+from workers.engines.text import runners
 from workers.engines.text.engine import TextEngine
+from workers.engines.text.runner import Runner
 from workers.protocol import (
     Cancelled,
     Event,
@@ -267,6 +269,23 @@ def test_lora_of_a_model_that_is_computed_one_by_one_is_as_its_library_computes_
         check(family, engine, 0, "one two", ends["a"])
         check(family, engine, None, "one two", ends["b"])
         check(family, engine, 0, PROMPTS[1], ends["c"])
+    finally:
+        engine.close()
+
+
+def test_lora_is_computed_beside_graphs_of_steps_without_one(
+    llama: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captures that compute again stand in for a card's; a step with a LoRA is none of theirs."""
+    monkeypatch.setattr(runners, "_capture", lambda _loaded, _graphs: lambda step: step)
+    engine = open_engine(llama.base, text={"graphs": "lazy"})
+    try:
+        jobs = [asked("0", llama.loras[0], max_tokens=4), asked("None", None, max_tokens=12)]
+        ends = done(run_to_end(engine, *jobs))
+        for lora in (0, None):
+            check(llama, engine, lora, "one two", ends[str(lora)])
+        assert isinstance(engine._runner, Runner)
+        assert engine._runner.graphs
     finally:
         engine.close()
 
