@@ -119,9 +119,7 @@ class FakeDispatcher:
         """Hold nothing: no gateways share limits here."""
 
     @contextmanager
-    def open(
-        self, job: Job, *, admitted: bool = False, held: object = None
-    ) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False, held: object = None) -> Iterator[EventLog]:
         assert held is None
         self.admitted = admitted
         if self.refuse:
