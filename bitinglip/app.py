@@ -12,7 +12,6 @@ from bitinglip import __version__, api
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.tickets import Tickets
 from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.background import Background
@@ -39,6 +38,7 @@ from bitinglip.parts import (
     flush_at_end,
     owner_of,
     share,
+    tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.redis.opening import Together, check_redis
@@ -317,7 +317,7 @@ def _services(
         batches=requested.batches,
         downloads=requested.downloads,
         revocation=work.revocation,
-        tickets=Tickets(),
+        tickets=tickets_of(base.sharing, base.db, base.home),
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
