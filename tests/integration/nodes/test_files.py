@@ -33,7 +33,7 @@ def test_files_of_requests_reach_a_node_and_its_images_come_back(tmp_path: Path)
     secret.write_text(SECRET)
     workers = {"launcher": "ray", "threads": 1, "ray": {"secret_file": str(secret)}}
     with (
-        agents(home.root, "n1", fake=()) as there,
+        agents(home.root, "n1", fake=(), spare=True) as there,
         serve(tmp_path, agents=StaticAgents(there), workers=workers) as server,
         httpx.Client(base_url=server.url, headers=server.headers(ADMIN), timeout=120) as client,
     ):
@@ -52,5 +52,8 @@ def test_files_of_requests_reach_a_node_and_its_images_come_back(tmp_path: Path)
         eventually(lambda: list(inputs.iterdir()) == [])  # removed with the job
         found = {each["model"]: each for each in client.get("/api/v1/workers").json()["data"]}
         pids = [each.pid for each in psutil.Process(there["n1"].process.pid).children()]
-        assert sorted(each["pid"] for each in found.values()) == sorted(pids)
+        assert {each["pid"] for each in found.values()} < {*pids}, "and the spare is one more"
+        assert {each["node"] for each in found.values()} == {"n1"}
+        (node,) = client.get("/api/v1/cluster/status").json()["nodes"]
+        assert (node["id"], node["state"], node["workers"]) == ("n1", "well", 2)
         assert found["demo-image"]["ram_bytes"] > 0
