@@ -27,7 +27,7 @@ def picture() -> str:
 def test_files_of_requests_reach_a_node_and_its_images_come_back(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.create()
-    make_demo_models(ModelStore(home.models), ["demo-image", "demo-text"])
+    make_demo_models(ModelStore(home.models), ["demo-image"])
     secret = tmp_path / "secret"
     secret.touch(0o600)
     secret.write_text(SECRET)
@@ -39,10 +39,6 @@ def test_files_of_requests_reach_a_node_and_its_images_come_back(tmp_path: Path)
     ):
         devices = client.get("/api/v1/cluster/status").json()["devices"]
         assert [each["id"] for each in devices] == ["n1:cpu"]
-        chat = {"model": "demo-text", "messages": [{"role": "user", "content": "hello"}]}
-        answer = client.post("/v1/chat/completions", json={**chat, "max_tokens": 4})
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["usage"]["completion_tokens"] >= 1
         body = {**ASKED, "image": picture(), "strength": 0.5}
         answer = client.post("/api/v1/inference/image-generation", json=body)
         assert answer.status_code == 200, answer.text
@@ -55,5 +51,5 @@ def test_files_of_requests_reach_a_node_and_its_images_come_back(tmp_path: Path)
         assert {each["pid"] for each in found.values()} < {*pids}, "and the spare is one more"
         assert {each["node"] for each in found.values()} == {"n1"}
         (node,) = client.get("/api/v1/cluster/status").json()["nodes"]
-        assert (node["id"], node["state"], node["workers"]) == ("n1", "well", 2)
+        assert (node["id"], node["state"], node["workers"]) == ("n1", "well", 1)
         assert found["demo-image"]["ram_bytes"] > 0

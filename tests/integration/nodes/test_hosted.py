@@ -20,7 +20,16 @@ from workers.nodes.files import send_file, take_file
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost
 from workers.nodes.messages import CHUNK_BYTES, PROTOCOL, File, Kind, OpenWorker, ProcessEnd
-from workers.protocol import Event, LoadFailed, Ready, Sampling, SpeechDone, SpeechJob, TextJob
+from workers.protocol import (
+    Event,
+    LoadFailed,
+    Ready,
+    Sampling,
+    SpeechDone,
+    SpeechJob,
+    TextDelta,
+    TextJob,
+)
 from workers.protocol import Load as LoadCommand
 
 LOAD = encode_commands([LoadCommand(model="m", engine="fake", path="")])
@@ -114,7 +123,7 @@ def test_spare_whose_driver_has_started_is_replaced_before_the_gateway_hears_of_
 
 def test_worker_that_writes_nonsense_is_ended_on_its_node(tmp_path: Path) -> None:
     async def test(gateway: Link, _: StandInAgent) -> None:
-        _, end = await heard(gateway)
+        end = (await heard(gateway))[1]
         assert "malformed frame" in (end.cause or "")
 
     with_hosted(tmp_path, test, entry(node_workers.claims_too_much))
@@ -187,11 +196,8 @@ def test_pictures_that_were_sent_go_with_their_job(tmp_path: Path) -> None:
         while not texts:
             kind, payload = await gateway.receive()
             if kind == Kind.EVENTS:
-                texts += [
-                    each.text
-                    for each in reader.feed(payload)
-                    if each.__class__.__name__ == "TextDelta"
-                ]
+                told = reader.feed(payload)
+                texts += [each.text for each in told if isinstance(each, TextDelta)]
         assert texts == ["abc"], "it has read the file at its place on the node"
         await until(lambda: not list(agent.inputs.iterdir()))
 
