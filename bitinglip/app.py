@@ -12,8 +12,6 @@ from bitinglip import __version__, api
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.tickets import Tickets
-from bitinglip.access.usage.meter import Meter
 from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.background import Background
@@ -40,6 +38,7 @@ from bitinglip.parts import (
     flush_at_end,
     owner_of,
     share,
+    tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.redis.opening import Together, check_redis
@@ -66,6 +65,7 @@ from workers.launcher import Launcher, kept_by
 from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
+    from bitinglip.results.cache.together import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
 
 
@@ -169,11 +169,10 @@ async def _open(
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts.meter, stack)
+    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
-    dispatcher.shared = counts.shared_counts.quotas if counts.shared_counts is not None else None
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
     admission = counts.admission(settings, started.connections, dispatcher)
@@ -203,6 +202,7 @@ async def _open(
         storage.uploads,
         work.revocation,
         cache_metrics,
+        together=_answers(settings, home, together, guard),
     )
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
@@ -218,11 +218,29 @@ async def _open(
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, started.connections)
+    counts.watch(metrics, together.broadcast)
     cluster = started.cluster
     base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+def _answers(
+    settings: Settings, home: Home, together: Together, guard: Guard
+) -> "AnswersInRedis | None":
+    """Return where answers are kept for all gateways, if the settings ask for it."""
+    if together.link is None or not (settings.redis.cache and settings.cache.responses):
+        return None
+    from bitinglip.results.cache.together import CACHING, AnswersInRedis  # redis: rarely needed
+
+    return AnswersInRedis(
+        together.link,
+        home.secret(CACHING),
+        ttl=settings.cache.ttl,
+        most=settings.cache.max_bytes,
+        words=guard.words_digest,
+    )
 
 
 async def _join(
@@ -299,7 +317,7 @@ def _services(
         batches=requested.batches,
         downloads=requested.downloads,
         revocation=work.revocation,
-        tickets=Tickets(),
+        tickets=tickets_of(base.sharing, base.db, base.home),
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
@@ -330,7 +348,7 @@ def _schedule(
     metrics: Metrics,
     launcher: Launcher,
     guard: Guard,
-    meter: Meter,
+    counts: Counts,
     stack: AsyncExitStack,
 ) -> Scheduling:
     """Build the scheduling; once its workers have stopped, what they were doing is settled."""
@@ -342,9 +360,11 @@ def _schedule(
         metrics,
         launcher,
         guard=guard,
-        meter=meter,
+        meter=counts.meter,
         page_cache=machine.page_cache,
     )
+    if counts.shared_counts is not None:
+        scheduling.dispatcher.shared = counts.shared_counts.quotas
     stack.callback(scheduling.dispatcher.close)
     stack.push_async_callback(scheduling.operations.close)
     return scheduling

@@ -134,8 +134,8 @@ def test_worker_gets_no_file_of_others_sent_as_its_result(tmp_path: Path) -> Non
     secret.write_bytes(b"s" * 7)
 
     async def test(gateway: Link, _: StandInAgent) -> None:
-        for made in ("file", str(secret)):
-            job = SpeechJob(id=made[:4], text=made, seed=1, folder="elsewhere", stream=False)
+        for name, text in (("a", "file"), ("b", str(secret))):
+            job = SpeechJob(id=name, text=text, seed=1, folder="elsewhere", stream=False)
             gateway.send(Kind.COMMANDS, encode_commands([job]))
         files, ended, reader = list[bytes](), 0, FrameReader()
         while ended < 2:
