@@ -62,6 +62,17 @@ class SimulatedStore:
 
     settings: Settings
 
+    @property
+    def listing(self) -> "SimulatedStore":
+        """Return what knows the models without looking at files: itself."""
+        return self
+
+    def all(self) -> dict[str, Manifest]:
+        return {name: self.get(name) for name in self.names()}
+
+    def find(self, name: str) -> Manifest | None:
+        return self.get(name) if name in self.settings.models else None
+
     def names(self) -> list[str]:
         return list(self.settings.models)
 
