@@ -12,7 +12,6 @@ from bitinglip import __version__, api
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.usage.meter import Meter
 from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.background import Background
@@ -66,6 +65,7 @@ from workers.launcher import Launcher, kept_by
 from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
+    from bitinglip.results.cache.together import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
 
 
@@ -156,28 +156,26 @@ async def _open(
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
     health, metrics = Health(), Metrics()
-    launcher, connections = started.launcher, started.connections
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     sharing, together = await _join(settings, home, db, health, stack)
     access = await Access.open(settings, home, db, sharing, stack)
     counts = await Counts.open(settings, db, access.keys, together.link, stack)
     machine = await Machine.open(settings, home, db, started.devices, stack)
-    if (kept := kept_by(launcher)) is not None:
+    if (kept := kept_by(started.launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
         stack.callback(kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, launcher, guard, counts.meter, stack)
+    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
-    dispatcher.shared = counts.shared_counts.quotas if counts.shared_counts is not None else None
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
-    admission = counts.admission(settings, connections, dispatcher)
+    admission = counts.admission(settings, started.connections, dispatcher)
     pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
         settings,
@@ -204,6 +202,7 @@ async def _open(
         storage.uploads,
         work.revocation,
         cache_metrics,
+        together=_answers(settings, home, together, guard),
     )
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
@@ -218,12 +217,30 @@ async def _open(
         owner_of(sharing),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
-    _watch(metrics, scheduling, health, connections)
+    _watch(metrics, scheduling, health, started.connections)
+    counts.watch(metrics, together.broadcast)
     cluster = started.cluster
     base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+def _answers(
+    settings: Settings, home: Home, together: Together, guard: Guard
+) -> "AnswersInRedis | None":
+    """Return where answers are kept for all gateways, if the settings ask for it."""
+    if together.link is None or not (settings.redis.cache and settings.cache.responses):
+        return None
+    from bitinglip.results.cache.together import CACHING, AnswersInRedis  # redis: rarely needed
+
+    return AnswersInRedis(
+        together.link,
+        home.secret(CACHING),
+        ttl=settings.cache.ttl,
+        most=settings.cache.max_bytes,
+        words=guard.words_digest,
+    )
 
 
 async def _join(
@@ -331,7 +348,7 @@ def _schedule(
     metrics: Metrics,
     launcher: Launcher,
     guard: Guard,
-    meter: Meter,
+    counts: Counts,
     stack: AsyncExitStack,
 ) -> Scheduling:
     """Build the scheduling; once its workers have stopped, what they were doing is settled."""
@@ -343,9 +360,11 @@ def _schedule(
         metrics,
         launcher,
         guard=guard,
-        meter=meter,
+        meter=counts.meter,
         page_cache=machine.page_cache,
     )
+    if counts.shared_counts is not None:
+        scheduling.dispatcher.shared = counts.shared_counts.quotas
     stack.callback(scheduling.dispatcher.close)
     stack.push_async_callback(scheduling.operations.close)
     return scheduling

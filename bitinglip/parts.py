@@ -36,6 +36,7 @@ from bitinglip.gateways.sharing import Sharing
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
 from bitinglip.machine import find_devices, open_page_cache
+from bitinglip.redis.broadcast import Broadcast
 from bitinglip.results.files import UNCLAIMED_SECONDS, Files
 from bitinglip.results.uploads import LOST_SECONDS, Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -49,6 +50,8 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
+from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.redis_gauges import watch_redis
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from bitinglip.wire.responses.output import ended
@@ -184,6 +187,11 @@ class Counts(NamedTuple):
             meter=self.meter,
             shared=self.shared_counts,
         )
+
+    def watch(self, metrics: Metrics, broadcast: Broadcast) -> None:
+        """Let the metrics show what gateways share, if they share anything."""
+        if self.shared_counts is not None:
+            watch_redis(metrics.registry, partial(self.shared_counts.reading, broadcast))
 
 
 class Machine(NamedTuple):

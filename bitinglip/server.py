@@ -230,7 +230,10 @@ class _Runner(HttpServer):
         )
         if not self.should_exit:
             columns = standard_streams.columns()
-            text = start_text(self._url, *told, self._home.root, key, columns=columns)
+            shown = self._settings.dashboard.enabled
+            text = start_text(
+                self._url, *told, self._home.root, key, dashboard=shown, columns=columns
+            )
             standard_streams.say(text)
         self._manager.ready(self._status())
 

@@ -100,12 +100,12 @@ class Connection:
         self._gone = False
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        owner = asyncio.current_task(loop)
+        timer = _in_grace.timer
+        self._slot = timer.add(self, _GRACE_SECONDS)
+        owner = asyncio.current_task(timer.loop)
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None
-        self._slot = _in_grace.timer.add(self, _GRACE_SECONDS)
 
     def watch(self) -> None:
         """Begin to look whether the client is there still."""

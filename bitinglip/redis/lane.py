@@ -6,6 +6,7 @@ answers within ``timeout`` seconds; else all fail that wait, because the connect
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ class Lane:
         self._connection: Connection | None = None
         self._waiting: list[_Call] = []
         self._sender: asyncio.Task[None] | None = None
+        self.writes = 0
+        self.seconds = 0.0  #: until their answers were there
 
     def call(
         self, script: Script, keys: Sequence[str], args: Sequence[Any]
@@ -131,6 +134,7 @@ class Lane:
 
     async def _exchanged(self, calls: Sequence[_Call]) -> list[Any]:
         """Return the answers to calls; of those that cannot be run, their errors."""
+        began = time.perf_counter()
         async with asyncio.timeout(self._timeout):
             try:
                 answers = await self._exchange([call.command for call in calls])
@@ -142,6 +146,8 @@ class Lane:
                 again = await self._exchange([calls[n].whole for n in unknown])
                 for n, answer in zip(unknown, again, strict=True):
                     answers[n] = answer
+        self.writes += 1
+        self.seconds += time.perf_counter() - began
         return answers
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -92,6 +92,11 @@ class RedisLink:
         """Count Redis as away, because another of its connections says so."""
         self._lost(reason)
 
+    @property
+    def writes(self) -> tuple[int, float]:
+        """Return how often was written, and the seconds until all answers were there."""
+        return self._lane.writes, self._lane.seconds
+
     async def close(self) -> None:
         if self._reviving is not None:
             self._reviving.cancel()

@@ -229,7 +229,7 @@ def _beginning(work: protocol.TextJob) -> str:
 
 def _text_tokens(work: protocol.TextJob, prompts: Sequence[int], context: int | None) -> int:
     """Return the tokens of all prompts, of so many each, and of all texts made, at most."""
-    of_each = work.sequences // max(1, len(work.prompts))  #: texts of a prompt
+    of_each = work.best_of or work.n  #: texts of a prompt
     made = of_each * work.sampling.max_tokens
     if context is None:
         return sum(prompts) + work.sequences * work.sampling.max_tokens

@@ -8,7 +8,7 @@ from cli.commands.workers import show_workers
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import clean, console, print_note, show, show_json
-from cli.show.tables import device_table, model_table
+from cli.show.tables import devices_explained, model_table
 
 _WIDEST = 140
 
@@ -25,7 +25,7 @@ def status(
         return
     _show_summary(found)
     if devices := found.get("devices"):
-        show("", device_table(devices, min(console().width, _WIDEST)))
+        show("", *devices_explained(devices, min(console().width, _WIDEST)))
     if models := found["models"]:
         show("", *model_table(models, len(models), min(console().width, _WIDEST)))
         for model in models:

@@ -66,7 +66,7 @@ class StaticAgents:
     def __init__(self, agents: Mapping[str, AgentProcess]) -> None:
         self.agents = dict(agents)
 
-    async def find(self) -> Mapping[str, Address]:
+    async def find(self) -> Mapping[str, Address | str]:
         there = self.agents.items()
         return {name: each.address for name, each in there if each.process.poll() is None}
 

@@ -1,7 +1,7 @@
 """What checks the limits of requests in a gateway, alone or with others over one Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,18 +81,23 @@ class Gateway:
 
 @asynccontextmanager
 async def gateways(
-    folder: Path, count: int, url: str | None, *, redis: dict[str, Any] | None = None, **free: Any
+    folder: Path,
+    count: int,
+    url: str | None,
+    free: Mapping[str, Any] | None = None,
+    *,
+    redis: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[list[Gateway]]:
     """Open gateways over one database; ``free`` are the limits of the tier, ``redis`` settings."""
     async with AsyncExitStack() as stack:
         db = await Database.open(folder / "db")
         stack.push_async_callback(db.close)
         settings = RedisSettings(url=url, **{"timeout_ms": 5000, **(redis or {})})
-        yield [await _gateway(db, settings, free, stack) for _ in range(count)]
+        yield [await _gateway(db, settings, free or {}, stack) for _ in range(count)]
 
 
 async def _gateway(
-    db: Database, settings: RedisSettings, free: dict[str, Any], stack: AsyncExitStack
+    db: Database, settings: RedisSettings, free: Mapping[str, Any], stack: AsyncExitStack
 ) -> Gateway:
     limits = Limits.model_validate({"tiers": {"free": free}})
     plans, cells = Plans(limits), MemoryStore()

@@ -67,7 +67,9 @@ class MemoryStore:
         self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
     ) -> Decision:
         """Take units without waiting for anything: all cells are checked, then all are changed."""
-        held, asked, wait = self._cells, [], 0
+        held, waits = self._cells, 0
+        states: dict[str, tuple[int, int]] = {}
+        readings: list[Reading] = []
         for cell in cells:
             name, rate = cell
             found = held.get(name)
@@ -75,26 +77,26 @@ class MemoryStore:
                 state = 0
             else:
                 state = found[1] if found[0] == rate.quota else self._state(cell)
-            new, longer, left = gcra.ask(rate, state, now, cost, share)
-            asked.append((name, state, (rate.quota, new), longer, left))
-            if longer > wait:
-                wait = longer
-        if wait or not cost:
-            readings = [
-                gcra.read(cell.rate, each[1], now, share)
-                for cell, each in zip(cells, asked, strict=True)
-            ]
-            refusing = [index for index, each in enumerate(asked) if each[3]]
-            return Decision(wait, tuple(readings), tuple(refusing))
-        if len(held) + len(asked) > self._most:
-            self._shrink(now)
-            held = self._cells
-        changed, readings = self._changed, []
-        for name, _, new_state, _, left in asked:
-            held[name] = new_state
-            changed.add(name)
+            new, wait, left = gcra.ask(rate, state, now, cost, share)
+            states[name] = rate.quota, new
             readings.append(left)
+            waits += wait
+        if waits or not cost:
+            return self._only_read(cells, now, cost, share)
+        if len(held) + len(states) > self._most:
+            self._shrink(now)
+        self._cells.update(states)
+        self._changed.update(states)
         return _decision((0, tuple(readings), ()))
+
+    def _only_read(self, cells: Sequence[Cell], now: int, cost: int, share: int) -> Decision:
+        """Return what there is of each cell, and which of them refuse; nothing is taken."""
+        states = [self._state(cell) for cell in cells]
+        both = list(zip(cells, states, strict=True))
+        waits = [gcra.ask(cell.rate, state, now, cost, share)[1] for cell, state in both]
+        readings = [gcra.read(cell.rate, state, now, share) for cell, state in both]
+        refusing = [index for index, wait in enumerate(waits) if wait]
+        return Decision(max(waits, default=0), tuple(readings), tuple(refusing))
 
     def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:
         for cell in cells:

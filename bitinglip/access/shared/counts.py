@@ -8,6 +8,8 @@ from bitinglip.access.shared.quotas import SharedQuotas
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.redis.broadcast import Broadcast
+from bitinglip.telemetry.redis_gauges import RedisReading
 
 if TYPE_CHECKING:
     from bitinglip.redis.link import RedisLink
@@ -33,6 +35,12 @@ class SharedCounts(NamedTuple):
         quotas = SharedQuotas(limits, meter, rates, usage.sums_of, write_behind.flush)
         rates.shared, meter.together = limits, quotas
         return cls(limits, quotas)
+
+    def reading(self, broadcast: Broadcast) -> RedisReading:
+        """Tell the metrics how it stands with Redis."""
+        link = self.limits.link
+        held, counted = self.limits.held, (broadcast.heard, broadcast.gaps)
+        return RedisReading(link.away is None, link.faults, *link.writes, *held, *counted)
 
     @property
     def renew_seconds(self) -> float:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -34,6 +35,9 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from model_store.store import ModelStore
 from workers import protocol
+
+if TYPE_CHECKING:
+    from bitinglip.results.cache.together import AnswersInRedis
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +99,7 @@ class ResponseCache:
         revocation: Revocation,
         metrics: CacheMetrics,
         *,
+        together: "AnswersInRedis | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         own = settings.cache
@@ -107,6 +112,7 @@ class ResponseCache:
         self._uploads = uploads
         self._revocation = revocation
         self._metrics = metrics
+        self._together = together
         self._flights: dict[bytes, _Flight] = {}
         self._settling: set[asyncio.Task[None]] = set()
         metrics.watch(lambda: (self.entries.bytes, len(self.entries), self.entries.evicted))
@@ -154,19 +160,22 @@ class ResponseCache:
         for settling in list(self._settling):
             settling.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
+        if self._together is not None:
+            await self._together.close()
 
     async def _find_or_reserve(
         self, key: bytes, job: Job, asked: CacheControl, began: float
     ) -> tuple[Answer | None, Held | None]:
         """Do as ``_find`` does; where the job is to run, reserve its part of shared quotas."""
         while (answer := await self._find(key, job, asked, began)) is None:
-            if (shared := self._dispatcher.shared) is None:
+            shared = self._dispatcher.shared
+            if shared is None and self._together is None:
                 return None, None
             reserved = await self._dispatcher.reserve(job)
             flight = self._flights.get(key) if asked.read else None
             if flight is None or not flight.serves(job):
                 return None, reserved
-            if reserved is not None:  # an equal request leads by now
+            if reserved is not None and shared is not None:  # an equal request leads by now
                 shared.drop(job.key_id, reserved)
         return answer, None
 
@@ -178,14 +187,20 @@ class ResponseCache:
         while asked.read:
             answer = self.entries.get(key, asked.max_age)
             flight = self._flights.get(key)
-            if answer is not None or flight is None or not flight.serves(job):
+            if answer is not None:
                 return answer
+            if flight is None or not flight.serves(job):
+                return await self._of_others(key, asked)
             await self._follow(flight, job, job.timeout - (time.monotonic() - began))
             if flight.refused is not None:
                 raise error_of(flight.refused)
             if flight.answer is not None or not flight.shared:
                 return flight.answer
         return None
+
+    async def _of_others(self, key: bytes, asked: CacheControl) -> Answer | None:
+        """Return the answer that another gateway was given, if it is known here."""
+        return None if self._together is None else await self._together.get(key, asked.max_age)
 
     async def _follow(self, flight: _Flight, job: Job, seconds: float) -> None:
         """Wait for the end of another request's job. Raises Timeout, TaskCancelled or QueueFull."""
@@ -237,6 +252,8 @@ class ResponseCache:
                 if flight.answer is not None:
                     self.entries.put(key, event_log.job.key_id, event_log.job.model, flight.answer)
             flight.ended.set()
+        if self._together is not None and flight.answer is not None:
+            await self._together.put(key, flight.answer)
 
     async def _pack(self, event_log: EventLog) -> Answer | None:
         """Return the answer with its files; None if one of them is gone."""

@@ -76,7 +76,12 @@ class Delivery:
         """Queue an admitted job, and start it if a replica has a free slot."""
         model_queue = self.model_queue(entry.host)
         self.entries[entry.id] = entry
-        self.idle.clear()
+        if self.idle.is_set():
+            self.idle.clear()
+        replica = model_queue.begin_at_once(entry, self._manager.serving(model_queue.model))
+        if replica is not None:
+            self._send(entry, replica)
+            return
         ahead = model_queue.waiting.push(entry, entry.share, entry.cost, self._clock())
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
@@ -127,16 +132,18 @@ class Delivery:
         if not replicas:
             return
         for entry, replica in model_queue.begin(replicas, self._clock()):
-            assert replica.worker is not None
-            entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(
-                placed(entry.message(self._manager.hosting.lora), replica.worker.folder)
-            )
+            self._send(entry, replica)
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
             self._announcing.add(model_queue.model)
             asyncio.get_running_loop().call_later(_ANNOUNCE, self._announce, model_queue)
+
+    def _send(self, entry: InFlightJob, replica: Replica) -> None:
+        worker = replica.worker
+        assert worker is not None
+        entry.event_log.dispatch(worker.id)
+        worker.send(placed(entry.message(self._manager.hosting.lora), worker.folder))
 
     def _announce(self, model_queue: ModelQueue) -> None:
         self._announcing.discard(model_queue.model)
@@ -181,12 +188,14 @@ class Delivery:
                     continue
                 if entry.events is not None:
                     entry.events.take(sent)
-                event = _with_results(worker, entry.event_log.job, sent)
+                event, event_log = sent, entry.event_log
+                if isinstance(sent, protocol.Succeeds):
+                    event = _with_results(worker, event_log.job, sent)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
-                if entry.event_log.guard is None:
-                    entry.event_log.put(event)
-                elif (refused := put_guarded(entry.event_log, event)) is not None:
+                if event_log.guard is None:
+                    event_log.put(event)
+                elif (refused := put_guarded(event_log, event)) is not None:
                     self.fail(entry, refused)
                 if isinstance(event, protocol.Ends):
                     ended.add(entry.host)
@@ -198,28 +207,33 @@ class Delivery:
 
     def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
         """Release the job's slot, whatever comes of the figures."""
-        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
+        now = self._clock()
+        seconds = now - (entry.event_log.dispatched or now)
         self.settle(entry, final, round(seconds * MILLION) * replica.accelerators)
-        self._release_slot(entry)
+        self._release_slot(entry, now)
         if not isinstance(final, protocol.Failed):
-            self._measure(entry, replica, final)
+            self._measure(entry, replica, final, now, seconds)
 
     def _measure(
-        self, entry: InFlightJob, replica: Replica, final: protocol.Success | protocol.Cancelled
+        self,
+        entry: InFlightJob,
+        replica: Replica,
+        final: protocol.Success | protocol.Cancelled,
+        now: float,
+        seconds: float,
     ) -> None:
         """Correct the charge of its key, and learn the speed of the replica."""
         done = cost_done(entry.event_log.job, final)
         model_queue = self.model_queues[entry.host]
         model_queue.waiting.charge(entry.share, done - entry.cost)
-        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         replica.measured(done, seconds)
         if isinstance(final, protocol.Succeeds):
             model_queue.service_time.ended(seconds)
-            replica.answered_at = self._clock()
+            replica.answered_at = now
 
-    def _release_slot(self, entry: InFlightJob) -> None:
+    def _release_slot(self, entry: InFlightJob, now: float) -> None:
         """Release the job's slot once its worker has dropped the job."""
-        self.model_queues[entry.host].release_slot(entry, self._clock())
+        self.model_queues[entry.host].release_slot(entry, now)
         if entry.abandoned:
             self.release(entry)
 
@@ -235,7 +249,7 @@ class Delivery:
             return False
         entry.short_of_memory += 1
         replica, model_queue = entry.replica, self.model_queues[entry.host]
-        self._release_slot(entry)
+        self._release_slot(entry, self._clock())
         entry.event_log.reset_output()
         self._manager.free_memory_near(replica)
         model_queue.isolate([entry])
@@ -307,7 +321,7 @@ class Delivery:
         now = self._clock()
         retry_queue: list[InFlightJob] = []
         for entry in lost:
-            self._release_slot(entry)
+            self._release_slot(entry, now)
             if entry.event_log.final is not None:
                 continue
             if entry.event_log.output_seen:

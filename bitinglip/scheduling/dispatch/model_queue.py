@@ -100,6 +100,22 @@ class ModelQueue:
         yield from self.sessions
         yield from self.waiting
 
+    def begin_at_once(self, entry: InFlightJob, replicas: Sequence[Replica]) -> Replica | None:
+        """Start a job on the replica that is returned, if nothing waits; None: it has to wait.
+
+        Most jobs find a free slot, and neither a place in the queue nor a search for the next one
+        is needed then.
+        """
+        if entry.event_log.job.session is not None or self.isolated is not None or self.depth:
+            return None
+        open_ = [each for each in replicas if each.free_slots > 0]
+        if not open_:
+            return None
+        replica = self._choose(open_, replicas, entry)
+        self.waiting.pass_by(entry.share, entry.cost)
+        self._start(entry, replica)
+        return replica
+
     def begin(
         self, replicas: Sequence[Replica], now: float
     ) -> Iterator[tuple[InFlightJob, Replica]]:

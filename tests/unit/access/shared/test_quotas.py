@@ -43,7 +43,9 @@ async def raised(*all_gateways: Gateway) -> None:
 
 def test_quota_of_requests_admits_exactly_so_many_at_once(tmp_path: Path, url: str | None) -> None:
     async def rush() -> None:
-        async with gateways(tmp_path, 2 if url else 1, url, daily={"requests": 50}, **FREE) as both:
+        async with gateways(
+            tmp_path, 2 if url else 1, url, {"daily": {"requests": 50}, **FREE}
+        ) as both:
             asked = [both[n % len(both)].reserve() for n in range(400)]
             assert sum(each is not None for each in await asyncio.gather(*asked)) == 50
 
@@ -55,7 +57,7 @@ def test_quota_takes_what_a_request_may_use_and_gives_the_rest_back(
 ) -> None:
     async def use() -> None:
         limits = {"monthly": {"tokens": 1_000}, **FREE}
-        async with gateways(tmp_path, 2 if url else 1, url, **limits) as both:
+        async with gateways(tmp_path, 2 if url else 1, url, limits) as both:
             first = await both[0].reserve(1_000)
             assert first is not None
             assert await both[-1].reserve(1) is None
@@ -70,7 +72,7 @@ def test_quota_takes_what_a_request_may_use_and_gives_the_rest_back(
 def test_quota_refuses_at_the_door_with_its_numbers(tmp_path: Path, url: str | None) -> None:
     async def use() -> None:
         limits = {"daily": {"requests": 1}, **FREE}
-        async with gateways(tmp_path, 2 if url else 1, url, **limits) as both:
+        async with gateways(tmp_path, 2 if url else 1, url, limits) as both:
             assert await both[0].use()
             error = (await both[-1].enter("k", REQUESTS)).refusal
             assert error is not None
@@ -85,7 +87,7 @@ def test_quota_is_read_from_the_database_where_redis_was_flushed(
 ) -> None:
     async def flush() -> None:
         limits = {"daily": {"tokens": 500}, "monthly": {"tokens": 1_000}, **FREE}
-        async with gateways(tmp_path, 2, server.url, **limits) as both:
+        async with gateways(tmp_path, 2, server.url, limits) as both:
             assert await both[0].use(300)
             await both[0].write_behind.flush()
             server.flush()
@@ -103,7 +105,7 @@ def test_quota_counts_what_another_had_not_written_when_redis_was_flushed(
     tmp_path: Path, server: RedisServer
 ) -> None:
     async def flush() -> None:
-        async with gateways(tmp_path, 2, server.url, daily={"tokens": 500}, **FREE) as both:
+        async with gateways(tmp_path, 2, server.url, {"daily": {"tokens": 500}, **FREE}) as both:
             assert await both[0].use(300)  # its row is in memory still
             server.flush()
             assert await both[1].use(100)
@@ -116,7 +118,7 @@ def test_quota_counts_what_another_had_not_written_when_redis_was_flushed(
 
 def test_quota_is_never_counted_twice(tmp_path: Path, server: RedisServer) -> None:
     async def compare() -> None:
-        async with gateways(tmp_path, 2, server.url, daily={"tokens": 10_000}, **FREE) as both:
+        async with gateways(tmp_path, 2, server.url, {"daily": {"tokens": 10_000}, **FREE}) as both:
             for round_ in range(5):
                 for each in both:
                     assert await each.use(10)
@@ -132,8 +134,8 @@ def test_quota_is_never_counted_twice(tmp_path: Path, server: RedisServer) -> No
 
 def _counted(server: RedisServer, name: str) -> dict[bytes, int]:
     with server.client() as client:
-        [key] = client.keys(f"bitinglip:{{k}}:{name}")  # type: ignore[misc]
-        return {field: int(value) for field, value in client.hgetall(key).items()}  # type: ignore[union-attr]
+        [key] = client.keys(f"bitinglip:{{k}}:{name}")
+        return {field: int(value) for field, value in client.hgetall(key).items()}
 
 
 def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
@@ -141,7 +143,7 @@ def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
 ) -> None:
     async def die() -> None:
         limits = {"daily": {"tokens": 100}, **FREE}
-        async with gateways(tmp_path, 2, server.url, redis={"lease": 1}, **limits) as both:
+        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 1}) as both:
             assert await both[0].reserve(100) is not None
             assert not await both[1].use(1)
             await passes(lambda: both[1].use(1))
@@ -160,7 +162,9 @@ def test_quota_charged_while_redis_was_away_counts_once_it_is_back(
     tmp_path: Path, restarting: RedisServer
 ) -> None:
     async def lose() -> None:
-        async with gateways(tmp_path, 2, restarting.url, daily={"tokens": 100}, **FREE) as both:
+        async with gateways(
+            tmp_path, 2, restarting.url, {"daily": {"tokens": 100}, **FREE}
+        ) as both:
             assert await both[0].use(40)
             running = await both[0].reserve(10)
             assert running is not None
