@@ -21,7 +21,7 @@ from benchmarks.simulator.traces import Arrival, Mix, make
 
 _SECONDS = 300.0  #: in which requests of a run arrive
 _PATIENCE = 5.0  #: seconds that nineteen of twenty requests may wait at most
-_STEPS = 4  #: of the search between a rate that is served and one that is not
+_STEPS = 2  #: of the search between a rate that is served and one that is not
 _BOX = 10  #: GPUs of one gateway, at most
 
 
@@ -32,6 +32,7 @@ class Fleet(NamedTuple):
     devices: str
     models: int
     sizes: str
+    first: float  #: requests a second, where the search begins
 
     @property
     def boxes(self) -> int:
@@ -39,9 +40,9 @@ class Fleet(NamedTuple):
 
 
 FLEETS = (
-    Fleet(1, "80GB", 3, "6GB,14GB,28GB"),
-    Fleet(10, "10x80GB", 12, "6GB,14GB,28GB,45GB"),
-    Fleet(1000, "10x80GB", 12, "6GB,14GB,28GB,45GB"),
+    Fleet(1, "80GB", 3, "6GB,14GB,28GB", 8.0),
+    Fleet(10, "10x80GB", 32, "6GB,14GB,28GB,45GB", 40.0),
+    Fleet(1000, "10x80GB", 32, "6GB,14GB,28GB,45GB", 40.0),
 )
 
 
@@ -106,12 +107,9 @@ PARTS = (
 
 def most_served(fleet: Fleet) -> Served:
     """Search the highest rate that a box serves without refusals, failures and long waits."""
-    low, high = 0.0, float(fleet.models)
+    low, high = 0.0, fleet.first
     best = None
-    while best is None or low == 0 or high > 2 * low:
-        found = _served(fleet, high)
-        if found is None:
-            break
+    while (found := _served(fleet, high)) is not None:
         best, low, high = found, high, high * 2
     for _ in range(_STEPS):
         middle = (low + high) / 2

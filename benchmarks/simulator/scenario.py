@@ -67,6 +67,14 @@ class SimulatedStore:
         """Return what knows the models without looking at files: itself."""
         return self
 
+    @property
+    def lent(self) -> "SimulatedStore":
+        """Return what lends adapters to workers: itself, which has none."""
+        return self
+
+    def of_base(self, name: str) -> Path:
+        return self.path(name)
+
     def all(self) -> dict[str, Manifest]:
         return {name: self.get(name) for name in self.names()}
 
