@@ -50,8 +50,8 @@ class LoraSlots:
         }
         self._most = bounds.most
         self._most_rank = bounds.rank
-        # On a CPU in full precision, as the library that trains them does it: products so narrow take
-        # half the time of bfloat16's in small models, as long in large ones (measured on Zen 5).
+        # On a CPU in full precision, as the library that trains them does it: products so narrow
+        # take half the time of bfloat16's in small models, as long in large ones (Zen 5).
         self._dtype = torch.float32 if device.type == "cpu" else dtype
         self._slots: OrderedDict[str, int] = OrderedDict()  #: by the LoRA's path, least used first
         self._read: WeakValueDictionary[str, LoraWeights] = WeakValueDictionary()

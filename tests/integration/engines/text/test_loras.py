@@ -164,15 +164,15 @@ def test_loras_of_random_arrivals_change_no_text_and_leave_nothing(
     kinds = [(lora, prompt, n) for lora in three for prompt, n in (("one two", 1), (LONG, 2))]
 
     def of(name: str, lora: Path | None, prompt: str, n: int) -> TextJob:
-        one = asked(name, lora, prompt, max_tokens=10)
+        one = asked(name, lora, prompt, max_tokens=8)
         return msgspec.structs.replace(one, n=n, prefix_scope="key", stream=False)
 
     alone = [done(run_to_end(engine, of("x", *each)))["x"].choices for each in kinds]
     chance = random.Random(4)
     sent: dict[str, int] = {}
     events: list[Event] = []
-    while len(sent) < 40 or engine.in_flight:
-        for _ in range(chance.randint(0, 2) if len(sent) < 40 else 0):
+    while len(sent) < 26 or engine.in_flight:
+        for _ in range(chance.randint(0, 2) if len(sent) < 26 else 0):
             name = str(len(sent))
             sent[name] = chance.randrange(len(kinds))
             submit(engine, of(name, *kinds[sent[name]]))
@@ -188,7 +188,7 @@ def test_loras_of_random_arrivals_change_no_text_and_leave_nothing(
     ends = finals(events)
     assert ends.keys() == sent.keys()
     answered = {name: end for name, end in ends.items() if isinstance(end, TextDone)}
-    assert len(answered) > 25
+    assert len(answered) > 15
     for name, end in answered.items():
         for mine, theirs in zip(end.choices, alone[sent[name]], strict=True):
             assert mine.text == theirs.text
