@@ -12,7 +12,6 @@ from bitinglip import __version__, api
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.tickets import Tickets
 from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.background import Background
@@ -39,6 +38,7 @@ from bitinglip.parts import (
     flush_at_end,
     owner_of,
     share,
+    tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.redis.opening import Together, check_redis
@@ -156,27 +156,26 @@ async def _open(
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
     health, metrics = Health(), Metrics()
-    launcher, connections = started.launcher, started.connections
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
     sharing, together = await _join(settings, home, db, health, stack)
     access = await Access.open(settings, home, db, sharing, stack)
     counts = await Counts.open(settings, db, access.keys, together.link, stack)
     machine = await Machine.open(settings, home, db, started.devices, stack)
-    if (kept := kept_by(launcher)) is not None:
+    if (kept := kept_by(started.launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
         stack.callback(kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, launcher, guard, counts, stack)
+    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
-    admission = counts.admission(settings, connections, dispatcher)
+    admission = counts.admission(settings, started.connections, dispatcher)
     pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
         settings,
@@ -218,7 +217,7 @@ async def _open(
         owner_of(sharing),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
-    _watch(metrics, scheduling, health, connections)
+    _watch(metrics, scheduling, health, started.connections)
     counts.watch(metrics, together.broadcast)
     cluster = started.cluster
     base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
@@ -318,7 +317,7 @@ def _services(
         batches=requested.batches,
         downloads=requested.downloads,
         revocation=work.revocation,
-        tickets=Tickets(),
+        tickets=tickets_of(base.sharing, base.db, base.home),
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,

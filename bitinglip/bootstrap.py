@@ -61,8 +61,7 @@ def _make_models(settings: Settings, store: ModelStore) -> None:
     # A model that the settings call fake needs no files: it only pretends.
     fakes = [name for name, own in settings.models.items() if own.engine == "fake"]
     make_fake_models(store, fakes)
-    upstreams = [name for name, own in settings.models.items() if own.engine == UPSTREAM]
+    upstreams = {
+        name: own.upstream.kind for name, own in settings.models.items() if own.engine == UPSTREAM
+    }
     make_upstream_models(store, upstreams)
-    for gone in store.list():
-        if gone.engine == UPSTREAM and gone.name not in upstreams:
-            store.remove(gone.name)

@@ -15,6 +15,8 @@ from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.shared.counts import SharedCounts
+from bitinglip.access.tickets import SIGNATURES as TICKETS
+from bitinglip.access.tickets import SharedTickets, Tickets
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
@@ -113,6 +115,11 @@ async def _open_audit(
 def owner_of(sharing: Sharing | None) -> str:
     """Return whose rows this server writes."""
     return ALONE if sharing is None else sharing.own
+
+
+def tickets_of(sharing: Sharing | None, db: Database, home: Home) -> Tickets:
+    """Return what makes tickets: for this server, or for all that share the database."""
+    return Tickets() if sharing is None else SharedTickets(db, home.secret(TICKETS))
 
 
 async def share(

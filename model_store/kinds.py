@@ -32,6 +32,8 @@ FAKE = "bitinglip-fake"  #: the model_type of a model that only pretends
 UPSTREAM = "bitinglip-upstream"  #: likewise, of one that other servers answer for
 #: engines of the models without weights, by their model_type
 WITHOUT_WEIGHTS = {FAKE: "fake", UPSTREAM: "upstream"}
+#: what models of other servers do, as the settings say: the kind here
+UPSTREAM_KINDS = {"text": "text", "vision": "text", "embedding": "embedding"}
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
 _MOST_BYTES_OF_LISTS = 200_000_000
@@ -76,7 +78,7 @@ def kind_of(folder: Path) -> str:
 
 def _kind_of_config(config: dict[str, Any]) -> str:
     if config.get("model_type") in WITHOUT_WEIGHTS:
-        return "text"
+        return UPSTREAM_KINDS[asked_of_upstream(config)]
     name = architecture_of(config)
     if name in _VOCODERS:
         return "vocoder"
@@ -89,6 +91,17 @@ def _kind_of_config(config: dict[str, Any]) -> str:
         f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech, "
         "transcription or reranking models of the transformers library, and diffusers pipelines)."
     )
+
+
+def asked_of_upstream(config: dict[str, Any]) -> str:
+    """Return what a model without weights does; text, where its config does not say.
+
+    Raises BadFiles for what no such model does.
+    """
+    asked = config.get("kind", "text")
+    if asked not in UPSTREAM_KINDS:
+        raise BadFiles("A model of other servers does one of: " + ", ".join(UPSTREAM_KINDS) + ".")
+    return str(asked)
 
 
 def architecture_of(config: dict[str, Any]) -> str | None:

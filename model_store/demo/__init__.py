@@ -1,12 +1,13 @@
 """Makes small models on the spot, so that a new server can be tried without any download."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from model_store.errors import BadFiles, NameTaken, UnknownModel
-from model_store.kinds import FAKE, UPSTREAM
+from model_store.kinds import FAKE, UPSTREAM, asked_of_upstream, read_json
 from model_store.manifest import FILES, Manifest
 from model_store.store import ModelStore
 
@@ -16,8 +17,8 @@ def _make_echo(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def _make_upstream(folder: Path) -> None:
-    config = {"model_type": UPSTREAM, "architectures": ["Upstream"]}
+def _make_upstream(kind: str, folder: Path) -> None:
+    config = {"model_type": UPSTREAM, "architectures": ["Upstream"], "kind": kind}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -70,11 +71,21 @@ def make_fake_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
     return [made for name in names if (made := _make(store, name, description, make))]
 
 
-def make_upstream_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
-    """Put models that other servers answer for into the store under these names."""
+def make_upstream_models(store: ModelStore, kinds: Mapping[str, str]) -> None:
+    """Have the store hold the models that other servers answer for, and no others of theirs.
+
+    ``kinds``: what each does, by its name. Raises StoreError.
+    """
+    for held in store.list():
+        if held.engine == "upstream" and _asked(store, held.name) != kinds.get(held.name):
+            store.remove(held.name)
     description = "Answered by another server; no files here."
-    making = (_make(store, name, description, _make_upstream, "upstream") for name in names)
-    return [made for made in making if made]
+    for name, kind in kinds.items():
+        _make(store, name, description, partial(_make_upstream, kind), "upstream")
+
+
+def _asked(store: ModelStore, name: str) -> str:
+    return asked_of_upstream(read_json(store.path(name) / "config.json"))
 
 
 def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:

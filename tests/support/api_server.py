@@ -134,13 +134,15 @@ def serve(
     machine: Devices | None = None,
     certificate: Certificate | None = None,
     agents: Agents | None = None,
+    real: bool = False,
     **values: Any,
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
     ``times`` are what its clients are given; ``machine`` has the devices in place of this one's.
-    ``certificate`` is for HTTPS; ``agents`` start real workers as on other machines. ``values`` are
-    settings; sections are merged with those that keep a test quiet.
+    ``certificate`` is for HTTPS; ``agents`` start real workers as on other machines; ``real``: the
+    settings say what does. ``values`` are settings; sections are merged with those that keep a
+    test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -162,7 +164,7 @@ def serve(
     app = build(
         settings,
         home,
-        launcher=workers if agents is None else None,
+        launcher=None if real or agents is not None else workers,
         agents=agents,
         on_open=on_open,
         connections=connections,

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import logging
 import socket
-import tempfile
 from pathlib import Path
 
 from workers.devices import Devices
@@ -19,6 +18,7 @@ from workers.engines.registry import ENGINES, engine_info
 from workers.folders import WorkFolders
 from workers.framing import BadFrame
 from workers.launcher import SpawnedWorker, SpawnLauncher
+from workers.nodes.folder import AgentFolder
 from workers.nodes.handshake import SECONDS, AgentIdentity, NotTrusted, prove_to_gateway
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost, decode, keep_alive
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 _MOST_CONNECTIONS = 512
 _MOST_UNPROVED = 16  #: connections that have not proved that they know the secret
 _LOOK_SECONDS = 1.0  #: between two looks at the devices
-_SWEEP = "bitinglip-agent-"
 
 
 class Agent:
@@ -54,9 +53,8 @@ class Agent:
         self.roots = config.models
         self._config = config
         self._secret = secret
-        Path(config.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix=_SWEEP, dir=config.folder)
-        root = Path(self._folder.name)
+        self._folder = AgentFolder(Path(config.folder))
+        root = self._folder.root
         self.inputs = root / "inputs"
         self.inputs.mkdir(mode=0o700)
         self._identity = AgentIdentity(root)
@@ -86,6 +84,11 @@ class Agent:
     def short_of_ram(self) -> bool:
         """Return True if the kernel has ended processes lately for want of RAM."""
         return self._oom_kills.have_risen()
+
+    def loaded(self) -> None:
+        """Take note that a model has loaded: the next spare may start."""
+        if self._spare is not None:
+            self._spare.warm()
 
     # ---- its life ------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class Agent:
             if self._spare is not None:
                 await self._spare.close()
             self._devices.close()
-            await asyncio.to_thread(self._folder.cleanup)
+            await asyncio.to_thread(self._folder.remove)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -209,8 +212,7 @@ class Agent:
             await HostedWorker(link, self, opened, serial, note).run()
         finally:
             self._pids.pop(serial, None)
-            if self._spare is not None:
-                self._spare.warm()
+            self.loaded()  # or it never will; there may be no spare
 
     # ---- the node ------------------------------------------------------------------------------
 

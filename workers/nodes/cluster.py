@@ -24,8 +24,9 @@ _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 class Agents(Protocol):
     """Starts an agent on each machine and says where they listen."""
 
-    async def find(self) -> Mapping[str, Address]:
-        """Return the agents that there are now, by the names of their nodes.
+    async def find(self) -> Mapping[str, Address | str]:
+        """Return the agents that there are now, by the names of their nodes, or why a node has
+        none.
 
         Raises AgentsLost while that cannot be known.
         """
@@ -89,13 +90,13 @@ class Cluster:
     # ---- its life ------------------------------------------------------------------------------
 
     async def open(self, wait_seconds: float) -> None:
-        """Begin to look for nodes; return once those that there are have told of their devices, or
-        after that time."""
+        """Begin to look for nodes; return once those that there are have told of their devices,
+        after that time, or when it is known that there can be none."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
-                while not self._is_there():
+                while not self._is_there() and self._trouble is None:
                     self._changed.clear()
                     await self._changed.wait()
         if self.trouble is not None:
@@ -172,15 +173,19 @@ class Cluster:
         if self._trouble != why:
             log.error("%s", why)
         self._trouble = why
+        self._on_change()
 
-    def _meet(self, agents: Mapping[str, Address]) -> None:
-        for told, address in agents.items():
-            name = _NAME.sub("-", told)
+    def _meet(self, agents: Mapping[str, Address | str]) -> None:
+        named = {_NAME.sub("-", told): found for told, found in agents.items()}
+        for name, found in named.items():
             if (node := self._nodes.get(name)) is None:
                 node = self._nodes[name] = Node(name, self._secret, self._on_change)
-            node.meet(address)
+            if isinstance(found, Address):
+                node.meet(found)
+            else:
+                node.lack(found)
         for name, node in list(self._nodes.items()):
-            gone = name not in {_NAME.sub("-", told) for told in agents}
+            gone = name not in named
             if gone and node.state != "well" and node.lost_for > _FORGET_SECONDS:
                 del self._nodes[name]
                 self._on_change()

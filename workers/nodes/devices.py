@@ -68,8 +68,9 @@ class ClusterDevices(Devices):
         for node, facts in self._well():
             if "card" in facts.problems:
                 found[id_on(node.name, "card")] = facts.problems["card"]
-        lost = {node.name: node.reason for node in self._nodes.nodes if node.reason}
-        found |= {name: reason for name, reason in lost.items() if reason}
+        for node in self._nodes.nodes:
+            if node.facts is None and node.reason is not None:  # it has no device that would tell
+                found[node.name] = node.reason
         return found | ({"card": self.missing} if self.missing else {})
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:

@@ -85,6 +85,11 @@ class Node:
         self.address = address
         self._running = asyncio.create_task(self._run())
 
+    def lack(self, why: str) -> None:
+        """Take note of why it has no agent that could be met; one that is connected stays so."""
+        if self.state != "well":
+            self.reason = f"The node has no agent: {why}."
+
     def look(self, interval: float, patience: float) -> None:
         """Count one interval of silence; more than ``patience`` seconds of it is its end.
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bitinglip import errors
+from bitinglip.scheduling.models.capacity import capacity
 from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.offload import image_load
@@ -22,7 +23,6 @@ from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
-from workers.devices.device import processor_of
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.quantization import FORMATS, card_lack, package_lack
 from workers.engines.registry import engine_info
@@ -124,31 +124,8 @@ class ResourceFacts:
         return self.use.other_bytes(device)
 
     def capacities(self) -> list[DeviceCapacity]:
-        return [
-            DeviceCapacity(
-                id=device.id,
-                kind=device.kind,
-                memory=device.memory_bytes,
-                physical=device.physical_bytes,
-                other_bytes=self.other_bytes(device.id),
-                headroom=self._headroom(device),
-                name=device.name,
-                reason=device.condition.reason,
-                doubtful=device.condition.state == "doubtful",
-                short_since=self.use.short_since(device.id),
-                exclusive=device.exclusive,
-                display=device.display,
-                shares=processor_of(device.id) if device.unified else None,
-                node=device.node,
-            )
-            for device in self.devices
-        ]
-
-    def _headroom(self, device: Device) -> int:
-        """Return the bytes of a device that stay free: more where a screen hangs on it."""
         own = self._settings.devices
-        screen = own.display_headroom_bytes if device.display else 0
-        return max(device.headroom(own.headroom_bytes), screen)
+        return [capacity(device, self.use, own) for device in self.devices]
 
     # ---- models --------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ _NOT_BY = {
     "fake": {"logprobs", "logit_bias"},
     "upstream": {
         *("logprobs", "typical_p", "continue_final_message", "add_generation_prompt"),
-        *("regex", "choice", "grammar"),
+        *("regex", "choice", "grammar", "prompt_name"),
     },
 }
 #: parameters that models of these families do not have, although others of their kind do

@@ -1,9 +1,11 @@
 """Models that other servers answer for, over real HTTP between real gateways."""
 
+import io
 import json
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.support.api_server import Served, serve
 from tests.support.sse import iter_events
@@ -98,8 +101,22 @@ def script() -> Iterator[type[Scripted]]:
         yield handler
 
 
+VECTORS = (
+    b'{"object": "list", "data": [{"index": 1, "embedding": [2, 0.25]},'
+    b' {"index": 0, "embedding": "AAAAPwAAgL8="}], "usage": {"prompt_tokens": 7}}'
+)
+
+
 @pytest.fixture(scope="module")
-def here(there: Served, script: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def vectors() -> Iterator[type[Scripted]]:
+    with scripted((200, VECTORS)) as handler:
+        yield handler
+
+
+@pytest.fixture(scope="module")
+def here(
+    there: Served, script: Any, vectors: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
     (root / "key").write_text(there.keys["admin"] + "\n")
     key = {"key_file": str(root / "key")}
@@ -108,6 +125,8 @@ def here(there: Served, script: Any, tmp_path_factory: pytest.TempPathFactory) -
         "second": {"upstream": {"url": [f"http://127.0.0.1:{free_port()}/v1", script.url], **key}},
         "scripted": {"upstream": {"url": script.url, **key}},
         "gone": {"upstream": f"http://127.0.0.1:{free_port()}/v1"},
+        "vectors": {"upstream": {"url": vectors.url, "kind": "embedding"}},
+        "seeing": {"upstream": {"url": script.url, "kind": "vision"}},
         "refused": {"upstream": {"url": f"{there.url}/v1", "model": "demo"}},
     }
     with serve(root, models=models) as served:
@@ -289,3 +308,48 @@ def test_upstream_s_parameters_are_those_it_takes(
     assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER", refused.text
     assert "temperature" in listed
     assert not field.keys() & listed.keys()
+
+
+def test_upstream_makes_vectors(client: httpx.Client, vectors: Any) -> None:
+    body = {"model": "vectors", "input": ["one", "two"], "dimensions": 2}
+    answer = client.post("/v1/embeddings", json=body).json()
+    assert [each["embedding"] for each in answer["data"]] == [[0.5, -1.0], [2.0, 0.25]]
+    assert answer["usage"]["prompt_tokens"] == 7
+    assert vectors.seen[-1]["path"] == "/v1/embeddings"
+    assert vectors.seen[-1]["body"]["input"] == ["one", "two"]
+    assert client.get("/api/v1/models/vectors").json()["type"] == "embedding"
+    refused = client.post("/v1/embeddings", json={**body, "prompt_name": "query"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_name")
+    assert client.post(CHAT, json=chat("vectors")).status_code == 400
+
+
+def test_upstream_that_breaks_off_making_vectors_ends_in_one_error(
+    client: httpx.Client, vectors: Any
+) -> None:
+    body = {"model": "vectors", "input": ["one", "two"]}
+    before, vectors.reply = vectors.reply, (200, b'{"data": []}')
+    try:
+        failed = client.post("/v1/embeddings", json=body)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (502, "worker_crashed")
+    finally:
+        vectors.reply = before
+    eventually(lambda: client.post("/v1/embeddings", json=body).status_code == 200)
+
+
+def picture_file() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_upstream_gets_the_pictures_of_a_message(client: httpx.Client, script: Any) -> None:
+    url = "data:image/png;base64," + b64encode(picture_file()).decode()
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    content = [{"type": "text", "text": "what is this"}, picture, {"type": "text", "text": "?"}]
+    asked = {"model": "seeing", "messages": [{"role": "user", "content": content}]}
+    answer = client.post(CHAT, json=asked).json()
+    assert answer["choices"][0]["message"]["content"] == "from there"
+    (message,) = script.seen[-1]["body"]["messages"]
+    assert message["content"] == content
+    refused = client.post(CHAT, json={**asked, "model": "scripted"})
+    assert refused.status_code == 400
