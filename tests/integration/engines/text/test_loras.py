@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,18 @@ class Family:
         return logs
 
 
-@pytest.fixture(scope="module", params=list(LORAS))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return made(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    def make(name: str) -> Family:
+        root = tmp_path_factory.mktemp(name)
+        return Family(make_tiny_model(name, root / "base"), root, LORAS[name])
+
+    return cache(make)
 
 
-def made(name: str, root: Path) -> Family:
-    return Family(make_tiny_model(name, root / "base"), root, LORAS[name])
+@pytest.fixture(params=list(LORAS))
+def family(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> Family:
+    return families(request.param)
 
 
 def open_engine(base: Path, *, most: int = 2, rank: int = 16, **spec: Any) -> TextEngine:
@@ -135,8 +141,8 @@ def test_loras_alone_and_in_one_batch_with_their_base_are_as_their_library_compu
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return made("llama", tmp_path_factory.mktemp("llama"))
+def llama(families: Callable[[str], Family]) -> Family:
+    return families("llama")
 
 
 @pytest.fixture(scope="module")
