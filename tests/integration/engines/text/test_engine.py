@@ -361,32 +361,6 @@ def test_nan_in_a_row_fails_it_alone(tmp_path: Path, overlap: Overlap) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("scope", [None, "a"])
-@pytest.mark.parametrize("overlap", ["off", "on"])
-def test_nan_of_a_prompt_that_never_reached_its_end_is_not_left_in_the_cache(
-    tmp_path: Path, overlap: Overlap, scope: str | None
-) -> None:
-    """Only a prompt's last piece tells that it is broken; it is cancelled before that."""
-    cache = 24 * 3 * 64 * 4 * BLOCK_SIZE
-    engine, _ = load(
-        make_poisoned_model(tmp_path),
-        kv_cache_bytes=cache,
-        step_tokens=8,
-        text=TextOptions(overlap=overlap),
-    )
-    alone = run(engine, job("good"))["good"].text
-    bad = TextJob(id="bad", prompt="Z" * 40, sampling=Sampling(max_tokens=1), prefix_scope=scope)
-    engine.submit(engine.prepare(bad))
-    for _ in range(3):
-        engine.step()
-    engine.cancel("bad")
-    assert [type(event) for event in run_to_end(engine)] == [Cancelled]
-    assert engine._runner.hold_numbers(range(1, engine._allocator.total + 1))
-    for number in range(6):
-        assert run(engine, job(str(number)))[str(number)].text == alone
-    engine.close()
-
-
 def test_error_of_the_device_ends_the_worker(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
