@@ -2,27 +2,16 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.support.engine_runs import finals, run_to_end, submit
-from tests.support.models.poisoned import make_poisoned_model
+from tests.support.engine_runs import finals, submit
 from tests.support.models.text import make_tiny_model
-from tests.support.text_harness import BLOCK_SIZE, job, load, run
+from tests.support.text_harness import job, load, run
 from workers.engines.text.engine import TextEngine
-from workers.protocol import (
-    Cancelled,
-    Event,
-    Overlap,
-    Sampling,
-    TextDelta,
-    TextDone,
-    TextJob,
-    TextOptions,
-)
+from workers.protocol import Cancelled, Event, TextDelta, TextDone, TextJob
 
 RUNS = 1000
 MOST_AT_ONCE = 24
@@ -79,29 +68,3 @@ def test_batched_answers_of_two_keys_hold_nothing_of_each_other(engine: TextEngi
             said[event.id] += event.text
     for name, text in said.items():  # also of those that were cancelled
         assert alone[sent[name]].startswith(text)
-
-
-@pytest.mark.parametrize("scope", [None, "a"])
-@pytest.mark.parametrize("overlap", ["off", "on"])
-def test_nan_of_a_prompt_that_never_reached_its_end_is_not_left_in_the_cache(
-    tmp_path: Path, overlap: Overlap, scope: str | None
-) -> None:
-    """Only a prompt's last piece tells that it is broken; it is cancelled before that."""
-    cache = 24 * 3 * 64 * 4 * BLOCK_SIZE
-    engine, _ = load(
-        make_poisoned_model(tmp_path),
-        kv_cache_bytes=cache,
-        step_tokens=8,
-        text=TextOptions(overlap=overlap),
-    )
-    alone = run(engine, job("good"))["good"].text
-    bad = TextJob(id="bad", prompt="Z" * 40, sampling=Sampling(max_tokens=1), prefix_scope=scope)
-    engine.submit(engine.prepare(bad))
-    for _ in range(3):
-        engine.step()
-    engine.cancel("bad")
-    assert [type(event) for event in run_to_end(engine)] == [Cancelled]
-    assert engine._runner.hold_numbers(range(1, engine._allocator.total + 1))
-    for number in range(6):
-        assert run(engine, job(str(number)))[str(number)].text == alone
-    engine.close()
