@@ -28,7 +28,7 @@ from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.scripts import Script
 
 _AT_ONCE = 256  #: calls of one write
-_MOST_WAITING = 20_000  #: more of them are refused: Redis is too slow then
+_MOST_WAITING = 4096  #: more are refused: Redis is too slow for them then
 #: what went wrong, in words without anything that a client or the operator has sent
 _REASONS: dict[type[BaseException], str] = {
     AuthenticationError: "it refuses the password",
