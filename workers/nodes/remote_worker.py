@@ -178,7 +178,7 @@ class RemoteWorker:
         finally:
             place.discard(self)
             if link is not None:
-                link.close()
+                link.abort()
 
     async def _take(self, link: Link, kind: Kind, payload: bytes) -> None:
         match kind:
