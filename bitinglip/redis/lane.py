@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+import hiredis
 import redis.exceptions
 from redis.asyncio import Connection
 from redis.exceptions import (
@@ -154,7 +155,7 @@ class Lane:
         if self._connection is None:
             self._connection = await self._connect()
         connection = self._connection
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
         answers = []
         for _ in commands:
             try:

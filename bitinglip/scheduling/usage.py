@@ -1,7 +1,7 @@
 """Tells what a job may use and what it has used, by its kind. Pure."""
 
 from bitinglip import errors
-from bitinglip.access.usage.amounts import NOTHING, Amounts, Units
+from bitinglip.access.usage.amounts import NOTHING, Amounts, Units, amounts
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
@@ -32,7 +32,7 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
         requests = gpu_us = 0
     made = event_log.job.traits.used(event_log.events, last)
     _, prompt, completion, pixels, audio_us, _ = made
-    return Amounts(requests, prompt, completion, pixels, audio_us, gpu_us)
+    return amounts((requests, prompt, completion, pixels, audio_us, gpu_us))
 
 
 def cancelled(event_log: EventLog) -> protocol.Cancelled:

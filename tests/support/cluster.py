@@ -89,14 +89,18 @@ def agents(root: Path, *names: str, **config: Any) -> Iterator[dict[str, AgentPr
 
 @contextlib.asynccontextmanager
 async def cluster_of(
-    root: Path, static: StaticAgents, secret: str = SECRET, heartbeat_timeout: float = 10.0
+    root: Path,
+    static: StaticAgents,
+    secret: str = SECRET,
+    heartbeat_timeout: float = 10.0,
+    wait_seconds: float = 20,
 ) -> AsyncIterator[Cluster]:
     """Connect to agents, and wait for their devices."""
     folders = WorkFolders(root / "work")
     uploads = root / "uploads"
     await asyncio.to_thread(uploads.mkdir, exist_ok=True)
     cluster = Cluster(static, secret, folders, uploads, heartbeat_timeout=heartbeat_timeout)
-    await cluster.open(20)
+    await cluster.open(wait_seconds)
     try:
         yield cluster
     finally:

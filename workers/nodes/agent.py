@@ -85,6 +85,11 @@ class Agent:
         """Return True if the kernel has ended processes lately for want of RAM."""
         return self._oom_kills.have_risen()
 
+    def loaded(self) -> None:
+        """Take note that a model has loaded: the next spare may start."""
+        if self._spare is not None:
+            self._spare.warm()
+
     # ---- its life ------------------------------------------------------------------------------
 
     def listen(self) -> socket.socket:
@@ -207,8 +212,7 @@ class Agent:
             await HostedWorker(link, self, opened, serial, note).run()
         finally:
             self._pids.pop(serial, None)
-            if self._spare is not None:
-                self._spare.warm()
+            self.loaded()  # or it never will; there may be no spare
 
     # ---- the node ------------------------------------------------------------------------------
 

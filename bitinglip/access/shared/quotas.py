@@ -8,6 +8,7 @@ the first request that draws on it tells it so.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,19 @@ class SharedQuotas:
         reservation = self._meter.reserve(key_id, model, lambda: CACHED.units, held=held)
         self._meter.settle(reservation, CACHED)
         return True
+
+    async def look(self, key_id: str) -> None:
+        """Have the meter and the rates know what all gateways count of a key, if Redis answers."""
+        plan, tokens = self._meter.plan(key_id), self._rates.asked(key_id, 1)
+        rates = [] if tokens is None else [tokens._replace(cost=0)]
+        if (not plan and not rates) or self._limits.link.away is not None:
+            return
+        quotas = self._drawn(plan, [0] * len(NAMES)) if plan else None
+        with suppress(RedisAway):
+            taken = await self.take(key_id, rates, quotas, reads=True)
+            self.refusal(key_id, quotas, taken)
+            if tokens is not None:
+                self._rates.mirror(tokens.cell, taken.states[0])
 
     def drop(self, key_id: str, held: Held) -> None:
         """Give back what was reserved for a request that has not begun."""

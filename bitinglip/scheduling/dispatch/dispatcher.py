@@ -71,11 +71,12 @@ class Dispatcher:
     async def reserve(self, job: Job) -> Held | None:
         """Reserve a job's part of quotas that gateways share, for ``open``; None where none are.
 
-        Raises QuotaExceeded, RateLimitExceeded (of tokens) or LimitsUnavailable.
+        Raises what ``open`` raises, and LimitsUnavailable.
         """
         if self.shared is None:
             return None
-        return await self.shared.reserve(job.key_id, partial(self._most_used, job))
+        self._check(job, host := self._manager.host(job.model))
+        return await self.shared.reserve(job.key_id, lambda: self._most_used(job, host))
 
     def open(self, job: Job, *, admitted: bool = False, held: Held | None = None) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.

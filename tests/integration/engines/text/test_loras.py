@@ -5,6 +5,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,36 @@ def test_lora_with_a_weight_that_is_no_number_is_refused(llama: Family, tmp_path
     save_file(tensors, broken / "adapter_model.safetensors")
     engine = open_engine(llama.base)
     assert "not finite" in refusal(engine, broken)
+    engine.close()
+
+
+def test_lora_whose_files_have_changed_is_refused(llama: Family) -> None:
+    engine = open_engine(llama.base)
+    one = asked("x", llama.loras[0])
+    assert one.lora is not None
+    found = (llama.loras[0] / "adapter_model.safetensors").stat()
+    for seconds, refused in ((0, False), (1, True)):
+        stamp = (found.st_size, found.st_mtime_ns + seconds)
+        lora = msgspec.structs.replace(one.lora, stamps={"adapter_model.safetensors": stamp})
+        changed = msgspec.structs.replace(one, lora=lora)
+        with pytest.raises(Refused, match="has changed") if refused else nullcontext():
+            engine.prepare(changed)
+    engine.close()
+
+
+def test_loras_that_wait_for_slots_are_read_once_and_few_at_a_time(
+    llama: Family, tmp_path: Path
+) -> None:
+    engine = open_engine(llama.base, most=1)
+    copies = [shutil.copytree(llama.loras[0], tmp_path / str(number)) for number in range(6)]
+    prepared = [engine.prepare(asked(f"{n}", each)) for n, each in enumerate(copies)]
+    assert [each.lora is None for each in prepared] == [False] * 4 + [True] * 2
+    again = engine.prepare(asked("again", copies[0]))
+    assert again.lora is prepared[0].lora
+    for each in prepared:
+        engine.submit(each)
+    texts = {end.choices[0].text for end in done(run_to_end(engine)).values()}
+    assert len(texts) == 1
     engine.close()
 
 
