@@ -99,7 +99,7 @@ PARTS = (
         "PostgreSQL's work for signs of life",
         *(1.0, 0.0, 0.0, 1.14e-3),
         whole=True,
-        unit="seconds of one core: 0.78 ms a sign of life and 0.35 ms a look, each second a gateway",
+        unit="seconds of a core: 0.78 ms a sign of life, 0.35 ms a look, each second a gateway",
         source="CPU time of PostgreSQL 15's processes under these statements",
     ),
 )
