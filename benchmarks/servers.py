@@ -64,7 +64,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._log.parent,  # away from a config.yaml in the caller's folder
-                env=_clean_environment(),
+                env=clean_environment(),
                 start_new_session=True,
             )
         try:
@@ -156,7 +156,7 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Return our environment without the settings of a BitingLip, and without network."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BITINGLIP_")}
     path = os.pathsep.join(filter(None, [str(HERE.parent), kept.get("PYTHONPATH")]))
@@ -202,7 +202,7 @@ def import_model(work: Path, model: Path, name: str) -> None:
         [*BITINGLIP, "models", "import", str(model), "--name", name, "--home", home],
         check=True,
         cwd=work,
-        env=_clean_environment(),
+        env=clean_environment(),
         stdout=subprocess.DEVNULL,
     )
 

@@ -10,11 +10,16 @@ once and divides all completion tokens (the server's own ``usage``) by the time 
 answer ended. The servers take turns within a round, the figures are medians over the rounds, and
 the ratio is against the better mode of ``transformers serve`` at that number of streams.
 
+On a busy machine tokens per second say little, the less the more threads wait for each other. With
+``--threads 1`` each server computes with one thread, and the second table counts: the CPU time that
+all of a server's processes take for a token, which other work changes little.
+
 ``transformers serve`` needs fastapi, uvicorn and openai: they come with ``pip install -e .[dev]``.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -42,6 +47,7 @@ class Contestant:
     model: str
     more: dict[str, Any]
     reports: dict[int, list[Report]] = field(default_factory=dict)
+    cpu: dict[int, list[float]] = field(default_factory=dict)  #: seconds of a token
 
     def speed(self, streams: int) -> float:
         return statistics.median(report.tokens_per_s for report in self.reports[streams])
@@ -49,9 +55,17 @@ class Contestant:
     def round(self, streams: int, tokens: int, prompts: list[str]) -> None:
         bodies = [chat_body(self.model, each, tokens, stream=True, **self.more) for each in prompts]
         target = make_target(self.server.url + CHAT, bodies, self.server.key)
+        before = sum(self.server.cpu_seconds())
         report = run(closed_loop(target, concurrency=streams, requests=streams))
+        seconds = sum(self.server.cpu_seconds()) - before
         _check(self.server.name, report, streams * tokens)
         self.reports.setdefault(streams, []).append(report)
+        self.cpu.setdefault(streams, []).append(seconds / (streams * tokens))
+
+    def forget(self) -> None:
+        """Forget what was measured so far."""
+        self.reports.clear()
+        self.cpu.clear()
 
 
 def _check(name: str, report: Report, tokens: int) -> None:
@@ -82,7 +96,7 @@ def measure(contestants: list[Contestant], asked: argparse.Namespace) -> None:
     for contestant in contestants:  # loads the model, fills caches
         for streams in (1, max(asked.streams)):
             contestant.round(streams, 8, _prompts(streams, 8, "warm"))
-        contestant.reports.clear()
+        contestant.forget()
         contestant.server.settle()
     for number in range(asked.rounds):
         for streams in asked.streams:
@@ -114,6 +128,9 @@ def result(contestants: list[Contestant], streams: list[int]) -> dict[str, Any]:
         row["ttft_ms"] = {each.server.name: _first_token(each, number) for each in contestants}
         best = max((v for name, v in speeds.items() if name != OURS), default=0.0)
         row["ratio"] = speeds[OURS] / best if best and OURS in speeds else None
+        row["cpu_ms"] = {
+            each.server.name: 1000 * statistics.median(each.cpu[number]) for each in contestants
+        }
         rows.append(row)
     return {"rows": rows, "idle_cpu": {e.server.name: _idle_share(e.server) for e in contestants}}
 
@@ -132,6 +149,17 @@ def table(found: dict[str, Any]) -> str:
         cells = [f"{row['tokens_per_s'][n]:.1f} ({row['ttft_ms'][n]:.0f} ms)" for n in names]
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
         lines.append(f"| {row['streams']} | " + " | ".join(cells) + f" | {ratio} |")
+    lines += [
+        "",
+        "| streams | " + " | ".join(f"{n}, CPU ms of a token" for n in names) + " | ratio |",
+    ]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for row in found["rows"]:
+        times = row["cpu_ms"]
+        others = [time for name, time in times.items() if name != OURS]
+        ratio = f"{min(others) / times[OURS]:.2f}" if others and OURS in times else "-"
+        cells = [f"{times[name]:.1f}" for name in names]
+        lines.append(f"| {row['streams']} | " + " | ".join(cells) + f" | {ratio} |")
     idle = ", ".join(f"{name} {share:.2f}" for name, share in found["idle_cpu"].items())
     return "\n".join([*lines, "", f"CPU of an idle server (cores): {idle}"])
 
@@ -146,12 +174,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--modes", nargs="+", choices=["plain", "cb", OURS], default=["plain", "cb", OURS]
     )
+    parser.add_argument("--threads", type=int, help="of each server's computation")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
 def main() -> int:
     asked, load = _arguments(), load_average()
+    if asked.threads:  # the servers inherit it
+        os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-text-")))
         cache = asked.work.absolute() if asked.work else scratch

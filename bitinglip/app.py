@@ -12,14 +12,13 @@ from bitinglip import __version__, api
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.tickets import Tickets
-from bitinglip.access.usage.meter import Meter
 from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.background import Background
 from bitinglip.batches.batches import Batches
 from bitinglip.batches.requests import Requests
 from bitinglip.bootstrap import Opened, bootstrap
+from bitinglip.cluster import check_cluster, open_cluster, uses_ray
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.downloads.downloads import Downloads
@@ -39,6 +38,7 @@ from bitinglip.parts import (
     flush_at_end,
     owner_of,
     share,
+    tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.redis.opening import Together, check_redis
@@ -62,8 +62,10 @@ from bitinglip.tracing.opening import check_tracing, open_tracer
 from workers.devices import Devices
 from workers.devices.probe import probe_cards
 from workers.launcher import Launcher, kept_by
+from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
+    from bitinglip.results.cache.together import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
 
 
@@ -78,15 +80,18 @@ def build(
     devices: Devices | None = None,
     certificate: Certificate | None = None,
     hub_token: str | None = None,
+    agents: Agents | None = None,
 ) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
-    ``hub_token`` is what the environment held for the hub.
+    ``hub_token`` is what the environment held for the hub. ``agents`` start workers on other
+    machines in place of Ray's.
     """
     check_tracing(settings)
+    check_cluster(settings)
     check_redis(settings.redis)
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -96,7 +101,11 @@ def build(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             own: Launcher | None = launcher
-            if own is None:
+            cluster: Cluster | None = None
+            if own is None and uses_ray(settings):
+                own = cluster = await open_cluster(settings, home, agents)
+                stack.push_async_callback(cluster.close)
+            elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
             if any(own_model.upstream.url for own_model in settings.models.values()):
                 from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
@@ -105,7 +114,8 @@ def build(
                 stack.push_async_callback(with_upstreams.close)
                 own = with_upstreams
             hub = HubAccess(settings, home.models, hub_token)
-            services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
+            started = _Started(own, cluster, books, cluster.devices if cluster else devices)
+            services, admin_key = await _open(settings, home, started, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -128,12 +138,19 @@ def build(
     return app
 
 
+class _Started(NamedTuple):
+    """Holds what the other parts stand on."""
+
+    launcher: Launcher
+    cluster: Cluster | None  #: if workers run on other machines
+    connections: Connections
+    devices: Devices | None  #: None: the machine's
+
+
 async def _open(
     settings: Settings,
     home: Home,
-    launcher: Launcher,
-    connections: Connections,
-    devices: Devices | None,
+    started: _Started,
     hub: HubAccess,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
@@ -141,27 +158,24 @@ async def _open(
     health, metrics = Health(), Metrics()
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
-    sharing = await share(settings, home, db, health, stack)
-    together = await Together.open(settings.redis, health, stack)
-    if sharing is not None:
-        sharing.connect(together.broadcast)
+    sharing, together = await _join(settings, home, db, health, stack)
     access = await Access.open(settings, home, db, sharing, stack)
-    counts = await Counts.open(settings, db, access.keys, stack)
-    machine = await Machine.open(settings, home, db, devices, stack)
-    if (kept := kept_by(launcher)) is not None:
+    counts = await Counts.open(settings, db, access.keys, together.link, stack)
+    machine = await Machine.open(settings, home, db, started.devices, stack)
+    if (kept := kept_by(started.launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
         stack.callback(kept.close)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, launcher, guard, counts.meter, stack)
+    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
     if tracer is not None:
         scheduling.dispatcher.on_traced = tracer.job_ended
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
-    admission = counts.admission(settings, connections, dispatcher)
+    admission = counts.admission(settings, started.connections, dispatcher)
     pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
         settings,
@@ -188,6 +202,7 @@ async def _open(
         storage.uploads,
         work.revocation,
         cache_metrics,
+        together=_answers(settings, home, together, guard),
     )
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
@@ -202,11 +217,41 @@ async def _open(
         owner_of(sharing),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
-    _watch(metrics, scheduling, health, connections)
-    base = _Base(settings, home, db, health, metrics, tracer, sharing, together)
+    _watch(metrics, scheduling, health, started.connections)
+    counts.watch(metrics, together.broadcast)
+    cluster = started.cluster
+    base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
+
+
+def _answers(
+    settings: Settings, home: Home, together: Together, guard: Guard
+) -> "AnswersInRedis | None":
+    """Return where answers are kept for all gateways, if the settings ask for it."""
+    if together.link is None or not (settings.redis.cache and settings.cache.responses):
+        return None
+    from bitinglip.results.cache.together import CACHING, AnswersInRedis  # redis: rarely needed
+
+    return AnswersInRedis(
+        together.link,
+        home.secret(CACHING),
+        ttl=settings.cache.ttl,
+        most=settings.cache.max_bytes,
+        words=guard.words_digest,
+    )
+
+
+async def _join(
+    settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
+) -> tuple[Sharing | None, Together]:
+    """Take this server's place among those that share its database, and what they share beside."""
+    sharing = await share(settings, home, db, health, stack)
+    together = await Together.open(settings.redis, health, stack)
+    if sharing is not None:
+        sharing.connect(together.broadcast)
+    return sharing, together
 
 
 def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
@@ -224,6 +269,7 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
+    cluster: Cluster | None
     sharing: Sharing | None
     together: Together
 
@@ -251,6 +297,9 @@ def _services(
 ) -> Services:
     """Give the parts their names for the handlers."""
     manager, delivery = scheduling.manager, scheduling.dispatcher.delivery
+    cluster = base.cluster
+    # A suspension is noticed of this machine only: on others, their cards are not in question.
+    probe, kind = (cluster.probe, "") if cluster else (probe_cards, "cuda")
     return Services(
         settings=base.settings,
         home=base.home,
@@ -268,13 +317,14 @@ def _services(
         batches=requested.batches,
         downloads=requested.downloads,
         revocation=work.revocation,
-        tickets=Tickets(),
+        tickets=tickets_of(base.sharing, base.db, base.home),
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
         pictures=requested.pictures,
-        resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe_cards),
-        recheck=Recheck(manager, probe_cards),
+        resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe, kind=kind),
+        recheck=Recheck(manager, probe),
+        cluster=cluster,
         health=base.health,
         tracer=base.tracer,
         sharing=base.sharing,
@@ -284,7 +334,8 @@ def _services(
         meter=counts.meter,
         token_rates=counts.token_rates,
         usage=counts.usage,
-        logins=FailedLogins(base.settings.limits.failed_logins_per_minute),
+        logins=FailedLogins(base.settings.limits.failed_logins_per_minute, counts.shared_counts),
+        shared_counts=counts.shared_counts,
         cache=requested.cache,
         guard=requested.guard,
         refusals=LimitRefusals(base.metrics.registry),
@@ -297,7 +348,7 @@ def _schedule(
     metrics: Metrics,
     launcher: Launcher,
     guard: Guard,
-    meter: Meter,
+    counts: Counts,
     stack: AsyncExitStack,
 ) -> Scheduling:
     """Build the scheduling; once its workers have stopped, what they were doing is settled."""
@@ -309,9 +360,11 @@ def _schedule(
         metrics,
         launcher,
         guard=guard,
-        meter=meter,
+        meter=counts.meter,
         page_cache=machine.page_cache,
     )
+    if counts.shared_counts is not None:
+        scheduling.dispatcher.shared = counts.shared_counts.quotas
     stack.callback(scheduling.dispatcher.close)
     stack.push_async_callback(scheduling.operations.close)
     return scheduling

@@ -47,15 +47,21 @@ def _warn_of_unreadable(models: Path) -> None:
 
 
 def _make_models(settings: Settings, store: ModelStore) -> None:
-    from model_store.demo import make_demo_models, make_fake_models, make_upstream_models
+    from model_store.demo import (
+        make_demo_models,
+        make_fake_models,
+        make_upstream_models,
+        refresh_demo_models,
+    )
 
+    if settings.demo != "never":
+        refresh_demo_models(store)
     if settings.demo == "always" or (settings.demo == "auto" and not store.names()):
         make_demo_models(store)
     # A model that the settings call fake needs no files: it only pretends.
     fakes = [name for name, own in settings.models.items() if own.engine == "fake"]
     make_fake_models(store, fakes)
-    upstreams = [name for name, own in settings.models.items() if own.engine == UPSTREAM]
+    upstreams = {
+        name: own.upstream.kind for name, own in settings.models.items() if own.engine == UPSTREAM
+    }
     make_upstream_models(store, upstreams)
-    for gone in store.list():
-        if gone.engine == UPSTREAM and gone.name not in upstreams:
-            store.remove(gone.name)

@@ -245,6 +245,10 @@ class DatabaseUnavailable(Unavailable):
     retry_after = 5.0
 
 
+class LimitsUnavailable(Unavailable):
+    """The limits of API keys cannot be checked now; try again."""
+
+
 class GuardFailed(Unavailable):
     """The text cannot be checked for personal data now, and does not pass unchecked."""
 
@@ -311,6 +315,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     ModelDoesNotFit: Answer(503, "MODEL_DOES_NOT_FIT", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
     GuardFailed: Answer(503, "OVERLOADED", "service_unavailable"),
+    LimitsUnavailable: Answer(503, "OVERLOADED", "service_unavailable"),
     DatabaseUnavailable: Answer(503, "OVERLOADED", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),

@@ -29,8 +29,15 @@ def find_devices(settings: DeviceSettings) -> Devices:
     return devices
 
 
-def open_page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
-    """Make what keeps models' files in RAM, within the settings' budget."""
+def open_page_cache(
+    settings: DeviceSettings, devices: Devices, models: Path, *, elsewhere: bool = False
+) -> PageCache:
+    """Make what keeps models' files in RAM, within the settings' budget.
+
+    ``elsewhere``: models are loaded by other machines, to which this one's RAM is of no use.
+    """
+    if elsewhere:
+        return PageCache(0, reads_first=False)
     cache_bytes = settings.page_cache_bytes
     if cache_bytes is None and any(device.unified for device in devices.list()):
         cache_bytes = 0  # files in RAM would take a card's memory

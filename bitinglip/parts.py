@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -14,6 +14,9 @@ from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.shared.counts import SharedCounts
+from bitinglip.access.tickets import SIGNATURES as TICKETS
+from bitinglip.access.tickets import SharedTickets, Tickets
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
@@ -23,6 +26,7 @@ from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE
+from bitinglip.cluster import uses_ray
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
@@ -32,6 +36,7 @@ from bitinglip.gateways.sharing import Sharing
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
 from bitinglip.machine import find_devices, open_page_cache
+from bitinglip.redis.broadcast import Broadcast
 from bitinglip.results.files import UNCLAIMED_SECONDS, Files
 from bitinglip.results.uploads import LOST_SECONDS, Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -45,12 +50,17 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
+from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.redis_gauges import watch_redis
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from bitinglip.wire.responses.output import ended
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
+
+if TYPE_CHECKING:
+    from bitinglip.redis.link import RedisLink
 
 log = structlog.get_logger(__name__)
 
@@ -107,6 +117,11 @@ def owner_of(sharing: Sharing | None) -> str:
     return ALONE if sharing is None else sharing.own
 
 
+def tickets_of(sharing: Sharing | None, db: Database, home: Home) -> Tickets:
+    """Return what makes tickets: for this server, or for all that share the database."""
+    return Tickets() if sharing is None else SharedTickets(db, home.secret(TICKETS))
+
+
 async def share(
     settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
 ) -> Sharing | None:
@@ -132,10 +147,16 @@ class Counts(NamedTuple):
     meter: Meter
     usage: UsageRows
     write_behind: WriteBehind
+    shared_counts: SharedCounts | None  #: with other gateways
 
     @classmethod
     async def open(
-        cls, settings: Settings, db: Database, keys: KeyRing, stack: AsyncExitStack
+        cls,
+        settings: Settings,
+        db: Database,
+        keys: KeyRing,
+        link: "RedisLink | None",
+        stack: AsyncExitStack,
     ) -> "Counts":
         """Take over what the last run wrote. Raises DatabaseError."""
         cells = MemoryStore()
@@ -148,7 +169,11 @@ class Counts(NamedTuple):
         await usage.load()
         write_behind = WriteBehind(db, checkpoint, usage)
         stack.push_async_callback(flush_at_end, write_behind.flush)
-        return cls(cells, rates, meter, usage, write_behind)
+        if link is None:
+            return cls(cells, rates, meter, usage, write_behind, None)
+        shared_counts = SharedCounts.over(link, meter, rates, usage, write_behind)
+        stack.push_async_callback(shared_counts.quotas.settled)
+        return cls(cells, rates, meter, usage, write_behind, shared_counts)
 
     def admission(
         self, settings: Settings, connections: Connections, dispatcher: Dispatcher
@@ -160,7 +185,13 @@ class Counts(NamedTuple):
             share=dispatcher.share,
             store=self.cells,
             meter=self.meter,
+            shared=self.shared_counts,
         )
+
+    def watch(self, metrics: Metrics, broadcast: Broadcast) -> None:
+        """Let the metrics show what gateways share, if they share anything."""
+        if self.shared_counts is not None:
+            watch_redis(metrics.registry, partial(self.shared_counts.reading, broadcast))
 
 
 class Machine(NamedTuple):
@@ -186,14 +217,18 @@ class Machine(NamedTuple):
             confine=settings.workers.confine,
             partials_kept=settings.store.partials_kept,
         )
-        await asyncio.to_thread(store.listing.keep_in_memory)
+        await asyncio.to_thread(store.listing.keep_in_memory, store.lent.follow)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:
             devices = await asyncio.to_thread(find_devices, settings.devices)
         stack.callback(devices.close)
         page_cache = await asyncio.to_thread(
-            open_page_cache, settings.devices, devices, home.models
+            open_page_cache,
+            settings.devices,
+            devices,
+            home.models,
+            elsewhere=uses_ray(settings),
         )
         stack.callback(page_cache.close)
         return cls(store, footprints, devices, page_cache)

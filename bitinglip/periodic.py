@@ -6,6 +6,7 @@ from functools import partial
 from bitinglip import tls
 from bitinglip.access.key_age import CHECK_SECONDS as KEY_AGE_SECONDS
 from bitinglip.access.key_age import KeyAge, Rotation
+from bitinglip.access.shared.quotas import RAISE_SECONDS
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.api.services import Services
@@ -32,6 +33,7 @@ from workers.kept_memory import RELIEVE_SECONDS, KeptMemory
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _AUDIT_SECONDS = 1.0  #: between two writes of audit entries that no request waits for
+_USES_SECONDS = 60.0  #: between two writes of which LoRAs were used
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 _STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
@@ -58,6 +60,7 @@ def start_periodic(
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
     every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
+    every(_USES_SECONDS, operations.record_uses, "uses of LoRAs", check="model_manager")
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     _start_keys(background, services)
@@ -131,6 +134,11 @@ def _start_keys(background: Background, services: Services) -> None:
         age = KeyAge(services.settings.security.key_rotation)
         rotation = Rotation(services.keys, age, services.home)
         every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
+    if (shared_counts := services.shared_counts) is not None:
+        renew, seconds = shared_counts.limits.renew, shared_counts.renew_seconds
+        every(seconds, renew, "places of this gateway", check="redis")
+        compare = shared_counts.quotas.raise_charged
+        every(RAISE_SECONDS, compare, "quotas of all gateways", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
 
 

@@ -40,6 +40,10 @@ _LOOPBACK_IS_LOCAL = (
     "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
     "proxy on this machine, set server.trust_loopback to false"
 )
+_LIMITS_APART = (
+    "gateways.shared without redis.url: each server applies limits and quotas by itself, so a key "
+    "may use them once on each"
+)
 _WENT_DOWN = (
     "the machine went down while the server ran: if that was under load and it was not switched "
     "off, look at its power supply and its cooling"
@@ -211,6 +215,8 @@ class _Runner(HttpServer):
         services.health.on_change = self._tell_manager
         if self._settings.server.trust_loopback:
             log.info(_LOOPBACK_IS_LOCAL)
+        if self._settings.gateways.shared and self._settings.redis.url is None:
+            log.warning(_LIMITS_APART)
         # What is here now stays; looking at it again and again costs a fifth of each request.
         gc.collect()
         gc.freeze()
@@ -224,7 +230,10 @@ class _Runner(HttpServer):
         )
         if not self.should_exit:
             columns = standard_streams.columns()
-            text = start_text(self._url, *told, self._home.root, key, columns=columns)
+            shown = self._settings.dashboard.enabled
+            text = start_text(
+                self._url, *told, self._home.root, key, dashboard=shown, columns=columns
+            )
             standard_streams.say(text)
         self._manager.ready(self._status())
 

@@ -22,13 +22,18 @@ def start_text(
     models: Mapping[str, Sequence[str]],
     home: Path,
     key: str | None = None,
+    *,
+    dashboard: bool = True,
     columns: int | None = None,
 ) -> str:
     """Return the lines of a start. ``problems`` are those of the check ``devices``, ``models`` the
     capabilities of each; ``home`` is named in commands unless it is the usual one; ``key`` says
     where the admin key is, if it is new. ``columns``: of the terminal; None if lines may be long.
     Commands, which are copied, are never broken."""
-    lines = [f"BitingLip answers on {url}", f"  docs    {url}/docs"]
+    lines = [f"BitingLip answers on {url}"]
+    if dashboard:
+        lines.append("  open    that address in a browser for the dashboard")
+    lines.append(f"  docs    {url}/docs")
     if key:
         lines.append(f"  key     {key}")
     told = [_device(device) for device in devices]

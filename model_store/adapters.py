@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from model_store.errors import BadFiles, BaseOfAdapters
-from model_store.manifest import ADAPTER, HUB, Manifest
+from model_store.manifest import ADAPTER, HUB, VISION, Manifest
 
 _COMPONENT = "lora"  #: among those of a pipeline
+_UNKNOWN = "an older version has looked at its files; `models verify` looks again"
+_OF_PAIRS = 3  #: the version of the facts that tells of an adapter's pairs
 
 
 def with_bases(manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
@@ -96,7 +98,17 @@ def weights_file(adapter: Manifest) -> str:
     return next(each.path for each in adapter.files if each.path.endswith(".safetensors"))
 
 
+def why_merged(own: Manifest, base: Manifest) -> str | None:
+    """Say why an adapter can only be merged into a copy of its base; None if it need not be."""
+    if own.engine != "text":
+        return None
+    if own.facts < _OF_PAIRS:
+        return _UNKNOWN
+    return "its base reads pictures" if VISION in base.capabilities else own.merged
+
+
 def _join(own: Manifest, base: Manifest) -> Manifest:
+    merged = why_merged(own, base)
     components = base.components
     if components:
         components = {**components, _COMPONENT: own.weight_bytes}
@@ -116,4 +128,6 @@ def _join(own: Manifest, base: Manifest) -> Manifest:
         parameters=base.parameters + own.parameters,
         weight_bytes=base.weight_bytes + own.weight_bytes,
         components=components,
+        lora_rank=0 if merged else own.lora_rank,
+        merged=merged,
     )

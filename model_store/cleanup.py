@@ -141,6 +141,7 @@ def _models(
     found = {each.name: dict(_files(store.folder(each.name) / FILES)) for each in manifests}
     names = Counter(inode for files in found.values() for inode in files)
     names.update(inode for inode, _ in _files(store.blobs.folder))
+    names.update(inode for inode, _ in _files(store.lent.folder))
     taken = {
         inode: stat.st_size
         for files in found.values()

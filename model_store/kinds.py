@@ -13,6 +13,7 @@ from typing import Any
 
 from model_store.errors import BadFiles
 
+SENTENCE_FILE = "config_sentence_transformers.json"  #: of sentence-transformers
 _TABLE = "architectures.json"
 _TABLES = {
     "text": ["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"],
@@ -32,6 +33,13 @@ FAKE = "bitinglip-fake"  #: the model_type of a model that only pretends
 UPSTREAM = "bitinglip-upstream"  #: likewise, of one that other servers answer for
 #: engines of the models without weights, by their model_type
 WITHOUT_WEIGHTS = {FAKE: "fake", UPSTREAM: "upstream"}
+#: what models of other servers do, as the settings say: the kind here
+UPSTREAM_KINDS = {
+    "text": "text",
+    "vision": "text",
+    "embedding": "embedding",
+    "transcription": "transcription",
+}
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
 _MOST_BYTES_OF_LISTS = 200_000_000
@@ -76,7 +84,7 @@ def kind_of(folder: Path) -> str:
 
 def _kind_of_config(config: dict[str, Any]) -> str:
     if config.get("model_type") in WITHOUT_WEIGHTS:
-        return "text"
+        return UPSTREAM_KINDS[asked_of_upstream(config)]
     name = architecture_of(config)
     if name in _VOCODERS:
         return "vocoder"
@@ -89,6 +97,17 @@ def _kind_of_config(config: dict[str, Any]) -> str:
         f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech, "
         "transcription or reranking models of the transformers library, and diffusers pipelines)."
     )
+
+
+def asked_of_upstream(config: dict[str, Any]) -> str:
+    """Return what a model without weights does; text, where its config does not say.
+
+    Raises BadFiles for what no such model does.
+    """
+    asked = config.get("kind", "text")
+    if asked not in UPSTREAM_KINDS:
+        raise BadFiles("A model of other servers does one of: " + ", ".join(UPSTREAM_KINDS) + ".")
+    return str(asked)
 
 
 def architecture_of(config: dict[str, Any]) -> str | None:
@@ -104,7 +123,7 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
     sentence-transformers says it in its own file; a classifier without its files is one if it has
     one label, and refused if it has more.
     """
-    own = folder / "config_sentence_transformers.json"
+    own = folder / SENTENCE_FILE
     if (folder / "modules.json").exists() or own.exists():
         return own.exists() and read_json(own).get("model_type") == "CrossEncoder"
     labels = config.get("id2label")

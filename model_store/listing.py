@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Listing:
         self._in_memory = False
         self._looks = count()
         self._last_look = -1  #: whose findings are held
+        self._follow: Callable[[Mapping[str, Manifest]], None] = lambda _: None
         self._folder: tuple[int, int] | None = None  #: the device and inode that they are of
 
     def all(self) -> dict[str, Manifest]:
@@ -43,12 +44,16 @@ class Listing:
             found = self._seen[1].get(name)
         return found
 
-    def keep_in_memory(self) -> None:
+    def keep_in_memory(
+        self, follow: Callable[[Mapping[str, Manifest]], None] = lambda _: None
+    ) -> None:
         """Answer from memory from now on: no disk on the way of a request.
 
         What other processes change is seen at the next ``look``, which must be called from
-        time to time.
+        time to time. ``follow`` is told the models that will be listed, before they are.
         """
+        self._follow = follow
+        self._seen = (None, {})
         self.look()
         self._in_memory = True
 
@@ -77,6 +82,7 @@ class Listing:
             raise OSError(errno.ENODEV, "another, empty folder is in its place")
         if number > self._last_look:  # another thread may have looked later, and be done already
             self._last_look, self._folder = number, folder
+            self._follow(manifests)
             # One assignment: another thread finds the stamp and what belongs to it.
             self._seen = (stamp if settled else None, manifests)
 

@@ -24,7 +24,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 #: Raised when a new version tells more of a model's files, or other things.
-FACTS = 2
+FACTS = 3
 HUB = "hub:"  #: begins the source of a model that was pulled; then comes the repository
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 VISION = "vision"  #: what a text model is capable of that reads pictures in messages
@@ -46,6 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int = 0
     vocab_size: int | None = None
     longest_token: int | None = None  #: text: characters
+    longest_prompt: int = 0  #: embedding: bytes of the longest text that goes before an input
     has_chat_template: bool = False
     #: text: settings of a request that a chat template names; None: it was not looked at
     template_switches: tuple[str, ...] | None = None
@@ -70,6 +71,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     linear_rows: int = 0
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
     base: str | None = None  #: adapters: the model that they were made for, as their files name it
+    lora_rank: int = 0  #: adapters: the largest of a pair's; 0 if they can only be merged
+    merged: str | None = None  #: adapters: why they can only be merged into a copy of their base
     facts: int = 0  #: the version of what is told of the files; see FACTS
     adapter_of: str | None = None  #: adapters, in memory only: the name that their base has here
 

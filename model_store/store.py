@@ -30,6 +30,7 @@ from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, Unknow
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import based, inspect
+from model_store.lending import LentAdapters
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
@@ -69,6 +70,7 @@ class ModelStore:
         recover(self.root, self.root / PARTIAL)
         self.listing = Listing(self.root)
         self.blobs = Blobs(self.root, self._holders)
+        self.lent = LentAdapters(self.root)
 
     # ---- what is there -------------------------------------------------------------------------
 

@@ -6,16 +6,20 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.support import httpx_defaults, services
-from tests.support.redis import RedisServer, running_redis
-from tests.support.redis import program as redis_program
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from tests.support.databases import Databases
+    from tests.support.postgres import PostgresServer
+    from tests.support.redis import RedisServer
 
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
@@ -31,23 +35,31 @@ httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
 
 
+_DATABASE, _DATABASES = "--database", ("sqlite", "postgresql", "pgbouncer")
 _DAY_SECONDS = 86_400
 _LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let long files begin first: one that began last would be waited for.
 
     The collector need not look again and again through the libraries that are imported by now.
     """
     gc.freeze()
     gc.enable()
+    if config.getoption(_DATABASE) != "sqlite":
+        about_files = [each for each in items if each.get_closest_marker("sqlite") is not None]
+        config.hook.pytest_deselected(items=about_files)
+        items[:] = [each for each in items if each not in about_files]
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "skip tests of PostgreSQL and Redis where these are not installed, instead of failing"
     parser.addoption(services.OPTION, action="store_true", help=text)
+    kinds = "the database under tests that name none: sqlite, or postgresql, directly or through "
+    kinds += "pgbouncer; those marked sqlite are about its file, and are left out then"
+    parser.addoption(_DATABASE, choices=_DATABASES, default="sqlite", help=kinds)
 
 
 def pytest_configure() -> None:
@@ -62,12 +74,51 @@ def pytest_configure() -> None:
     structlog.configure(processors=[*others, plain])
 
 
+@pytest.fixture(scope="session")
+def over(request: pytest.FixtureRequest) -> "Iterator[Databases | None]":
+    """What makes databases of PostgreSQL, where the command line asks for it."""
+    kind = request.config.getoption(_DATABASE)
+    if kind == "sqlite":
+        yield None
+        return
+    from tests.support.databases import opened
+
+    with opened(request.getfixturevalue("postgres"), kind, request.config) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _database(over: "Databases | None", request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files of SQLite are what they are, but by the command line."""
+    if over is None:
+        yield
+        return
+    from tests.support.databases import redirect
+
+    redirect(over, request.getfixturevalue("monkeypatch"))
+    yield
+    over.forget()
+
+
 @pytest.fixture(scope="module")
-def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+def redis(request: pytest.FixtureRequest) -> "Iterator[RedisServer]":
     """A Redis server for the tests of a module."""
-    if (found := redis_program()) is None:
+    from tests.support.redis import program, running_redis
+
+    if (found := program()) is None:
         services.missing(request.config, "Redis", "redis-server")
     with running_redis(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> "Iterator[PostgresServer]":
+    """A PostgreSQL server; ``make`` gives each test a database of its own."""
+    from tests.support.postgres import programs, running_postgres
+
+    if (bin := programs()) is None:
+        services.missing(request.config, "PostgreSQL", "postgresql")
+    with running_postgres(bin) as server:
         yield server
 
 

@@ -3,12 +3,19 @@
 import signal
 
 from workers.faults import RAM, Fault
+from workers.launcher import told_end
 from workers.oom_kills import OomKills
 from workers.worker import Worker
 
 
 def note_end(worker: Worker, code: int | None, oom_kills: OomKills) -> None:
     """Note why a worker has ended that was not told to, from its exit code if nothing else says."""
+    told = told_end(worker.handle)
+    if told is not None:  # its node's kernel counts, not this one's
+        if worker.cause is None:
+            worker.fault, worker.cause = told.fault or worker.fault, told.cause
+        worker.cause = worker.cause or describe_exit(code)
+        return
     if worker.cause is None and code == -signal.SIGKILL and oom_kills.have_risen():
         worker.fault, worker.cause = RAM, RAM.cause
     worker.cause = worker.cause or describe_exit(code)

@@ -27,10 +27,12 @@ FaultName = Literal[
     "no compiler",
     "no numbers",
     "stuck",
+    "node lost",
 ]
 
-#: ``memory``: the model's footprint or the machine's RAM, never the request by itself.
-Blame = Literal["request", "memory", "device", "setup"]
+#: ``memory``: the model's footprint or the machine's RAM, never the request by itself. ``node``:
+#: the machine of a cluster that it ran on, or the network to it.
+Blame = Literal["request", "memory", "device", "setup", "node"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +240,16 @@ STUCK = Fault(
     "A process on it was killed and does not end, as when the driver hangs; its memory stays "
     "reserved until it is gone. If that lasts, restart the machine.",
 )
+NODE_LOST = Fault(
+    "node lost",
+    "node",
+    "lost its node",
+    "The machine that it ran on, the agent there or the network to it has failed; what it did runs "
+    "again on other nodes, and the node is used again once its agent answers.",
+)
 
 FAULTS: dict[FaultName, Fault] = {
-    fault.name: fault for fault in (*_TABLE, LIBRARY, RAM, NO_NUMBERS, STUCK)
+    fault.name: fault for fault in (*_TABLE, LIBRARY, RAM, NO_NUMBERS, STUCK, NODE_LOST)
 }
 
 _MEMORY, _LIBRARY_MEMORY = FAULTS["memory"], FAULTS["library memory"]

@@ -178,6 +178,28 @@ class FrameReader:
         return events
 
 
+class FrameSplitter:
+    """Cuts the bytes of a pipe into whole frames, to be passed on as they are."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return all frames that ``data`` completes, their lengths included. Raises BadFrame."""
+        self._buffer += data
+        frames: list[bytes] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise BadFrame(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append(bytes(self._buffer[:end]))
+            del self._buffer[:end]
+        return frames
+
+
 def _explain(error: Exception) -> str:
     text = str(error)[:_MOST_EXPLAINED]
     return "".join(each if each.isprintable() else "?" for each in text) or type(error).__name__

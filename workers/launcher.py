@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 from workers.environment import ignored_variables, worker_environment
 from workers.exit_watch import ExitWatch, bytes_read, has_ended, is_stopped
+from workers.faults import Fault
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
@@ -26,6 +28,15 @@ log = logging.getLogger(__name__)
 _ENTRY = "workers.process:worker_main"
 #: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import {name}; {name}{descriptors!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Tells how a process has ended that is not a child of this one."""
+
+    code: int | None  #: its exit code, negative for a signal
+    cause: str | None = None  #: as in "The worker ..."; None: as the code says
+    fault: Fault | None = None
 
 
 class Handle(Protocol):
@@ -299,6 +310,12 @@ class _Loan:
         self._lending.close()
         if self._piece is not None:
             self._kept.give_back(self._piece)
+
+
+def told_end(handle: Handle) -> End | None:
+    """Return what a handle knows of the end of its process beyond the exit code, if it does."""
+    end: End | None = getattr(handle, "end", None)
+    return end
 
 
 def kept_by(launcher: Launcher) -> KeptMemory | None:

@@ -43,6 +43,7 @@ _UNITS: dict[Required, tuple[int, ...]] = {
     Scope.IMAGE: (REQUESTS, MEGAPIXELS),
     Scope.AUDIO: (REQUESTS, AUDIO),
 }
+_RUNS = LimitClass.INFERENCE  #: a member of an enumeration is found slowly
 _OPERATING = (Scope.ADMIN, Scope.CLUSTER_WRITE)  #: attempts at these without the scope are audited
 _REQUIRED = "bitinglip.required"  #: in the scope of an admitted request: the scope of its route
 #: a caller whose body was complete later is looked at again; open work is at such intervals, too
@@ -69,11 +70,12 @@ def requires_scope(
     """
     if limits is None and scope not in INFERENCE:
         limits = LimitClass.LIGHT
+    taken = limits or LimitClass.LIGHT
 
     def guard(handler: Handler) -> Handler:
         @wraps(handler)
         async def guarded(request: Request, **values: Any) -> Response:
-            await authorize_limited(request, scope, limits or LimitClass.LIGHT)
+            await authorize_limited(request, scope, taken)
             return await handler(request, **values)
 
         return declare_scope(guarded, scope, limits)
@@ -144,12 +146,13 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     """
     caller = identify(request)
     may = scope == ANY_KEY or caller.may(scope)
-    units = _UNITS.get(scope, ()) if may and limits is LimitClass.INFERENCE else ()
+    units = _UNITS.get(scope, ()) if may and limits is _RUNS else ()
     await admit(request, caller, limits, units)
     if not may:
         _refuse_scope(request, caller, scope)
-    request.scope["bitinglip.caller"] = caller
-    request.scope[_REQUIRED] = scope
+    http_scope = request.scope
+    http_scope["bitinglip.caller"] = caller
+    http_scope[_REQUIRED] = scope
 
 
 def _refuse_scope(request: Request, caller: Caller, scope: Required) -> NoReturn:
@@ -188,9 +191,10 @@ def identify(request: HTTPConnection) -> Caller:
     Raises InvalidApiKey, ExpiredApiKey, InvalidToken or IpNotAllowed; RateLimitExceeded for a
     flood of them.
     """
-    context = context_of(request.scope)
+    http_scope = request.scope
+    context = context_of(http_scope)
     services = serving(context)
-    credential = _credential(context, request.scope["headers"])
+    credential = _credential(context, http_scope["headers"])
     if credential is None and not services.settings.security.require_api_key:
         return ANONYMOUS
     if credential is None:
@@ -230,14 +234,15 @@ async def admit(
     fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
     client in a loop would have no limit.
     """
-    context = context_of(request.scope)
+    http_scope = request.scope
+    context = context_of(http_scope)
     services = serving(context)
     admission, tokens = services.admission, services.token_rates
-    route = getattr(request.scope.get("route"), "path_format", "")
+    route = getattr(http_scope.get("route"), "path_format", "")
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
-    if limits is LimitClass.INFERENCE and tokens.has_limit(caller.tier):
+    if limits is _RUNS and tokens.has_limit(caller.tier):
         context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal

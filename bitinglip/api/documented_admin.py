@@ -105,6 +105,15 @@ _MODEL_STATE = object_of(
     progress=or_null(NUMBER),
     pinned=FLAG,
 )
+_NODE = object_of(
+    id=TEXT,
+    address=or_null(TEXT),
+    state=TEXT,
+    reason=or_null(TEXT),
+    devices=list_of(TEXT),
+    workers=WHOLE,
+    silent_seconds=NUMBER,
+)
 _CLUSTER = object_of(
     status=TEXT,
     in_flight=WHOLE,
@@ -113,6 +122,7 @@ _CLUSTER = object_of(
     devices=list_of(_DEVICE),
     reservations=list_of(object_of(worker=TEXT, model=TEXT, device=TEXT, bytes=WHOLE)),
     models=list_of(_MODEL_STATE),
+    nodes=list_of(_NODE),
 )
 _LAST_REQUEST = object_of(
     request_id=TEXT,

@@ -56,7 +56,10 @@ class JobResponse(Response):
                 await self._run_cached(services.cache, scope, receive, send)
                 return
             try:
-                with self._dispatcher.open(self._job) as event_log:
+                held = None
+                if self._dispatcher.shared is not None:
+                    held = await self._dispatcher.reserve(self._job)
+                with self._dispatcher.open(self._job, held=held) as event_log:
                     await self._answer(event_log, BYPASS, scope, receive, send)
             finally:
                 self._uploads.discard(self._job)

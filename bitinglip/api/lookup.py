@@ -82,4 +82,5 @@ def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
         replicas=len([each for each in operations.replicas(name) if each.state == "ready"]),
         load_times=operations.load_times(name),
         more_voices=services.settings.model(name).speech.voices,
+        why_merged=operations.why_merged(manifest),
     )

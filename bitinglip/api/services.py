@@ -11,6 +11,7 @@ from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.links import Links
+from bitinglip.access.shared.counts import SharedCounts
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -44,10 +45,12 @@ from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.profile import Profiler
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
+from bitinglip.wire.job_context import KnownContexts
 from model_store.store import ModelStore
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
+    from workers.nodes.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,13 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     together: Together  #: what connects it with other gateways
+    shared_counts: SharedCounts | None  #: of limits, with them
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     sharing: Sharing | None = None  #: the place among servers that share the database
+    contexts: KnownContexts = field(default_factory=KnownContexts)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
+    cluster: "Cluster | None" = None  #: where workers run on other machines
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)

@@ -28,6 +28,7 @@ async def plan_cleanup(
     services: Services, max_bytes: int | None, may_remove: Callable[[str], bool] = _any
 ) -> list[Removal]:
     """Say what ``clean_up`` would remove. Raises StoreUnavailable."""
+    await services.operations.record_uses()
     used = in_use(services)
 
     def held(name: str) -> bool:

@@ -108,7 +108,8 @@ class Requests:
                 caller, raw = _held(holder), await read()
                 prepared = await self._prepared(caller, endpoint, raw, request_id)
                 try:
-                    with self._dispatcher.open(prepared.job) as event_log:
+                    held = await self._dispatcher.reserve(prepared.job)
+                    with self._dispatcher.open(prepared.job, held=held) as event_log:
                         await event_log.result()
                         shown = prepared.view(event_log)
                         await shown.prepare_final()
@@ -162,7 +163,7 @@ class Requests:
             work = await self._guard.checked(job.work, job.guard)
             job = msgspec.structs.replace(job, work=work)
         job = await self._pictures.stored(job, prepared.manifest, field=prepared.field)
-        return prepared._replace(job=job, ignored=ignored)
+        return msgspec.structs.replace(prepared, job=job, ignored=ignored)
 
     async def _response(self, asking: Asking, body: ResponsesRequest) -> Prepared:
         """Prepare a response, which is kept as its route keeps it."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable, InvalidRequest
@@ -19,7 +19,8 @@ def loading(table: str) -> Iterator[None]:
         TypeError,
         InvalidRequest,
         DatabaseUnavailable,
-        OperationalError,  # a column
+        OperationalError,  # a column is missing
+        ProgrammingError,  # as PostgreSQL says it
     ) as error:
         raise DatabaseError(
             f"the table of {table} is damaged; restore a backup (see docs/backups.md)"

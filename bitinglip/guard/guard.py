@@ -39,6 +39,10 @@ class Guard:
         self._words = read_words(settings.guard)
         self.on_change: Callable[[], None] = lambda: None  #: other words are listed than before
 
+    def words_digest(self) -> bytes:
+        """Return what differs where another list of words is looked for."""
+        return self._words.digest
+
     def modes(self, name: str, tier: Tier, floor: Mode = "off") -> Modes | None:
         """Return the modes of a key's jobs, by its tier; None if nothing is looked for."""
         if (name, floor) not in self._modes:

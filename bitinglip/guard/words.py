@@ -4,6 +4,7 @@ Texts and lists are compared in a plain form: lower case, letters without accent
 Latin letters as these, nothing invisible, and one space for whatever stands between words.
 """
 
+import hashlib
 import re
 import unicodedata
 from bisect import bisect_left
@@ -41,6 +42,8 @@ class WordList:
         self._patterns = sorted(patterns)
         self._firsts = frozenset(each.lstrip(" ")[0] for each in patterns)
         self.find = _matcher(self._patterns)
+        #: tells lists apart that find different words
+        self.digest = hashlib.sha256("\n".join(self._patterns).encode()).digest()
 
     def __len__(self) -> int:
         return len(self._patterns)

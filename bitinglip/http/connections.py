@@ -251,7 +251,8 @@ class Connections:
         return found
 
     def _shelve(self, connection: Connection, shelf: dict[Connection, None]) -> None:
-        self._unshelve(connection)
+        if connection.shelf is not None:
+            self._unshelve(connection)
         connection.shelf = shelf
         shelf[connection] = None
         address = connection.address
@@ -263,9 +264,10 @@ class Connections:
             return
         connection.shelf.pop(connection, None)
         connection.shelf = None
-        if connection.address is not None:
-            connection.address.idle.pop(connection, None)
-            connection.address.working.pop(connection, None)
+        address = connection.address
+        if address is not None:
+            address.idle.pop(connection, None)
+            address.working.pop(connection, None)
 
     def _address(self, host: str | None) -> _Address | None:
         key = address_key(host)

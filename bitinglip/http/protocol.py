@@ -99,7 +99,8 @@ class HttpProtocol(HttpToolsProtocol):
                 if room <= 0:
                     self._refuse(errors.HeadersTooLarge(), "headers")
                     return
-                size = min(size, room, PIECE_BYTES)
+                if size > room or size > PIECE_BYTES:
+                    size = min(room, PIECE_BYTES)
                 self._head_bytes += size
             elif self._chunked:
                 size = min(size, PIECE_BYTES)

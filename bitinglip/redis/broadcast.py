@@ -11,6 +11,9 @@ M = TypeVar("M", bound=Message)
 class Broadcast:
     """Is that of a gateway which is alone: it tells nothing and hears nothing."""
 
+    heard = 0  #: messages of others
+    gaps = 0  #: how often messages may have been missed
+
     def publish(self, message: Told) -> None:
         """Tell all other gateways, if there are any. It neither waits nor fails.
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.broadcast import Broadcast, M
 from bitinglip.redis.link import RedisLink
-from bitinglip.redis.messages import MOST, Letter, Message, Missed, Told
+from bitinglip.redis.messages import Letter, Message, Missed, Told
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +43,10 @@ class RedisBroadcast(Broadcast):
         self._stale: set[int] = set()  #: indices of subscriptions that have to reload
         self._untold = False  #: a message was lost on its way out
         self._listening: asyncio.Task[None] | None = None
-        self.gaps = 0  #: how often anything may have been missed
-        self.heard = 0
         link.on_return(self._tell_of_gap)
 
     def publish(self, message: Told) -> None:
         letter = _encode(Letter(self._link.gateway, message))
-        if len(letter) > MOST:  # others reload instead
-            letter = _encode(Letter(self._link.gateway, Missed()))
         told = self._link.command("PUBLISH", self._channel, letter)
         told.add_done_callback(self._note)
 

@@ -21,7 +21,7 @@ from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.job import Job
 from bitinglip.settings.limits import PictureLimits
-from bitinglip.work.text_inputs import pictures_of
+from bitinglip.work.text import TextTraits
 from model_store.manifest import VISION, Manifest
 from workers.protocol import ChatMessage, Picture, TextJob
 
@@ -52,10 +52,10 @@ class MessagePictures:
         for what is no picture, is too large, or is for a model that reads none; further what
         ``Dispatcher.check`` and ``Uploads.save`` raise.
         """
-        pictures = pictures_of(job.work)
+        traits, work = job.traits, job.work
+        pictures = traits.size.pictures if isinstance(traits, TextTraits) else ()
         if not pictures:
             return job
-        work = job.work
         assert isinstance(work, TextJob)
         assert work.messages is not None
         param = _place(work.messages) if field == "messages" else field

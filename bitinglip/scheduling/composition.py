@@ -40,7 +40,7 @@ class Scheduling:
                 self.dispatcher.delivery,
                 heartbeat_timeout=settings.workers.heartbeat_timeout,
                 load_timeout=settings.workers.load_timeout,
-                spare=settings.workers.spare,
+                spare=settings.workers.spare and settings.workers.launcher == "local",
             )
             return self.pool, self.dispatcher.delivery
 

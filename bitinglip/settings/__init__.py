@@ -46,10 +46,10 @@ from bitinglip.settings.sections import (
     Server,
     Tasks,
     Usage,
-    Workers,
 )
 from bitinglip.settings.store import Store
 from bitinglip.settings.telemetry import Telemetry
+from bitinglip.settings.workers import Workers
 
 __all__ = [
     "Audit",

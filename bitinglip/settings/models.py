@@ -8,6 +8,8 @@ from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
 from bitinglip.settings.upstream import Upstream
 from workers.protocol import (
     MOST_DRAFTS,
+    MOST_LORA_RANK,
+    MOST_LORAS,
     Attention,
     CacheFormat,
     Graphs,
@@ -92,6 +94,23 @@ class TextModel(Section):
         0,
         description="RAM in bytes, of each replica, that keeps the beginnings of prompts when they "
         "leave the KV cache, to be copied back where they are found again; 0 is none",
+    )
+    max_loras: Annotated[int, Field(ge=0, le=MOST_LORAS)] = Field(
+        8,
+        description="maximum LoRAs of this model that a worker of it holds beside its weights, to "
+        "compute requests for them and for the model together; the least used leaves for another; "
+        "0 gives each LoRA a worker of its own, with a copy of the weights that it is merged into",
+    )
+    max_lora_rank: Annotated[int, Field(ge=1, le=MOST_LORA_RANK)] = Field(
+        64,
+        description="maximum rank of a LoRA that is computed beside its model's weights; one of a "
+        "higher rank has a worker of its own",
+    )
+    merge_lora: bool = Field(
+        False,
+        description="of a model that is a LoRA: merge it into a copy of its base's weights in a "
+        "worker of its own, which answers a little quicker and takes the memory of the base again; "
+        "any other setting of a LoRA's worker (device, max_batch, pin) has it merged, too",
     )
     source_language: Language | None = Field(
         None,
@@ -239,7 +258,9 @@ class Model(Section):
         None, description="maximum tokens of prompt and answer together; null uses the model's own"
     )
     kv_cache_bytes: Bytes | None = Field(
-        None, description="memory budget in bytes of the KV cache; null uses the engine's default"
+        None,
+        description="memory budget in bytes of the KV cache; null is for text 512 MiB on a CPU, "
+        "and on a card 4 GiB or an eighth of the card if that is more, for speech 2 and 4 GiB",
     )
     max_batch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="maximum requests run at once; null uses the engine's default"

@@ -161,40 +161,6 @@ class Security(Section):
     key_rotation: KeyRotation = KeyRotation()
 
 
-class Workers(Section):
-    heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
-        30,
-        description="seconds without a heartbeat before a worker is killed; one that loads sends "
-        "none, and is killed if its process was stopped by a signal for as long",
-    )
-    load_timeout: Seconds = Field(
-        600,
-        description="seconds without progress before the loading of a model is ended; reading "
-        "files, however slowly, is progress",
-    )
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
-        3, description="worker crashes within restart_window before a model is taken out of service"
-    )
-    restart_window: Seconds = Field(
-        60,
-        description="length in seconds of the window in which max_restarts counts crashes; a model "
-        "out of service is tried again after as long, then after twice as long each time",
-    )
-    spare: bool = Field(
-        True,
-        description="keep an idle process with the libraries imported, so that models load faster",
-    )
-    threads: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="CPU threads per worker; null uses one per core, or a single one for models "
-        "with less than 16 MiB of weights, which more threads slow down",
-    )
-    confine: Confine = Field(
-        "auto",
-        description="confine workers: auto (what is safe here), require (all, or no load) or off",
-    )
-
-
 class FakeDevice(Section):
     name: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         description="name of the simulated device", examples=["card"]

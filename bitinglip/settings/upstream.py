@@ -1,6 +1,6 @@
 """Another server that a model stands for, under ``models.<name>.upstream``."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,11 @@ class Upstream(Section):
     )
     model: str | None = Field(
         None, description="name of the model on those servers; null is its name here"
+    )
+    kind: Literal["text", "vision", "embedding", "transcription"] = Field(
+        "text",
+        description="what the model on those servers does: text, vision (texts about pictures, "
+        "too), embedding or transcription",
     )
     key_file: str | None = Field(
         None, description="file that holds the API key for those servers; null sends none"
@@ -42,6 +47,6 @@ class Upstream(Section):
 
     @model_validator(mode="after")
     def _has_url(self) -> Self:
-        if not self.url and (self.model or self.key_file):
+        if not self.url and (self.model or self.key_file or self.kind != "text"):
             raise ValueError("url is missing")
         return self

@@ -79,7 +79,8 @@ class Tasks:
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
             opened = admission.enter_context(ExitStack())
-            open_task.event_log = opened.enter_context(self._dispatcher.open(job))
+            held = await self._dispatcher.reserve(job)
+            open_task.event_log = opened.enter_context(self._dispatcher.open(job, held=held))
             await self._rows.add(job)
             open_task.admission = opened.pop_all()
             admission.pop_all()

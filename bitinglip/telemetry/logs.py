@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
@@ -21,13 +21,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from bitinglip.settings import Logging
 from bitinglip.telemetry.rate_limit import RepeatLimit
 from bitinglip.telemetry.redaction import escape, mask
-from bitinglip.telemetry.request_lines import RequestLines, open_lines
+from bitinglip.telemetry.request_lines import Line, RequestLines, open_lines
 
 #: lines that may wait for a slow stderr; more are dropped and counted
 _MAX_WAITING = 10_000
 _STOP_SECONDS = 3.0  #: for what waits, when the logging ends
 #: loggers that speak of every packet below this level
 _CHATTY = ("aiosqlite", "asyncio", "httpcore", "httpx", "sqlalchemy")
+_encoder = msgspec.json.Encoder()
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 _SHARED: list[Processor] = [
@@ -60,11 +61,8 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
     logging.captureWarnings(capture=True)
     listener.start()
     if settings.requests and level <= logging.INFO:
-        open_lines(
-            RequestLines(
-                handler.enqueue, partial(_rendered, _for_a_person(settings.format, stream))
-            )
-        )
+        render = partial(_rendered, _for_a_person(settings.format, stream))
+        open_lines(RequestLines(handler.queue.put_nowait, render, _dropped.count))
 
     def stop() -> None:
         open_lines(None)
@@ -149,7 +147,8 @@ class _Writer(logging.Handler):
             if _dropped.unsaid:
                 self._write(self._notice())
                 _dropped.unsaid = 0
-            self._write(f"{record.getMessage()}\n")
+            if text := record.getMessage():
+                self._write(f"{text}\n")
         except (OSError, ValueError):
             _dropped.count()
 
@@ -172,13 +171,14 @@ def _for_a_person(style: str, stream: TextIO) -> bool:
     return style == "console" or (style == "auto" and stream.isatty())
 
 
-def _rendered(console: bool, event: dict[str, Any]) -> str:
-    """Make the line of an event that no logger has seen."""
+def _rendered(console: bool, lines: Iterable[Line]) -> str:
+    """Make the text of lines that no logger has seen."""
     if not console:
-        quick = msgspec.json.encode(event)
+        quick = _encoder.encode_lines(lines).rstrip()
         if quick.isascii() and b"\x7f" not in quick:
             return mask(quick.decode())
-    return mask((_as_text if console else _as_json)(None, "", event))
+    write = _as_text if console else _as_json
+    return "\n".join([mask(write(None, "", msgspec.to_builtins(line))) for line in lines])
 
 
 def _formatter(style: str, stream: TextIO) -> logging.Formatter:

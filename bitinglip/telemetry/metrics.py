@@ -6,9 +6,12 @@ while up to eight models are used; another costs up to 60.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from bitinglip.telemetry.device_gauges import DeviceSample
 from bitinglip.telemetry.exposition import MaySee, render
@@ -19,6 +22,7 @@ ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 64  #: different models, or reasons, before the rest are called ``_other``
 _MOST_ENDS = 240  #: of requests by method, route and status
 _MOST_LOSSES = 64  #: of workers by model and reason
+_MOST_UNCOUNTED = 256  #: requests, and jobs, that have ended
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 # Ten bounds each: these are kept for every model.
@@ -27,6 +31,12 @@ _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _INTER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _LOAD = (0.25, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
+
+#: a request that has ended: its method, endpoint and status, and how long it took
+_Request = tuple[tuple[str, str, int], float]
+#: a job: its model, kind and end; the seconds until a worker had it, its first token and its end;
+#: tokens read and made
+_Job = tuple[tuple[str, str, str], tuple[float, float | None, float], int, int]
 
 
 class Metrics:
@@ -37,6 +47,12 @@ class Metrics:
         self._models = _Bounded()
         self._reasons = _Bounded()
         self._seen: dict[str, float] = {}
+        self._requests_ended: list[_Request] = []  #: not counted yet
+        self._jobs_ended: list[_Job] = []
+        self._overheads: list[float] = []
+        #: takes the gateway's own time before an answer begins, in seconds
+        self.overhead: Callable[[float], None] = self._overheads.append
+        self.registry.register(_First(self._count))
         self._define_requests()
         self._define_inference()
         self._define_workers()
@@ -154,12 +170,10 @@ class Metrics:
     # ---- what happened -------------------------------------------------------------------------
 
     def request_finished(self, *, method: str, endpoint: str, status: int, seconds: float) -> None:
-        known = method if method in _METHODS else OTHER
-        self._requests.add((known, endpoint, str(status)))
-        self._duration.observe(seconds)
-
-    def overhead(self, seconds: float) -> None:
-        self._overhead.observe(seconds)
+        ended = self._requests_ended
+        ended.append(((method, endpoint, status), seconds))
+        if len(ended) >= _MOST_UNCOUNTED:
+            self._count()
 
     def user_seen(self, key_id: str) -> None:
         self._seen[key_id] = time.monotonic()
@@ -177,18 +191,44 @@ class Metrics:
         completion_tokens: int,
     ) -> None:
         """Count a job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
-        model = self._models.bound(model)
-        self._inference.add((model, kind))
-        self._jobs.add((model, status))
-        self._queue.observe(queue_seconds, (model,))
-        self._tokens.add((model, "prompt"), prompt_tokens)
-        self._tokens.add((model, "completion"), completion_tokens)
-        if first_token_seconds is None:
-            return
-        self._first.observe(first_token_seconds, (model,))
-        if completion_tokens > 1:
-            each = (duration - first_token_seconds) / (completion_tokens - 1)
-            self._between.observe(each, (model,))
+        times = queue_seconds, first_token_seconds, duration
+        self._jobs_ended.append(((model, kind, status), times, prompt_tokens, completion_tokens))
+        if len(self._jobs_ended) >= _MOST_UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what has ended: many at once take a fraction of the time of one by one."""
+        requests, self._requests_ended = self._requests_ended, []
+        for (method, endpoint, status), count in Counter(each for each, _ in requests).items():
+            known = method if method in _METHODS else OTHER
+            self._requests.add((known, endpoint, str(status)), count)
+        self._duration.observe(*[seconds for _, seconds in requests])
+        self._overhead.observe(*self._overheads)
+        self._overheads.clear()
+        jobs, self._jobs_ended = self._jobs_ended, []
+        for (model, kind, end), count in Counter(job[0] for job in jobs).items():
+            name = self._models.bound(model)
+            self._inference.add((name, kind), count)
+            self._jobs.add((name, end), count)
+        for model in dict.fromkeys(job[0][0] for job in jobs):
+            self._count_jobs(self._models.bound(model), [job for job in jobs if job[0][0] == model])
+
+    def _count_jobs(self, model: str, jobs: Sequence[_Job]) -> None:
+        """Count the times and tokens of a model's jobs."""
+        labels = (model,)
+        self._queue.observe(*[queue for _, (queue, _, _), _, _ in jobs], labels=labels)
+        self._tokens.add((model, "prompt"), sum(prompt for _, _, prompt, _ in jobs))
+        self._tokens.add((model, "completion"), sum(made for _, _, _, made in jobs))
+        first_tokens, between = [], []
+        for _, (_, first, duration), _, made in jobs:
+            if first is not None:
+                first_tokens.append(first)
+                if made > 1:
+                    between.append((duration - first) / (made - 1))
+        if first_tokens:
+            self._first.observe(*first_tokens, labels=labels)
+        if between:
+            self._between.observe(*between, labels=labels)
 
     def fields_ignored(self) -> None:
         self._ignored.add()
@@ -214,7 +254,7 @@ class Metrics:
         self._loads.add((model, "ok"), 1.0 if source else 0.0)
         self._loads.add((model, "failed"), 0.0 if source else 1.0)
         if source:
-            self._load_seconds.observe(seconds, (model, source))
+            self._load_seconds.observe(seconds, labels=(model, source))
 
     def evicted(self, *, model: str) -> None:
         self._evictions.add((self._models.bound(model),))
@@ -256,6 +296,7 @@ class Metrics:
 
     def totals(self) -> dict[str, float]:
         """Return what was counted since the start: requests, jobs by how they ended, tokens."""
+        self._count()
         jobs, tokens = self._jobs.sums(1), self._tokens.sums(1)
         return {
             "requests": sum(self._requests.counts().values()),
@@ -271,6 +312,17 @@ class Metrics:
         oldest = time.monotonic() - ACTIVE_SECONDS
         self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return len(self._seen)
+
+
+class _First(Collector):
+    """Is asked before all others at each scrape."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
+        self._prepare = prepare
+
+    def collect(self) -> Iterable[Metric]:
+        self._prepare()
+        return ()
 
 
 class _Bounded:

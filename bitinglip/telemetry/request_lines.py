@@ -1,59 +1,64 @@
 """Writes one line of the log for each request, without the cost of a logger on its way.
 
-The event loop only hands over a tuple; the thread that writes the log makes the line of it. Lines
-about strangers (no key) are limited, so that a flood of refused requests fills no disk.
+The event loop only keeps a tuple; the thread that writes the log makes lines of all that have come
+in a moment, in one go: woken for each of them, it would take as much time as a tenth of a request.
+Lines about strangers (no key) are limited, so that a flood of refused requests fills no disk.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from threading import Event
 from typing import Any
 
-from bitinglip.telemetry.last_requests import UNSEEN, LastRequest, Row
+import msgspec
+
+from bitinglip.telemetry.last_requests import UNSEEN, Row
 
 STRANGERS_PER_SECOND = 20  #: lines; the next one says how many there were more
+MOST_WAITING = 10_000  #: lines that may wait for a slow stderr
+_PAUSE_SECONDS = 0.1  #: in which lines gather before they are written
 _LONGEST_METHOD = 16  #: characters of what a client calls its method
-Render = Callable[[dict[str, Any]], str]
+
+
+class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A line of the log, whose fields stand in this order."""
+
+    event: str
+    method: str
+    endpoint: str
+    status: int
+    seconds: float
+    request_id: str
+    key: str | None = None
+    model: str | None = None
+    task: str | None = None
+    trace_id: str | None = None
+    suppressed: int = 0
+    level: str
+    logger: str
+    timestamp: datetime
+
+
+Render = Callable[[Sequence[Line]], str]
 Put = Callable[[Any], None]
 
 
-class Line:
-    """Is put into the log's queue in place of a record, and made into text by its reader."""
-
-    __slots__ = ("_render", "_row", "_suppressed", "_trace")
-
-    def __init__(self, row: Row, trace: str | None, suppressed: int, render: Render) -> None:
-        self._row, self._trace = row, trace
-        self._suppressed, self._render = suppressed, render
-
-    def getMessage(self) -> str:  # noqa: N802  a handler of the library calls it by this name
-        row = LastRequest(*self._row)
-        event: dict[str, Any] = {
-            "event": "request",
-            "method": row.method[:_LONGEST_METHOD],
-            "endpoint": row.endpoint,
-            "status": row.status,
-            "seconds": round(row.seconds, 6),
-            "request_id": row.request_id,
-        }
-        more = {
-            "key": row.key_id,
-            "model": row.model,
-            "task": row.job_id,
-            "trace_id": self._trace,
-            "suppressed": self._suppressed or None,
-        }
-        event |= {name: value for name, value in more.items() if value is not None}
-        moment = datetime.fromtimestamp(row.ended, UTC).isoformat().replace("+00:00", "Z")
-        event |= {"level": "info", "logger": "bitinglip.requests", "timestamp": moment}
-        return self._render(event)
-
-
 class RequestLines:
-    """Takes ended requests, on the event loop."""
+    """Takes ended requests, on the event loop.
 
-    def __init__(self, put: Put, render: Render) -> None:
+    It is put into the log's queue in place of a record when lines have come, and made into their
+    text by the queue's reader.
+    """
+
+    def __init__(self, put: Put, render: Render, on_dropped: Callable[[], None]) -> None:
+        """``on_dropped`` is called for each line that is lost because too many wait."""
         self._put = put
         self._render = render
+        self._on_dropped = on_dropped
+        self._rows: deque[tuple[Row, str | None, int]] = deque()
+        self._queued = False  #: the queue's reader will look for lines
+        self._closing = Event()
         self._second = 0
         self._strangers = 0
         self._suppressed = 0
@@ -63,12 +68,28 @@ class RequestLines:
         if endpoint in UNSEEN:
             return
         suppressed = 0
-        ended, key_id = row[0], row[6]
-        if key_id is None:
-            if not self._passes(int(ended)):
+        if row[6] is None:  # without a key
+            if not self._passes(int(row[0])):
                 return
             suppressed, self._suppressed = self._suppressed, 0
-        self._put(Line(row, trace, suppressed, self._render))
+        if len(self._rows) >= MOST_WAITING:
+            self._on_dropped()
+            return
+        self._rows.append((row, trace, suppressed))
+        if not self._queued:  # after the row is there: the reader looks in the other order
+            self._queued = True
+            self._put(self)
+
+    def getMessage(self) -> str:  # noqa: N802  a handler of the library calls it by this name
+        """Wait a moment for more lines; return all of them, in the thread that writes the log."""
+        self._closing.wait(_PAUSE_SECONDS)
+        self._queued = False
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]
+        return self._render([_line(*each) for each in rows])
+
+    def close(self) -> None:
+        """Wait for no more lines from now on."""
+        self._closing.set()
 
     def _passes(self, second: int) -> bool:
         if second != self._second:
@@ -80,6 +101,26 @@ class RequestLines:
         return True
 
 
+def _line(row: Row, trace: str | None, suppressed: int) -> Line:
+    ended, request_id, method, endpoint, status, seconds, key_id, model, job_id = row
+    return Line(
+        event="request",
+        method=method[:_LONGEST_METHOD],
+        endpoint=endpoint,
+        status=status,
+        seconds=round(seconds, 6),
+        request_id=request_id,
+        key=key_id,
+        model=model,
+        task=job_id,
+        trace_id=trace,
+        suppressed=suppressed,
+        level="info",
+        logger="bitinglip.requests",
+        timestamp=datetime.fromtimestamp(ended, UTC),
+    )
+
+
 class _Sink:
     lines: RequestLines | None = None  #: None: lines are off
 
@@ -89,6 +130,8 @@ _sink = _Sink()
 
 def open_lines(lines: RequestLines | None) -> None:
     """Send the lines of this process's requests there; None ends that."""
+    if _sink.lines is not None:
+        _sink.lines.close()
     _sink.lines = lines
 
 

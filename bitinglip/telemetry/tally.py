@@ -7,8 +7,10 @@ renders too. A ``Tally`` holds a bounded number of series: what comes beyond it 
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -110,10 +112,11 @@ class Spread(Collector):
             self._new(())
         registry.register(self)
 
-    def observe(self, value: float, labels: Labels = ()) -> None:
+    def observe(self, *values: float, labels: Labels = ()) -> None:
         observed = self._observed.get(labels) or self._new(labels)
-        observed.counts[bisect_left(self._bounds, value)] += 1
-        observed.sum += value
+        for bucket, count in Counter(map(partial(bisect_left, self._bounds), values)).items():
+            observed.counts[bucket] += count
+        observed.sum += sum(values)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import certifi
 import httpx
@@ -15,12 +15,28 @@ import structlog
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
-from bitinglip.upstreams.request import request_of
+from bitinglip.upstreams.embeddings import embedding_done, embedding_request
+from bitinglip.upstreams.form import Form
+from bitinglip.upstreams.request import encoded, reads_files, request_of
 from bitinglip.upstreams.servers import Server, Servers
+from bitinglip.upstreams.transcripts import (
+    transcript_done,
+    transcript_fields,
+    transcript_path,
+)
 from workers.codes import Code
 from workers.engines.base import Refused
-from workers.protocol import Event, TextDone, TextJob
+from workers.protocol import (
+    EmbeddingDone,
+    EmbeddingJob,
+    Event,
+    TextDone,
+    TextJob,
+    TranscriptionDone,
+    TranscriptionJob,
+)
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 #: no bound of its own: each model runs as many requests at once as it has slots
@@ -28,6 +44,7 @@ _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity"}
 _MOST_LINE = 1 << 20  #: bytes of one event of an answer
+_MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _PROBE_SECONDS = 5.0
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
@@ -113,20 +130,56 @@ class UpstreamClient:
         return None
 
     async def run(self, job: TextJob, reader: AnswerReader, tell: Tell) -> TextDone:
-        """Have a job done by one of the servers; ``tell`` gets its events as they come.
+        """Have a text made by one of the servers; ``tell`` gets its events as they come.
 
         Raises Refused. A request goes to another server only if the first one did not take it.
         """
-        path, body = request_of(job, self._model)
+
+        async def read(answer: httpx.Response) -> TextDone:
+            return await self._read(answer, reader, tell)
+
+        if reads_files(job):
+            path, body = await asyncio.to_thread(_encoded_text, job, self._model)
+        else:
+            path, body = _encoded_text(job, self._model)
+        return await self._ask(self.servers.order(job), path, body, job.trace, read)
+
+    async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
+        """Have vectors made by one of the servers; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> EmbeddingDone:
+            return await asyncio.to_thread(embedding_done, job, await _whole(answer))
+
+        path, body = embedding_request(job, self._model)
+        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+
+    async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
+        """Have a sound transcribed by one of the servers; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> TranscriptionDone:
+            return await asyncio.to_thread(transcript_done, job, await _whole(answer))
+
+        path = transcript_path(job)
+        form = Form(transcript_fields(job, self._model), Path(job.path))
+        return await self._ask(self.servers.order(), path, form, job.trace, read)
+
+    async def _ask(
+        self,
+        order: Sequence[Server],
+        path: str,
+        body: bytes | Form,
+        trace: str | None,
+        read: Callable[[httpx.Response], Awaitable[T]],
+    ) -> T:
         headers = dict(self._headers)
-        if job.trace is not None:
-            headers["traceparent"] = job.trace
+        if trace is not None:
+            headers["traceparent"] = trace
         last = Refused("WORKER_CRASHED", _AWAY)
-        for server in self.servers.order(job):
+        for server in order:
             self.servers.took(server)
             try:
                 async with self._answer(server, path, body, headers) as answer:
-                    return await self._read(answer, reader, tell)
+                    return await read(answer)
             except NothingSent as error:
                 self._note_failure(server, error.__cause__)
                 if isinstance(error.__cause__, Refused):
@@ -147,16 +200,19 @@ class UpstreamClient:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, server: Server, path: str, body: dict[str, Any], headers: dict[str, str]
+        self, server: Server, path: str, body: bytes | Form, headers: dict[str, str]
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; raises NothingSent, or Refused for an answer that is an error."""
-        try:
-            request = self._http.build_request(
-                "POST", f"{server.url}/{path}", json=body, headers=headers, timeout=self._timeout
-            )
-        except ValueError as error:  # 1e999 is a number to those who read JSON only
-            text = "The request holds a number that JSON has no form for."
-            raise Refused("INVALID_REQUEST", text) from error
+        if isinstance(body, Form):
+            length = str(await body.length())
+            headers = headers | {"content-type": body.content_type, "content-length": length}
+            content: bytes | AsyncIterator[bytes] = body.parts()
+        else:
+            headers, content = headers | {"content-type": "application/json"}, body
+        url, timeout = f"{server.url}/{path}", self._timeout
+        request = self._http.build_request(
+            "POST", url, content=content, headers=headers, timeout=timeout
+        )
         try:
             answer = await self._http.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -188,6 +244,21 @@ class UpstreamClient:
         if self._key:
             message = message.replace(self._key, "***")
         return message.encode(errors="replace").decode()
+
+
+async def _whole(answer: httpx.Response) -> bytes:
+    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
+    data = bytearray()
+    async for part in answer.aiter_raw():
+        data += part
+        if len(data) > _MOST_ANSWER:
+            raise BadAnswer("its answer is too long.")
+    return bytes(data)
+
+
+def _encoded_text(job: TextJob, model: str) -> tuple[str, bytes]:
+    path, body = request_of(job, model)
+    return path, encoded(body)
 
 
 def _chunk(data: bytes) -> Any:

@@ -1,11 +1,19 @@
-"""Converts a text job into the body of an OpenAI-compatible request. Pure."""
+"""Converts a text job into the body of an OpenAI-compatible request.
+
+Pure, but for the files of pictures.
+"""
 
 import json
+from base64 import b64encode
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitinglip.wire.text.fields import MAX_TOKENS
 from workers.engines.base import Refused
-from workers.protocol import ChatMessage, Grammar, Sampling, TextJob, ToolCall
+from workers.protocol import ChatMessage, Grammar, Picture, Sampling, TextJob, ToolCall
+
+#: how pictures begin, but for WebP
+_PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}
 
 
 class Request(NamedTuple):
@@ -95,7 +103,10 @@ def _prompt(job: TextJob) -> dict[str, Any]:
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    content: Any = message.content
+    if message.pictures:
+        content = [_part(each) for each in message.parts()]
+    made: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:
         made["name"] = message.name
     if message.reasoning is not None:
@@ -106,6 +117,33 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     if message.tool_call_id is not None:
         made["tool_call_id"] = message.tool_call_id
     return made
+
+
+def _part(part: str | Picture) -> dict[str, Any]:
+    """Return a part of a message; a picture's file is read. Raises Refused."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    try:
+        data = Path(part.source).read_bytes()
+    except OSError as error:
+        raise Refused("INFERENCE_FAILED", "The picture of the request is gone.") from error
+    kind = next((kind for start, kind in _PICTURES.items() if data.startswith(start)), "webp")
+    url = f"data:image/{kind};base64,{b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def reads_files(job: TextJob) -> bool:
+    """Return whether ``request_of`` reads files, which is not for the event loop."""
+    return job.messages is not None and any(each.pictures for each in job.messages)
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """Return a body as JSON. Raises Refused for a number that JSON has no form for."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:  # 1e999 is a number to those who read JSON only
+        text = "The request holds a number that JSON has no form for."
+        raise Refused("INVALID_REQUEST", text) from error
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

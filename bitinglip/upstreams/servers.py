@@ -1,6 +1,12 @@
-"""Chooses among the servers that answer for a model, by their health. Pure but for the clock."""
+"""Chooses among the servers that answer for a model, by their health. Pure but for the clock.
+
+A conversation stays with one server by consistent hashing with bounded loads: a server that has
+more than its part of what runs is passed over, so that one busy conversation, or a wave of new
+ones, spoils no other's place.
+"""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +16,9 @@ from workers.protocol import TextJob
 
 _SHORTEST, _LONGEST = 1.0, 60.0  #: seconds for which a server that failed is left alone
 _BEGINNING = 1024  #: characters that tell a conversation from others
+_MOST_OF_MEAN = 1.25  #: what a server may have, of the mean by weight, before it is passed over
+#: how a server's weight falls with a fault and grows with an answer, and how low it falls
+_FALL, _GROWTH, _LEAST = 0.5, 1.1, 1 / 16
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +30,7 @@ class Server:
     failures: int = 0  #: in a row
     again_at: float = 0.0  #: when it is tried again
     turn: int = 0  #: number of its last request, among all of the model
+    weight: float = 1.0  #: its part of the load, beside others': less after faults
 
     @property
     def is_well(self) -> bool:
@@ -41,24 +51,34 @@ class Servers:
         self._clock = clock
         self._turn = 0
 
-    def order(self, job: TextJob) -> list[Server]:
-        """Return the servers to try, the first one first.
+    def order(self, job: TextJob | None = None) -> list[Server]:
+        """Return the servers to try, the first one first; ``job``: whose conversation goes on.
 
         Those that failed a moment ago come last, so that a request is tried there only if no other
         server takes it.
         """
         now = self._clock()
-        key = _conversation(job) if self._balancing == "sticky" else ""
+        sticky = self._balancing == "sticky" and job is not None
+        key = _conversation(job) if sticky and job is not None else ""
+        full = self._full(now) if sticky else frozenset()
 
         def rank(server: Server) -> tuple[object, ...]:
             away = server.again_at > now
-            if self._balancing == "sticky":
-                return away, hashlib.sha256(f"{server.url} {key}".encode()).digest()
+            if sticky:
+                place = hashlib.sha256(f"{server.url} {key}".encode()).digest()
+                return away, server in full, place
             if self._balancing == "round_robin":
                 return away, server.turn
-            return away, not server.is_well, server.running, server.turn
+            return away, not server.is_well, (server.running + 1) / server.weight, server.turn
 
         return sorted(self.all, key=rank)
+
+    def _full(self, now: float) -> frozenset[Server]:
+        """Return the servers that have their part of what runs, and of one request more."""
+        there = [each for each in self.all if each.again_at <= now]
+        running = sum(each.running for each in there) + 1
+        share = _MOST_OF_MEAN * running / (sum(each.weight for each in there) or 1)
+        return frozenset(each for each in there if each.running >= math.ceil(share * each.weight))
 
     def took(self, server: Server) -> None:
         """Note that a server is given a request; ``running`` counts it until the caller ends it."""
@@ -69,11 +89,13 @@ class Servers:
     def failed(self, server: Server) -> None:
         """Leave a server alone for a while, longer each time."""
         server.failures += 1
+        server.weight = max(_LEAST, server.weight * _FALL)
         server.again_at = self._clock() + _pause(server)
 
     def answered(self, server: Server) -> None:
-        """Believe in a server again."""
+        """Believe in a server again, and by and by in all that it can do."""
         server.failures, server.again_at = 0, 0.0
+        server.weight = min(1.0, server.weight * _GROWTH)
 
     def take_due(self) -> Sequence[Server]:
         """Return the servers that failed and are to be asked how they are; each once a pause."""

@@ -21,6 +21,7 @@ from workers.protocol import (
     Cancel,
     Cancelled,
     Command,
+    EmbeddingJob,
     Event,
     Failed,
     Heartbeat,
@@ -32,6 +33,7 @@ from workers.protocol import (
     Started,
     Stop,
     TextJob,
+    TranscriptionJob,
 )
 
 log = structlog.get_logger(__name__)
@@ -113,12 +115,12 @@ class UpstreamWorker:
                 self._end(0)
             case Import():
                 pass  # there is nothing to be imported
-            case TextJob():
+            case TextJob() | EmbeddingJob() | TranscriptionJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
                 task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
-                text = "The servers that this model stands for are asked for text only."
+                text = "Servers that models stand for are asked for no pictures and sounds."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
 
     async def _load(self, spec: Load) -> None:
@@ -150,14 +152,21 @@ class UpstreamWorker:
         if await self._client.probe(server) is None:
             log.info("an upstream server answers again", server=server.url)
 
-    async def _run(self, job: TextJob) -> None:
+    async def _run(self, job: TextJob | EmbeddingJob | TranscriptionJob) -> None:
         final: Event
-        reader = AnswerReader(job)
+        reader = AnswerReader(job) if isinstance(job, TextJob) else None
         try:
             self._tell([Started(id=job.id)])
-            final = await self._client.run(job, reader, self._pass_on)
+            if isinstance(job, EmbeddingJob):
+                final = await self._client.embed(job)
+            elif isinstance(job, TranscriptionJob):
+                final = await self._client.transcribe(job)
+            else:
+                assert reader is not None
+                final = await self._client.run(job, reader, self._pass_on)
         except asyncio.CancelledError:
-            final = Cancelled(id=job.id, completion_tokens=reader.pieces)
+            made = 0 if reader is None else reader.pieces
+            final = Cancelled(id=job.id, completion_tokens=made)
         except Refused as error:
             final = error.final(job.id)
         except Exception:  # the edge of a job: each has a final event, whatever the server sends

@@ -100,9 +100,8 @@ class PlainReader(Generic[M]):
     def of(self, given: dict[str, Any]) -> M:
         """Make a model of plain values by their names; a default counts as not given."""
         values = {**self._defaults, **given}
-        for name, convert in self._convert.items():
-            if name in given:
-                values[name] = convert(given[name])
+        for name in self._convert.keys() & given.keys():
+            values[name] = self._convert[name](given[name])
         made = self.model.__new__(self.model)  # and then as model_construct does, which is slow
         _set(made, "__dict__", values)
         _set(made, "__pydantic_fields_set__", set(given))

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from bitinglip.access.usage.amounts import NOTHING, Amounts
+from bitinglip.access.usage.amounts import NOTHING, Amounts, amounts
 from bitinglip.work.sizes import CHARACTERS_PER_TOKEN, MESSAGE_TOKENS, utf8_bytes
-from bitinglip.work.text_inputs import pictures_of, text_with, texts_of_text, with_sources
+from bitinglip.work.text_inputs import text_with, texts_of_text, with_sources
 from bitinglip.work.traits import Most, Traits, replace
 from workers import protocol
 
@@ -23,14 +23,34 @@ _PIXELS_PER_TOKEN = 28 * 28
 _json = msgspec.json.Encoder()
 
 
+class Size(msgspec.Struct):
+    """Tells how large what a job reads is: looked at once, and asked about at each step."""
+
+    bytes: int = 0  #: in memory
+    tokens: float = 0.0  #: of all prompts, as they are likely to be
+    most_tokens: tuple[int, ...] = ()  #: of each prompt with its template, at the most
+    pictures: tuple[protocol.Picture, ...] = ()
+
+
 class TextTraits(Traits[protocol.TextJob]):
     """Counts tokens of prompts and of all texts that are made."""
 
-    __slots__ = ()
+    __slots__ = ("_size",)
     output = (protocol.TextDelta, protocol.TextDone)
     bytes_per_cost = 1 << 10
     guarded = "choices"
     makes = "text"
+
+    def __init__(self, work: protocol.TextJob) -> None:
+        self.work = work
+        self._size: Size | None = None
+
+    @property
+    def size(self) -> Size:
+        """Return the size of the input."""
+        if self._size is None:
+            self._size = _size_of(self.work)
+        return self._size
 
     @property
     def operation(self) -> str:
@@ -42,7 +62,7 @@ class TextTraits(Traits[protocol.TextJob]):
 
     def cost(self, _file_bytes: int) -> float:
         work = self.work
-        return _prompt_tokens(work) + work.sequences * work.sampling.max_tokens
+        return self.size.tokens + work.sequences * work.sampling.max_tokens
 
     def cost_done(self, final: protocol.Success | protocol.Cancelled) -> float | None:
         if isinstance(final, (protocol.TextDone, protocol.Cancelled)):
@@ -54,14 +74,14 @@ class TextTraits(Traits[protocol.TextJob]):
         return _beginning(self.work)
 
     def input_bytes(self) -> int:
-        return _text_bytes(self.work)
+        return self.size.bytes
 
     def without_input(self) -> protocol.Job:
         """Return the message with as many empty prompts: their number tells that of choices.
 
         The files of pictures are named still: they are removed later.
         """
-        pictures = tuple(pictures_of(self.work))
+        pictures = self.size.pictures
         return replace(
             self.work,
             prompt=None,
@@ -72,15 +92,17 @@ class TextTraits(Traits[protocol.TextJob]):
             grammar=None,
         )
 
-    def most_used(self, _file_bytes: int, context: int | None) -> Most:
+    def most_used(self, _file_bytes: int, context: int | None, _prompt_bytes: int = 0) -> Most:
         """Return the tokens; a token holds a byte at least. None of a job that counts only."""
-        return Most() if self.work.count_only else Most(_text_tokens(self.work, context))
+        if self.work.count_only:
+            return Most()
+        return Most(_text_tokens(self.work, self.size.most_tokens, context))
 
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:
         if self.work.count_only:
             return NOTHING
         prompt, completion = self.tokens(events, last)
-        return Amounts(prompt_tokens=prompt, completion_tokens=completion)
+        return amounts((0, prompt, completion, 0, 0, 0))
 
     def tokens(self, events: Sequence[Any], last: protocol.Final | None) -> tuple[int, int]:
         if isinstance(last, protocol.TextDone) and last.prompt_tokens:
@@ -99,7 +121,9 @@ class TextTraits(Traits[protocol.TextJob]):
 
     def upload_paths(self) -> dict[str, str]:
         """Return the files of pictures, in their order; none before they are written."""
-        sources = [each.source for each in pictures_of(self.work)]
+        if not (pictures := self.size.pictures):
+            return {}
+        sources = [each.source for each in pictures]
         return {
             f"picture_{n}": path for n, path in enumerate(sources) if path[:5].lower() != "data:"
         }
@@ -136,40 +160,59 @@ class TextTraits(Traits[protocol.TextJob]):
             yield from _text_pieces(number, choice, last)
 
 
-def _text_bytes(work: protocol.TextJob) -> int:
-    size = 0
-    for message in work.messages or ():
-        size += sum(map(getsizeof, message.texts()))
-        if message.pictures:
-            size += sum(getsizeof(each.source) for each in message.pictures)
-    for prompt in prompts_of(work):
-        size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
+def _size_of(work: protocol.TextJob) -> Size:
+    size = _size_of_prompts(work) if work.messages is None else _size_of_messages(work.messages)
     if work.grammar is not None:
-        size += getsizeof(work.grammar.source)
+        size.bytes += getsizeof(work.grammar.source)
     if work.tools:
-        size += tools_bytes(work) * _TREE_BYTES
+        length = tools_bytes(work)
+        size.bytes += length * _TREE_BYTES
+        size.tokens += length / CHARACTERS_PER_TOKEN
+        if work.messages is not None:
+            size.most_tokens = (size.most_tokens[0] + _TEMPLATE_TOKENS + length,)
     if work.template_kwargs:
-        size += len(_json.encode(work.template_kwargs)) * _TREE_BYTES
+        size.bytes += len(_json.encode(work.template_kwargs)) * _TREE_BYTES
     return size
+
+
+def _size_of_messages(messages: Sequence[protocol.ChatMessage]) -> Size:
+    size, characters, tokens = 0, 0, _TEMPLATE_TOKENS
+    pictures: list[protocol.Picture] = []
+    for message in messages:
+        tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
+        for text in message.texts():
+            size += getsizeof(text)
+            characters += len(text)
+            tokens += utf8_bytes(text)
+        if message.pictures:
+            pictures += message.pictures
+    likely = characters / CHARACTERS_PER_TOKEN
+    for picture in pictures:
+        spread = _spread(picture)
+        size += getsizeof(picture.source)
+        likely += _LIKELY + spread
+        tokens += _MOST_LIKELY + spread
+    return Size(size, likely, (tokens,), tuple(pictures))
+
+
+def _size_of_prompts(work: protocol.TextJob) -> Size:
+    size, likely = 0, 0.0
+    most_tokens: list[int] = []
+    for prompt in prompts_of(work):
+        if isinstance(prompt, str):
+            size += getsizeof(prompt)
+            likely += len(prompt) / CHARACTERS_PER_TOKEN
+            most_tokens.append(MESSAGE_TOKENS + utf8_bytes(prompt))
+        else:
+            size += len(prompt) * _TOKEN_BYTES
+            likely += len(prompt)
+            most_tokens.append(MESSAGE_TOKENS + len(prompt))
+    return Size(size, likely, tuple(most_tokens))
 
 
 def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
     """Return the prompts of a job; none of one that has messages."""
     return work.prompts if work.prompt is None else (work.prompt,)
-
-
-def _prompt_tokens(work: protocol.TextJob) -> float:
-    ids, characters = 0, tools_bytes(work) if work.tools else 0
-    for prompt in prompts_of(work):
-        if isinstance(prompt, str):
-            characters += len(prompt)
-        else:
-            ids += len(prompt)
-    for message in work.messages or ():
-        characters += sum(map(len, message.texts()))
-        if message.pictures:
-            ids += sum(_LIKELY + _spread(picture) for picture in message.pictures)
-    return ids + characters / CHARACTERS_PER_TOKEN
 
 
 def tools_bytes(work: protocol.TextJob) -> int:
@@ -184,31 +227,14 @@ def _beginning(work: protocol.TextJob) -> str:
     return start[:_AFFINITY_CHARACTERS]
 
 
-def _text_tokens(work: protocol.TextJob, context: int | None) -> int:
-    """Return the tokens of all prompts and of all texts that are made, at most."""
-    of_each = work.sequences // max(1, len(work.prompts))  #: texts of a prompt
+def _text_tokens(work: protocol.TextJob, prompts: Sequence[int], context: int | None) -> int:
+    """Return the tokens of all prompts, of so many each, and of all texts made, at most."""
+    of_each = work.best_of or work.n  #: texts of a prompt
     made = of_each * work.sampling.max_tokens
     if context is None:
-        return sum(_prompt_bytes(work)) + work.sequences * work.sampling.max_tokens
+        return sum(prompts) + work.sequences * work.sampling.max_tokens
     # A prompt counts once, and with each of its texts it is within the context.
-    return sum(min(size + made, of_each * context) for size in _prompt_bytes(work))
-
-
-def _prompt_bytes(work: protocol.TextJob) -> list[int]:
-    """Return more tokens than each prompt has, with its template."""
-    if work.messages is None:
-        return [
-            MESSAGE_TOKENS + (utf8_bytes(each) if isinstance(each, str) else len(each))
-            for each in prompts_of(work)
-        ]
-    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
-    for message in work.messages:
-        tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
-        for text in message.texts():
-            tokens += utf8_bytes(text)
-        if message.pictures:
-            tokens += sum(_MOST_LIKELY + _spread(picture) for picture in message.pictures)
-    return [tokens]
+    return sum([min(size + made, of_each * context) for size in prompts])
 
 
 def _spread(picture: protocol.Picture) -> int:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from cli.checks import service
 from cli.checks.accelerator import every_device
+from cli.checks.cluster import cluster
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
+from cli.checks.redis import redis
 from cli.checks.surroundings import every_surrounding
 from cli.checks.tracing import tracing
 from cli.context import CliContext
@@ -40,6 +42,8 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
         yield _port(place, settings)
         yield from every_door(settings.server)
         yield from tracing(settings)
+        yield from cluster(settings)
+        yield from redis(settings)
     yield _database(place, settings)
     yield from _models(place)
 

@@ -33,8 +33,8 @@ def fit_model(place: CliContext, name: str, *, as_json: bool) -> None:
     except Failure as error:
         if error.code not in ("", "INVALID_MODEL"):
             raise
-        hint = "one that is not here yet: `bitinglip models pull REPO --dry-run` says if it fits"
-        raise Failure(f"{error}; {hint}", code=error.code) from None
+        hint = "Of one that is not here, `bitinglip models pull REPO --dry-run` says if it fits."
+        raise Failure(f"{str(error).rstrip('.')}. {hint}", code=error.code) from None
     if as_json:
         show_json(found)
     else:

@@ -352,7 +352,7 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a model that a person reads in other words than a program."""
     loads = model.get("load_seconds") or {}
     needs = model.get("needs_by_dtype") or {}
-    why = model.get("sequential")
+    why, merged = model.get("sequential"), model.get("merged")
     return {
         "size": _size(model),
         "parameters": amount(model["parameters"]) if model["parameters"] else None,
@@ -360,6 +360,7 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
         "quantizations": [_quantized(each) for each in model.get("quantizations") or ()],
         "sequential": why and f"requests at once take turns: {why}",
+        "merged": merged and f"into a copy of its base, in a worker of its own: {merged}",
         "pinned": "yes" if model.get("pinned") else "no",
         "last_used_at": (used := model.get("last_used_at")) and moment(used),
         "may set": list(model["supported_parameters"]),

@@ -4,11 +4,11 @@ from typing import Any
 
 import typer
 
-from cli.commands.workers import show_workers
+from cli.commands.workers import show_nodes, show_workers
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import clean, console, print_note, show, show_json
-from cli.show.tables import device_table, model_table
+from cli.show.tables import devices_explained, model_table
 
 _WIDEST = 140
 
@@ -25,7 +25,9 @@ def status(
         return
     _show_summary(found)
     if devices := found.get("devices"):
-        show("", device_table(devices, min(console().width, _WIDEST)))
+        show("", *devices_explained(devices, min(console().width, _WIDEST)))
+    if nodes := found.get("nodes"):
+        show_nodes(nodes)
     if models := found["models"]:
         show("", *model_table(models, len(models), min(console().width, _WIDEST)))
         for model in models:

@@ -44,8 +44,7 @@ def board(
 
     parts: list[RenderableType] = [headline(found, rates)]
     if devices := found.get("devices"):
-        table = device_table(devices, width)
-        parts += ["", table, *_legend(table), *_remarks(devices)]
+        parts += ["", *devices_explained(devices, width), *_remarks(devices)]
     if missing := found.get("missing_card"):
         parts.append(Text(clean(f"A card is not used: {missing}"), style="yellow"))
     if models := found.get("models"):
@@ -68,6 +67,12 @@ def headline(found: Mapping[str, Any], rates: Rates | None) -> "Text":
             f"{rates.completion_tokens:,.0f} out"
         )
     return Text(clean("   ".join(parts)), style="bold")
+
+
+def devices_explained(devices: Iterable[Mapping[str, Any]], width: int) -> "list[RenderableType]":
+    """Return the table of devices, and what the parts of its bars are."""
+    table = device_table(devices, width)
+    return [table, *_legend(table)]
 
 
 def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
@@ -121,7 +126,9 @@ def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
     from rich.text import Text
 
     def cells(count: int) -> int:
-        return round(width * min(count, total) / total) if total else 0
+        if not total or not count:
+            return 0
+        return max(1, round(width * min(count, total) / total))
 
     ours = cells(device.get("reserved_bytes") or 0)
     theirs = min(width - ours, cells(device.get("foreign_bytes") or 0))

@@ -19,8 +19,14 @@ from model_store.inspection.files import model_files, needs_code, open_files
 from model_store.inspection.pipeline import check_index, components, inspect_pipeline
 from model_store.inspection.transformer import inspect_transformer
 from model_store.inspection.weights import CODE, check_indices
-from model_store.kinds import WITHOUT_WEIGHTS, kind_of, read_any_json, read_json
-from model_store.manifest import ADAPTER, Manifest
+from model_store.kinds import (
+    WITHOUT_WEIGHTS,
+    asked_of_upstream,
+    kind_of,
+    read_any_json,
+    read_json,
+)
+from model_store.manifest import ADAPTER, EMBEDDING, VISION, Manifest
 from model_store.selection import required
 
 __all__ = [
@@ -34,6 +40,15 @@ __all__ = [
 ]
 
 
+#: of models without weights, by what they do
+_CAPABILITIES = {
+    "text": ("completion", "chat"),
+    "vision": ("completion", "chat", VISION),
+    "embedding": (EMBEDDING,),
+    "transcription": ("speech-to-text",),
+}
+
+
 def inspect(folder: Path) -> Inspection:
     """Inspect a folder. Raises BadFiles if it is not a model that may be taken in."""
     kind = inspect_texts(folder)
@@ -44,12 +59,13 @@ def inspect(folder: Path) -> Inspection:
     else:
         config = read_json(folder / "config.json")
         if (own := config.get("model_type")) in WITHOUT_WEIGHTS:
+            asked = asked_of_upstream(config)
             return Inspection(
-                "text",
+                kind,
                 WITHOUT_WEIGHTS[own],
                 model_type=own,
-                has_chat_template=True,
-                capabilities=("completion", "chat"),
+                has_chat_template=kind == "text",
+                capabilities=_CAPABILITIES[asked],
             )
         found = inspect_transformer(folder, kind, config)
     found.license, languages = describe(folder)

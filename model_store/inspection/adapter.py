@@ -27,6 +27,11 @@ _PAIR = re.compile(r"[._]lora_(?:A|B|a|b|up|down)\b|\.lora\.(?:up|down)\b|_lora\
 _PIPELINE = ("unet.", "transformer.", "text_encoder", "lora_unet_", "lora_te", "diffusion_model.")
 _TASKS = (None, "CAUSAL_LM")
 _LONGEST_NAME = 200
+_LONGEST_TENSOR = 100
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
+#: ways to begin a training that leave the base's weights as they are
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _TOLD = "lora_adapter_metadata"  #: in the metadata of a file of weights: the adapters' configs
 _DEFAULT_RANK = 8  #: the library's
 #: settings by which the library would import a module of any name, or change the layers' number
@@ -109,7 +114,29 @@ def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
     tensors = _header(folder, ADAPTER_WEIGHTS)
     _check_ranks(config, tensors, ADAPTER_CONFIG)
     named = config.get("base_model_name_or_path")
-    return _adapter(folder, "text", tensors, named)
+    found = _adapter(folder, "text", tensors, named)
+    found.merged = _why_merged(config, tensors)
+    if found.merged is None:
+        found.lora_rank = max(each.shape[0] for name, each in tensors.items() if name.endswith(_A))
+    return found
+
+
+def _why_merged(config: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
+    """Say what of an adapter is more than pairs beside linear layers; None if it is no more."""
+    if config.get("use_dora"):
+        return "it has DoRA"
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        return "it was begun from its base's own weights"
+    if any(not _PLAIN_NAME.fullmatch(str(key)) for key in config.get("alpha_pattern") or ()):
+        return "its alpha_pattern is no list of layers"
+    for name, each in tensors.items():
+        if not name.endswith((_A, _B)) or len(each.shape) != 2:
+            return f"it changes more than linear layers: {name[:_LONGEST_TENSOR]}"
+        if ".experts." in name:
+            return "it changes experts"
+        if ".lm_head." in f".{name}":
+            return "it changes the output layer"
+    return None
 
 
 def _of_file(folder: Path) -> Inspection:

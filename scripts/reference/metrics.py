@@ -9,6 +9,7 @@ from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.redis_gauges import RedisReading, watch_redis
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.span_counts import SpanCounts
 from scripts.reference.page import table
@@ -42,6 +43,7 @@ def every_metric() -> list[Described]:
     SpanCounts(metrics.registry)
     CacheMetrics(metrics.registry).watch(lambda: (0, 0, 0))
     DownloadMetrics(metrics.registry).watch(dict)
+    watch_redis(metrics.registry, RedisReading)
     return sorted(_described(metrics))
 
 

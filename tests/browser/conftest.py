@@ -1,4 +1,8 @@
-"""One server and one browser for all tests of the dashboard, signed in with the admin's key."""
+"""One server and one browser for all tests of the dashboard, signed in with the admin's key.
+
+Each test that takes ``page`` runs twice: on the screen of a desktop in light, and on that of a
+phone in dark.
+"""
 
 import os
 from collections.abc import Iterator
@@ -57,13 +61,26 @@ def browser_page(server: Server) -> Iterator[Page]:
         yield page
 
 
+@pytest.fixture(params=["desktop", "phone"])
+def screen(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def page(browser_page: Page, server: Server) -> Iterator[Page]:
-    """The page; a test must leave no complaint in its console, and ask nobody but our server."""
+def page(browser_page: Page, server: Server, screen: str) -> Iterator[Page]:
+    """The page, at its overview; a test must leave no complaint in its console, ask only our
+    server, and leave nothing that is wider than the screen or that keeps people from using it."""
     if browser_page.run("document.querySelector('dialog[open]') !== null"):  # an earlier one failed
         browser_page.open(server.url)
+    if screen == "phone":
+        browser_page.narrow()
+    else:
+        browser_page.desktop()
+    browser_page.scheme("dark" if screen == "phone" else "light")
+    browser_page.go("overview")  # so that each page begins as it does for a person who comes
     yield browser_page
     check_quiet(browser_page, server)
+    assert browser_page.run("bl.overflow()") <= 0
 
 
 def check_quiet(page: Page, server: Server) -> None:

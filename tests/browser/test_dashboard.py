@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long_file
 PAGES = sorted(path.stem for path in (FOLDER / "js" / "pages").glob("*.js"))
 
 
-def test_dashboard_chats_with_a_stream_that_can_be_stopped(page: Page) -> None:
+def test_dashboard_chats_with_a_stream_that_can_be_stopped(page: Page, screen: str) -> None:
     page.go("playground/chat")
     page.choose("Model", "demo-text")
     page.choose("Temperature", "0")
@@ -33,7 +33,8 @@ def test_dashboard_chats_with_a_stream_that_can_be_stopped(page: Page) -> None:
     assert page.run("document.querySelector('.card pre').textContent").startswith("curl ")
     page.click("Python")
     page.see("from openai import OpenAI")
-    keep_picture(page, "playground")
+    keep_picture(page, f"chat-{screen}")
+    assert serious_findings(page) == []
     page.click("Clear chat")
     page.choose("Model", "demo-echo")
     page.fill("Message", "!slow one two")
@@ -74,21 +75,22 @@ def test_dashboard_chats_in_a_schema_and_with_tools(page: Page) -> None:
 
 
 def test_dashboard_pulls_a_model_and_transcribes_with_it(
-    page: Page, server: Server, tmp_path: Path
+    page: Page, server: Server, screen: str, tmp_path: Path
 ) -> None:
+    name = f"whisper-{screen}"
     page.go("models")
     page.click("Pull a model")
     page.fill("Repository", REPO)
-    page.fill("Name here", "whisper")
+    page.fill("Name here", name)
     page.click("Pull")
-    page.see("whisper completed")
-    page.click("Take whisper off the list")
+    page.see(f"{name} completed")
+    page.click(f"Take {name} off the list")
     page.wait("!bl.text().includes('Downloads')")
-    page.click("Pin whisper", within="whisper")
-    page.wait("bl.find('button', 'Pin whisper').getAttribute('aria-pressed') === 'true'")
+    page.click(f"Pin {name}", within=name)
+    page.wait(f"bl.find('button', 'Pin {name}').getAttribute('aria-pressed') === 'true'")
     with server.client() as client:
-        assert client.get("/api/v1/models/whisper").json()["pinned"]
-    page.click("whisper", within="whisper")
+        assert client.get(f"/api/v1/models/{name}").json()["pinned"]
+    page.click(name, within=name)
     page.see("Architecture")
     page.click("Close")
     (tmp_path / "said.wav").write_bytes(sound())
@@ -96,12 +98,13 @@ def test_dashboard_pulls_a_model_and_transcribes_with_it(
     page.attach("A sound file", tmp_path / "said.wav")
     page.click("Transcribe")
     page.wait("/s of \\w+ in/.test(bl.text())")
+    assert serious_findings(page) == []
     page.click("Record")
     page.click("Stop after…")
     page.see("recording.webm,")
 
 
-def test_dashboard_makes_an_image_step_by_step(page: Page) -> None:
+def test_dashboard_makes_an_image_step_by_step(page: Page, screen: str) -> None:
     page.go("playground/images")
     for label, value in (("Width", "64"), ("Height", "64"), ("Steps", "3"), ("Seed", "7")):
         page.fill(label, value)
@@ -109,6 +112,8 @@ def test_dashboard_makes_an_image_step_by_step(page: Page) -> None:
     page.see("made in")
     assert page.run("document.querySelector('figure img').naturalWidth") == 64
     page.see("seed 7")
+    keep_picture(page, f"image-{screen}")
+    assert serious_findings(page) == []
 
 
 def test_dashboard_plays_speech(page: Page) -> None:
@@ -118,16 +123,19 @@ def test_dashboard_plays_speech(page: Page) -> None:
     page.wait("document.querySelector('audio')?.currentTime > 0")
     page.see("of sound in")
     assert page.run("document.querySelector('a[download]').download") == "speech.mp3"
+    assert serious_findings(page) == []
 
 
-def test_dashboard_makes_rotates_and_revokes_a_key(page: Page, server: Server) -> None:
+def test_dashboard_makes_rotates_and_revokes_a_key(page: Page, server: Server, screen: str) -> None:
+    name = f"browser-{screen}"
     page.go("keys")
     page.click("Create a key")
-    page.fill("Name", "browser")
+    page.fill("Name", name)
     page.click("Create")
     first = page.wait("document.querySelector('.secret code')?.textContent")
+    assert serious_findings(page) == []
     page.click("I have kept it")
-    page.click("Rotate", within="browser")
+    page.click("Rotate", within=name)
     page.choose("The old secret ends", "0s")
     page.click("Rotate")
     second = page.wait("document.querySelector('.secret code')?.textContent")
@@ -135,9 +143,9 @@ def test_dashboard_makes_rotates_and_revokes_a_key(page: Page, server: Server) -
     for key, status in ((first, 401), (second, 200)):
         with server.client(headers={"Authorization": f"Bearer {key}"}) as client:
             assert client.get("/v1/models").status_code == status
-    page.click("Revoke browser", within="browser")
+    page.click(f"Revoke {name}", within=name)
     page.click("Revoke")
-    page.see("browser is revoked.")
+    page.see(f"{name} is revoked.")
 
 
 def test_dashboard_cancels_a_task_and_shows_the_requests(page: Page, server: Server) -> None:
@@ -154,21 +162,25 @@ def test_dashboard_cancels_a_task_and_shows_the_requests(page: Page, server: Ser
     page.click(f"POST {NATIVE}")
     page.see("Total")
     page.see("demo-echo/0")
+    assert serious_findings(page) == []
     page.click("Close")
 
 
 def test_dashboard_shows_a_killed_worker_and_its_return(page: Page, server: Server) -> None:
     with server.client() as client:
         client.post("/api/v1/models/demo-echo/load").raise_for_status()
-    before = server.worker("demo-echo")["pid"]
+    worker = server.worker("demo-echo")
+    before, restarts = worker["pid"], worker["restarts"]
     page.go("workers")
     page.see(f"process {before}")
     os.kill(before, signal.SIGKILL)
     page.wait(f"!bl.text().includes('process {before}')")
     page.wait("bl.row('demo-echo/0')?.innerText.includes('ready')")
-    assert page.run("bl.row('demo-echo/0').querySelector('[data-label=Restarts]').innerText") == "1"
+    shown = page.run("bl.row('demo-echo/0').querySelector('[data-label=Restarts]').innerText")
+    assert int(shown) == restarts + 1
 
 
+@pytest.mark.parametrize("screen", ["desktop"])
 def test_documentation_of_the_api_needs_nothing_from_elsewhere(page: Page, server: Server) -> None:
     page.open(f"{server.url}/docs")
     page.see("/api/v1/cluster/requests")
@@ -176,15 +188,21 @@ def test_documentation_of_the_api_needs_nothing_from_elsewhere(page: Page, serve
     page.wait("document.querySelector('h1')?.textContent === 'Overview'")
 
 
-@pytest.mark.parametrize("screen", ["desktop", "phone"])
+def test_dashboard_is_found_through_by_its_links(page: Page) -> None:
+    """Each page is reached by the links that this screen shows, and says that it is the one."""
+    for name in PAGES:
+        page.click(name.capitalize(), role="link")
+        page.wait(f"document.querySelector('h1')?.textContent === '{name.capitalize()}'")
+        assert page.run("document.querySelector('.nav [aria-current]').innerText.trim()") == (
+            name.capitalize()
+        )
+
+
 def test_dashboard_pages_fit_the_screen_and_keep_nobody_out(page: Page, screen: str) -> None:
     """axe finds nothing serious in light and dark, and no page is wider than its screen."""
-    page.go("overview")
     page.see("Devices over time")
     wide = {}
     findings = {}
-    if screen == "phone":
-        page.narrow()
     for name in PAGES:
         page.go(name)
         page.wait("!document.querySelector('.skeleton')")
@@ -195,7 +213,6 @@ def test_dashboard_pages_fit_the_screen_and_keep_nobody_out(page: Page, screen: 
                 findings[name, scheme] = found
         if overflow := page.run("bl.overflow()"):
             wide[name] = overflow
-    page.desktop()
     page.scheme("light")
     assert findings == {}
     assert wide == {}

@@ -34,6 +34,7 @@ from tests.support.scripted_worker import Script, ScriptedLauncher
 from tests.support.wait import eventually
 from workers import protocol
 from workers.devices import Devices
+from workers.nodes.cluster import Agents
 
 ADMIN = "admin"
 EXPIRED = "expired"
@@ -132,13 +133,16 @@ def serve(
     times: Times | None = None,
     machine: Devices | None = None,
     certificate: Certificate | None = None,
+    agents: Agents | None = None,
+    real: bool = False,
     **values: Any,
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
     ``times`` are what its clients are given; ``machine`` has the devices in place of this one's.
-    ``certificate`` is for HTTPS, and ``values`` are settings; sections are merged with those that
-    keep a test quiet.
+    ``certificate`` is for HTTPS; ``agents`` start real workers as on other machines; ``real``: the
+    settings say what does. ``values`` are settings; sections are merged with those that keep a
+    test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -160,7 +164,8 @@ def serve(
     app = build(
         settings,
         home,
-        launcher=workers,
+        launcher=None if real or agents is not None else workers,
+        agents=agents,
         on_open=on_open,
         connections=connections,
         devices=machine,

@@ -37,10 +37,10 @@ class PostgresServer:
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
 
-    def make(self) -> str:
-        """Make an empty database, and return its URL."""
+    def make(self, template: str = "template1") -> str:
+        """Make a database, empty or as another one is, and return its URL."""
         name = f"test{next(self._numbers)}"
-        self.run(f"CREATE DATABASE {name}")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
     def run(self, sql: str, database: str = "postgres") -> None:

@@ -20,7 +20,7 @@ from model_store.store import ModelStore
 from tests.support.jobs import text_job
 from tests.support.wait import until
 from workers.devices import Devices
-from workers.launcher import SpawnLauncher
+from workers.launcher import Launcher, SpawnLauncher
 from workers.protocol import TextDone
 
 ECHO = "demo-echo"
@@ -33,7 +33,7 @@ class Rig:
         self,
         root: Path,
         values: dict[str, Any],
-        launcher: SpawnLauncher,
+        launcher: Launcher,
         devices: Devices | None = None,
     ) -> None:
         """``devices`` are in place of those of the settings."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from compose_spec import PyCompose
 
 from bitinglip.settings import Settings
 from bitinglip.settings.sections import Server
+from bitinglip.settings_loader import check_start, every_setting, load_settings
 from workers import pool
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +36,15 @@ def unit() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def service() -> dict[str, Any]:
     """The service of the Compose file."""
-    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
-    service: dict[str, Any] = compose["services"]["bitinglip"]
+    service: dict[str, Any] = composed("compose.yaml")["services"]["bitinglip"]
     return service
+
+
+def composed(name: str) -> dict[str, Any]:
+    """Read a file for Compose; a tag of its own resets what another file has."""
+    text = (ROOT / "deploy" / name).read_text().replace("!reset ", "")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
 
 
 def seconds(text: str) -> float:
@@ -173,3 +181,52 @@ def test_image_names_what_it_depends_on_from_the_project_s_file() -> None:
     wanted = done.stdout.splitlines()
     assert any(each.startswith("torch>=") for each in wanted)
     assert any(each.startswith("opentelemetry-sdk>=") for each in wanted)
+
+
+def test_compose_files_are_what_compose_understands() -> None:
+    for name in ("compose.yaml", "compose.reservation.yaml", "compose.cluster.yaml"):
+        told = composed(name)
+        for service in told["services"].values():
+            service.pop("devices", None)  # the library knows no CDI, which Compose does
+        PyCompose.from_yaml(yaml.safe_dump(told)).validate()
+
+
+def test_compose_reserves_cards_where_the_host_has_no_cdi() -> None:
+    # Compose adds the lists of both files unless one is reset.
+    assert "devices: !reset []" in (ROOT / "deploy/compose.reservation.yaml").read_text()
+    deployed = composed("compose.reservation.yaml")["services"]["bitinglip"]["deploy"]
+    [reserved] = deployed["resources"]["reservations"]["devices"]
+    assert (reserved["driver"], reserved["count"]) == ("nvidia", "all")
+    assert reserved["capabilities"] == ["gpu", "utility", "compute"]
+
+
+def test_image_is_found_clean_by_hadolint() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run(
+        [program, "Dockerfile.cuda"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_cluster_has_the_settings_that_several_gateways_need() -> None:
+    """Each of its variables is a setting, and the gateways may end what they do."""
+    told = composed("compose.cluster.yaml")
+    known = {f"BITINGLIP_{'__'.join(path)}".upper() for path, _ in every_setting()}
+    gateways = [told["services"][f"gateway-{n}"] for n in (1, 2)]
+    for gateway in gateways:
+        own = {name: value for name, value in gateway["environment"].items() if "__" in name}
+        assert own.keys() <= known
+        settings = load_settings(config=None, home=Path("nowhere"), environ=own)
+        check_start(settings)
+        assert settings.gateways.shared
+        stop = LONGEST_STOP + settings.server.drain_notice
+        assert seconds(gateway["stop_grace_period"]) > stop
+        assert f"shared:{settings.gateways.folder}" in gateway["volumes"]
+    assert gateways[0]["volumes"] != gateways[1]["volumes"]
+    servers = re.findall(r"server (gateway-\d):8080", nginx := nginx_conf())
+    assert servers == ["gateway-1", "gateway-2"]
+    assert "hash $http_authorization" in nginx
+
+
+def nginx_conf() -> str:
+    return (ROOT / "deploy/nginx.cluster.conf").read_text()

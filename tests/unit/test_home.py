@@ -168,3 +168,36 @@ def test_machine_that_went_down_under_its_server_is_known_by_what_that_left(home
     assert not home.machine_went_down(1e9 - 60)  # the server was killed
     home.remove_server_json()
     assert not home.machine_went_down(2e9)
+
+
+def test_secret_of_another_home_is_taken_over_and_never_replaces_one(
+    home: Home, tmp_path: Path
+) -> None:
+    other = Home(tmp_path / "other")
+    other.create()
+    expected = home.secret("keys")
+    other.adopt_secret(home.secret_key)
+    other.adopt_secret(home.secret_key)
+    assert (other.secret("keys"), mode(other.secret_key)) == (expected, 0o600)
+    third = Home(tmp_path / "third")
+    third.create()
+    own = third.secret("keys")
+    with pytest.raises(HomeError, match="another secret"):
+        third.adopt_secret(home.secret_key)
+    assert third.secret("keys") == own
+    with pytest.raises(HomeError):
+        third.adopt_secret(tmp_path / "missing")
+
+
+def test_home_that_shares_its_files_keeps_them_elsewhere_and_has_one_name(tmp_path: Path) -> None:
+    shared = Home(tmp_path / "home", common=tmp_path / "a" / "common")
+    shared.create()
+    assert [shared.files, shared.uploads, shared.batches] == [
+        tmp_path / "a" / "common" / name for name in ("files", "uploads", "batches")
+    ]
+    assert not list((tmp_path / "home").glob("*es"))
+    name = shared.identity()
+    assert shared.identity() == name
+    shared.gateway_id.write_text("../x")
+    with pytest.raises(HomeError, match=r"gateway\.id"):
+        shared.identity()

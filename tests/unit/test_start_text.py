@@ -25,4 +25,10 @@ def test_start_text_is_no_wider_than_the_terminal(columns: int) -> None:
 
 def test_start_text_says_the_same_on_any_terminal() -> None:
     assert " ".join(" ".join(told(60)).split()) == " ".join(" ".join(told(None)).split())
-    assert len(told(None)) == 5
+    assert len(told(None)) == 6
+
+
+def test_start_text_names_the_dashboard_where_it_is_on() -> None:
+    off = start_text("http://x:1", [], {}, {}, HOME, dashboard=False)
+    assert "dashboard" not in off
+    assert "dashboard" in "".join(told(None))

@@ -159,6 +159,8 @@ def runs_programs(spec: Load) -> bool:
 def model_files(spec: Load) -> list[str]:
     """Return the folders and files that a load names."""
     named = [spec.path, spec.adapter or ""]
+    if spec.text is not None:
+        named.append(spec.text.lora_folder)
     if spec.speech is not None:
         named += [spec.speech.vocoder or "", *spec.speech.voices.values()]
     if spec.image is not None:

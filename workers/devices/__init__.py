@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Self
 
 from workers.devices.cards import Cards
-from workers.devices.device import WELL, Condition, Device, DeviceUsage, State
+from workers.devices.device import CPU, WELL, Condition, Device, DeviceUsage, State
 from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
@@ -31,7 +31,6 @@ __all__ = [
     "State",
 ]
 
-CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
 #: one such part of a memory that card and processor share stays free: the system lives there
 _UNIFIED_PART = 16
@@ -162,9 +161,11 @@ class Devices:
 
     def _rebuild(self) -> None:
         with self._marking:
-            cards = self._cards.list if self._cards else ()
-            unmarked = (*self._made_up, *map(self._card, cards), *self._processor)
-            self._list = tuple(map(self._marked, unmarked))
+            self._list = tuple(map(self._marked, self._unmarked()))
+
+    def _unmarked(self) -> Iterable[Device]:
+        cards = self._cards.list if self._cards else ()
+        return (*self._made_up, *map(self._card, cards), *self._processor)
 
     def _marked(self, device: Device) -> Device:
         condition = device.condition

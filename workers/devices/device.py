@@ -23,6 +23,28 @@ class Condition:
 
 
 WELL = Condition()
+CPU = "cpu"  #: the id of the processor
+_ON = ":"  #: stands between the name of a node and an id there; in neither
+
+
+def id_on(node: str, device: str) -> str:
+    """Return the id that a device of a node has in its cluster, such as ``node2:0``."""
+    return f"{node}{_ON}{device}"
+
+
+def node_of(device: str) -> str:
+    """Return the node of a device by its id; empty for one of this machine."""
+    return device.rpartition(_ON)[0]
+
+
+def processor_of(device: str) -> str:
+    """Return the id of the processor of the machine that a device is in."""
+    node = node_of(device)
+    return id_on(node, CPU) if node else CPU
+
+
+def is_processor(device: str) -> bool:
+    return device.rpartition(_ON)[2] == CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +64,7 @@ class Device:
     display: bool = False  #: a screen hangs on it
     kept_free: int = 0  #: bytes that stay free whatever is set
     note: str | None = None  #: what is special of it, and no fault
+    node: str = ""  #: the machine of a cluster that it is in; empty: this one
 
     def headroom(self, set_bytes: int) -> int:
         """Return the bytes that stay free, of which a setting names the least."""

@@ -36,6 +36,8 @@ from workers.protocol.jobs import (
 )
 from workers.protocol.load import (
     MOST_DRAFTS,
+    MOST_LORA_RANK,
+    MOST_LORAS,
     Attention,
     CacheFormat,
     Confinement,
@@ -75,6 +77,8 @@ from workers.protocol.text import (
 
 __all__ = [
     "MOST_DRAFTS",
+    "MOST_LORAS",
+    "MOST_LORA_RANK",
     "Activity",
     "Attention",
     "AudioDelta",

@@ -94,6 +94,8 @@ SpeculationKind = Literal["off", "lookup"]
 
 MOST_DRAFTS = 16  #: tokens of a row in a step
 
+MOST_LORAS, MOST_LORA_RANK = 64, 512  #: of a worker; of each
+
 #: Formats that a text model's linear layers are quantised to at load; bitsandbytes makes llm_int8
 #: and nf4. See ``workers.engines.quantization``.
 Quantization = Literal["int8", "fp8", "llm_int8", "nf4"]
@@ -131,6 +133,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
     adapter: str | None = None  #: text: the folder of a LoRA to merge into the weights
+    node: str = ""  #: whose worker it becomes, of a cluster; none: of the gateway's machine
     device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     #: bytes of weights that each visible device may hold, in their order; none: as they have room

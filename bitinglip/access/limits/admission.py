@@ -8,8 +8,11 @@ and is refunded if it failed through no fault of its own.
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from bitinglip.access.keys import Caller
 from bitinglip.access.limits.gcra import FULL, Reading
@@ -23,9 +26,14 @@ from bitinglip.access.limits.policy import (
     rate_exceeded,
 )
 from bitinglip.access.limits.store import Cell, Decision, MemoryStore, Store
+from bitinglip.access.shared.limits import Asked, Taken
 from bitinglip.access.usage.meter import Meter
 from bitinglip.errors import BitingLipError, ConcurrencyLimitExceeded, RateLimitExceeded
+from bitinglip.redis.errors import RedisAway
 from bitinglip.settings.limits import Limits
+
+if TYPE_CHECKING:
+    from bitinglip.access.shared.counts import SharedCounts
 
 
 def now() -> int:
@@ -33,8 +41,7 @@ def now() -> int:
     return time.monotonic_ns() // 1000
 
 
-@dataclass(slots=True)  # frozen ones take twice as long to make
-class Admitted:
+class Admitted(msgspec.Struct):
     """Describes a request that was let in, or is to be refused with ``refusal``."""
 
     key_id: str
@@ -43,6 +50,8 @@ class Admitted:
     share: int = FULL
     headers: Headers = ()
     refusal: BitingLipError | None = None
+    place: str = ""  #: its name among those of all gateways that share limits
+    shared: bool = False  #: whether its rates are those of all of them
 
 
 class Admission:
@@ -61,6 +70,7 @@ class Admission:
         store: Store | None = None,
         meter: Meter | None = None,
         clock: Callable[[], int] = now,
+        shared: "SharedCounts | None" = None,
     ) -> None:
         self._policies = Policies(limits)
         self._meter = Meter() if meter is None else meter
@@ -70,6 +80,7 @@ class Admission:
         self._clock = clock
         self._all = Places()  #: requests of every class
         self._places = Places()  #: those that a tier bounds
+        self._shared = shared
 
     @property
     def in_flight(self) -> int:
@@ -85,6 +96,10 @@ class Admission:
         may use is known once its body is, and reserved then; see ``access.usage.meter``.
         """
         policy, key_id = self._policies.of(caller.tier, kind, route), caller.key_id
+        if self._shared is not None:
+            admitted = await self._enter_shared(self._shared, key_id, policy, units)
+            if admitted is not None:
+                return admitted
         if units and (spent := self._meter.exhausted(key_id, units)):
             return Admitted(key_id, policy, refusal=spent)
         if not policy.limited:
@@ -108,7 +123,72 @@ class Admission:
         if decision.wait:
             self._leave_place(key_id, policy)
             return Admitted(key_id, policy, headers=headers, refusal=_refusal(policy, decision))
-        return Admitted(key_id, policy, cells, share, headers)
+        admitted = Admitted(key_id, policy, cells, share, headers)
+        if self._shared is not None and policy.places is not None:
+            admitted.place = self._shared.limits.hold_place(key_id)
+        return admitted
+
+    async def _enter_shared(
+        self, shared: "SharedCounts", key_id: str, policy: Policy, units: Iterable[int]
+    ) -> Admitted | None:
+        """Do as ``enter`` for limits of all gateways; None where this one's own limits hold.
+
+        Raises LimitsUnavailable.
+        """
+        quotas = shared.quotas.asked(key_id, units)
+        rates = self._asked(key_id, policy)
+        if (not rates and policy.places is None and quotas is None) or shared.limits.away:
+            return None
+        cap = self._per_key if policy.capped else math.inf
+        if policy.limited and not self._all.enter(key_id, cap):
+            return Admitted(
+                key_id, policy, headers=full_headers(policy, ()), refusal=_no_place(cap)
+            )
+        name = shared.limits.name() if policy.places is not None else ""
+        passes = False
+        try:
+            taken = await shared.quotas.take(key_id, rates, quotas, name=name, places=policy.places)
+            passes = taken.passes
+        except RedisAway:
+            shared.limits.fall_back()
+            return None
+        finally:
+            if policy.limited and not passes:
+                self._all.leave(key_id)
+        self._mirror(rates, taken)
+        admitted = self._judged(key_id, policy, taken, shared.quotas.refusal(key_id, quotas, taken))
+        if passes:
+            if name:
+                self._places.enter(key_id)
+            admitted.place, admitted.shared = name, True
+        return admitted
+
+    def _judged(
+        self, key_id: str, policy: Policy, taken: Taken, spent: BitingLipError | None
+    ) -> Admitted:
+        """Say what becomes of a request: a quota refuses first, then places, then rates."""
+        decision, share = taken.decision, self._share_of(policy)
+        if spent is not None:
+            return Admitted(key_id, policy, refusal=spent)
+        if not taken.room:
+            full = _no_place(policy.places or 0)
+            headers = full_headers(policy, decision.readings)
+            return Admitted(key_id, policy, headers=headers, refusal=full)
+        headers = limit_headers(policy, decision.readings, decision.refusing)
+        if decision.wait:
+            return Admitted(key_id, policy, headers=headers, refusal=_refusal(policy, decision))
+        return Admitted(key_id, policy, _cells(key_id, policy), share, headers)
+
+    def _asked(self, key_id: str, policy: Policy, *, cost: int = 1) -> list[Asked]:
+        share = self._share_of(policy)
+        return [Asked(cell, cost, share) for cell in _cells(key_id, policy)]
+
+    def _mirror(self, rates: Iterable[Asked], taken: Taken) -> None:
+        """Note what is left, for when this gateway's own limits hold."""
+        if isinstance(self._store, MemoryStore):
+            here = self._clock()
+            waits = zip(rates, taken.states, strict=True)
+            self._store.restore({each.cell.id: here + wait for each, wait in waits})
 
     async def charge(
         self, caller: Caller, kind: LimitClass, route: str, units: Iterable[int] = ()
@@ -118,6 +198,19 @@ class Admission:
         Returns the refusal of a quota or rate, if there is one.
         """
         policy, key_id = self._policies.of(caller.tier, kind, route), caller.key_id
+        if self._shared is not None and not self._shared.limits.away:
+            quotas = self._shared.quotas.asked(key_id, units)
+            rates = self._asked(key_id, policy)
+            if not rates and quotas is None:
+                return None
+            try:
+                taken = await self._shared.quotas.take(key_id, rates, quotas)
+            except RedisAway:
+                self._shared.limits.fall_back()
+            else:
+                self._mirror(rates, taken)
+                spent = self._shared.quotas.refusal(key_id, quotas, taken)
+                return spent or (_refusal(policy, taken.decision) if taken.decision.wait else None)
         if units and (spent := self._meter.exhausted(key_id, units)):
             return spent
         if not policy.limited:
@@ -131,6 +224,10 @@ class Admission:
         if not admitted.policy.limited:
             return
         self._leave_place(admitted.key_id, admitted.policy)
+        if self._shared is not None:
+            back = admitted.cells if refund and admitted.shared else ()
+            rates = [Asked(cell, 1, admitted.share) for cell in back]
+            self._shared.limits.give(admitted.key_id, rates, place=admitted.place)
         if refund:
             self._store.refund(admitted.cells, share=admitted.share)
 
@@ -140,6 +237,11 @@ class Admission:
         """Return a key's policy for a class of routes, what is left of it, and the places taken."""
         policy = self._policies.of(tier, kind, route)
         share = self._share_of(policy)
+        if self._shared is not None and self._shared.limits.link.away is None:
+            with suppress(RedisAway):
+                rates = self._asked(key_id, policy, cost=0)
+                taken = await self._shared.limits.take(key_id, rates, reads=True, places=0)
+                return policy, taken.decision.readings, taken.places
         cells = _cells(key_id, policy)
         decision = await self._store.take(cells, self._clock(), cost=0, share=share)
         return policy, decision.readings, self._places.count(key_id)

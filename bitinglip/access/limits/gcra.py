@@ -55,34 +55,48 @@ def step(rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL) -> St
     Under a ``share`` below FULL units are earned more slowly and so fewer are at hand, but one
     always passes in the end.
     """
+    return _step(ask(rate, tat, now, cost, share)[:2])
+
+
+def ask(
+    rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL
+) -> tuple[int, int, Reading]:
+    """Do as ``step``; return its two numbers, and what is left if they are kept."""
+    quota, unit = rate.quota, rate.window
     if cost > rate.burst:
         raise ValueError("more units than the burst holds never pass")
-    ticks = now * rate.quota
-    taken = cost * (rate.window if share == FULL else _unit(rate, share))
-    new = (tat if tat > ticks else ticks) + taken
-    most = rate.burst * rate.window
-    over = new - ticks - (most if most > taken else taken)
-    return _step((new, -(-over // rate.quota) if over > 0 else 0))
+    most = rate.burst * unit
+    if share != FULL:
+        unit = unit_ticks(rate, share)
+    ticks, taken = now * quota, cost * unit
+    debt = (tat - ticks if tat > ticks else 0) + taken
+    over = debt - (most if most > taken else taken)
+    wait = -(-over // quota) if over > 0 else 0
+    return ticks + debt, wait, _left(debt, most if most > unit else unit, unit, quota)
 
 
 def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
     """Return the state without the units that were taken under this share."""
-    return tat - cost * _unit(rate, share)
+    return tat - cost * unit_ticks(rate, share)
 
 
 def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
     unit, most = rate.window, rate.burst * rate.window
-    if share != FULL and (unit := _unit(rate, share)) > most:
+    if share != FULL and (unit := unit_ticks(rate, share)) > most:
         most = unit
-    debt = tat - now * rate.quota
+    return _left(tat - now * rate.quota, most, unit, rate.quota)
+
+
+def _left(debt: int, most: int, unit: int, quota: int) -> Reading:
+    """Read what is left of ``most`` ticks of which so many are owed."""
     if debt <= 0:
         return _reading((most // unit, 0, 0))
     remaining = (most - debt) // unit if most > debt else 0
     missing = 0 if remaining >= most // unit else debt - most + (remaining + 1) * unit
-    return _reading((remaining, -(-missing // rate.quota), -(-debt // rate.quota)))
+    return _reading((remaining, -(-missing // quota), -(-debt // quota)))
 
 
-def _unit(rate: Rate, share: int) -> int:
+def unit_ticks(rate: Rate, share: int) -> int:
     """Return the ticks of one unit under a share; those of all of it are the window's."""
     return rate.window if share == FULL else -(-rate.window * FULL // share)

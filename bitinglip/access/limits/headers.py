@@ -34,27 +34,31 @@ def limit_headers(
     if not readings:
         return ((b"ratelimit-policy", policy.header),) if policy.header else ()
     shown = refusing or range(len(readings))
-    tightest, items = shown[0], []
-    for index in shown:
-        remaining, next_unit, _ = readings[index]
-        if remaining < readings[tightest].remaining:
-            tightest = index
-        seconds = -(-next_unit // SECOND)
-        items.append(b"%b%d;t=%d" % (_item(policy.rates[index].name), remaining, seconds))
+    tightest = shown[0]
     least = readings[tightest]
+    values: list[int] = []
+    for index in shown:
+        reading = readings[index]
+        remaining, next_unit, _ = reading
+        if remaining < least[0]:
+            tightest, least = index, reading
+        values += (remaining, -(-next_unit // SECOND))
+    shape, quotas = _of_policy(policy, tuple(refusing))
     return (
         (b"ratelimit-policy", policy.header),
-        (b"ratelimit", b", ".join(items)),
-        (b"x-ratelimit-limit-requests", b"%d" % policy.rates[tightest].rate.quota),
-        (b"x-ratelimit-remaining-requests", b"%d" % least.remaining),
-        (b"x-ratelimit-reset-requests", duration(least.reset)),
+        (b"ratelimit", shape % tuple(values)),
+        (b"x-ratelimit-limit-requests", quotas[tightest]),
+        (b"x-ratelimit-remaining-requests", b"%d" % least[0]),
+        (b"x-ratelimit-reset-requests", duration(least[2])),
     )
 
 
-@lru_cache(maxsize=64)
-def _item(name: str) -> bytes:
-    """Return how an item of RateLimit begins."""
-    return b'"%b";r=' % name.encode()
+@lru_cache(maxsize=1024)
+def _of_policy(policy: Policy, shown: tuple[int, ...]) -> tuple[bytes, Sequence[bytes]]:
+    """Return RateLimit for these rates, or for all, without its numbers; and the quota of each."""
+    rates = [policy.rates[index] for index in shown] or policy.rates
+    items = [b'"%b";r=%%d;t=%%d' % each.name.encode().replace(b"%", b"%%") for each in rates]
+    return b", ".join(items), [b"%d" % each.rate.quota for each in policy.rates]
 
 
 def full_headers(policy: Policy, readings: Sequence[Reading]) -> Headers:

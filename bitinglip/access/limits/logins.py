@@ -1,15 +1,23 @@
 """Limits wrong credentials by the client's address, in a table of bounded size."""
 
+import asyncio
 import ipaddress
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from bitinglip.access.limits.admission import now
 from bitinglip.access.limits.gcra import Rate
 from bitinglip.access.limits.headers import Headers, limit_headers
 from bitinglip.access.limits.policy import MINUTE, Limit, Policy, policy_header, rate_exceeded
 from bitinglip.access.limits.store import Cell, MemoryStore
+from bitinglip.access.shared.limits import Asked, SharedLimits
 from bitinglip.errors import BitingLipError
+from bitinglip.redis.errors import RedisAway
+
+if TYPE_CHECKING:
+    from bitinglip.access.shared.counts import SharedCounts
 
 _MOST_ADDRESSES = 10_000
 _NAME = "failed-logins"
@@ -17,9 +25,20 @@ _NETWORK_BITS = 64  #: of IPv6: what one client has for itself
 
 
 class FailedLogins:
-    """Counts failures only: behind one address others' wrong keys shut no valid one out."""
+    """Counts failures only: behind one address others' wrong keys shut no valid one out.
 
-    def __init__(self, per_minute: int | None, *, clock: Callable[[], int] = now) -> None:
+    Those of other gateways are learned of with the next failure here, which does not wait for it.
+    """
+
+    def __init__(
+        self,
+        per_minute: int | None,
+        shared_counts: "SharedCounts | None" = None,
+        *,
+        clock: Callable[[], int] = now,
+    ) -> None:
+        self._shared = None if shared_counts is None else shared_counts.limits
+        self._asking: set[asyncio.Task[None]] = set()
         self._rate = None if per_minute is None else Rate(per_minute, MINUTE, per_minute)
         self._clock = clock
         self._store = MemoryStore(_MOST_ADDRESSES)
@@ -34,7 +53,12 @@ class FailedLogins:
         """
         if self._rate is None or address is None:
             return error
-        decision = self._store.take_now([Cell(network_of(address), self._rate)], self._clock())
+        cell = Cell(network_of(address), self._rate)
+        decision = self._store.take_now([cell], self._clock())
+        if self._shared is not None and not decision.wait and self._shared.link.away is None:
+            asking = asyncio.create_task(self._share(self._shared, cell))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
         if not decision.wait:
             return error
         text = "Too many wrong credentials come from this address"
@@ -44,10 +68,27 @@ class FailedLogins:
         """Return what is left to an address, as headers of a response."""
         if self._rate is None:
             return ()
-        policy = Policy(rates=(Limit(_NAME, _NAME, self._rate),))
-        policy = replace(policy, header=policy_header(policy.rates))
         cell = Cell(network_of(address), self._rate)
-        return limit_headers(policy, self._store.take_now([cell], self._clock(), cost=0).readings)
+        return limit_headers(
+            _policy(self._rate), self._store.take_now([cell], self._clock(), cost=0).readings
+        )
+
+    async def settled(self) -> None:
+        """Wait until other gateways know of all failures, or cannot be told."""
+        if self._asking:
+            await asyncio.wait(list(self._asking))
+
+    async def _share(self, shared: SharedLimits, cell: Cell) -> None:
+        """Count a failure for all gateways, and learn what they have counted."""
+        with suppress(RedisAway):
+            taken = await shared.take("logins:" + cell.id, [Asked(cell)])
+            self._store.restore({cell.id: self._clock() + taken.states[0]})
+
+
+@lru_cache(maxsize=1)
+def _policy(rate: Rate) -> Policy:
+    rates = (Limit(_NAME, _NAME, rate),)
+    return Policy(rates=rates, header=policy_header(rates))
 
 
 def network_of(address: str) -> str:

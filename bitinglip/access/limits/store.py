@@ -1,7 +1,8 @@
 """Keeps the states of limits: behind an interface, in memory so far."""
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from bitinglip.access.limits import gcra
@@ -23,6 +24,12 @@ class Decision(NamedTuple):
     wait: int  #: microseconds until it would pass; 0: it has passed, everything is taken
     readings: tuple[Reading, ...]  #: by cell
     refusing: tuple[int, ...]  #: indices of the cells that refused
+
+
+#: makes one without the constructor of the class, which is Python
+_decision: Callable[[tuple[int, tuple[Reading, ...], tuple[int, ...]]], Decision] = partial(
+    tuple.__new__, Decision
+)
 
 
 class Store(Protocol):
@@ -60,29 +67,36 @@ class MemoryStore:
         self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
     ) -> Decision:
         """Take units without waiting for anything: all cells are checked, then all are changed."""
-        held, asked, readings, wait = self._cells, [], [], 0
+        held, waits = self._cells, 0
+        states: dict[str, tuple[int, int]] = {}
+        readings: list[Reading] = []
         for cell in cells:
             name, rate = cell
             found = held.get(name)
-            state = 0 if found is None else found[1]
-            if found is not None and found[0] != rate.quota:
-                state = self._state(cell)
-            new, longer = gcra.step(rate, state, now, cost, share)
-            asked.append((cell, state, new, longer))
-            readings.append(gcra.read(rate, new, now, share))
-            if longer > wait:
-                wait = longer
-        if cost and not wait:
-            if len(held) + len(asked) > self._most:
-                self._shrink(now)
-                held = self._cells
-            for (name, rate), _, new, _ in asked:
-                held[name] = (rate.quota, new)
-                self._changed.add(name)
-            return Decision(0, tuple(readings), ())
-        readings = [gcra.read(cell.rate, state, now, share) for cell, state, _, _ in asked]
-        refusing = tuple([index for index, each in enumerate(asked) if each[3]]) if wait else ()
-        return Decision(wait, tuple(readings), refusing)
+            if found is None:
+                state = 0
+            else:
+                state = found[1] if found[0] == rate.quota else self._state(cell)
+            new, wait, left = gcra.ask(rate, state, now, cost, share)
+            states[name] = rate.quota, new
+            readings.append(left)
+            waits += wait
+        if waits or not cost:
+            return self._only_read(cells, now, cost, share)
+        if len(held) + len(states) > self._most:
+            self._shrink(now)
+        self._cells.update(states)
+        self._changed.update(states)
+        return _decision((0, tuple(readings), ()))
+
+    def _only_read(self, cells: Sequence[Cell], now: int, cost: int, share: int) -> Decision:
+        """Return what there is of each cell, and which of them refuse; nothing is taken."""
+        states = [self._state(cell) for cell in cells]
+        both = list(zip(cells, states, strict=True))
+        waits = [gcra.ask(cell.rate, state, now, cost, share)[1] for cell, state in both]
+        readings = [gcra.read(cell.rate, state, now, share) for cell, state in both]
+        refusing = [index for index, wait in enumerate(waits) if wait]
+        return Decision(max(waits, default=0), tuple(readings), tuple(refusing))
 
     def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:
         for cell in cells:

@@ -11,6 +11,7 @@ from bitinglip.access.limits.gcra import SECOND, Reading
 from bitinglip.access.limits.headers import Headers, duration
 from bitinglip.access.limits.policy import TOKENS, Limit, rate_exceeded, token_limit
 from bitinglip.access.limits.store import Cell, MemoryStore
+from bitinglip.access.shared.limits import Asked, SharedLimits
 from bitinglip.errors import RateLimitExceeded
 from bitinglip.settings.limits import Limits
 
@@ -20,6 +21,7 @@ class Taken(NamedTuple):
 
     cell: Cell
     tokens: int
+    key_id: str = ""  #: where it was taken from a rate that gateways share
 
 
 class TokenRates:
@@ -37,6 +39,7 @@ class TokenRates:
         self._tier_of = tier_of
         self._store = store
         self._clock = clock
+        self.shared: SharedLimits | None = None  #: set where gateways share the rates
 
     def limit(self, key_id: str) -> Limit | None:
         """Return the rate of a key; None if it has none."""
@@ -55,12 +58,25 @@ class TokenRates:
         cell = _cell(key_id, limit)
         decision = self._store.take_now([cell], self._clock(), cost=cost)
         if decision.wait:
-            raise _refusal(limit, cost, decision.wait)
+            raise refused_tokens(limit, cost, decision.wait)
         return Taken(cell, cost)
+
+    def asked(self, key_id: str, tokens: int) -> Asked | None:
+        """Return what ``take`` would take, for a rate that gateways share."""
+        limit = self.limit(key_id)
+        if limit is None or tokens < 1:
+            return None
+        return Asked(_cell(key_id, limit), min(tokens, limit.rate.burst))
+
+    def mirror(self, cell: Cell, wait: int) -> None:
+        """Note what gateways together have left, for headers and for when they cannot ask."""
+        self._store.restore({cell.id: self._clock() + wait})
 
     def settle(self, taken: Taken, used: int) -> None:
         """Give back what a request has not used; what it has used beyond that is taken, too."""
         self._store.refund([taken.cell], cost=taken.tokens - used)
+        if taken.key_id and self.shared is not None:
+            self.shared.give(taken.key_id, [Asked(taken.cell, taken.tokens - used)])
 
     def read(self, key_id: str) -> Reading | None:
         """Return what is left of a key's rate; None if it has none."""
@@ -90,7 +106,8 @@ def _cell(key_id: str, limit: Limit) -> Cell:
     return Cell(f"{key_id}:{limit.cell}", limit.rate)
 
 
-def _refusal(limit: Limit, cost: int, wait: int) -> RateLimitExceeded:
+def refused_tokens(limit: Limit, cost: int, wait: int) -> RateLimitExceeded:
+    """Return the refusal of a request for so many tokens, which passes in ``wait`` microseconds."""
     text = (
         f"This API key may use {limit.rate.quota} tokens in a minute, and this request up to "
         f"{cost} of them"

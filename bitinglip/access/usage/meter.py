@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import add, sub
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bitinglip.access.limits.token_rates import Taken, TokenRates
 from bitinglip.access.usage.amounts import (
@@ -32,7 +32,8 @@ from bitinglip.errors import QuotaExceeded
 
 _UNKNOWN_GPU = MILLION  #: microseconds expected of a model that has not run yet
 
-_CACHED = Amounts(requests=1)
+#: what a request uses that is answered from a cache
+CACHED = Amounts(requests=1)
 
 #: a key, a model and a day
 RowId = tuple[str, str, str]
@@ -41,12 +42,13 @@ RowId = tuple[str, str, str]
 class _Account:
     """Holds what a key has used in the present day and month, and what running requests reserve."""
 
-    __slots__ = ("daily", "monthly", "reserved")
+    __slots__ = ("daily", "elsewhere", "monthly", "reserved")
 
     def __init__(self) -> None:
         self.daily = [0] * len(NAMES)
         self.monthly = [0] * len(NAMES)
         self.reserved = [0] * len(NAMES)
+        self.elsewhere = [0] * len(NAMES)  #: reserved by other gateways, when last looked
 
     def used(self, quota: Quota) -> int:
         return (self.daily if quota.period == DAILY else self.monthly)[quota.unit]
@@ -55,7 +57,10 @@ class _Account:
 class Reservation:
     """Holds what one request may use, from its admission until it is settled."""
 
-    __slots__ = ("account", "estimate", "key_id", "model", "recorded", "settled", "taken", "used")
+    __slots__ = (
+        "account", "estimate", "key_id", "model", "name", "recorded", "settled", "taken", "told",
+        "used",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -74,6 +79,26 @@ class Reservation:
         self.taken = taken  #: of the key's rate in tokens
         self.settled = False
         self.used = NOTHING  #: settled and not recorded yet
+        self.name = ""  #: that gateways share it by, where they do
+        self.told = True  #: whether they know what was used, or cannot be told
+
+
+class Held(NamedTuple):
+    """Holds what a request has reserved of quotas and rates that gateways share."""
+
+    name: str
+    wanted: Units
+    taken: Taken | None  #: of the key's rate in tokens
+
+
+class Together(Protocol):
+    """Tells other gateways what a key of this one has used."""
+
+    def settle(self, reservation: Reservation, units: Units, told: Callable[[], None]) -> None:
+        """Charge it for all gateways; calls ``told`` once they know, or cannot be told."""
+
+    def charged(self, key_id: str) -> None:
+        """Have the database's count of a key told to the others: it was charged here alone."""
 
 
 class QuotaState(NamedTuple):
@@ -107,6 +132,7 @@ class Meter:
         self._rows: dict[RowId, list[int]] = {}  #: settled, and not taken to be written yet
         self._gpu: dict[str, int] = {}  #: by model: what a request took, smoothed
         self.stale = False  #: the clock went back: the counts of this day are in the database
+        self.together: Together | None = None  #: set where gateways share the quotas
 
     # ---- one request ---------------------------------------------------------------------------
 
@@ -131,18 +157,24 @@ class Meter:
         *,
         admitted: bool = False,
         recorded: bool = True,
+        held: Held | None = None,
     ) -> Reservation:
         """Reserve what a request may use of each quota and of its key's rate in tokens.
 
         Raises QuotaExceeded or RateLimitExceeded; then nothing is taken. One that was ``admitted``
         by an earlier run of the server is not refused any more. What is not ``recorded`` is written
-        once ``record`` is called.
+        once ``record`` is called. What gateways share is ``held`` already.
         """
         plan, account = self._plan_of(key_id), self._account(key_id)
         rates = self._rates
         limited = rates is not None and rates.limit(key_id) is not None
         if not plan and not limited:
             return Reservation(key_id, model, account, NO_UNITS, recorded)
+        if held is not None:
+            _add(account.reserved, held.wanted)
+            shared = Reservation(key_id, model, account, held.wanted, recorded, held.taken)
+            shared.name = held.name
+            return shared
         wanted, taken = estimate(), None
         if not admitted:
             if error := self._refusal(plan, account, wanted):
@@ -162,7 +194,7 @@ class Meter:
         units = used.units
         if reservation.taken is not None and self._rates is not None:
             self._rates.settle(reservation.taken, units[TOKENS])
-        if used == NOTHING:
+        if used == NOTHING and not reservation.name:
             return
         self._present()
         _add(account.daily, units)
@@ -172,7 +204,9 @@ class Meter:
             expected = used.gpu_us if expected is None else expected
             self._gpu[reservation.model] = expected + (used.gpu_us - expected) // 4
         reservation.used = used
-        if reservation.recorded:
+        if self.together is not None and reservation.estimate is not NO_UNITS:
+            self._tell(self.together, reservation, units)
+        elif reservation.recorded:
             self._put(reservation)
 
     def record(self, reservation: Reservation) -> None:
@@ -182,7 +216,8 @@ class Meter:
         """
         if not reservation.recorded:
             reservation.recorded = True
-            self._put(reservation)
+            if reservation.told:
+                self._put(reservation)
 
     def charge_cached(self, key_id: str, model: str) -> None:
         """Charge a request that was answered from a cache, which is one and uses nothing else.
@@ -190,11 +225,30 @@ class Meter:
         Raises QuotaExceeded.
         """
         account = self._account(key_id)
-        if error := self._refusal(self._plan_of(key_id), account, _CACHED.units):
+        if error := self._refusal(self._plan_of(key_id), account, CACHED.units):
             raise error
-        _add(account.daily, _CACHED.units)
-        _add(account.monthly, _CACHED.units)
-        self._row((key_id, model, self._day.name), _CACHED)
+        _add(account.daily, CACHED.units)
+        _add(account.monthly, CACHED.units)
+        self._row((key_id, model, self._day.name), CACHED)
+
+    def plan(self, key_id: str) -> Plan:
+        return self._plan_of(key_id)
+
+    def counted(
+        self, key_id: str, plan: Plan, counts: Iterable[tuple[int, int]], wanted: Sequence[int]
+    ) -> QuotaExceeded | None:
+        """Take over what all gateways have counted of a plan: used and reserved, by quota.
+
+        Returns the refusal of a request that wants so much.
+        """
+        account, every = self._account(key_id), _Account()
+        for quota, (used, reserved) in zip(plan, counts, strict=False):
+            for each in (account, every):
+                (each.daily if quota.period == DAILY else each.monthly)[quota.unit] = used
+            every.reserved[quota.unit] = reserved
+            own = account.reserved[quota.unit]
+            account.elsewhere[quota.unit] = max(0, reserved - own)
+        return self._refusal(plan, every, wanted)
 
     def expected_gpu(self, model: str) -> int:
         """Return the device microseconds that a request to a model is expected to take."""
@@ -207,7 +261,10 @@ class Meter:
         account, day = self._account(key_id), self._day
         return [
             QuotaState(
-                quota, account.used(quota), account.reserved[quota.unit], _end_of(quota, day)
+                quota,
+                account.used(quota),
+                account.reserved[quota.unit] + account.elsewhere[quota.unit],
+                _end_of(quota, day),
             )
             for quota in self._plan_of(key_id)
         ]
@@ -243,6 +300,21 @@ class Meter:
                 _add(self._account(key_id).monthly, Amounts(*counts).units)
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _tell(self, together: Together, reservation: Reservation, units: Units) -> None:
+        """Tell other gateways first: what the database says, they know or have lost."""
+
+        def told() -> None:
+            reservation.told = True
+            if reservation.recorded:
+                self._put(reservation)
+
+        together.charged(reservation.key_id)
+        reservation.told = False
+        if reservation.name:
+            together.settle(reservation, units, told)
+        else:
+            told()
 
     def _account(self, key_id: str) -> _Account:
         self._present()

@@ -9,7 +9,7 @@ from sqlalchemy import Label, Select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, func, select
 
-from bitinglip.access.usage.amounts import Amounts, shown
+from bitinglip.access.usage.amounts import NOTHING, Amounts, Units, shown
 from bitinglip.access.usage.meter import Meter, RowId
 from bitinglip.db.database import Database
 from bitinglip.db.dialects import insert
@@ -55,6 +55,16 @@ class UsageRows:
                 daily = await _sums(session, today.name)
                 monthly = await _sums(session, f"{today.month}-")
         self._meter.restore(daily, monthly)
+
+    async def sums_of(self, key_id: str, day: str) -> tuple[Units, Units]:
+        """Return what a key has used in a day and in its month, by what is written.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._db.read() as session:
+            daily = (await _sums(session, day, key_id)).get(key_id, NOTHING)
+            monthly = (await _sums(session, day[: _MONTH + 1], key_id)).get(key_id, NOTHING)
+        return daily.units, monthly.units
 
     async def refresh(self) -> None:
         """Load the counts of the present day again if the clock went back to it.
@@ -115,13 +125,15 @@ class RowChanges:
 _ROW = ("key_id", "model", "day")
 
 
-async def _sums(session: AsyncSession, days: str) -> dict[str, Amounts]:
-    """Return what each key has used in the days whose names begin so."""
+async def _sums(session: AsyncSession, days: str, key_id: str | None = None) -> dict[str, Amounts]:
+    """Return what each key, or one, has used in the days whose names begin so."""
     query = (
         select(Usage.key_id, *_totals())
         .where(col(Usage.day).startswith(days))
         .group_by(col(Usage.key_id))
     )
+    if key_id is not None:
+        query = query.where(col(Usage.key_id) == key_id)
     return {row[0]: Amounts(*map(int, row[1:])) for row in await session.execute(query)}
 
 

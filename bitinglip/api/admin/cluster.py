@@ -25,7 +25,12 @@ from bitinglip.api.services import Services, services_of
 from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.activity import last_errors, last_minute, queues_by_tier
-from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
+from bitinglip.wire.admin.cluster import (
+    device_info,
+    model_state_info,
+    node_info,
+    reservation_info,
+)
 from bitinglip.wire.admin.requests import request_info
 from bitinglip.wire.admin.workers import worker_info
 from workers.confinement import Kernel
@@ -145,6 +150,7 @@ def _state(services: Services, caller: Caller) -> dict[str, Any]:
         "queued": dispatcher.queued,
         "load": round(dispatcher.overload.value, 3),
         "devices": [device_info(view) for view in operations.devices()],
+        "nodes": [node_info(view) for view in services.cluster.views()] if services.cluster else [],
         "missing_card": operations.device_problems().get("card"),
         "reservations": [
             reservation_info(view)

@@ -60,7 +60,7 @@ async def make_ticket(request: Request) -> Response:
 async def watch(socket: WebSocket, task_id: str) -> None:
     """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP responses."""
     check_query(socket, "ticket")
-    watcher = _watcher(socket, task_id)
+    watcher = await _watcher(socket, task_id)
     await admit(socket, watcher, LimitClass.STREAM)
     task = await find_task(socket, check_inference(watcher), task_id)
     context_of(socket.scope).job = (task.model, task.id)
@@ -77,7 +77,7 @@ for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
     router.websocket(_path)(declare_scope(watch, Scope.TEXT, LimitClass.STREAM))
 
 
-def _watcher(socket: WebSocket, task_id: str) -> Caller:
+async def _watcher(socket: WebSocket, task_id: str) -> Caller:
     """Identify the watcher by key or by ticket."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
@@ -86,9 +86,9 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     try:
-        caller = services.tickets.redeem(ticket, task_id)
-        if caller is ANONYMOUS:
-            return caller
+        caller = await services.tickets.take(ticket, task_id)
+        if caller.key_id == ANONYMOUS.key_id:
+            return ANONYMOUS
         present = services.keys.caller(caller.credential)
         if present is None or not services.tokens.is_valid(caller.credential):
             raise InvalidToken()

@@ -12,11 +12,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
 from bitinglip.access.keys import Caller
+from bitinglip.access.usage.meter import Held
 from bitinglip.errors import TaskCancelled, Timeout
 from bitinglip.errors import answer as answer_to
 from bitinglip.results.cache.control import CacheControl
@@ -33,6 +35,9 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from model_store.store import ModelStore
 from workers import protocol
+
+if TYPE_CHECKING:
+    from bitinglip.results.cache.together import AnswersInRedis
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +99,7 @@ class ResponseCache:
         revocation: Revocation,
         metrics: CacheMetrics,
         *,
+        together: "AnswersInRedis | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         own = settings.cache
@@ -106,6 +112,7 @@ class ResponseCache:
         self._uploads = uploads
         self._revocation = revocation
         self._metrics = metrics
+        self._together = together
         self._flights: dict[bytes, _Flight] = {}
         self._settling: set[asyncio.Task[None]] = set()
         metrics.watch(lambda: (self.entries.bytes, len(self.entries), self.entries.evicted))
@@ -122,16 +129,21 @@ class ResponseCache:
             held = stack.enter_context(ExitStack())
             held.callback(self._uploads.discard, job)
             if not asked.store or not repeatable(job):
-                yield Opened(stack.enter_context(self._dispatcher.open(job)), BYPASS)
+                part = None
+                if self._dispatcher.shared is not None:
+                    part = await self._dispatcher.reserve(job)
+                yield Opened(stack.enter_context(self._dispatcher.open(job, held=part)), BYPASS)
                 return
             key = self._identity.key(job, caller, await _digests(job))
-            answer = await self._find(key, job, asked, began)
+            answer, reserved = await self._find_or_reserve(key, job, asked, began)
             self._metrics.asked(hit=answer is not None)
             if answer is not None:
+                await self._dispatcher.charge_cached(job)
                 yield Opened(stack.enter_context(self._replayed(answer, job, began)), HIT)
                 return
             left = max(0.0, job.timeout - (time.monotonic() - began))
-            flight = self._lead(key, msgspec.structs.replace(job, timeout=left), held.pop_all())
+            leading = msgspec.structs.replace(job, timeout=left)
+            flight = self._lead(key, leading, held.pop_all(), reserved)
             stack.enter_context(flight.joined())
             yield Opened(flight.event_log, MISS)
 
@@ -150,6 +162,24 @@ class ResponseCache:
         for settling in list(self._settling):
             settling.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
+        if self._together is not None:
+            await self._together.close()
+
+    async def _find_or_reserve(
+        self, key: bytes, job: Job, asked: CacheControl, began: float
+    ) -> tuple[Answer | None, Held | None]:
+        """Do as ``_find`` does; where the job is to run, reserve its part of shared quotas."""
+        while (answer := await self._find(key, job, asked, began)) is None:
+            shared = self._dispatcher.shared
+            if shared is None and self._together is None:
+                return None, None
+            reserved = await self._dispatcher.reserve(job)
+            flight = self._flights.get(key) if asked.read else None
+            if flight is None or not flight.serves(job):
+                return None, reserved
+            if reserved is not None and shared is not None:  # an equal request leads by now
+                shared.drop(job.key_id, reserved)
+        return answer, None
 
     async def _find(self, key: bytes, job: Job, asked: CacheControl, began: float) -> Answer | None:
         """Return the answer that is kept, or that another request gets; None to run the job.
@@ -159,14 +189,20 @@ class ResponseCache:
         while asked.read:
             answer = self.entries.get(key, asked.max_age)
             flight = self._flights.get(key)
-            if answer is not None or flight is None or not flight.serves(job):
+            if answer is not None:
                 return answer
+            if flight is None or not flight.serves(job):
+                return await self._of_others(key, asked)
             await self._follow(flight, job, job.timeout - (time.monotonic() - began))
             if flight.refused is not None:
                 raise error_of(flight.refused)
             if flight.answer is not None or not flight.shared:
                 return flight.answer
         return None
+
+    async def _of_others(self, key: bytes, asked: CacheControl) -> Answer | None:
+        """Return the answer that another gateway was given, if it is known here."""
+        return None if self._together is None else await self._together.get(key, asked.max_age)
 
     async def _follow(self, flight: _Flight, job: Job, seconds: float) -> None:
         """Wait for the end of another request's job. Raises Timeout, TaskCancelled or QueueFull."""
@@ -188,10 +224,10 @@ class ResponseCache:
         if not done:
             raise Timeout(f"The request did not finish within {job.timeout:g} s.")
 
-    def _lead(self, key: bytes, job: Job, holds: ExitStack) -> _Flight:
+    def _lead(self, key: bytes, job: Job, holds: ExitStack, reserved: Held | None) -> _Flight:
         """Run the job, for those who come as well; ``holds`` is closed when it is over."""
         with holds:
-            event_log = holds.enter_context(self._dispatcher.open(job))
+            event_log = holds.enter_context(self._dispatcher.open(job, held=reserved))
             flight = _Flight(event_log, holds.pop_all())
         self._flights[key] = flight
         settling = asyncio.create_task(self._settle(key, flight))
@@ -218,6 +254,8 @@ class ResponseCache:
                 if flight.answer is not None:
                     self.entries.put(key, event_log.job.key_id, event_log.job.model, flight.answer)
             flight.ended.set()
+        if self._together is not None and flight.answer is not None:
+            await self._together.put(key, flight.answer)
 
     async def _pack(self, event_log: EventLog) -> Answer | None:
         """Return the answer with its files; None if one of them is gone."""
@@ -229,7 +267,6 @@ class ResponseCache:
     @contextmanager
     def _replayed(self, answer: Answer, job: Job, submitted: float) -> Iterator[EventLog]:
         """Yield an event log with a kept answer; its task is found for a while, as others are."""
-        self._dispatcher.charge_cached(job)
         event_log = unpack(answer, job, submitted)
         names = [each.id for each in outputs_of(event_log)]
         try:

@@ -72,7 +72,7 @@ class Identity:
         for part in manifests:
             if part is not None:
                 files = sorted((each.path, each.sha256) for each in part.files)
-                facts = (part.revision, part.engine, part.created_at, files)
+                facts = (part.revision, part.engine, files)
                 digest.update(_encode(facts))
         self._models[name] = manifests, own, digest.digest()
         return digest.digest()

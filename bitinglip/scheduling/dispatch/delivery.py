@@ -12,6 +12,7 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import MILLION
 from bitinglip.access.usage.meter import Meter
 from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.crashes import crashed, excuse, gave_up
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
@@ -73,9 +74,14 @@ class Delivery:
 
     def add(self, entry: InFlightJob) -> None:
         """Queue an admitted job, and start it if a replica has a free slot."""
-        model_queue = self.model_queue(entry.event_log.job.model)
+        model_queue = self.model_queue(entry.host)
         self.entries[entry.id] = entry
-        self.idle.clear()
+        if self.idle.is_set():
+            self.idle.clear()
+        replica = model_queue.begin_at_once(entry, self._manager.serving(model_queue.model))
+        if replica is not None:
+            self._send(entry, replica)
+            return
         ahead = model_queue.waiting.push(entry, entry.share, entry.cost, self._clock())
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
@@ -85,7 +91,7 @@ class Delivery:
     def cancel_on_worker(self, entry: InFlightJob) -> None:
         """Stop the work on a job that the gateway has ended, or is about to end."""
         if entry.replica is None:
-            self.model_queues[entry.event_log.job.model].forget(entry)
+            self.model_queues[entry.host].forget(entry)
         elif entry.replica.worker is not None:
             entry.replica.worker.send(protocol.Cancel(entry.id))
 
@@ -126,14 +132,18 @@ class Delivery:
         if not replicas:
             return
         for entry, replica in model_queue.begin(replicas, self._clock()):
-            assert replica.worker is not None
-            entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(placed(entry.event_log.message, replica.worker.folder))
+            self._send(entry, replica)
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
             self._announcing.add(model_queue.model)
             asyncio.get_running_loop().call_later(_ANNOUNCE, self._announce, model_queue)
+
+    def _send(self, entry: InFlightJob, replica: Replica) -> None:
+        worker = replica.worker
+        assert worker is not None
+        entry.event_log.dispatch(worker.id)
+        worker.send(placed(entry.message(self._manager.hosting.lora), worker.folder))
 
     def _announce(self, model_queue: ModelQueue) -> None:
         self._announcing.discard(model_queue.model)
@@ -178,15 +188,17 @@ class Delivery:
                     continue
                 if entry.events is not None:
                     entry.events.take(sent)
-                event = _with_results(worker, entry.event_log.job, sent)
+                event, event_log = sent, entry.event_log
+                if isinstance(sent, protocol.Succeeds):
+                    event = _with_results(worker, event_log.job, sent)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
-                if entry.event_log.guard is None:
-                    entry.event_log.put(event)
-                elif (refused := put_guarded(entry.event_log, event)) is not None:
+                if event_log.guard is None:
+                    event_log.put(event)
+                elif (refused := put_guarded(event_log, event)) is not None:
                     self.fail(entry, refused)
                 if isinstance(event, protocol.Ends):
-                    ended.add(entry.event_log.job.model)
+                    ended.add(entry.host)
                     self._end(entry, entry.replica, event)
         finally:
             for model in ended:
@@ -195,28 +207,33 @@ class Delivery:
 
     def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
         """Release the job's slot, whatever comes of the figures."""
-        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
+        now = self._clock()
+        seconds = now - (entry.event_log.dispatched or now)
         self.settle(entry, final, round(seconds * MILLION) * replica.accelerators)
-        self._release_slot(entry)
+        self._release_slot(entry, now)
         if not isinstance(final, protocol.Failed):
-            self._measure(entry, replica, final)
+            self._measure(entry, replica, final, now, seconds)
 
     def _measure(
-        self, entry: InFlightJob, replica: Replica, final: protocol.Success | protocol.Cancelled
+        self,
+        entry: InFlightJob,
+        replica: Replica,
+        final: protocol.Success | protocol.Cancelled,
+        now: float,
+        seconds: float,
     ) -> None:
         """Correct the charge of its key, and learn the speed of the replica."""
         done = cost_done(entry.event_log.job, final)
-        model_queue = self.model_queues[entry.event_log.job.model]
+        model_queue = self.model_queues[entry.host]
         model_queue.waiting.charge(entry.share, done - entry.cost)
-        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         replica.measured(done, seconds)
         if isinstance(final, protocol.Succeeds):
             model_queue.service_time.ended(seconds)
-            replica.answered_at = self._clock()
+            replica.answered_at = now
 
-    def _release_slot(self, entry: InFlightJob) -> None:
+    def _release_slot(self, entry: InFlightJob, now: float) -> None:
         """Release the job's slot once its worker has dropped the job."""
-        self.model_queues[entry.event_log.job.model].release_slot(entry, self._clock())
+        self.model_queues[entry.host].release_slot(entry, now)
         if entry.abandoned:
             self.release(entry)
 
@@ -226,13 +243,13 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            manifest = self._manager.model_state(entry.event_log.job.model).manifest
+            manifest = self._manager.model_state(entry.host).manifest
             ways_out: list[Any] = self._manager.facts.memory_suggestions(manifest)
             failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1
-        replica, model_queue = entry.replica, self.model_queues[entry.event_log.job.model]
-        self._release_slot(entry)
+        replica, model_queue = entry.replica, self.model_queues[entry.host]
+        self._release_slot(entry, self._clock())
         entry.event_log.reset_output()
         self._manager.free_memory_near(replica)
         model_queue.isolate([entry])
@@ -283,11 +300,16 @@ class Delivery:
         return Waiting(model_queue.depth, oldest.event_log.submitted, level)
 
     def busy(self, model: str) -> int:
-        model_queue = self.model_queues.get(model)
-        return model_queue.depth + len(model_queue.running) if model_queue else 0
+        return sum(self.of(model))
+
+    def of(self, model: str) -> tuple[int, int]:
+        """Count the model's waiting and its running jobs, wherever they are run."""
+        model_queue = self.model_queues.get(self._manager.host(model))
+        return model_queue.of(model) if model_queue else (0, 0)
 
     def clear_quarantine(self, model: str) -> None:
-        self.quarantine.release(model)
+        guests = self._manager.hosting.guests(model)
+        self.quarantine.release({model, *(each.name for each in guests)})
 
     # ---- quarantine ------------------------------------------------------------------------------
 
@@ -299,18 +321,18 @@ class Delivery:
         now = self._clock()
         retry_queue: list[InFlightJob] = []
         for entry in lost:
-            self._release_slot(entry)
+            self._release_slot(entry, now)
             if entry.event_log.final is not None:
                 continue
             if entry.event_log.output_seen:
-                self.fail(entry, _crashed(cause, quarantined=False))
+                self.fail(entry, crashed(cause, quarantined=False))
                 continue
             began = entry.event_log.dispatched or now
             entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
             entry.event_log.reset_output()
             if death.blame == "request":
                 entry.deaths += 1
-                death.undo.append(partial(_excuse, entry))
+                death.undo.append(partial(excuse, entry))
             retry_queue.append(entry)
         if death.is_excused:
             self._retry_excused(model_queue, retry_queue, cause, death)
@@ -331,7 +353,7 @@ class Delivery:
                 again.append(entry)
                 continue
             model_queue.retry_queue.append(entry)  # so that it can be taken out like any that waits
-            self.fail(entry, _gave_up(cause, death))
+            self.fail(entry, gave_up(cause, death))
         if death.blame == "memory":
             alone = [entry for entry in again if entry.excused == _MOST_DEATHS]
             for entry in alone:
@@ -361,7 +383,7 @@ class Delivery:
             model_queue.retry_queue.append(
                 offender
             )  # so that it can be taken out like any that waits
-            self.fail(offender, _crashed(cause, quarantined=True))
+            self.fail(offender, crashed(cause, quarantined=True))
             model_queue.clear_suspects()
             return offender.deaths
         if doubtful:
@@ -375,22 +397,3 @@ def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protoco
         return event
     assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
     return take_results(event, worker.folder, Path(job.work.folder))
-
-
-def _excuse(entry: InFlightJob) -> None:
-    """Take back a death that turned out to be the device's."""
-    entry.deaths = max(0, entry.deaths - 1)
-    entry.excused += 1
-
-
-def _gave_up(cause: str, death: Death) -> errors.BitingLipError:
-    """Return the error of a request that is not run again though it is not to blame."""
-    if death.blame != "memory":
-        return _crashed(cause, quarantined=False)
-    return errors.OutOfMemory(f"The worker {cause} each time that it ran this request.")
-
-
-def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:
-    return errors.WorkerCrashed(
-        f"The worker {cause} while it ran this request.", details={"quarantined": quarantined}
-    )

@@ -13,8 +13,9 @@ from functools import partial
 import structlog
 
 from bitinglip import errors
+from bitinglip.access.shared.quotas import SharedQuotas
 from bitinglip.access.usage.amounts import Units
-from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.meter import Held, Meter
 from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
@@ -60,21 +61,33 @@ class Dispatcher:
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
+        self.shared: SharedQuotas | None = None  #: set where gateways share quotas
         self.overload = OverloadController()
         #: is told of each traced job that has ended, and when its replica was loaded
         self.on_traced: OnTraced = lambda _event_log, _load: None
         self.draining = False
         self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_STEP_SECONDS)
 
-    def open(self, job: Job, *, admitted: bool = False) -> OpenJob:
+    async def reserve(self, job: Job) -> Held | None:
+        """Reserve a job's part of quotas that gateways share, for ``open``; None where none are.
+
+        Raises what ``open`` raises, and LimitsUnavailable.
+        """
+        if self.shared is None:
+            return None
+        self._check(job, host := self._manager.host(job.model))
+        return await self.shared.reserve(job.key_id, lambda: self._most_used(job, host))
+
+    def open(self, job: Job, *, admitted: bool = False, held: Held | None = None) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
         QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
-        done. The last two are not raised for what an earlier run of the server ``admitted``.
+        done. The last two are not raised for what an earlier run of the server ``admitted``, nor
+        for what ``reserve`` holds already, which is given back if the job is refused.
         """
-        return OpenJob(self, job, admitted=admitted)
+        return OpenJob(self, job, admitted=admitted, held=held)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -85,9 +98,10 @@ class Dispatcher:
 
         ``held``: the bytes of its body that are counted as input still.
         """
-        self._check(job)
+        host = self._manager.host(job.model)
+        self._check(job, host)
         self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
-        self._meter.check(job.key_id, partial(self._most_used, job))
+        self._meter.check(job.key_id, partial(self._most_used, job, host))
 
     def record(self, job_id: str) -> None:
         """Let the charge of an asynchronous task be written: its end is in the database."""
@@ -107,9 +121,10 @@ class Dispatcher:
             grow(input_bytes(job))
             yield
 
-    def charge_cached(self, job: Job) -> None:
+    async def charge_cached(self, job: Job) -> None:
         """Charge a job's key for a request whose answer was known. Raises QuotaExceeded."""
-        self._meter.charge_cached(job.key_id, job.model)
+        if self.shared is None or not await self.shared.charge_cached(job.key_id, job.model):
+            self._meter.charge_cached(job.key_id, job.model)
 
     def remember(self, event_log: EventLog) -> None:
         """Keep the ended event log of a job that did not run here, to be found like those."""
@@ -165,24 +180,22 @@ class Dispatcher:
         return sum(model_queue.depth for model_queue in self._model_queues)
 
     def depth(self, model: str) -> int:
-        model_queue = self.delivery.model_queues.get(model)
-        return model_queue.depth if model_queue is not None else 0
+        return self.delivery.of(model)[0]
 
     def depths(self) -> Mapping[str, int]:
         return {model_queue.model: model_queue.depth for model_queue in self._model_queues}
 
     def running(self, model: str) -> int:
-        model_queue = self.delivery.model_queues.get(model)
-        return len(model_queue.running) if model_queue is not None else 0
+        return self.delivery.of(model)[1]
 
     def oldest_wait(self, model: str) -> float | None:
         """Return the seconds that the model's oldest request has waited; None if none waits."""
-        waiting = self.delivery.waiting(model)
+        waiting = self.delivery.waiting(self._manager.host(model))
         return self._clock() - waiting.since if waiting else None
 
     def eta(self, model: str) -> float | None:
         """Estimate the seconds until a new request would begin; None if unknown."""
-        model_queue = self.delivery.model_queues.get(model)
+        model_queue = self.delivery.model_queues.get(self._manager.host(model))
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
         )
@@ -234,9 +247,18 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def admit(self, job: Job, *, admitted: bool) -> InFlightJob:
+    def admit(self, job: Job, *, admitted: bool, held: Held | None = None) -> InFlightJob:
         """Take a job in; for ``open`` alone."""
-        loaded = self._check(job)
+        try:
+            return self._admit(job, admitted, held)
+        except BaseException:
+            if held is not None and self.shared is not None:
+                self.shared.drop(job.key_id, held)
+            raise
+
+    def _admit(self, job: Job, admitted: bool, held: Held | None) -> InFlightJob:
+        host = self._manager.host(job.model)
+        loaded = self._check(job, host)
         # What may fail comes before what is taken.
         output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
         event_log = EventLog(job, self._clock, guard=output)
@@ -248,32 +270,34 @@ class Dispatcher:
             reservation = self._meter.reserve(
                 job.key_id,
                 job.model,
-                partial(self._most_used, job),
+                partial(self._most_used, job, host),
                 admitted=admitted,
                 recorded=not job.asynchronous,
+                held=held,
             )
         except BaseException:
             self.delivery.input_memory.give_back(job.key_id, size)
             raise
         share = FairShare(job.key_id, job.priority.level, job.priority.weight)
-        entry = InFlightJob(event_log, share, job_cost, reservation, size)
+        entry = InFlightJob(event_log, share, host, job_cost, reservation, size)
         self.delivery.add(entry)
         return entry
 
-    def _most_used(self, job: Job) -> Units:
-        manifest = self._manager.model_state(job.model).manifest
-        context = self._settings.model(job.model).max_context or manifest.max_context
+    def _most_used(self, job: Job, host: str) -> Units:
+        manifest = self._manager.model_state(host).manifest
+        context = self._settings.model(host).max_context or manifest.max_context
         if context and manifest.max_context and manifest.max_context < context:
             context = manifest.max_context
-        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
+        gpu_us, prompt_bytes = self._meter.expected_gpu(job.model), manifest.longest_prompt
+        return most_used(job, context=context, gpu_us=gpu_us, prompt_bytes=prompt_bytes)
 
-    def _check(self, job: Job) -> bool:
-        """Return whether a replica of its model is there."""
+    def _check(self, job: Job, host: str) -> bool:
+        """Return whether a replica that would run it is there: of its ``host``."""
         if self.draining:
             raise errors.ShuttingDown()
-        self._manager.check(job.model)
-        model_queue = self.delivery.model_queue(job.model)
-        replicas = self._manager.serving(job.model)
+        self._manager.check(host)
+        model_queue = self.delivery.model_queue(host)
+        replicas = self._manager.serving(host)
         for replica in replicas:
             if replica.free_slots > 0:
                 break
@@ -299,7 +323,7 @@ class Dispatcher:
             overload=self.overload,
             top_rank=self._top_rank,
             slots=slots,
-            load_eta=lambda: self.delivery.load_eta(job.model),
+            load_eta=lambda: self.delivery.load_eta(model_queue.model),
         )
 
     def leave(self, entry: InFlightJob) -> None:

@@ -6,11 +6,12 @@ or all have outlived the time after which the worker had died.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace
 
 from bitinglip.access.usage.meter import Reservation
 from bitinglip.scheduling.dispatch.balancer import Balancer
@@ -21,6 +22,7 @@ from bitinglip.scheduling.kinds import affinity
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 from bitinglip.scheduling.queue.service_time import ServiceTime
+from workers import protocol
 
 MAX_ISOLATION_SECONDS = 5.0  #: seconds that a job is isolated at most
 
@@ -30,6 +32,7 @@ class InFlightJob(msgspec.Struct, eq=False):
 
     event_log: EventLog
     share: FairShare
+    host: str  #: the model whose replicas run it
     cost: float  #: as estimated when it was admitted
     reservation: Reservation | None = None  #: of its key's quotas
     input_bytes: int = 0  #: what its input holds in memory
@@ -44,6 +47,11 @@ class InFlightJob(msgspec.Struct, eq=False):
     @property
     def id(self) -> str:
         return self.event_log.job.work.id
+
+    def message(self, lora: Callable[[str], protocol.TextLora]) -> protocol.Job:
+        """Return what a worker is sent; ``lora`` names what another model's job is made with."""
+        message, model = self.event_log.message, self.event_log.job.model
+        return message if self.host == model else replace(message, lora=lora(model))
 
 
 @dataclass(slots=True)
@@ -69,6 +77,16 @@ class ModelQueue:
         retried = len(self.retry_queue) + len(self.isolation_queue)
         return len(self.waiting) + len(self.sessions) + retried
 
+    def of(self, model: str) -> tuple[int, int]:
+        """Count the waiting and the running jobs of a model that is run here: this one is all."""
+        if model == self.model:
+            return self.depth, len(self.running)
+        counts = (
+            sum(each.event_log.job.model == model for each in jobs)
+            for jobs in (self.waiters(), self.running.values())
+        )
+        return next(counts), next(counts)
+
     def counts(self) -> Counter[str]:
         """Count the waiting jobs of each key, without those that are run again."""
         found = self.waiting.counts()
@@ -81,6 +99,22 @@ class ModelQueue:
         yield from self.isolation_queue
         yield from self.sessions
         yield from self.waiting
+
+    def begin_at_once(self, entry: InFlightJob, replicas: Sequence[Replica]) -> Replica | None:
+        """Start a job on the replica that is returned, if nothing waits; None: it has to wait.
+
+        Most jobs find a free slot, and neither a place in the queue nor a search for the next one
+        is needed then.
+        """
+        if entry.event_log.job.session is not None or self.isolated is not None or self.depth:
+            return None
+        open_ = [each for each in replicas if each.free_slots > 0]
+        if not open_:
+            return None
+        replica = self._choose(open_, replicas, entry)
+        self.waiting.pass_by(entry.share, entry.cost)
+        self._start(entry, replica)
+        return replica
 
     def begin(
         self, replicas: Sequence[Replica], now: float

@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from bitinglip.access.usage.meter import Held
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
 
@@ -18,16 +19,19 @@ class OpenJob:
     A generator in its place would cost as much as a check of a key.
     """
 
-    __slots__ = ("_admitted", "_dispatcher", "_entry", "_job", "_slot", "_timer")
+    __slots__ = ("_admitted", "_dispatcher", "_entry", "_held", "_job", "_slot", "_timer")
 
-    def __init__(self, dispatcher: "Dispatcher", job: Job, *, admitted: bool) -> None:
+    def __init__(
+        self, dispatcher: "Dispatcher", job: Job, *, admitted: bool, held: Held | None = None
+    ) -> None:
         self._dispatcher = dispatcher
         self._job = job
         self._admitted = admitted
+        self._held = held
 
     def __enter__(self) -> EventLog:
         dispatcher, seconds = self._dispatcher, self._job.timeout
-        self._entry = entry = dispatcher.admit(self._job, admitted=self._admitted)
+        self._entry = entry = dispatcher.admit(self._job, admitted=self._admitted, held=self._held)
         self._timer: asyncio.TimerHandle | None = None
         if seconds >= _LONG_TIMEOUT:
             self._slot = dispatcher.deadlines.add(entry, seconds)

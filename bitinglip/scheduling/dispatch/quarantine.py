@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Collection
 
 import msgspec
 
@@ -29,9 +30,9 @@ class Quarantine:
         """Let one request out; no harm if it is not held."""
         self._held.pop((job.model, fingerprint(job)), None)
 
-    def release(self, model: str) -> None:
-        """Release a model's requests when an operator loads it again."""
-        for entry in [entry for entry in self._held if entry[0] == model]:
+    def release(self, models: Collection[str]) -> None:
+        """Release the requests of models that an operator loads again."""
+        for entry in [entry for entry in self._held if entry[0] in models]:
             del self._held[entry]
 
 

@@ -1,11 +1,21 @@
 """The event logs of ended jobs are kept for a while, bounded in number and in memory."""
 
-from collections import Counter, OrderedDict
+from collections import deque
 from collections.abc import Iterator
 
 from bitinglip.scheduling.event_log import EventLog
 
 MOST_BYTES = 64 * 2**20  #: of all event logs together
+
+
+class _OfKey:
+    """Holds the ids of one key's jobs, the oldest first, and what their event logs take."""
+
+    __slots__ = ("bytes", "ids")
+
+    def __init__(self) -> None:
+        self.ids: deque[str] = deque()
+        self.bytes = 0
 
 
 class RecentJobs:
@@ -15,23 +25,27 @@ class RecentJobs:
     def __init__(self, most: int, most_bytes: int = MOST_BYTES) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, tuple[EventLog, int]] = OrderedDict()
-        self._jobs: Counter[str] = Counter()  #: by key
-        self._bytes: Counter[str] = Counter()  #: by key
+        self._kept: dict[str, tuple[EventLog, int]] = {}
+        self._keys: dict[str, _OfKey] = {}
         self.bytes = 0
 
     def add(self, event_log: EventLog) -> None:
         size = event_log.close()
-        key = event_log.job.key_id
-        self._kept[event_log.job.id] = event_log, size
-        self._jobs[key] += 1
-        self._bytes[key] += size
+        job = event_log.job
+        job_id, key_id = job.work.id, job.key_id
+        of_key = self._keys.get(key_id)
+        if of_key is None:
+            of_key = self._keys[key_id] = _OfKey()
+        self._kept[job_id] = event_log, size
+        of_key.ids.append(job_id)
+        of_key.bytes += size
         self.bytes += size
         while self.bytes > self._most_bytes:
-            self._drop_oldest_of(max(self._bytes, key=self._bytes.__getitem__))
+            self._drop_oldest_of(max(self._keys, key=lambda each: self._keys[each].bytes))
         while len(self._kept) > self._most:
-            many = key if len(self._jobs) == 1 else max(self._jobs, key=self._jobs.__getitem__)
-            self._drop_oldest_of(many)
+            if len(self._keys) > 1:
+                key_id = max(self._keys, key=lambda each: len(self._keys[each].ids))
+            self._drop_oldest_of(key_id)
 
     def get(self, job_id: str) -> EventLog | None:
         found = self._kept.get(job_id)
@@ -41,14 +55,10 @@ class RecentJobs:
         """Iterate from the newest to the oldest."""
         return (event_log for event_log, _ in reversed(self._kept.values()))
 
-    def _drop_oldest_of(self, key: str) -> None:
-        if len(self._jobs) == 1:
-            job_id = next(iter(self._kept))
-        else:
-            job_id = next(name for name, (each, _) in self._kept.items() if each.job.key_id == key)
-        _, size = self._kept.pop(job_id)
+    def _drop_oldest_of(self, key_id: str) -> None:
+        of_key = self._keys[key_id]
+        _, size = self._kept.pop(of_key.ids.popleft())
         self.bytes -= size
-        self._bytes[key] -= size
-        self._jobs[key] -= 1
-        if not self._jobs[key]:
-            del self._jobs[key], self._bytes[key]
+        of_key.bytes -= size
+        if not of_key.ids:
+            del self._keys[key_id]

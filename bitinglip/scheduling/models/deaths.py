@@ -1,4 +1,4 @@
-"""Judges what a worker's death is blamed on: the request, memory, the device or a suspension.
+"""Judges what a worker's death is blamed on: the request, memory, device, node or a suspension.
 
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
 model. Those of a device count against the device: two in ten minutes make it doubtful. Workers that
@@ -14,13 +14,14 @@ from typing import Literal, Protocol
 import structlog
 
 from bitinglip.scheduling.models.state import Replica
-from workers.devices import CPU, Device, Report, State
+from workers.devices import Device, Report, State
+from workers.devices.device import is_processor
 from workers.devices.xid import meaning_of, sentence
 from workers.faults import STUCK, Fault
 
 log = structlog.get_logger(__name__)
 
-Blame = Literal["operator", "request", "memory", "device", "suspension"]
+Blame = Literal["operator", "request", "memory", "device", "suspension", "node"]
 
 RESTARTED_BY_OPERATOR = "was restarted on request"
 AFTER_DEVICE_FAULT = 1.0  #: seconds between a load that met a device's fault and the next
@@ -64,7 +65,7 @@ class Death:
     @property
     def is_excused(self) -> bool:
         """True if it counts neither against the request nor against the model."""
-        return self.blame in ("memory", "device", "suspension")
+        return self.blame in ("memory", "device", "suspension", "node")
 
     def blame_device(self) -> None:
         """Excuse a death that another one has shown to be the device's."""
@@ -106,8 +107,9 @@ class Deaths:
         death = Death(replica.id, replica.model, cards, now, blame, fault)
         if not asked and fault is not None and fault.blame in ("memory", "device"):
             death.blame = "memory" if fault.blame == "memory" else "device"
-        if not asked and replica.slept:
-            death.blame = "suspension"
+        lost_node = fault is not None and fault.blame == "node"
+        if not asked and (replica.slept or lost_node):
+            death.blame = "node" if lost_node else "suspension"
             self._deaths.append(death)
             return death
         neighbours = self._neighbours(death)
@@ -124,9 +126,11 @@ class Deaths:
         return death
 
     def load_failed(self, devices: Iterable[str], fault: Fault | None, now: float) -> bool:
-        """Note a load that failed; returns True if it is blamed on its device."""
+        """Note a load that failed; returns True if it is blamed on its device or node."""
         self._forget(now)
         cards = _cards(devices)
+        if fault is not None and fault.blame == "node":
+            return True
         if fault is None or fault.blame != "device" or not cards:
             return False
         if not self._in_question(cards):
@@ -241,4 +245,4 @@ class Deaths:
 
 def _cards(devices: Iterable[str]) -> frozenset[str]:
     """Return the devices that can have a fault of their own: all but the processor."""
-    return frozenset(device for device in devices if device != CPU)
+    return frozenset(device for device in devices if not is_processor(device))

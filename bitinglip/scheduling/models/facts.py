@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bitinglip import errors
+from bitinglip.scheduling.models.capacity import capacity
 from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.offload import image_load
@@ -11,7 +12,7 @@ from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
-from bitinglip.scheduling.placement.estimate import LoadConfig
+from bitinglip.scheduling.placement.estimate import LoadConfig, cache_grant
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -51,6 +52,7 @@ class ResourceFacts:
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
+        self.lora_bytes: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -122,30 +124,8 @@ class ResourceFacts:
         return self.use.other_bytes(device)
 
     def capacities(self) -> list[DeviceCapacity]:
-        return [
-            DeviceCapacity(
-                id=device.id,
-                kind=device.kind,
-                memory=device.memory_bytes,
-                physical=device.physical_bytes,
-                other_bytes=self.other_bytes(device.id),
-                headroom=self._headroom(device),
-                name=device.name,
-                reason=device.condition.reason,
-                doubtful=device.condition.state == "doubtful",
-                short_since=self.use.short_since(device.id),
-                exclusive=device.exclusive,
-                display=device.display,
-                shares="cpu" if device.unified else None,
-            )
-            for device in self.devices
-        ]
-
-    def _headroom(self, device: Device) -> int:
-        """Return the bytes of a device that stay free: more where a screen hangs on it."""
         own = self._settings.devices
-        screen = own.display_headroom_bytes if device.display else 0
-        return max(device.headroom(own.headroom_bytes), screen)
+        return [capacity(device, self.use, own) for device in self.devices]
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -185,11 +165,12 @@ class ResourceFacts:
             dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=cache_grant(own.kv_cache_bytes, manifest, kind, self.devices),
             kv_cache_dtype=own.text.kv_cache_dtype,
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
+            lora_bytes=self.lora_bytes(manifest),
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind
@@ -284,9 +265,7 @@ class ResourceFacts:
             key=lambda need: need.loading,
             default=NO_RAM,
         )
-        there = sum(
-            replica.state in ("loading", "ready") for replica in model_state.replicas.values()
-        )
+        there = len(model_state.serving) + len(model_state.loading)
         free = (index for index in range(1000) if index not in model_state.replicas)
         return [
             Demand(

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU
+from workers.devices.device import is_processor, processor_of
 from workers.worker import Worker
 
 _FIRST_JOBS = 10  #: after which its RAM is what it needs
@@ -35,7 +36,7 @@ class RamGrowth:
         found = []
         for replica in replicas:
             worker = replica.worker
-            if worker is None or replica.state != "ready" or CPU in replica.devices:
+            if worker is None or replica.state != "ready" or _is_on_processor(replica):
                 continue
             held = resident.get(worker.pid)
             if held is None or replica.ended_jobs < _FIRST_JOBS:
@@ -47,6 +48,10 @@ class RamGrowth:
         return found
 
 
+def _is_on_processor(replica: Replica) -> bool:
+    return any(map(is_processor, replica.devices))
+
+
 def _filling(worker: Worker) -> int:
     """Return the bytes that a worker fills up and that are bounded: of prefixes in RAM."""
     text = worker.spec.text if worker.spec is not None else None
@@ -54,6 +59,13 @@ def _filling(worker: Worker) -> int:
 
 
 def resident(manager: ModelManager) -> Mapping[int, int]:
-    """Map our processes to the bytes of RAM that they hold, as the last look has it."""
-    reading = manager.facts.reading(CPU)
-    return reading.processes if reading is not None else {}
+    """Map our processes to the bytes of RAM that they hold, as the last look has it.
+
+    Workers on two nodes of a cluster may have the same number: then it is the larger one's.
+    """
+    hosts = {processor_of(device) for each in manager.replicas() for device in each.devices} | {CPU}
+    found: dict[int, int] = {}
+    for reading in map(manager.facts.reading, hosts):
+        for pid, size in reading.processes.items() if reading is not None else ():
+            found[pid] = max(size, found.get(pid, 0))
+    return found

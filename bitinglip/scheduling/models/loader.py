@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import psutil
@@ -21,6 +22,7 @@ from model_store.page_cache import PageCache, give_back
 from model_store.store import ModelStore
 from workers import protocol
 from workers.devices import DeviceUsage
+from workers.devices.device import node_of
 from workers.pool import StartFailed
 from workers.worker import Worker
 
@@ -250,6 +252,13 @@ class ReplicaLoader:
             ) from error
         return protocol.SpeechOptions(vocoder=vocoder, voices=own.voices)
 
+    def _lent(self, manifest: Manifest) -> str:
+        """Return the folder in which a text model's worker finds LoRAs that come later, too."""
+        if manifest.kind == "text" and manifest.adapter_of is None:
+            with suppress(OSError):  # a store that may only be read
+                return str(self._store.lent.of_base(manifest.name))
+        return ""
+
     def _loras(self, manifest: Manifest) -> dict[str, str]:
         """Return the LoRA files of an image model by name: those that its settings name, itself if
         it is one, else those in the store that were made for it."""
@@ -268,13 +277,15 @@ class ReplicaLoader:
         own = self._settings.model(manifest.name)
         _check_text_only(own, own.engine or manifest.engine, manifest.name)
         workers = self._settings.workers
-        offload = self._facts.load_config(manifest, kind).offload
+        load_config = self._facts.load_config(manifest, kind)
         side = manifest.image_side or USUAL_SIDE
+        lent = self._lent(manifest)
         return protocol.Load(
             model=manifest.name,
             engine=own.engine or manifest.engine,
             path=str(self._store.weights_path(manifest.name)),
             adapter=str(self._store.path(manifest.name)) if manifest.adapter_of else None,
+            node=node_of(next(iter(replica.devices), "")),
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
@@ -283,13 +294,13 @@ class ReplicaLoader:
             dtype=self._facts.dtype_of_load(replica),
             quantization=own.quantization,
             max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
+            kv_cache_bytes=load_config.kv_cache_bytes,
             max_batch=own.max_batch,
             threads=workers.threads,
             warmup=own.warmup,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
-                offload="none" if kind == "fake" else offload,
+                offload="none" if kind == "fake" else load_config.offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=self._loras(manifest),
@@ -307,6 +318,9 @@ class ReplicaLoader:
                 speculation=own.text.speculation,
                 draft_tokens=own.text.draft_tokens,
                 prefix_ram_bytes=own.text.prefix_ram_bytes,
+                max_loras=own.text.max_loras if lent else 0,
+                max_lora_rank=own.text.max_lora_rank,
+                lora_folder=lent,
                 source_language=own.text.source_language,
                 target_language=own.text.target_language,
             ),

@@ -14,6 +14,7 @@ from bitinglip import errors
 from bitinglip.scheduling.models.deaths import AFTER_DEVICE_FAULT, Death, Deaths
 from bitinglip.scheduling.models.demands import list_demands
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.hosting import Hosting
 from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
 from bitinglip.scheduling.models.plan_timer import PlanTimer
@@ -59,7 +60,8 @@ class ModelManager:
         rules = settings.residency
         self.rules = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
         self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
-        self.facts = facts
+        self.hosting = Hosting(settings, store)
+        self.facts, facts.lora_bytes = facts, self.hosting.lora_bytes
         self.deaths = Deaths(facts)
         self.models: dict[str, ModelState] = {}
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
@@ -72,6 +74,11 @@ class ModelManager:
         """List the model's replicas that take work now."""
         model_state = self.models.get(name)
         return model_state.serving if model_state else []
+
+    def host(self, name: str) -> str:
+        """Return the model whose workers run a model's requests; see ``Hosting``."""
+        known = self.models.get(name)
+        return name if known is not None and known.replicas else self.hosting.host(name)
 
     def check(self, name: str) -> None:
         """Raise UnknownModel, or ModelLoadFailed for a model that rests after its failures."""
@@ -105,7 +112,7 @@ class ModelManager:
 
     def preload(self, name: str) -> None:
         """Load a model although no request waits for it."""
-        self.model_state(name).asked = self.clock()
+        self.model_state(self.host(name)).asked = self.clock()
         self.replan()
 
     async def load(self, name: str) -> None:
@@ -113,7 +120,7 @@ class ModelManager:
 
         Raises what the load failed with, or ModelDoesNotFit.
         """
-        model_state = self.model_state(name)
+        model_state = self.model_state(self.host(name))
         if model_state.serving:
             return
         model_state.forget_failures()

@@ -12,7 +12,7 @@ from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
 from bitinglip.scheduling.models.growth import RamGrowth, resident
 from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
-from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.models.model_views import ModelViews
 from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer, needs_info
 from bitinglip.settings import Settings
@@ -20,6 +20,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
+from workers.devices.device import is_processor
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -81,7 +82,7 @@ class ReservationView:
     bytes: int
 
 
-class Operations:
+class Operations(ModelViews):
     """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
@@ -90,7 +91,7 @@ class Operations:
         self._settings = settings
         self._store = store
         self._pool = pool
-        self._manager = manager
+        super().__init__(manager)
         self._known_devices: set[str] = set()
         self._growth = RamGrowth()
         self._liveness = CardLiveness()
@@ -99,39 +100,6 @@ class Operations:
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
-
-    def status(self, name: str) -> str:
-        model_state = self._manager.models.get(name)
-        return model_state.status if model_state else "available"
-
-    def cause(self, name: str) -> str | None:
-        model_state = self._manager.models.get(name)
-        return model_state.explain(self._manager.clock()) if model_state else None
-
-    def ready(self, name: str) -> protocol.Ready | None:
-        """Return the worker's report on a model; context and dtype may differ from its files'."""
-        model_state = self._manager.models.get(name)
-        return model_state.ready if model_state else None
-
-    def progress(self, name: str) -> float | None:
-        """Return the progress of a model's load from 0 to 1; None if no load runs."""
-        model_state = self._manager.models.get(name)
-        loading = model_state.loading if model_state else []
-        return max((replica.progress for replica in loading), default=None)
-
-    def load_times(self, name: str) -> Mapping[str, float]:
-        """Return how long the last loads took in seconds, by where the files came from."""
-        model_state = self._manager.models.get(name)
-        return dict(model_state.load_times.items()) if model_state else {}
-
-    def idle_seconds(self, name: str) -> float | None:
-        """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
-        model_state = self._manager.models.get(name)
-        return model_state.idle_seconds(self._manager.clock()) if model_state else None
-
-    def replicas(self, name: str) -> list[Replica]:
-        model_state = self._manager.models.get(name)
-        return list(model_state.replicas.values()) if model_state else []
 
     async def load(self, name: str) -> None:
         """Load a model, also one that was given up; return when it is ready.
@@ -144,10 +112,6 @@ class Operations:
         """Stop a model's workers and forget its failures. Raises ModelInUse or UnknownModel."""
         self._store.get(name)
         await self._manager.unload(name)
-
-    def in_use(self, name: str) -> bool:
-        """Return True if the model has workers or requests."""
-        return bool(self.replicas(name)) or self._manager.busy(name) > 0
 
     # ---- workers -------------------------------------------------------------------------------
 
@@ -207,7 +171,11 @@ class Operations:
             pid=worker.pid,
             model=spec.model if spec else None,
             kind=spec.engine if spec else None,
-            devices=list(replica.devices) if replica else _devices(spec),
+            devices=list(replica.devices)
+            if replica
+            else [spec.visible_devices or spec.device]
+            if spec
+            else [],
             state="busy" if state == "ready" and in_flight else state,
             in_flight=in_flight,
             restarts=model_state.restarts if model_state else 0,
@@ -226,6 +194,7 @@ class Operations:
     def fit(self, manifest: Manifest) -> FitAnswer:
         """Answer where a model fits, after which evictions, or with which settings."""
         manager = self._manager
+        manifest = self._store.get(manager.host(manifest.name))
         held = self.replicas(manifest.name)
         places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
         reservations = manager.reservations()
@@ -233,7 +202,7 @@ class Operations:
 
     def needs(self, manifest: Manifest) -> dict[str, Any]:
         """Return what a model would take where it would go; see ``needs_info``."""
-        facts = self._manager.facts
+        facts, manifest = self._manager.facts, self._store.get(self._manager.host(manifest.name))
         kind = next(iter(facts.kinds(self._settings.model(manifest.name))), "cpu")
         load_config = facts.load_config(manifest, kind)
         return needs_info(manifest, load_config, facts.quantizations(manifest, kind))
@@ -364,7 +333,7 @@ class Operations:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
         for replica in list(self._manager.replicas()):
             own = self._settings.model(replica.model)
-            if own.device is None and set(replica.devices) == {"cpu"}:
+            if own.device is None and all(map(is_processor, replica.devices)):
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
             self._preload(self._store.names())
@@ -393,7 +362,4 @@ class Operations:
             end.cancel()
         await self._manager.close()
         await self._pool.close()
-
-
-def _devices(spec: protocol.Load | None) -> list[str]:
-    return [spec.visible_devices or spec.device] if spec else []
+        await self.record_uses()

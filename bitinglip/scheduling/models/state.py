@@ -15,6 +15,7 @@ from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
+from workers.devices.device import is_processor, node_of
 from workers.worker import Worker
 
 _SMOOTHING = 0.2
@@ -80,18 +81,18 @@ class Replica:
 
     @property
     def slept(self) -> bool:
-        """Return True if the machine was suspended while it was on a card.
+        """Return True if this machine was suspended while it was on a card of it.
 
         Its end says nothing then, of the request that ran or of the model: what lay in the card's
         memory may be gone. The clocks are asked, so that no worker dies before that is noticed.
         """
-        on_card = "cpu" not in self.devices
+        on_card = not any(is_processor(each) or node_of(each) for each in self.devices)
         return on_card and suspended_seconds() - self.suspended_before > JUMP_SECONDS
 
     @property
     def accelerators(self) -> int:
         """Count the devices that it works on, without the CPU."""
-        return len(self.devices) - ("cpu" in self.devices)
+        return sum(not is_processor(each) for each in self.devices)
 
     @property
     def health(self) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from bitinglip.scheduling.models.returns import MemoryReturns
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU, Device, DeviceUsage
+from workers.devices.device import processor_of
 
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
@@ -47,9 +48,10 @@ class MemoryUse:
                 if device in readings:
                     pid = pids.get(replica.id)
                     held[device].append(_held_by(replica, readings[device], pid))
-            if CPU in readings and CPU not in with_sharing(replica.devices):
-                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
-                held[CPU].append(min(resident, replica.ram_bytes))
+            host = processor_of(next(iter(replica.devices), CPU))
+            if host in readings and host not in with_sharing(replica.devices):
+                resident = readings[host].processes.get(pids.get(replica.id, 0), 0)
+                held[host].append(min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
             late = self._returns.outstanding(device, reading.used_bytes)
@@ -100,16 +102,22 @@ class MemoryUse:
 
 
 class _Sharing:
-    """Adds to devices those whose memory is that of one of them."""
+    """Adds to devices those whose memory is that of one of them, on each machine."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
-        unified = any(device.unified for device in devices)
-        shared = {device.id for device in devices if device.unified or device.kind == "cpu"}
-        self._shared = shared if unified else set()
+        nodes = {device.node for device in devices if device.unified}
+        self._shared = [
+            {
+                each.id
+                for each in devices
+                if each.node == node and (each.unified or each.kind == "cpu")
+            }
+            for node in nodes
+        ]
 
     def __call__(self, devices: Iterable[str]) -> set[str]:
         found = set(devices)
-        return found | self._shared if found & self._shared else found
+        return found.union(*(shared for shared in self._shared if shared & found))
 
 
 def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:

@@ -60,8 +60,10 @@ def obtainable(kind: str, needed: int, snapshot: Snapshot, *, spread: int = 1) -
     devices = [each for each in snapshot.devices if each.kind == kind and not each.reason]
     if any(needed <= device.largest for device in devices):
         spread = 1  # only what is too large for every device is split
-    sizes = sorted((ledger.obtainable(device) for device in devices), reverse=True)
-    return sum(sizes[:spread])
+    machines: dict[str, list[int]] = {}
+    for device in devices:
+        machines.setdefault(device.node, []).append(ledger.obtainable(device))
+    return max((sum(sorted(sizes)[-spread:]) for sizes in machines.values()), default=0)
 
 
 def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:

@@ -4,10 +4,12 @@
 changes its own, this changes too; their numbers are in workers/engines/defaults.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from model_store.manifest import Manifest
+from workers.devices import Device
 from workers.engines.defaults import (
     CONTEXT_BYTES,
     EMBEDDING_STEP_TOKENS,
@@ -16,17 +18,22 @@ from workers.engines.defaults import (
     SPEECH_ROWS,
     TEXT_CACHE_BYTES,
     TEXT_ROWS,
+    TEXT_STEP_TOKENS,
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
 from workers.engines.quantization import FORMATS, WIDENED
 
 _MB = 1_000_000
+_CACHE_PART = 8  #: of a card, for the KV cache of one text model
 _BYTES = {**DTYPE_BYTES, "float64": 8}
 
-#: The graphs of a text model: not measured yet; they are counted with the load or the steps that
-#: capture them.
-GRAPHS = 300 * _MB
+#: The graphs of a text model on a card: what the driver keeps for each of its layers, in each of as
+#: many graphs as there may be. Reckoned from other servers' figures, not measured; they are counted
+#: with the load or the steps that capture them. And where the number of layers is not known.
+_GRAPH_LAYER, _GRAPHS, _UNKNOWN_GRAPHS = 200_000, 64, 300 * _MB
+#: A decoder's layer has about so many times as many outputs, of all its projections, as inputs.
+_LAYER_WIDTHS = 8.5
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
 #: torch imports Triton where it is installed, as it is beside its CUDA builds.
@@ -71,6 +78,7 @@ class LoadConfig:
     claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     prefix_ram_bytes: int = 0  #: text: of RAM for prefixes that leave the cache
+    lora_bytes: int = 0  #: text: of LoRAs beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +113,12 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
-        weights=weights,
+        weights=weights + load_config.lora_bytes,
         cache=_cache(manifest, load_config, kind, rows),
-        activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
+        activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0)
+        + _step(manifest, load_config, kind),
         overhead=_overhead(load_config, kind)
-        + _graphs(load_config, kind)
+        + _graphs(manifest, load_config, kind)
         + (load_config.prefix_ram_bytes if kind == "cpu" else 0),
     )
 
@@ -137,8 +146,30 @@ def _overhead(load_config: LoadConfig, kind: str) -> int:
     return context + _PROCESS[kind]
 
 
-def _graphs(load_config: LoadConfig, kind: str) -> int:
-    return GRAPHS if load_config.graphs and kind == "cuda" else 0
+def _graphs(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
+    if not load_config.graphs or kind != "cuda":
+        return 0
+    layers = _layers(manifest)
+    return int(_GRAPHS * layers * _GRAPH_LAYER) if layers else _UNKNOWN_GRAPHS
+
+
+def _step(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
+    """Return what the largest step of prompts computes at once: a layer's outputs, and as much
+    again of the residual, norms and copies."""
+    layers = _layers(manifest)
+    if not layers:
+        return 0
+    outputs = manifest.linear_rows / layers
+    return int(1.4 * TEXT_STEP_TOKENS[kind] * outputs * _element(manifest, load_config))
+
+
+def _layers(manifest: Manifest) -> float:
+    """Return about how many layers a text model has, by the shapes of its projections; 0 if these
+    are not known."""
+    if not manifest.linear_parameters:
+        return 0
+    width = manifest.linear_parameters / manifest.linear_rows
+    return manifest.linear_rows / (_LAYER_WIDTHS * width)
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
@@ -217,6 +248,18 @@ def _image_element(manifest: Manifest, load_config: LoadConfig, kind: str) -> in
     if load_config.dtype is not None:
         return _BYTES.get(load_config.dtype, 2)
     return 4 if kind == "cpu" else min(2, _stored(manifest))
+
+
+def cache_grant(
+    wanted: int | None, manifest: Manifest, kind: str, devices: Iterable[Device]
+) -> int | None:
+    """Return the budget of a text model's KV cache: what is ``wanted``, or on large cards a part of
+    the smallest of them; None leaves it to the engine."""
+    if wanted is not None or kind != "cuda" or manifest.kind != "text":
+        return wanted
+    smallest = min((each.memory_bytes for each in devices if each.kind == kind), default=0)
+    part = smallest // _CACHE_PART
+    return part if part > TEXT_CACHE_BYTES[kind] else None
 
 
 def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) -> int:

@@ -143,7 +143,10 @@ class _Fit:
         most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
         text = f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
         ram = ram_need(self._manifest, load_config).loading
-        most_ram = self._snapshot.ledger().ram_obtainable()
+        ledger = self._snapshot.ledger()
+        nodes = {each.node for each in self._snapshot.devices if each.kind == load_config.device}
+        found = (ledger.ram_obtainable(node) for node in nodes)
+        most_ram = max((each for each in found if each is not None), default=None)
         if needed <= most and most_ram is not None and ram > most_ram:
             text = (
                 f"{self._manifest.name} needs {size_text(ram)} of RAM to load, beside "

@@ -21,6 +21,7 @@ class DeviceCapacity:
     exclusive: bool = False  #: it takes one worker at a time
     display: bool = False  #: a screen hangs on it, which long computations hold up
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
+    node: str = ""  #: the machine of a cluster that it is in; no model is split over several
 
     @property
     def usable(self) -> int:
@@ -67,12 +68,12 @@ class Ledger:
 
     devices: Sequence[DeviceCapacity]
     reservations: Sequence[Reservation]
-    ram: int | None = field(init=False)  #: bytes of RAM that the machine has; None: not known
     _free: dict[str, int] = field(init=False)
     _special: list[DeviceCapacity] = field(init=False)
-    _ram_device: str | None = field(init=False)
-    _ram_free: int = field(init=False)
-    _ram_planned: int = field(init=False, default=0)  #: what planned loads take for their time only
+    _node: dict[str, str] = field(init=False)  #: by device
+    _hosts: dict[str, DeviceCapacity] = field(init=False)  #: processors by node
+    _ram_free: dict[str, int] = field(init=False)  #: by node
+    _ram_planned: dict[str, int] = field(init=False)  #: what planned loads take for their time only
 
     def __post_init__(self) -> None:
         self._free = {device.id: device.usable for device in self.devices}
@@ -81,49 +82,69 @@ class Ledger:
             self.reservations = [
                 replace(each, devices=self._taken(each.devices)) for each in self.reservations
             ]
-        host = next((device for device in self.devices if device.kind == "cpu"), None)
-        self._ram_device = host.id if host is not None else None
-        self.ram = None if host is None else host.physical or host.memory
-        self._ram_free = (self.ram or 0) - (host.other_bytes if host is not None else 0)
+        self._node = {device.id: device.node for device in self.devices}
+        self._hosts = {device.node: device for device in self.devices if device.kind == "cpu"}
+        self._ram_free = {
+            node: (host.physical or host.memory) - host.other_bytes
+            for node, host in self._hosts.items()
+        }
+        self._ram_planned = dict.fromkeys(self._hosts, 0)
         for reservation in self.reservations:
             for device, taken in reservation.devices.items():
                 if device in self._free:
                     self._free[device] -= taken
-            self._ram_free -= self.ram_of(reservation)
+            if (node := self._node_of(reservation.devices)) in self._ram_free:
+                self._ram_free[node] -= self.ram_of(reservation)
 
     def free(self, device: str) -> int:
-        free = self._free[device]
-        return min(free, self._ram_free) if device == self._ram_device else free
+        free, node = self._free[device], self._node[device]
+        host = self._hosts.get(node)
+        return min(free, self._ram_free[node]) if host and host.id == device else free
 
-    @property
-    def ram_free(self) -> int | None:
-        """Return the bytes of RAM that are free; None where no device is the processor."""
-        return None if self._ram_device is None else self._ram_free
+    def ram(self, node: str = "") -> int | None:
+        """Return the bytes of RAM of a node; None where no device is the processor."""
+        host = self._hosts.get(node)
+        return None if host is None else host.physical or host.memory
+
+    def ram_free(self, node: str = "") -> int | None:
+        """Return the bytes of RAM that are free on a node; None where it is not known."""
+        return self._ram_free.get(node)
 
     def ram_of(self, reservation: Reservation) -> int:
         """Return the RAM of a reservation, that on the processor included."""
-        return reservation.ram + reservation.devices.get(self._ram_device or "", 0)
+        host = self._hosts.get(self._node_of(reservation.devices))
+        return reservation.ram + (reservation.devices.get(host.id, 0) if host else 0)
 
-    def ram_coming(self) -> int:
-        """Return the bytes of RAM that running and planned loads and running stops will free."""
-        return self._ram_planned + sum(
+    def ram_coming(self, node: str = "") -> int:
+        """Return the bytes of a node's RAM that running and planned loads and running stops will
+        free."""
+        return self._ram_planned.get(node, 0) + sum(
             self.ram_of(each) if each.leaving else each.ram - each.lasting_ram
-            for each in self.reservations
+            for each in self.in_ram_of(node)
             if each.leaving or each.state == "loading"
         )
 
-    def ram_obtainable(self) -> int | None:
-        """Return the bytes of RAM that could be free without models that may be evicted."""
-        if self.ram_free is None:
+    def ram_obtainable(self, node: str = "") -> int | None:
+        """Return the bytes of a node's RAM that could be free without models that may be
+        evicted."""
+        if (free := self.ram_free(node)) is None:
             return None
-        kept = (h for h in self.reservations if h.state == "ready" and not h.pinned)
-        return self._ram_free + self.ram_coming() + sum(self.ram_of(each) for each in kept)
+        kept = (h for h in self.in_ram_of(node) if h.state == "ready" and not h.pinned)
+        return free + self.ram_coming(node) + sum(self.ram_of(each) for each in kept)
+
+    def in_ram_of(self, node: str) -> Iterable[Reservation]:
+        """Iterate over the reservations on a node."""
+        return (each for each in self.reservations if self._node_of(each.devices) == node)
+
+    def _node_of(self, devices: Iterable[str]) -> str:
+        return next((self._node[each] for each in devices if each in self._node), "")
 
     def take(self, devices: Mapping[str, int], ram: int = 0, lasting_ram: int = 0) -> None:
         """Subtract the memory of a planned load."""
         devices = self._taken(devices)
-        self._ram_planned += ram - lasting_ram
-        self._ram_free -= ram + devices.get(self._ram_device or "", 0)
+        if (host := self._hosts.get(node := self._node_of(devices))) is not None:
+            self._ram_planned[node] += ram - lasting_ram
+            self._ram_free[node] -= ram + devices.get(host.id, 0)
         for device, taken in devices.items():
             self._free[device] -= taken
 

@@ -8,72 +8,21 @@ waits for ever.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from bitinglip.scheduling.placement import eviction
 from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
+from bitinglip.scheduling.placement.plan import Demand, Evict, Load, Plan, Refuse
 from bitinglip.scheduling.placement.split import shares
+
+__all__ = ["Demand", "Evict", "Load", "Plan", "Refuse", "plan"]
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
 #: Seconds for which memory must be missing before models are evicted for another program: use that
 #: flaps, as a browser's does, would have them loaded and evicted in turn.
 _SHORT_SECONDS = 3.0
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """A model should have one more replica."""
-
-    model: str
-    index: int  #: of the replica
-    needs: Mapping[str, int]  #: device kind -> bytes; kinds that it may not go to are absent
-    since: float  #: when its oldest request began to wait
-    urgent: bool = True  #: requests wait for it; otherwise it takes free memory only
-    level: int = 0
-    spread: int = 1  #: over how many devices of a kind it may be split
-    ram: int = 0  #: bytes of RAM that its load takes beside the device
-    lasting_ram: int = 0  #: what of that it keeps once it is loaded
-    each_device: int = 0  #: bytes that it takes of each further device that it is split over
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """A replica is to be loaded onto these devices."""
-
-    model: str
-    index: int
-    devices: Mapping[str, int]  #: device id -> bytes to reserve
-    ram: int = 0  #: bytes of RAM to reserve while it loads
-
-
-@dataclass(frozen=True, slots=True)
-class Evict:
-    """A replica is to finish what it runs and then stop."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """This model does not fit: ``forever``, or while others hold their memory."""
-
-    model: str
-    forever: bool
-
-
-@dataclass(slots=True)
-class Plan:
-    """Holds what the planner decided to do."""
-
-    loads: list[Load] = field(default_factory=list)
-    evictions: list[Evict] = field(default_factory=list)
-    refusals: list[Refuse] = field(default_factory=list)
-    waiting: list[Load] = field(default_factory=list)  #: loads whose memory is being freed
-    replan_at: float | None = None  #: when time alone will have changed the answer
-    missing_bytes: int = 0  #: bytes that are missing for models with waiting requests
 
 
 def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionRules) -> Plan:
@@ -134,10 +83,15 @@ class _Planner:
     def place(self, demand: Demand) -> None:
         """Load the model, or free memory for it, or refuse it."""
         of_kind = [device for device in self._ledger.devices if device.kind in demand.needs]
-        devices = [device for device in of_kind if not device.reason]
-        fitting = [device for device in devices if demand.needs[device.kind] <= device.largest]
-        if devices and not self._has_ram(demand, fitting or devices):
-            return
+        devices: Sequence[DeviceCapacity] = [each for each in of_kind if not each.reason]
+        fitting: Sequence[DeviceCapacity] = [
+            device for device in devices if demand.needs[device.kind] <= device.largest
+        ]
+        if devices:
+            with_ram = self._with_ram(demand, fitting or devices)
+            if not with_ram:
+                return
+            fitting, devices = (with_ram, devices) if fitting else (fitting, with_ram)
         if not fitting:
             if not self._await_doubtful(demand, of_kind):
                 self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
@@ -156,42 +110,46 @@ class _Planner:
         self.plan.missing_bytes += self._missing(demand, device)
         self._claim(demand, device)
 
-    def _has_ram(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
-        """Return True if there is the RAM that the load takes; else wait or make room for it.
+    def _with_ram(
+        self, demand: Demand, devices: Sequence[DeviceCapacity]
+    ) -> Sequence[DeviceCapacity]:
+        """Return the devices of machines that have the RAM that the load takes; if there is none,
+        wait or make room for it.
 
         RAM that other loads take comes free when they end, so that two do not run at once that
         need it all. Models are evicted for it only where the load could have its device.
         """
-        free = self._ledger.ram_free
-        if free is None or demand.ram <= free:
-            return True
-        if not demand.urgent:
-            return False
-        self.plan.missing_bytes += demand.ram - free
-        if demand.ram > (self._ledger.ram_obtainable() or 0) or demand.ram > (
-            self._ledger.ram or 0
-        ):
-            forever = demand.ram > (self._ledger.ram or 0)
+        free = {device.node: self._ledger.ram_free(device.node) for device in devices}
+        missing = {node: demand.ram - ram for node, ram in free.items() if ram is not None}
+        able = [device for device in devices if missing.get(device.node, 0) <= 0]
+        if able or not demand.urgent:
+            return able
+        self.plan.missing_bytes += min(missing.values())
+        total = {node: self._ledger.ram(node) or 0 for node in missing}
+        most = {node: min(total[node], self._ledger.ram_obtainable(node) or 0) for node in missing}
+        possible = [device for device in devices if demand.ram <= most[device.node]]
+        if not possible:
+            forever = demand.ram > max(total.values())
             self.plan.refusals.append(Refuse(demand.model, forever=forever))
-            return False
-        device = max(devices, key=lambda device: self._ledger.free(device.id))
-        place = {device.id: demand.needs[device.kind]}
-        missing = demand.ram - free - self._ledger.ram_coming()
-        if missing <= 0 or self._evict_for_ram(demand, devices, missing):
+            return ()
+        device = max(possible, key=lambda device: self._ledger.free(device.id))
+        place, node = {device.id: demand.needs[device.kind]}, device.node
+        lacks = missing[node] - self._ledger.ram_coming(node)
+        if lacks <= 0 or self._evict_for_ram(demand, possible, node, lacks):
             self._await(demand, place)
         else:
             self._ledger.take(place, demand.ram, demand.lasting_ram)
-        return False
+        return ()
 
     def _evict_for_ram(
-        self, demand: Demand, devices: Sequence[DeviceCapacity], missing: int
+        self, demand: Demand, devices: Sequence[DeviceCapacity], node: str, missing: int
     ) -> bool:
-        """Evict the cheapest set of models that frees enough RAM, if there is one."""
-        if not any(self._could_free(demand, device) for device in devices):
+        """Evict the cheapest set of models that frees enough RAM of a node, if there is one."""
+        if not any(self._could_free(demand, each) for each in devices if each.node == node):
             return False
         holders = {
             each.id: each
-            for each in self._ledger.reservations
+            for each in self._ledger.in_ram_of(node)
             if self._ledger.ram_of(each) and each.id not in self._evicted
         }
         as_ram = [
@@ -303,30 +261,43 @@ class _Planner:
     def _place_split(
         self, demand: Demand, devices: Sequence[DeviceCapacity], *, blocked: bool
     ) -> None:
-        """Split a model that is too large for any one device over as few of a kind as possible.
+        """Split a model that is too large for any one device over as few of a kind as possible,
+        all of one machine.
 
         ``blocked``: there are devices that are not well; it may fit once they are.
         """
         for kind, need in demand.needs.items():
-            same = {device.id: device for device in devices if device.kind == kind}
-            free = {each: self._ledger.free(each) for each in same}
-            most = {each.id: self._ledger.obtainable(each) for each in same.values()}
-            largest = {each.id: each.largest for each in same.values()}
-            for parts in range(2, min(demand.spread, len(same)) + 1):
+            machines = _by_machine(device for device in devices if device.kind == kind)
+            most_parts = min(demand.spread, max(map(len, machines), default=0))
+            for parts in range(2, most_parts + 1):
                 total = need + (parts - 1) * demand.each_device
-                if found := shares(total, free, parts):
-                    self._load(demand, found)
+                for same in machines:
+                    free = {each.id: self._ledger.free(each.id) for each in same}
+                    if found := shares(total, free, parts):
+                        self._load(demand, found)
+                        return
+                if any(self._split_by_eviction(demand, same, total, parts) for same in machines):
                     return
-                if found := shares(total, most, parts):
-                    size = max(found.values())
-                    able = [each for each in same if most[each] >= size]
-                    if len(able) >= parts:  # then whichever of them are cheapest to free
-                        found = dict.fromkeys(able, size)
-                    self._make_room(demand, {same[each]: found[each] for each in found}, parts)
-                    return
-                blocked = blocked or shares(total, largest, parts) is not None
+                largest = ({each.id: each.largest for each in same} for same in machines)
+                blocked = blocked or any(shares(total, each, parts) for each in largest)
         if demand.urgent:
             self.plan.refusals.append(Refuse(demand.model, forever=not blocked))
+
+    def _split_by_eviction(
+        self, demand: Demand, machine: Sequence[DeviceCapacity], total: int, parts: int
+    ) -> bool:
+        """Make room for a split on devices of one machine, if that can be."""
+        same = {each.id: each for each in machine}
+        most = {each.id: self._ledger.obtainable(each) for each in machine}
+        found = shares(total, most, parts)
+        if not found:
+            return False
+        size = max(found.values())
+        able = [each for each in same if most[each] >= size]
+        if len(able) >= parts:  # then whichever of them are cheapest to free
+            found = dict.fromkeys(able, size)
+        self._make_room(demand, {same[each]: found[each] for each in found}, parts)
+        return True
 
     def _make_room(self, demand: Demand, sizes: Mapping[DeviceCapacity, int], parts: int) -> None:
         """Free memory for so many parts of a demand on some of these devices, or claim it."""
@@ -385,3 +356,10 @@ class _Planner:
     def _replan_at(self, at: float) -> None:
         if self.plan.replan_at is None or at < self.plan.replan_at:
             self.plan.replan_at = at
+
+
+def _by_machine(devices: Iterable[DeviceCapacity]) -> list[list[DeviceCapacity]]:
+    machines: dict[str, list[DeviceCapacity]] = {}
+    for device in devices:
+        machines.setdefault(device.node, []).append(device)
+    return list(machines.values())

@@ -72,6 +72,14 @@ class FairQueue(Generic[T]):
         mine = len(queue.entries)
         return sum(min(len(other.entries), mine) for other in self._queues.values()) - 1
 
+    def pass_by(self, share: FairShare, cost: float) -> None:
+        """Account for an item that goes at once because nothing waits, as push and pop would."""
+        start = self._start(share.key)
+        self._virtual = start
+        self._tags[share.key] = start + cost / share.weight
+        if len(self._tags) > 2 * len(self._queues) + 64:
+            self._forget_served()
+
     def pop(self, now: float) -> T:
         """Take the item whose turn it is. Raises IndexError if there is none."""
         if not self._queues:

@@ -7,6 +7,8 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import DeviceView, Operations, ReservationView
 from bitinglip.settings import Model
 from bitinglip.wire.errors import timestamp
+from workers.devices.device import node_of
+from workers.nodes.cluster import NodeView
 
 
 def device_info(view: DeviceView) -> dict[str, Any]:
@@ -15,6 +17,7 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "id": view.id,
         "name": view.name,
         "kind": view.kind,
+        "node": node_of(view.id) or None,
         "memory_bytes": view.memory_bytes,
         "used_bytes": view.used_bytes,
         "foreign_bytes": view.foreign_bytes,
@@ -29,6 +32,19 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "slowed_by": list(view.slowed_by),
         "last_look": view.last_look and timestamp(view.last_look),
         "last_job": view.last_job and timestamp(view.last_job),
+    }
+
+
+def node_info(view: NodeView) -> dict[str, Any]:
+    """Describe a machine that workers run on under an agent."""
+    return {
+        "id": view.name,
+        "address": view.address,
+        "state": view.state,
+        "reason": view.reason,
+        "devices": list(view.devices),
+        "workers": view.workers,
+        "silent_seconds": round(view.silence, 3),
     }
 
 

@@ -21,7 +21,7 @@ _NOT_BY = {
     "fake": {"logprobs", "logit_bias"},
     "upstream": {
         *("logprobs", "typical_p", "continue_final_message", "add_generation_prompt"),
-        *("regex", "choice", "grammar"),
+        *("regex", "choice", "grammar", "prompt_name"),
     },
 }
 #: parameters that models of these families do not have, although others of their kind do
@@ -78,6 +78,7 @@ def model_info(
     replicas: int,
     load_times: Mapping[str, float] | None = None,
     more_voices: Iterable[str] = (),
+    why_merged: str | None = None,
 ) -> dict[str, Any]:
     """Describe a model as the design's ModelInfo, with more fields of ours.
 
@@ -116,6 +117,8 @@ def model_info(
         "device": ready.device if ready and manifest.engine != "upstream" else None,
         # Why a loaded model's texts are computed one by one; null where they are batched.
         "sequential": ready and ready.sequential,
+        # Why a LoRA has a worker of its own; null where its base's computes it, and for others.
+        "merged": why_merged or manifest.merged,
         "parameters": manifest.parameters,
         "bytes": manifest.total_bytes,
         "source": manifest.source,

@@ -5,6 +5,7 @@ from typing import Any
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.errors import timestamp
 from workers import protocol
+from workers.devices.device import node_of
 
 
 def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any
         "model": view.model,
         "kind": view.kind,
         "devices": view.devices,
+        "node": next(filter(None, map(node_of, view.devices)), None),
         "state": view.state,
         "in_flight": view.in_flight,
         "restarts": view.restarts,

@@ -229,30 +229,44 @@ class SamplingFields(Body):
                 details={"max_tokens": most},
             )
         max_tokens = min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens))
-        if (self.min_tokens or 0) > max_tokens:
+        if self.min_tokens is not None and self.min_tokens > max_tokens:
             raise InvalidRequest(
                 f"min_tokens is more than max_tokens, which is {max_tokens}.", param="min_tokens"
             )
+        fields: dict[str, Any] = {"top_k": own.top_k}
+        if not self.model_fields_set.isdisjoint(_OTHERS):
+            fields |= self._others()
         return protocol.Sampling(
             max_tokens=max_tokens,
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
-            top_k=own.top_k if self.top_k is None else max(0, self.top_k) or None,
-            min_p=self.min_p or 0.0,
-            typical_p=self.typical_p or 1.0,  # 0 is refused, here and below
-            min_tokens=self.min_tokens or 0,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            repetition_penalty=self.repetition_penalty or 1.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias={int(token): bias for token, bias in self.logit_bias.items()}
-            if self.logit_bias
-            else {},
             logprobs=logprobs,
-            seed=None if self.seed is None else self.seed % _SEEDS,
-            stop=tuple(stop or ()),
-            ignore_eos=bool(self.ignore_eos),
+            stop=tuple(stop) if stop else (),
+            **fields,
         )
+
+    def _others(self) -> dict[str, Any]:
+        """Return the parameters that the request alone decides, as far as it does."""
+        fields: dict[str, Any] = {
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "min_tokens": self.min_tokens,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "logit_bias": {int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            "seed": None if self.seed is None else self.seed % _SEEDS,
+            "ignore_eos": self.ignore_eos,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
+        if self.top_k is not None:
+            given["top_k"] = max(0, self.top_k) or None
+        return given
+
+
+#: the fields of ``SamplingFields._others``
+_OTHERS = frozenset(SamplingFields.model_fields) - {"max_tokens", "temperature", "top_p", "n"}
 
 
 def _most_tokens(logprobs: int | None, sequences: int) -> int:

@@ -10,6 +10,7 @@ from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.plain import PlainReader
+from bitinglip.wire.text.extras import extra_fields
 from bitinglip.wire.text.fields import (
     PLAIN_MESSAGE,
     ApiDefaults,
@@ -21,7 +22,7 @@ from bitinglip.wire.text.fields import (
 from bitinglip.wire.text.forms import NativeForms
 from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import Switches
-from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
+from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
@@ -64,10 +65,7 @@ class TextGenerationRequest(NativeForms, Switches, PromptEndFields, SamplingFiel
             stream=self.stream,
             prefix_scope=context.prefix_scope,
             special_tokens=self.add_special_tokens is not False,
-            template_kwargs=self.template_variables(),
-            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
-            grammar=self.asked_grammar(),
-            **self.prompt_end(messages),
+            **extra_fields(self, messages),
         )
         return context.job(work, timeout=self.timeout)
 

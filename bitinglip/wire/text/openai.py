@@ -11,10 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
-from bitinglip.wire.body import AllowedValues, ModelName, coalesce
+from bitinglip.wire.body import AllowedValues, ModelName
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import Label, OpenAIBody, OpenAIRequest
 from bitinglip.wire.plain import PlainReader
+from bitinglip.wire.text.extras import extra_fields
 from bitinglip.wire.text.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -41,7 +42,6 @@ from bitinglip.wire.text.tools import (
     OpenAICallEntry,
     OpenAIToolEntry,
     ToolChoice,
-    tool_fields,
 )
 from workers import protocol
 
@@ -162,8 +162,9 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
 
     def to_job(self, context: JobContext) -> Job:
         """Make the job that this request asks for. Raises InvalidRequest."""
-        self.check_stream_options()
-        asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
+        if self.stream_options is not None:
+            self.check_stream_options()
+        asked = self.max_completion_tokens
         messages = tuple([message.to_job() for message in self.messages])
         work = protocol.TextJob(
             id=new_task_id(),
@@ -171,7 +172,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
             sampling=self.sampling(
                 context.model_settings.sampling,
                 CHAT_DEFAULTS,
-                max_tokens=asked,
+                max_tokens=self.max_tokens if asked is None else asked,
                 stop=self.stop,
                 logprobs=self._asked_logprobs(),
             ),
@@ -179,10 +180,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
             clip_max_tokens=True,
             stream=bool(self.stream),
             prefix_scope=context.prefix_scope,
-            template_kwargs=self.template_variables(),
-            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
-            grammar=self.asked_grammar(),
-            **self.prompt_end(messages),
+            **extra_fields(self, messages),
         )
         return context.job(work, session=self.prompt_cache_key)
 

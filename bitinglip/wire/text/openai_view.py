@@ -23,26 +23,26 @@ class _TextView(OpenAIView):
     prefix: str
     kind: str
     chunk_kind: str
+    _begun = False
+    _head = _tail = b""  #: of each chunk
+    #: the text of a token of the first choice, without logprobs
+    _before = _after = b""
 
     def __init__(
         self, event_log: EventLog, request_id: str, *, include_usage: bool = False
     ) -> None:
         super().__init__(event_log, request_id)
         job = event_log.job
-        assert isinstance(job.work, protocol.TextJob)
+        work = job.work
+        assert isinstance(work, protocol.TextJob)
         self._include_usage = include_usage
-        self._wants_logprobs = job.work.sampling.logprobs is not None
+        self._wants_logprobs = work.sampling.logprobs is not None
         self._frame = {
-            "id": self.prefix + job.id.removeprefix("task-"),
+            "id": self.prefix + work.id.removeprefix("task-"),
             "created": int(job.created_at.timestamp()),
             "model": job.model,
         }
-        self._begun = False
-        self._head = self._tail = b""  #: of each chunk
-        #: the text of a token of the first choice, without logprobs
-        self._before = self._after = b""
-        self._other_frames: dict[int, tuple[bytes, bytes]] = {}  #: the same of other choices
-        self._choices = job.work.choices
+        self._choices = work.choices
 
     def render(self, event: Event) -> bytes:
         match event:
@@ -87,6 +87,7 @@ class _TextView(OpenAIView):
         self._head = b"data: " + head + b',"choices":['
         self._tail = b"]" + tail + b"\n\n"
         self._before, self._after = self._frame_of(0)
+        self._other_frames: dict[int, tuple[bytes, bytes]] = {}  #: the same of other choices
         begun = b""
         for index in range(self._choices):
             choice = self.first_choice(index)

@@ -42,10 +42,13 @@ def check_part(part: BaseModel, needed: str) -> None:
 
 def said(parts: Iterable[_Part], between: str = "") -> tuple[str, tuple[protocol.Picture, ...]]:
     """Return the texts of parts as one, with so much between two of them, and the pictures."""
+    listed = list(parts)
+    if len(listed) == 1 and listed[0].picture is None:
+        return listed[0].text or "", ()
     texts: list[str] = []
     pictures: list[protocol.Picture] = []
     length = 0
-    for part in parts:
+    for part in listed:
         if part.picture is not None:
             pictures.append(protocol.Picture(part.picture, length))
         else:

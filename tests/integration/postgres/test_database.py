@@ -234,7 +234,10 @@ def test_audit_chain_in_postgresql_finds_what_was_changed(url: str) -> None:
     using(url, act)
 
 
-def test_postgresql_is_for_one_server_until_it_ends(url: str, postgres: PostgresServer) -> None:
+def test_postgresql_is_for_one_server_until_it_ends(
+    url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 2.0)
     settings = DatabaseSettings(url=url)
 
     async def run() -> None:
@@ -256,3 +259,69 @@ def test_postgresql_is_for_one_server_until_it_ends(url: str, postgres: Postgres
         await one.close()
 
     asyncio.run(run())
+
+
+def test_postgresql_is_for_all_servers_that_share_it_and_for_no_other(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitinglip.db.database.PATIENCE", 2.0)
+    settings = DatabaseSettings(url=url)
+
+    async def run() -> None:
+        one, two, alone, copied = [
+            await Database.open(NOWHERE, settings=settings) for _ in range(4)
+        ]
+        await one.claim("one")
+        await two.claim("two")
+        with pytest.raises(DatabaseError, match=r"Another server.*gateways\.shared in all"):
+            await alone.claim()
+        with pytest.raises(DatabaseError, match=r"gateway\.id from a home that is a copy"):
+            await copied.claim("one")
+        await one.close()
+        await copied.claim("one")
+        await copied.close()
+        await two.close()
+        await alone.claim()
+        late = await Database.open(NOWHERE, settings=settings)
+        with pytest.raises(DatabaseError, match=r"without gateways\.shared"):
+            await late.claim("one")
+        await late.close()
+        await alone.close()
+
+    asyncio.run(run())
+
+
+def test_writers_of_postgresql_wait_for_no_reader(url: str) -> None:
+    """Readers that hold all their connections once kept the turn from every writer."""
+
+    async def run() -> None:
+        settings = DatabaseSettings(url=url, pool_size=1, max_overflow=0, pool_timeout=30)
+        db = await Database.open(NOWHERE, settings=settings)
+        async with db.read() as session:
+            await session.execute(text("SELECT 1"))
+            async with asyncio.timeout(20), db.write() as writing:
+                await writing.execute(text("INSERT INTO limit_cells VALUES ('x', 0)"))
+        await db.close()
+
+    asyncio.run(run())
+
+
+def test_postgresql_that_says_nothing_keeps_the_turn_from_no_other_writer(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitinglip.db.database._BEGIN_SECONDS", 0.2)
+
+    async def act(db: Database) -> None:
+        with create_engine(url, poolclass=NullPool).begin() as other:
+            other.execute(text(f"SELECT pg_advisory_xact_lock({backend.WRITERS})"))
+            with pytest.raises(DatabaseUnavailable, match="does not answer"):
+                async with db.write():
+                    pass
+            async with db.write_beside() as session:  # waits for no turn
+                await session.execute(text("INSERT INTO limit_cells VALUES ('x', 0)"))
+        monkeypatch.undo()
+        async with db.write() as session:
+            await session.execute(text(ADD))
+        assert not db._health.problems()
+
+    using(url, act)

@@ -1,4 +1,4 @@
-"""Two servers over one PostgreSQL database: what one holds, the other knows."""
+"""Two servers over one PostgreSQL and one Redis: what one holds, the other knows."""
 
 import json
 import signal
@@ -12,6 +12,7 @@ import pytest
 from tests.support.gateways import Balancer, Pair, running_pair, statuses
 from tests.support.http_client import NATIVE
 from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
 from tests.support.task_client import ECHO, ONE_AT_A_TIME, SLOW, TASKS, await_status, begin
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
@@ -20,10 +21,13 @@ NOTICE = ("--set", "server.drain_notice=0.5", "--set", "server.drain_timeout=10"
 
 
 @pytest.fixture(scope="module")
-def pair(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Two servers, both running whenever a test begins."""
+def pair(
+    postgres: PostgresServer, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    """Two servers with a Redis, both running whenever a test begins."""
     folder, url = tmp_path_factory.mktemp("pair"), postgres.make()
-    with running_pair(folder, url, *ONE_AT_A_TIME, *NOTICE) as servers:
+    own = (*ONE_AT_A_TIME, *NOTICE, "--set", f"redis.url={redis.url}")
+    with running_pair(folder, url, *own) as servers:
         yield servers
 
 

@@ -1,7 +1,6 @@
 """A server whose home is in PostgreSQL, and the commands beside it."""
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,6 +10,7 @@ import pytest
 
 from bitinglip.home import Home
 from tests.support.cli_process import run
+from tests.support.databases import pgbouncer
 from tests.support.postgres import PostgresServer, running_pgbouncer
 from tests.support.server import running_server, start_server
 from tests.support.wait import eventually
@@ -21,15 +21,10 @@ ASYNC = {"Prefer": "respond-async"}
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
-    """The address of an empty database, through a pooler of transactions where there is one."""
-    made = postgres.make()
-    program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
-    if program is None:
-        yield made
-        return
-    with running_pgbouncer(program, postgres) as through:
-        yield through(made)
+def url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of an empty database, through a pooler of transactions."""
+    with running_pgbouncer(pgbouncer(request.config), postgres) as through:
+        yield through(postgres.make())
 
 
 def configure(home: Path, url: str | None) -> None:

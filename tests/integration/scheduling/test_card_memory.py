@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.models.capacity import capacity
 from bitinglip.scheduling.models.loader import ReplicaLoader
 from bitinglip.scheduling.models.returns import MemoryReturns
+from bitinglip.settings import Devices as DeviceSettings
 from tests.support import short_engine
 from tests.support.nvml import StandInCard, StandInNvml
 from tests.support.scheduling_rig import Rig, with_settings
@@ -203,7 +205,8 @@ def test_display_keeps_memory_of_its_card(tmp_path: Path) -> None:
         assert device.headroom == 0
         nvml = StandInNvml(StandInCard(uuid="GPU-aa", display=1))
         (shown,) = Devices(Cards.find(None, nvml)).list()
-        assert rig.manager.facts._headroom(shown) == 1_073_741_824
+        found = capacity(shown, rig.manager.facts.use, DeviceSettings())
+        assert found.headroom == 1_073_741_824
 
     run(tmp_path, test)
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from tests.support.lora_files import write_image_lora, write_text_lora
 from tests.support.server import Server
@@ -68,7 +70,42 @@ def test_adapter_of_a_text_model_is_used_by_its_name(
     assert shown["parameters"] > base["parameters"]
     assert client.get(f"/v1/models/{TUNED}").json()["parent"] == "demo-text"
     plain = said(client, "demo-text")
-    assert said(client, TUNED) != plain
+    tuned = said(client, TUNED)
+    assert tuned != plain
+    assert said(client, "demo-text") == plain
+    # The base's worker computes both, though the adapter came when it was loaded already.
+    workers = client.get("/api/v1/workers").json()["data"]
+    assert [each["model"] for each in workers if each["model"] in (TUNED, "demo-text")] == [
+        "demo-text"
+    ]
+    shown = client.get(f"/api/v1/models/{TUNED}").json()
+    assert (shown["status"], shown["merged"]) == ("ready", None)
+    assert client.post(f"/api/v1/models/{TUNED}/unload").status_code == 200
+    assert client.get("/api/v1/models/demo-text").json()["status"] == "ready"
+    # Other files under the same name are another adapter.
+    assert client.delete(f"/api/v1/models/{TUNED}").status_code == 204
+    other = write_text_lora(
+        files(server, "demo-text"), tmp_path / "other", named="demo-text", lora_alpha=-64
+    )
+    import_model(client, other, TUNED)
+    assert said(client, TUNED) not in (plain, tuned)
+    assert said(client, "demo-text") == plain
+
+
+def test_adapter_that_does_not_fit_fails_alone(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    plain = said(client, "demo-text")
+    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="demo-text")
+    weights = lora / "adapter_model.safetensors"
+    save_file({name: each[:, :1] for name, each in load_file(weights).items()}, weights)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**config, "r": 1}))
+    import_model(client, lora, TUNED)
+    body = {"model": TUNED, "prompt": "one two", "max_tokens": 3}
+    refused = client.post("/v1/completions", json=body)
+    assert refused.status_code == 502
+    assert "another model than its base" in refused.json()["error"]["message"]
     assert said(client, "demo-text") == plain
 
 

@@ -1,9 +1,11 @@
 """Models that other servers answer for, over real HTTP between real gateways."""
 
+import io
 import json
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.support.api_server import Served, serve
 from tests.support.sse import iter_events
@@ -40,7 +43,9 @@ class Scripted(BaseHTTPRequestHandler):
         self._send(200, b'{"data": []}')
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        data = self.rfile.read(int(self.headers["content-length"]))
+        is_json = self.headers["content-type"] == "application/json"
+        body = json.loads(data) if is_json else data
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.seen.append({"path": self.path, "body": body, "headers": headers})
         status, data = self.reply
@@ -98,8 +103,28 @@ def script() -> Iterator[type[Scripted]]:
         yield handler
 
 
+VECTORS = (
+    b'{"object": "list", "data": [{"index": 1, "embedding": [2, 0.25]},'
+    b' {"index": 0, "embedding": "AAAAPwAAgL8="}], "usage": {"prompt_tokens": 7}}'
+)
+
+
 @pytest.fixture(scope="module")
-def here(there: Served, script: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def vectors() -> Iterator[type[Scripted]]:
+    with scripted((200, VECTORS)) as handler:
+        yield handler
+
+
+@pytest.fixture(scope="module")
+def heard() -> Iterator[type[Scripted]]:
+    with scripted((200, b'{"text": "so it was", "duration": 1.5, "language": "english"}')) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
+def here(
+    there: Served, script: Any, vectors: Any, heard: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
     (root / "key").write_text(there.keys["admin"] + "\n")
     key = {"key_file": str(root / "key")}
@@ -108,6 +133,9 @@ def here(there: Served, script: Any, tmp_path_factory: pytest.TempPathFactory) -
         "second": {"upstream": {"url": [f"http://127.0.0.1:{free_port()}/v1", script.url], **key}},
         "scripted": {"upstream": {"url": script.url, **key}},
         "gone": {"upstream": f"http://127.0.0.1:{free_port()}/v1"},
+        "vectors": {"upstream": {"url": vectors.url, "kind": "embedding"}},
+        "hearing": {"upstream": {"url": heard.url, "kind": "transcription"}},
+        "seeing": {"upstream": {"url": script.url, "kind": "vision"}},
         "refused": {"upstream": {"url": f"{there.url}/v1", "model": "demo"}},
     }
     with serve(root, models=models) as served:
@@ -289,3 +317,63 @@ def test_upstream_s_parameters_are_those_it_takes(
     assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER", refused.text
     assert "temperature" in listed
     assert not field.keys() & listed.keys()
+
+
+def test_upstream_makes_vectors(client: httpx.Client, vectors: Any) -> None:
+    body = {"model": "vectors", "input": ["one", "two"], "dimensions": 2}
+    answer = client.post("/v1/embeddings", json=body).json()
+    assert [each["embedding"] for each in answer["data"]] == [[0.5, -1.0], [2.0, 0.25]]
+    assert answer["usage"]["prompt_tokens"] == 7
+    assert vectors.seen[-1]["path"] == "/v1/embeddings"
+    assert vectors.seen[-1]["body"]["input"] == ["one", "two"]
+    assert client.get("/api/v1/models/vectors").json()["type"] == "embedding"
+    refused = client.post("/v1/embeddings", json={**body, "prompt_name": "query"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_name")
+    assert client.post(CHAT, json=chat("vectors")).status_code == 400
+
+
+def test_upstream_that_breaks_off_making_vectors_ends_in_one_error(
+    client: httpx.Client, vectors: Any
+) -> None:
+    body = {"model": "vectors", "input": ["one", "two"]}
+    before, vectors.reply = vectors.reply, (200, b'{"data": []}')
+    try:
+        failed = client.post("/v1/embeddings", json=body)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (502, "worker_crashed")
+    finally:
+        vectors.reply = before
+    eventually(lambda: client.post("/v1/embeddings", json=body).status_code == 200)
+
+
+def picture_file() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_upstream_gets_the_pictures_of_a_message(client: httpx.Client, script: Any) -> None:
+    url = "data:image/png;base64," + b64encode(picture_file()).decode()
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    content = [{"type": "text", "text": "what is this"}, picture, {"type": "text", "text": "?"}]
+    asked = {"model": "seeing", "messages": [{"role": "user", "content": content}]}
+    answer = client.post(CHAT, json=asked).json()
+    assert answer["choices"][0]["message"]["content"] == "from there"
+    (message,) = script.seen[-1]["body"]["messages"]
+    assert message["content"] == content
+    refused = client.post(CHAT, json={**asked, "model": "scripted"})
+    assert refused.status_code == 400
+
+
+def test_upstream_transcribes_the_sound_as_it_came(client: httpx.Client, heard: Any) -> None:
+    sound = b"RIFF" + bytes(600_000)
+    form: dict[str, Any] = {"model": (None, "hearing"), "language": (None, "en"), "file": ("s.wav", sound)}
+    answer = client.post("/v1/audio/transcriptions", files=form)
+    assert (answer.status_code, answer.json()["text"]) == (200, "so it was"), answer.text
+    seen = heard.seen[-1]
+    assert seen["path"] == "/v1/audio/transcriptions"
+    assert sound in seen["body"]
+    assert b"s.wav" not in seen["body"]
+    assert b'name="model"\r\n\r\nhearing\r\n' in seen["body"]
+    usage = client.get("/api/v1/usage", params={"group_by": "model"}).json()["data"]
+    (row,) = [each for each in usage if each["model"] == "hearing"]
+    assert row["audio_seconds"] == 1.5

@@ -114,12 +114,12 @@ class Page:
 
     def narrow(self) -> None:
         """Give it the screen of a phone."""
-        self._screen(390, 844, phone=True)
+        self.screen(390, 844, phone=True)
 
     def desktop(self) -> None:
-        self._screen(1280, 800, phone=False)
+        self.screen(1280, 800, phone=False)
 
-    def _screen(self, width: int, height: int, *, phone: bool) -> None:
+    def screen(self, width: int, height: int, *, phone: bool) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

@@ -14,6 +14,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from tests.support.models.text import BOS, EOS, VOCAB, train_tokenizer
+from workers.engines.text.pictures import class_of
 
 _TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -94,6 +95,18 @@ _CONFIGS: Mapping[str, dict[str, Any]] = {
         },
         "image_seq_length": 4,
     },
+    "pixtral": {
+        "text_config": {"model_type": "mistral", **_TEXT},
+        "vision_config": {"model_type": "pixtral", "image_size": 56, "patch_size": 14, **_TOWER},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "smolvlm": {
+        "text_config": {"model_type": "llama", **_TEXT, "tie_word_embeddings": False},
+        "vision_config": {"image_size": 56, "patch_size": 14, **_TOWER},
+        "scale_factor": 2,
+        "tie_word_embeddings": False,
+    },
     "gemma3": {
         "text_config": {
             **_TEXT,
@@ -113,15 +126,29 @@ _CONFIGS: Mapping[str, dict[str, Any]] = {
 }
 _TOKENS: Mapping[str, dict[str, str]] = {
     "llava": {"image_token": "<image>"},
+    "pixtral": {"image_token": "[IMG]", "break": "[IMG_BREAK]", "end": "[IMG_END]"},
+    "smolvlm": {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        **{f"part_{n}": f"<row_{n // 2 + 1}_col_{n % 2 + 1}>" for n in range(4)},
+    },
     "gemma3": {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
         "image_token": "<image_soft_token>",
     },
 }
-_PICTURES = {"llava": "<image>", "gemma3": "<start_of_image>"}
+_PICTURES = {
+    "llava": "<image>",
+    "pixtral": "[IMG]",
+    "smolvlm": "<image>",
+    "gemma3": "<start_of_image>",
+}
 _IMAGES: Mapping[str, dict[str, Any]] = {
     "llava": {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}},
+    "pixtral": {"size": {"longest_edge": 56}, "patch_size": 14},
+    "smolvlm": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
     "gemma3": _PATCHES,
 }
 _PROCESSORS: Mapping[str, dict[str, Any]] = {
@@ -130,6 +157,8 @@ _PROCESSORS: Mapping[str, dict[str, Any]] = {
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     },
+    "pixtral": {"processor_class": "PixtralProcessor", "patch_size": 14},
+    "smolvlm": {"image_seq_len": 4},
     "gemma3": {"image_seq_length": 4},
 }
 FAMILIES = tuple(_CONFIGS)
@@ -139,7 +168,8 @@ def make_vision_model(family: str, folder: Path) -> Path:
     """Write a model with its tokenizer and processor to ``folder``."""
     tokenizer = _tokenizer(family)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
-    config = AutoConfig.for_model(family, **{**_CONFIGS[family], **_special(family, ids)})
+    kind = "llava" if family == "pixtral" else family
+    config = AutoConfig.for_model(kind, **{**_CONFIGS[family], **_special(family, ids)})
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     torch.manual_seed(sum(family.encode()))
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
@@ -155,12 +185,14 @@ def make_vision_model(family: str, folder: Path) -> Path:
 def library_processor(family: str, folder: Path) -> Any:
     """Return the library's own processor of a model, as far as it needs no library of videos."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    known = getattr(transformers, PROCESSOR_MAPPING_NAMES[family])
+    known = class_of(PROCESSOR_MAPPING_NAMES[family])
     images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     own = type(known.__name__, (known,), {"check_argument_for_proper_class": lambda *_: None})
     parts = {"image_processor": images, "tokenizer": tokenizer}
     given = {name: parts.get(name) for name in known.get_attributes()}
-    return own(**given, **_PROCESSORS.get(family, {}))
+    settings = dict(_PROCESSORS.get(family, {}))
+    settings.pop("processor_class", None)
+    return own(**given, **settings)
 
 
 def png(seed: int, size: tuple[int, int] = (60, 40), form: str = "PNG") -> bytes:
@@ -190,8 +222,10 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 
 def _special(family: str, ids: Mapping[str, int]) -> dict[str, Any]:
-    if family == "llava":
-        return {"image_token_index": ids["<image>"]}
+    if family in ("llava", "pixtral"):
+        return {"image_token_index": ids[_PICTURES[family]]}
+    if family == "smolvlm":
+        return {"image_token_id": ids["<image>"]}
     if family == "gemma3":
         return {
             "boi_token_index": ids["<start_of_image>"],

@@ -122,6 +122,7 @@ def test_revocation_holds_at_once_and_for_ever(home: Home) -> None:
     using(home, second)
 
 
+@pytest.mark.sqlite
 def test_revocation_holds_although_the_disk_fails(home: Home) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
@@ -235,6 +236,7 @@ def test_pepper_that_is_lost_ends_all_keys_and_the_log_says_so(
     assert "1 keys work no more" in caplog.text
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "damage", ["scopes = '[\"adm'", "created_at = 'once'", "name = CAST(x'ff' AS TEXT)"]
 )
@@ -249,6 +251,7 @@ def test_record_that_is_damaged_stops_the_start(home: Home, damage: str) -> None
         using(home, make)
 
 
+@pytest.mark.sqlite
 def test_database_with_flipped_bytes_ends_in_one_clear_message_or_in_nothing(home: Home) -> None:
     async def make(ring: KeyRing) -> None:
         for number in range(20):

@@ -239,6 +239,7 @@ def test_secret_in_grace_lives_longer_by_what_its_clock_is_set_back(home: Home) 
     asyncio.run(run())
 
 
+@pytest.mark.sqlite
 def test_revocation_of_a_token_holds_although_the_disk_fails(home: Home) -> None:
     async def run() -> None:
         database = await Database.open(home.database)

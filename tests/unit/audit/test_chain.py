@@ -47,6 +47,7 @@ def change(path: Path, *statements: str) -> Verdict:
     return verify_file(path, KEY)
 
 
+@pytest.mark.sqlite
 def test_audit_chain_is_valid_as_written_and_after_a_restart(path: Path) -> None:
     assert verify_file(path, KEY) == Verdict(True, ROWS, None)
     with using(path) as (run, audit):
@@ -144,6 +145,7 @@ def test_audit_chain_names_the_first_row_that_is_missing_swapped_or_forged(
     assert (found.valid, found.first_bad) == (False, first_bad)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("statements", "first_bad"),
     [
@@ -184,6 +186,7 @@ def test_audit_chain_whose_ends_were_changed_is_not_valid_and_stays_so(
         assert (found.valid, found.first_bad) == (False, first_bad)
 
 
+@pytest.mark.sqlite
 def test_audit_chain_continues_after_a_forged_row_and_reports_it(path: Path) -> None:
     change(path, f"INSERT INTO audit_log SELECT 7, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2")
     with using(path) as (run, audit):
@@ -195,6 +198,7 @@ def test_audit_chain_continues_after_a_forged_row_and_reports_it(path: Path) -> 
         assert run(audit.verify())[:3] == (False, ROWS + 3, 7)
 
 
+@pytest.mark.sqlite
 def test_audit_chain_cut_at_the_end_stays_invalid_when_it_goes_on(path: Path) -> None:
     change(path, "DELETE FROM audit_log WHERE seq > 4")
     with using(path) as (run, audit):
@@ -207,6 +211,7 @@ def test_audit_chain_needs_the_home_s_secret(path: Path) -> None:
     assert verify_file(path, b"other")[:3] == (False, ROWS, 1)
 
 
+@pytest.mark.sqlite
 def test_audit_log_that_was_damaged_can_be_read_all_the_same(path: Path) -> None:
     change(
         path,
@@ -218,6 +223,7 @@ def test_audit_log_that_was_damaged_can_be_read_all_the_same(path: Path) -> None
         assert (row["entry"], row["at"], row["after"]) == (4, "never", "{")
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "statement",
     [
@@ -296,6 +302,7 @@ def test_audit_check_yields_to_other_threads_and_reads_one_state(tmp_path: Path)
         assert run(audit.list(Filter(), limit=1))[1] == 320
 
 
+@pytest.mark.sqlite
 def test_audit_log_in_an_older_copy_of_the_database_is_told_from_the_newest(
     path: Path, tmp_path: Path
 ) -> None:

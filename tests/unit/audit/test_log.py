@@ -84,6 +84,7 @@ def test_audit_entry_of_a_transaction_that_is_rolled_back_is_not_there(path: Pat
         assert run(audit.verify()).valid
 
 
+@pytest.mark.sqlite
 def test_audit_retention_deletes_from_the_old_end_and_the_chain_holds(path: Path) -> None:
     with using(path) as (run, audit):
         for _ in range(1200):
@@ -121,6 +122,7 @@ def test_audit_retention_keeps_at_most_so_many_entries(path: Path) -> None:
         assert run(audit.verify()).valid
 
 
+@pytest.mark.sqlite
 def test_audit_log_keeps_what_the_database_refuses_and_writes_it_later(path: Path) -> None:
     async def set_limit(pages: str) -> None:
         async with audit._db.write() as session:

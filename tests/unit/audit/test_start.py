@@ -26,6 +26,7 @@ def starts(path: Path, *all_values: dict[str, Any]) -> list[dict[str, Any]]:
         return entries(run, audit)[::-1]
 
 
+@pytest.mark.sqlite
 def test_audit_of_settings_holds_no_password_of_an_address(path: Path) -> None:
     secret = {"hub": {"endpoint": "https://me:hunter2@mirror.example/x"}}
     other = {"hub": {"endpoint": "https://me:hunter2@other.example/x"}}
@@ -51,6 +52,7 @@ def test_audit_of_very_many_settings_tells_their_digest(path: Path) -> None:
     assert rows[3]["before"] == {"settings_sha256": rows[0]["after"]["settings_sha256"]}
 
 
+@pytest.mark.sqlite
 def test_audit_log_that_is_not_whole_degrades_the_health_until_it_is(path: Path) -> None:
     health = Health()
     with using(path, days=1) as (run, audit):

@@ -82,6 +82,7 @@ def test_write_behind_of_a_cancelled_flush_is_written_once(tmp_path: Path) -> No
     asyncio.run(flushes())
 
 
+@pytest.mark.sqlite
 def test_write_behind_keeps_what_could_not_be_written(tmp_path: Path) -> None:
     async def flushes() -> None:
         db = await opened(tmp_path)

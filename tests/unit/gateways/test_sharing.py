@@ -4,12 +4,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from bitinglip.access.credentials import Credential
-from bitinglip.access.keys import KeyRing
+from bitinglip.access.keys import Caller, KeyRing
+from bitinglip.access.scopes import Scope
+from bitinglip.access.tickets import LIFETIME, SharedTickets
 from bitinglip.audit.log import AuditLog
 from bitinglip.batches.rows import BatchRows, KeptBatch
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
+from bitinglip.errors import InvalidToken
 from bitinglip.gateways.changes import KEYS
 from bitinglip.gateways.sharing import Sharing
 from bitinglip.scheduling.event_log import EventLog
@@ -195,5 +200,27 @@ def test_keys_that_another_server_changed_are_read_again(tmp_path: Path) -> None
         assert here.get(record.id).revoked_at is not None
         # Neither makes a second first key.
         assert [len(ring.list()) for ring in (here, there)] == [1, 1]
+
+    using(tmp_path, act)
+
+
+def test_ticket_of_one_server_is_redeemed_by_another_once(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        now, secret = Now(), b"s" * 32
+        here, there = (SharedTickets(db, secret, now) for _ in range(2))
+        caller = Caller("k", "name", "pro", frozenset({Scope.TEXT}), generation=2, token="t")
+        ticket = here.issue(caller, "task-1")
+        for wrong, task_id in ((ticket, "task-2"), (ticket[:-4] + "AAA=", "task-1"), ("x", "t")):
+            with pytest.raises(InvalidToken):
+                await there.take(wrong, task_id)
+        owner = await there.take(ticket, "task-1")
+        assert (owner.credential, owner.scopes) == (caller.credential, caller.scopes)
+        for office in (here, there):
+            with pytest.raises(InvalidToken):
+                await office.take(ticket, "task-1")
+        late = here.issue(caller, "task-1")
+        now.at += LIFETIME + 1
+        with pytest.raises(InvalidToken):
+            await there.take(late, "task-1")
 
     using(tmp_path, act)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from bitinglip.redis.broadcast import Broadcast
 from bitinglip.redis.link import RedisLink
-from bitinglip.redis.messages import KeysChanged, Missed, ModelsChanged, TokensRevoked
+from bitinglip.redis.messages import Missed, RowsChanged
 from bitinglip.redis.remote import RedisBroadcast
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
@@ -46,20 +46,17 @@ async def gateway(redis: RedisServer) -> AsyncIterator[RedisBroadcast]:
 def test_broadcast_reaches_others_by_kind_and_not_its_sender(redis: RedisServer) -> None:
     async def run() -> None:
         async with gateway(redis) as one, gateway(redis) as two:
-            own, keys, models = Hearer(), Hearer(), Hearer()
-            one.subscribe(KeysChanged, own.hear, own.reload)
-            two.subscribe(KeysChanged, keys.hear, keys.reload)
-            two.subscribe(ModelsChanged, models.hear, models.reload)
-            await until(lambda: own.reloads and keys.reloads and models.reloads)
-            one.publish(KeysChanged(("a", "b")))
-            one.publish(TokensRevoked({"t": 5}))
-            one.publish(ModelsChanged(("m",)))
-            await until(lambda: models.heard)
-            assert keys.heard == [KeysChanged(("a", "b"))]
-            assert models.heard == [ModelsChanged(("m",))]
-            two.publish(KeysChanged(("c",)))
+            own, rows, others = Hearer(), Hearer(), Hearer()
+            one.subscribe(RowsChanged, own.hear, own.reload)
+            two.subscribe(Missed, others.hear, others.reload)
+            two.subscribe(RowsChanged, rows.hear, rows.reload)
+            await until(lambda: own.reloads and rows.reloads and others.reloads)
+            one.publish(RowsChanged())
+            await until(lambda: rows.heard)
+            assert (rows.heard, others.heard) == ([RowsChanged()], [])
+            two.publish(RowsChanged())
             await until(lambda: own.heard)
-            assert own.heard == [KeysChanged(("c",))]
+            assert own.heard == [RowsChanged()]
 
     asyncio.run(run())
 
@@ -68,10 +65,10 @@ def test_broadcast_has_subscribers_reload_after_redis_was_away(redis: RedisServe
     async def run() -> None:
         async with gateway(redis) as one, gateway(redis) as two:
             hearer = Hearer()
-            two.subscribe(KeysChanged, hearer.hear, hearer.reload)
+            two.subscribe(RowsChanged, hearer.hear, hearer.reload)
             await until(lambda: hearer.reloads)
             redis.kill()
-            one.publish(KeysChanged(("lost",)))
+            one.publish(RowsChanged())
             redis.start()
             before = hearer.reloads
             await until(lambda: hearer.reloads > before)
@@ -85,11 +82,11 @@ def test_broadcast_tells_of_what_it_could_not_tell(redis: RedisServer) -> None:
     async def run() -> None:
         async with gateway(redis) as one, gateway(redis) as two:
             hearer = Hearer()
-            two.subscribe(KeysChanged, hearer.hear, hearer.reload)
+            two.subscribe(RowsChanged, hearer.hear, hearer.reload)
             await until(lambda: hearer.reloads)
             before = hearer.reloads
             one._link.lost("it is cut off")
-            one.publish(KeysChanged(("untold",)))
+            one.publish(RowsChanged())
             await until(lambda: hearer.reloads > before)
             assert hearer.heard == []
 
@@ -100,13 +97,13 @@ def test_broadcast_makes_a_failed_handler_good_by_a_reload(redis: RedisServer) -
     async def run() -> None:
         async with gateway(redis) as one, gateway(redis) as two:
             hearer = Hearer(failing=1)
-            two.subscribe(KeysChanged, hearer.hear, hearer.reload)
+            two.subscribe(RowsChanged, hearer.hear, hearer.reload)
             await until(lambda: hearer.reloads)
             before = hearer.reloads
-            one.publish(KeysChanged(("x",)))
+            one.publish(RowsChanged())
             await until(lambda: hearer.reloads > before)
-            one.publish(KeysChanged(("y",)))
-            await until(lambda: hearer.heard == [KeysChanged(("y",))])
+            one.publish(RowsChanged())
+            await until(lambda: hearer.heard == [RowsChanged()])
 
     asyncio.run(run())
 
@@ -115,25 +112,12 @@ def test_broadcast_takes_what_it_does_not_understand_for_nothing(redis: RedisSer
     async def run() -> None:
         async with gateway(redis) as one, gateway(redis) as two:
             hearer = Hearer()
-            two.subscribe(ModelsChanged, hearer.hear, hearer.reload)
+            two.subscribe(RowsChanged, hearer.hear, hearer.reload)
             await until(lambda: hearer.reloads)
             for letter in (b"", b"\xc1", b"\x92\xa1x\x81\xa4type\xa3new"):
                 await one._link.command("PUBLISH", "bitinglip:broadcast", letter)
-            one.publish(ModelsChanged(("m",)))
-            await until(lambda: hearer.heard == [ModelsChanged(("m",))])
-
-    asyncio.run(run())
-
-
-def test_broadcast_of_too_many_names_is_a_reload(redis: RedisServer) -> None:
-    async def run() -> None:
-        async with gateway(redis) as one, gateway(redis) as two:
-            hearer = Hearer()
-            two.subscribe(KeysChanged, hearer.hear, hearer.reload)
-            await until(lambda: hearer.reloads)
-            before = hearer.reloads
-            one.publish(KeysChanged(tuple(f"{n:012}" for n in range(6000))))
-            await until(lambda: hearer.reloads > before)
+            one.publish(RowsChanged())
+            await until(lambda: hearer.heard == [RowsChanged()])
 
     asyncio.run(run())
 
@@ -141,6 +125,6 @@ def test_broadcast_of_too_many_names_is_a_reload(redis: RedisServer) -> None:
 def test_broadcast_alone_tells_nothing() -> None:
     hearer = Hearer()
     alone = Broadcast()
-    alone.subscribe(KeysChanged, hearer.hear, hearer.reload)
+    alone.subscribe(RowsChanged, hearer.hear, hearer.reload)
     alone.publish(Missed())
     assert not hearer.heard

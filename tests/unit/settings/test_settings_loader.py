@@ -10,6 +10,7 @@ from bitinglip.settings import Server, Settings
 from bitinglip.settings_loader import (
     SettingsError,
     check_bind,
+    check_start,
     dotted,
     every_setting,
     load_settings,
@@ -284,3 +285,23 @@ def test_config_yaml_lists_every_setting() -> None:
             assert info.description, f"{dotted(path)} has no help"
             assert f"# {info.description}\n" in text
     assert load(yaml.safe_dump(shown)).model("demo-echo") == Settings().model("demo-echo")
+
+
+@pytest.mark.parametrize(
+    ("sets", "missing"),
+    [
+        (("gateways.folder=/shared",), "database.url"),
+        (("database.url=postgresql://h/d",), "gateways.folder"),
+        (("database.url=postgresql://h/d", "gateways.folder=shared"), "whole path"),
+        (
+            ("database.url=postgresql://h/d", "gateways.folder=/s", "gateways.lease=2"),
+            "three times",
+        ),
+    ],
+)
+def test_gateways_that_share_are_refused_without_what_they_share(
+    sets: tuple[str, ...], missing: str
+) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        check_start(load(sets=("gateways.shared=true", *sets)))
+    check_start(load(sets=sets))

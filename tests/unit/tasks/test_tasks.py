@@ -68,6 +68,7 @@ FULL = Job(
         prefix_scope="k",
         drop_turns=True,
         trace="00-1-2-01",
+        lora=protocol.TextLora("folder"),
         stream=False,
     ),
     model="m",
@@ -114,8 +115,12 @@ class FakeDispatcher:
         self.admitted = False  #: whether the last job was, by an earlier run
         self.recorded: list[str] = []  #: tasks whose end was in the database
 
+    async def reserve(self, _job: Job) -> None:
+        """Hold nothing: no gateways share limits here."""
+
     @contextmanager
-    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False, held: object = None) -> Iterator[EventLog]:
+        assert held is None
         self.admitted = admitted
         if self.refuse:
             raise self.refuse
@@ -245,6 +250,7 @@ def test_task_whose_answer_cannot_be_described_ends_all_the_same(tmp_path: Path)
     using(tmp_path, act)
 
 
+@pytest.mark.sqlite
 def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         dispatcher = FakeDispatcher()

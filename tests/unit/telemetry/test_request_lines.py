@@ -12,7 +12,12 @@ from bitinglip.access import credentials
 from bitinglip.settings import Logging
 from bitinglip.telemetry import logs
 from bitinglip.telemetry.last_requests import Row
-from bitinglip.telemetry.request_lines import STRANGERS_PER_SECOND, write_line
+from bitinglip.telemetry.request_lines import (
+    MOST_WAITING,
+    STRANGERS_PER_SECOND,
+    RequestLines,
+    write_line,
+)
 
 KEY = credentials.make().text
 Write = Callable[..., None]
@@ -95,3 +100,22 @@ def test_request_lines_about_strangers_are_limited_and_counted() -> None:
 def test_request_line_is_for_a_person_on_a_terminal() -> None:
     [line] = lines([row()], format="console")
     assert line.startswith("08:00:00 info    request  method=POST")
+
+
+def test_request_lines_that_wait_are_one_entry_of_the_queue_and_bounded() -> None:
+    queue: list[RequestLines] = []
+    dropped: list[None] = []
+    waiting = RequestLines(
+        queue.append,
+        lambda lines: "\n".join(line.request_id for line in lines),
+        lambda: dropped.append(None),
+    )
+    waiting.close()  # they are asked for at once
+    for number in range(MOST_WAITING + 3):
+        waiting.write("/v1/embeddings", row(request_id=f"req-{number}"), None)
+    assert queue == [waiting]
+    assert len(dropped) == 3
+    assert waiting.getMessage().splitlines() == [f"req-{n}" for n in range(MOST_WAITING)]
+    waiting.write("/v1/embeddings", row(request_id="req-later"), None)
+    assert queue == [waiting, waiting]
+    assert waiting.getMessage() == "req-later"

@@ -34,7 +34,7 @@ def test_tally_and_spread_show_what_the_library_s_own_show(seen: list[tuple[str,
     for model, value in seen:
         tally.add((model, "done"))
         tally.add((model, "failed"), value)
-        spread.observe(value, (model,))
+        spread.observe(value, labels=(model,))
         plain.observe(value)
         counter.labels(model, "done").inc()
         counter.labels(model, "failed").inc(value)

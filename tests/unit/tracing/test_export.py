@@ -1,7 +1,9 @@
 """Spans wait within bounds, and what is lost is counted."""
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import cast
 
 import pytest
@@ -9,10 +11,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings.telemetry import Tracing
 from bitinglip.telemetry.span_counts import SpanCounts
 from bitinglip.tracing import export
 from bitinglip.tracing.tracer import Tracer
+from tests.support.jobs import text_job
 from tests.support.wait import eventually
 
 ASKED = {b"traceparent": b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"}
@@ -82,6 +86,34 @@ def test_spans_are_made_for_the_share_of_requests_that_the_settings_ask_for(
     assert all(never.begin("/v1/models", {}) is None for _ in range(1000))
     assert never.begin("/v1/models", ASKED) is not None
     never.stop()
+
+
+def test_request_that_is_not_sampled_makes_no_span_and_calls_nothing_of_the_library(
+    stuck: Stuck, counts: SpanCounts
+) -> None:
+    """All that tracing costs such a request and its job, by the functions that are entered."""
+    tracer = Tracer(Tracing(sample_ratio=0), counts, stuck)
+    event_log = EventLog(text_job())
+    entered: list[str] = []
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            entered.append(f"{frame.f_globals['__name__']}.{frame.f_code.co_name}")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        tracer.begin("/v1/chat/completions", {})
+        tracer.job_ended(event_log, None)
+    finally:
+        sys.setprofile(before)
+    tracer.stop()
+    own = "bitinglip.tracing"
+    assert entered == [
+        f"{own}.tracer.begin",
+        f"{own}.tracer.job_ended",
+        f"{own}.traceparent.parse",
+    ]
 
 
 @pytest.mark.parametrize(("ratio", "path"), [(0, "/v1/models"), (1, "/livez")])

@@ -83,3 +83,31 @@ def test_server_that_failed_is_tried_last_and_later_again(clock: list[float]) ->
     servers.answered(bad)
     assert bad.is_well
     assert not servers.take_due()
+
+
+def test_server_of_a_busy_conversation_is_passed_over_beyond_its_part(clock: list[float]) -> None:
+    """Bounded loads: no server has more than a quarter above the mean, whoever is sticky."""
+    servers = made(clock, "sticky")
+    for count in range(1, 41):
+        servers.took(servers.order(job("all the same"))[0])
+        most = max(each.running for each in servers.all)
+        assert most <= -(-1.25 * count // 4)
+    first = servers.order(job("all the same"))[0]
+    for each in servers.all:
+        each.running = 0
+    assert servers.order(job("all the same"))[0] is servers.order(job("all the same"))[0]
+    assert first in servers.all
+
+
+def test_server_that_failed_gets_its_part_back_by_and_by(clock: list[float]) -> None:
+    servers = made(clock)
+    weak = servers.all[0]
+    servers.failed(weak)
+    servers.answered(weak)
+    for each in servers.all:
+        each.running = 3
+    assert servers.order(job())[-1] is weak
+    for _ in range(20):
+        servers.answered(weak)
+    weak.running = 2
+    assert servers.order(job())[0] is weak

@@ -29,8 +29,8 @@ class KeptPrefixes(Protocol):
 
     def has(self, key: bytes) -> bool: ...
 
-    def leave(self, blocks: Iterable[tuple[int, bytes]]) -> None:
-        """Keep blocks, with their keys, whose contents are about to be lost."""
+    def leave(self, blocks: Iterable[tuple[int, bytes, str]]) -> None:
+        """Keep blocks, with their keys and owners, whose contents are about to be lost."""
         ...
 
     def restore(self, blocks: Sequence[int], keys: Sequence[bytes]) -> int:
@@ -173,7 +173,7 @@ class BlockAllocator:
         """Take so many published blocks that are free, or all; their contents are lost here."""
         blocks = [self._kept.pop() for _ in range(min(count, len(self._kept)))]
         if self.kept is not None and blocks:
-            self.kept.leave([(block, self._keys[block]) for block in blocks])
+            self.kept.leave([(each, self._keys[each], self._owners[each]) for each in blocks])
         for block in blocks:
             self._forget(block)
         return blocks

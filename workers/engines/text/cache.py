@@ -12,6 +12,8 @@ from workers.engines.text import float8
 from workers.engines.text.blocks import NULL_BLOCK
 from workers.engines.text.sampling_params import upload
 
+_AT_ONCE = 256  #: blocks that are looked at together: a copy of theirs is made
+
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
@@ -190,6 +192,16 @@ class PagedCache:
         at = self._places(blocks)
         for page in self._by_block:
             page.index_fill_(0, at[page.device], 0)
+
+    def hold_numbers(self, blocks: Sequence[int]) -> bool:
+        """Return whether all that some blocks hold are numbers; waits for the devices."""
+        broken = []
+        for start in range(0, len(blocks), _AT_ONCE):
+            at = self._places(blocks[start : start + _AT_ONCE])
+            for page in self._by_block:
+                held = page.index_select(0, at[page.device])
+                broken.append(float8.has_nan(held) if self.eight_bits else ~held.isfinite().all())
+        return not any(each.item() for each in broken)
 
     def _places(self, blocks: Sequence[int]) -> dict[torch.device, Tensor]:
         """Return the numbers of blocks on each device, without a wait for what is queued there."""

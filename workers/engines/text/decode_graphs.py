@@ -31,6 +31,7 @@ from workers.engines.text.seats import Seats
 log = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 64  #: each takes some megabytes of the card
+_REST = 256  #: steps for which a size is computed without a graph when the card had no room for one
 _SHORTEST = 256  #: tokens
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48)  #: and then multiples of 32
 
@@ -67,6 +68,7 @@ class DecodeGraphs:
         self._idle = (0, 0, cache.spare_slot, 1)
         self._table = torch.zeros(self._row_sizes[-1], width, dtype=torch.int32, device=device)
         self._captured: dict[tuple[int, int], Replay] = {}
+        self._rests: dict[tuple[int, int], int] = {}  #: steps, by the sizes that rest
         self._fails = False
 
     @property
@@ -85,7 +87,7 @@ class DecodeGraphs:
         """Capture the graphs of all sizes, as far as the card has room for them."""
         for size in self.sizes:
             self._fill([], size[0], None)
-            if self._replay_of(size) is None:
+            if not self._has_replay(size) or self._replay_of(size) is None:
                 return
 
     def run(
@@ -104,7 +106,7 @@ class DecodeGraphs:
         if len(chunks) > self._row_sizes[-1] or longest > self._lengths[-1]:
             return None
         size = at_least(self._row_sizes, len(chunks)), at_least(self._lengths, longest)
-        if size not in self._captured and not self._may_capture():
+        if not self._has_replay(size):
             return None
         order = self._seats.arrange(chunks)
         void = self._fill(order, size[0], carry)
@@ -169,14 +171,24 @@ class DecodeGraphs:
         with self._cache.own_copies():  # what steps share may be freed, a graph's is its own
             return self._forward(batch, self._cache)
 
-    def _may_capture(self) -> bool:
-        return not self._fails and len(self._captured) < _MOST_GRAPHS and has_room(self._device)
+    def _has_replay(self, size: tuple[int, int]) -> bool:
+        """Return whether a size has a replay, or may be captured.
+
+        The driver is seldom asked for its free memory: each time takes longer than to queue a step.
+        """
+        if size in self._captured:
+            return True
+        if self._fails or len(self._captured) >= _MOST_GRAPHS:
+            return False
+        rest = self._rests.get(size, 0)
+        if not rest and has_room(self._device):
+            return True
+        self._rests[size] = (rest or _REST) - 1
+        return False
 
     def _replay_of(self, size: tuple[int, int]) -> Replay | None:
-        """Return the replay of a size, captured if need be; None if it cannot be."""
+        """Return the replay of a size, captured if need be; None if that fails."""
         if size not in self._captured:
-            if not self._may_capture():
-                return None
             try:
                 self._captured[size] = self._capture(partial(self._step, *size))
             except Exception as error:  # noqa: BLE001  a library's forward may do anything

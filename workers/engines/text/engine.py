@@ -132,7 +132,9 @@ class TextEngine:
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
         tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
-        self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=tokens)
+        self._scheduler = Scheduler(
+            self._allocator, max_rows=rows, step_tokens=tokens, inspect=self._inspect
+        )
         self._pipeline = Pipeline(
             Launcher(self._runner, self._sampler, self._grammars.rows, self._generations),
             self._runner,
@@ -294,6 +296,14 @@ class TextEngine:
         held = [block for each in sequences for block in each.blocks]
         self._runner.scrub(self._allocator.forget(held))
 
+    def _inspect(self, blocks: list[int]) -> None:
+        """Scrub blocks of a sequence that nobody has found broken, if they hold what is no number.
+
+        A prompt may end before its last piece is computed, which is what tells.
+        """
+        if not self._runner.hold_numbers(blocks):
+            self._runner.scrub(self._allocator.forget(blocks))
+
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
         generation = self._generations.get(chunk.sequence)
         if generation is None:  # its request has ended in this very step
@@ -308,6 +318,7 @@ class TextEngine:
             self._scrub(each.sequence for each in request.generations)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
+        chunk.sequence.sound = True
         events = request.accept(generation, choice)
         if not generation.ended:
             self._grammars.rows.advance(chunk.sequence, choice.token)

@@ -17,7 +17,7 @@ _CLASSES: dict[Family, Any] = {
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
 #: Files that say how pictures become numbers.
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def family_of(config: Any) -> Family:
@@ -55,4 +55,4 @@ def auto_class(family: Family) -> Any:
 
 def reads_pictures(folder: Path, family: Family) -> bool:
     """Return whether a model has what makes its inputs of pictures."""
-    return family == "vision" and any((folder / name).is_file() for name in _PROCESSORS)
+    return family == "vision" and any((folder / name).is_file() for name in PROCESSOR_FILES)

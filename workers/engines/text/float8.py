@@ -13,6 +13,11 @@ def narrow(rows: Tensor) -> Tensor:
     return rows.clamp(-_MOST, _MOST).to(DTYPE).view(torch.uint8)
 
 
+def has_nan(stored: Tensor) -> Tensor:
+    """Return whether one of some numbers, given as bytes, is NaN; a tensor of one bool."""
+    return ((stored & _NAN) == _NAN).any()
+
+
 def widen(stored: Tensor, out: Tensor) -> Tensor:
     """Write numbers of 8 bits, given as bytes, to ``out`` in its format, exactly."""
     if out.dtype is torch.bfloat16 and out.device.type == "cpu":

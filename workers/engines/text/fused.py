@@ -193,14 +193,14 @@ def _attend(
     cache.write(index, batch.slots, qkv[:, layer.query_width :])
     query = qkv[:, : layer.query_width].view(len(x), -1, layer.head_dim)
     seen = attend(query, cache, index, batch, scaling=layer.scaling, softcap=layer.softcap)
-    return layer.output(seen)
+    output: Tensor = layer.output(seen)
+    return output
 
 
 def _swapped(x: Tensor, rotation: Rotation) -> Tensor:
     """Return a copy of [tokens, heads, numbers] in which the numbers of each pair change places."""
     if rotation.interleaved:
-        swapped: Tensor = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return swapped
+        return x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
     return torch.roll(x, x.shape[-1] // 2, -1)
 
 

@@ -1,22 +1,25 @@
 """Keeps the contents of cache blocks in RAM, by the keys of their prefixes, for as long as there is
-room: the least recently used go first.
+room: the least recently used go first, with regard to whose they are.
 
 All is in one piece of memory: a head that says whose contents they are, an entry for each slot, the
 slots. So what one process has kept another can find, whatever ended the first: an entry is marked
 as good after its slot is written, and as bad before.
 """
 
+import hashlib
 import mmap
 import struct
-from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
+from workers.engines.text.fair_lru import FairLru
 from workers.engines.text.prefix_keys import KEY_BYTES
 
 _MARK_BYTES = 32
-_ENTRY = struct.Struct(f"<{KEY_BYTES}sQ")  #: the key, and when it was used last; 0: not good
+_OWNER_BYTES = 8
+#: The key, a digest of whose it is, and when it was used last; 0: not good.
+_ENTRY = struct.Struct(f"<{KEY_BYTES}s{_OWNER_BYTES}sQ")
 _PAGE = mmap.PAGESIZE
 
 
@@ -39,7 +42,9 @@ class KeptBlocks:
             memory, dtype=torch.uint8, count=self.slots * block_bytes, offset=data
         ).view(self.slots, block_bytes)
         self._clock = 0
-        self._found: OrderedDict[bytes, int] = OrderedDict()  #: slots, the least used first
+        self._found: dict[bytes, int] = {}  #: slots
+        self._entries: dict[int, tuple[bytes, bytes]] = {}  #: keys and owners, by slot
+        self._order = FairLru(self.slots)  #: of slots
         if memory[:_MARK_BYTES] == mark:
             self._take_over()
         else:
@@ -58,49 +63,73 @@ class KeptBlocks:
         slot = self._found.get(key)
         if slot is None:
             return None
-        self._use(key, slot)
+        self._use(slot)
         return self._data[slot]
 
-    def put(self, key: bytes, block: Tensor) -> None:
-        """Keep a block's bytes, [block_bytes] uint8 on the CPU, in place of the least used one."""
+    def put(self, key: bytes, block: Tensor, owner: str = "") -> None:
+        """Keep a block's bytes, [block_bytes] uint8 on the CPU, in place of one that is less used.
+
+        ``owner``: whose it is. One who keeps many makes room by its own before others lose theirs.
+        """
         slot = self._found.get(key)
         if slot is None:
-            slot = self._free.pop() if self._free else self._found.popitem(last=False)[1]
-            self._write(slot, key, 0)
+            slot = self._free.pop() if self._free else self._evict()
+            digest = _digest(owner)
+            self._write(slot, key, digest, 0)
             self._data[slot].copy_(block)
-            self._found[key] = slot
-        self._use(key, slot)
+            self._enter(key, digest, slot)
+        self._use(slot)
 
     def touch(self, key: bytes) -> bool:
         """Return whether a block is kept, which is the most recently used one then."""
         slot = self._found.get(key)
         if slot is not None:
-            self._use(key, slot)
+            self._use(slot)
         return slot is not None
 
-    def _use(self, key: bytes, slot: int) -> None:
-        self._found.move_to_end(key)
-        self._clock += 1
-        self._write(slot, key, self._clock)
+    def _enter(self, key: bytes, owner: bytes, slot: int) -> None:
+        self._found[key] = slot
+        self._entries[slot] = key, owner
+        self._order.add(slot, owner.hex())
 
-    def _write(self, slot: int, key: bytes, used: int) -> None:
-        _ENTRY.pack_into(self._memory, _MARK_BYTES + slot * _ENTRY.size, key, used)
+    def _evict(self) -> int:
+        """Return a slot whose contents are forgotten."""
+        slot = self._order.pop()
+        key, _ = self._entries.pop(slot)
+        del self._found[key]
+        return slot
+
+    def _use(self, slot: int) -> None:
+        key, owner = self._entries[slot]
+        self._order.remove(slot)
+        self._order.add(slot, owner.hex())
+        self._clock += 1
+        self._write(slot, key, owner, self._clock)
+
+    def _write(self, slot: int, key: bytes, owner: bytes, used: int) -> None:
+        _ENTRY.pack_into(self._memory, _MARK_BYTES + slot * _ENTRY.size, key, owner, used)
 
     def _take_over(self) -> None:
         entries = self._memory[_MARK_BYTES : _MARK_BYTES + self.slots * _ENTRY.size]
         found = [
-            (used, key, slot)
-            for slot, (key, used) in enumerate(_ENTRY.iter_unpack(entries))
+            (used, slot, key, owner)
+            for slot, (key, owner, used) in enumerate(_ENTRY.iter_unpack(entries))
             if used
         ]
-        # Numbered from 1 again: a worker that was broken into may have written any number.
-        for _, key, slot in sorted(found):
-            self._found[key] = slot
-            self._clock += 1
-            self._write(slot, key, self._clock)
+        # Numbered from 1 again: a worker that was broken into may have written any number, and a
+        # key twice.
+        for _, slot, key, owner in sorted(found):
+            if key not in self._found:
+                self._enter(key, owner, slot)
+                self._use(slot)
 
     def _begin(self, mark: bytes) -> None:
         self._memory[: _MARK_BYTES + self.slots * _ENTRY.size] = bytes(
             _MARK_BYTES + self.slots * _ENTRY.size
         )
         self._memory[:_MARK_BYTES] = mark
+
+
+def _digest(owner: str) -> bytes:
+    """Return what stands for an owner in memory."""
+    return hashlib.blake2b(owner.encode(), digest_size=_OWNER_BYTES).digest()

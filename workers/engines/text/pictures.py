@@ -5,7 +5,11 @@ the text that the chat template has written, where what clients say is marked (`
 no client writes a picture's place.
 """
 
+import contextlib
 import copy
+import importlib
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +18,18 @@ import torch
 import transformers
 from PIL import Image, ImageOps
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 from workers.engines import torch_env
 from workers.engines.base import Refused, reason
+from workers.engines.text.families import PROCESSOR_FILES
 from workers.engines.torch_env import load_failed
 from workers.protocol import ChatMessage, Picture
 from workers.protocol.bounds import MOST_PICTURE_PIXELS
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _TRIED = (56, 42)  #: pixels of the picture that tries a processor at load
+_PIXTRAL = "transformers.models.pixtral"
 #: What processors give that is no input of ours: the tokens are the sequence's own.
 _OF_TOKENS = frozenset({"input_ids", "attention_mask"})
 
@@ -129,11 +136,14 @@ def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
 
     Its libraries are not needed for pictures. Raises Refused.
     """
-    name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    name = _named_processor(folder) or PROCESSOR_MAPPING_NAMES.get(config.model_type)
     with torch_env.library_errors("The model's processor of images does not load"):
         if name is None:
             raise load_failed("Its library has no processor of images for this model.")
-        known = getattr(transformers, name)
+        known = class_of(name)
+        names = getattr(known.__init__, "__globals__", {})
+        if names.get("num2words", known) is None:  # SmolVLM's, to count the frames of a video
+            names["num2words"] = str
         images = transformers.AutoImageProcessor.from_pretrained(
             folder, config=config, backend="pil", trust_remote_code=False, local_files_only=True
         )
@@ -145,6 +155,33 @@ def open_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
         lenient: Any = type(known.__name__, (known,), unchecked)
         # The library looks at the names of the arguments of this very class.
         return lenient.from_args_and_dict(attributes, settings)
+
+
+def class_of(name: str) -> Any:
+    """Return a processor of the library. Raises Refused for one that needs what is not installed.
+
+    Pixtral's wants torchvision for one function, which stands beside Pillow's image processor too.
+    """
+    if name == "PixtralProcessor" and not is_torchvision_available():
+        with_pillow = importlib.import_module(f"{_PIXTRAL}.image_processing_pil_pixtral")
+        sys.modules.setdefault(f"{_PIXTRAL}.image_processing_pixtral", with_pillow)
+        return importlib.import_module(f"{_PIXTRAL}.processing_pixtral").PixtralProcessor
+    known = getattr(transformers, name)
+    if lacks := getattr(type(known), "_backends", None) or vars(known).get("_backends"):
+        raise load_failed(f"Its library's {name} needs {', '.join(lacks)}.")
+    return known
+
+
+def _named_processor(folder: Path) -> str | None:
+    """Return the processor that a model's files name, if it is one of the library's: models of one
+    type may have several (Pixtral is a LLaVA)."""
+    for file in PROCESSOR_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((folder / file).read_text())
+            name = found.get("processor_class") if isinstance(found, dict) else None
+            if name in PROCESSOR_MAPPING_NAMES.values():
+                return str(name)
+    return None
 
 
 def _unchecked(_self: Any, _name: str, _argument: Any) -> None:

@@ -93,7 +93,7 @@ class Pipeline:
         if self._flight is not None and sequence in self._flight:
             self._flight.held[sequence] = blocks
         else:
-            self._allocator.release(reversed(blocks))  # the end is of less use than the start
+            self._scheduler.free(sequence, blocks)
 
     def _try(self, plan: Plan, *, collects: bool) -> Flight | None:
         """Queue a plan, or compute it as a whole; returns None if memory does not suffice.
@@ -186,5 +186,5 @@ class Pipeline:
             blocks = flight.held.get(row.chunk.sequence)
             if blocks and row.choices[0].token == BROKEN:
                 self._runner.scrub(self._allocator.forget(blocks))
-        for blocks in flight.held.values():
-            self._allocator.release(reversed(blocks))
+        for sequence, blocks in flight.held.items():
+            self._scheduler.free(sequence, blocks)

@@ -27,6 +27,7 @@ class Sequence:
     published: int = 0  #: blocks that are found by their keys
     drafts: list[int] = field(default_factory=list)  #: tokens that may follow, to be verified
     cached: int = 0  #: tokens of the prompt that were there when it began
+    sound: bool = False  #: a token was chosen from what its blocks hold: these are numbers
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
     lora: int | None = None  #: the slot of the LoRA that it is computed with; None: of none
 
@@ -128,3 +129,9 @@ class Plan:
             return []
         first = Chunk(chunk.sequence, chunk.start, chunk.start + half, samples=False)
         return [Plan([], [first], [], [])]
+
+
+def next_chunk(sequence: Sequence, count: int) -> Chunk:
+    """Return the piece of so many tokens that is to be computed next."""
+    end = sequence.computed + count
+    return Chunk(sequence, sequence.computed, end, samples=end == sequence.length)

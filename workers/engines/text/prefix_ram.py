@@ -42,6 +42,8 @@ _HARMLESS = frozenset(
 _AT_ONCE = 16  #: blocks that are copied together: the copies take memory
 _MOST_COMING = 4  #: such copies that are on their way from a card
 
+_Name = tuple[bytes, str]  #: of a block: the key of its prefix, and whose it is
+
 
 class Cache(Protocol):
     """Copies blocks, as bytes of all layers."""
@@ -64,8 +66,8 @@ class PrefixRam:
     def __init__(self, kept: KeptBlocks, cache: Cache) -> None:
         self._kept = kept
         self._cache = cache
-        #: on their way from the card: when they have arrived, where, and whose they are
-        self._coming: deque[tuple[torch.cuda.Event, Tensor, list[bytes]]] = deque()
+        #: on their way from the card: when they have arrived, where, their keys and owners
+        self._coming: deque[tuple[torch.cuda.Event, Tensor, list[_Name]]] = deque()
 
     def has(self, key: bytes) -> bool:
         return key in self._kept
@@ -76,13 +78,13 @@ class PrefixRam:
         return self._kept.slots
 
     @torch.inference_mode()
-    def leave(self, blocks: Iterable[tuple[int, bytes]]) -> None:
-        """Keep blocks, with their keys, whose contents are about to be lost.
+    def leave(self, blocks: Iterable[tuple[int, bytes, str]]) -> None:
+        """Keep blocks, with their keys and owners, whose contents are about to be lost.
 
         Where memory does not suffice for that they are lost.
         """
         self._arrive(wait=False)
-        new = [(block, key) for block, key in blocks if not self._kept.touch(key)]
+        new = [each for each in blocks if not self._kept.touch(each[1])]
         try:
             for start in range(0, len(new), _AT_ONCE):
                 self._send(new[start : start + _AT_ONCE])
@@ -90,18 +92,18 @@ class PrefixRam:
             if not torch_env.is_out_of_memory(error):
                 raise
 
-    def _send(self, blocks: list[tuple[int, bytes]]) -> None:
-        contents = self._cache.copy_out([block for block, _ in blocks])
-        keys = [key for _, key in blocks]
+    def _send(self, blocks: list[tuple[int, bytes, str]]) -> None:
+        contents = self._cache.copy_out([block for block, _, _ in blocks])
+        names = [(key, owner) for _, key, owner in blocks]
         if contents.device.type == "cpu":
-            self._keep(keys, contents)
+            self._keep(names, contents)
             return
         self._arrive(wait=len(self._coming) >= _MOST_COMING)
         there = torch.empty(contents.shape, dtype=torch.uint8, pin_memory=True)
         there.copy_(contents, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._coming.append((event, there, keys))
+        self._coming.append((event, there, names))
 
     @torch.inference_mode()
     def restore(self, blocks: Rows[int], keys: Rows[bytes]) -> int:
@@ -133,13 +135,13 @@ class PrefixRam:
 
     def _arrive(self, *, wait: bool) -> None:
         while self._coming and (wait or self._coming[0][0].query()):
-            event, contents, keys = self._coming.popleft()
+            event, contents, names = self._coming.popleft()
             event.synchronize()
-            self._keep(keys, contents)
+            self._keep(names, contents)
 
-    def _keep(self, keys: list[bytes], contents: Tensor) -> None:
-        for key, each in zip(keys, contents, strict=True):
-            self._kept.put(key, each)
+    def _keep(self, names: list[_Name], contents: Tensor) -> None:
+        for (key, owner), each in zip(names, contents, strict=True):
+            self._kept.put(key, each, owner)
 
 
 def open_prefix_ram(spec: Load, cache: Cache | None, why: str | None) -> PrefixRam | None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -17,9 +18,10 @@ from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decode_graphs import DecodeGraphs
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
+from workers.engines.text.kernels import lengths_of_variants
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_slots import LoraBounds, LoraSlots
-from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
 from workers.engines.text.self_check import SelfCheck
 from workers.engines.torch_env import load_failed
 
@@ -98,6 +100,8 @@ class Runner:
         self.scrub(used)
         if not same:
             self._refuse(library)
+        if in_place:
+            self._compile_kernels()
         if capture is not None:
             self._graphs = DecodeGraphs(
                 self._decoder.forward,
@@ -109,6 +113,19 @@ class Runner:
                 in_place=in_place,
             )
             self._check_graphs(check, captures_all=captures_all)
+
+    @torch.inference_mode()
+    def _compile_kernels(self) -> None:
+        """Compile the kernels of all lengths now: each takes about a second, and holds up a step.
+
+        Which one computes a step is chosen by its longest sequence; here that is one of one token.
+        """
+        one = self._builder.build(Plan([next_chunk(Sequence("", [0], blocks=[1]), 1)], [], [], []))
+        assert one.paged is not None
+        for longest in lengths_of_variants(self.blocks * self._cache.block_size):
+            batch = replace(one, paged=replace(one.paged, longest=longest), elsewhere={})
+            self._decoder.forward(batch, self._cache)
+        self.scrub([1])
 
     def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
         """Compare steps as graphs with the library's; do without them where they differ."""
@@ -156,6 +173,11 @@ class Runner:
         """Zero the blocks of a broken sequence, before they are freed."""
         if blocks:
             self._cache.scrub(blocks)
+
+    @torch.inference_mode()
+    def hold_numbers(self, blocks: Rows[int]) -> bool:
+        """Return whether all that blocks hold are numbers; waits for the device."""
+        return self._cache.hold_numbers(blocks)
 
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""

@@ -14,14 +14,15 @@ A step may be planned before the tokens of the one before are known: these are p
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.plan import Chunk, Plan, Sequence
+from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
+from workers.engines.text.step_limit import StepLimit
 
 #: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
 _SCORED_TOKENS = 256
-_CAUTIOUS_STEPS = 256  #: steps after which a limit that memory set is tried at twice its size
 
 
 class MustLand(Exception):
@@ -32,17 +33,24 @@ class Scheduler:
     """Owns the waiting and the running sequences; the blocks belong to the allocator."""
 
     def __init__(
-        self, allocator: BlockAllocator, *, max_rows: int, step_tokens: int, watermark: float = 0.05
+        self,
+        allocator: BlockAllocator,
+        *,
+        max_rows: int,
+        step_tokens: int,
+        watermark: float = 0.05,
+        inspect: Callable[[list[int]], None] = lambda _blocks: None,
     ) -> None:
         """``step_tokens`` limits a step over all rows.
 
         ``watermark`` is the share of all blocks that stays free when a prompt is admitted beside
-        others, so that they can grow for a while.
+        others, so that they can grow for a while. ``inspect`` is given the blocks of a sequence
+        that are about to be freed before any token has shown that they hold numbers.
         """
         self._allocator = allocator
+        self._inspect = inspect
         self._max_rows = min(max_rows, step_tokens)
-        self._most_tokens = self._step_tokens = step_tokens
-        self._cautious = 0  #: steps until a larger one is tried
+        self._limit = StepLimit(step_tokens)
         self._watermark = int(allocator.total * watermark)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  #: oldest first
@@ -57,7 +65,7 @@ class Scheduler:
     @property
     def step_tokens(self) -> int:
         """Return the tokens that a step may have over all rows."""
-        return self._step_tokens
+        return self._limit.tokens
 
     @property
     def waiting_count(self) -> int:
@@ -65,29 +73,24 @@ class Scheduler:
 
     def set_step(self, tokens: int) -> None:
         """Plan no more than so many tokens a step from now on."""
-        self._most_tokens = self._step_tokens = tokens
+        self._limit.set(tokens)
 
     def limit_step(self, tokens: int) -> None:
         """Plan no more than so many tokens a step for a while: more did not fit into memory."""
-        self._step_tokens = max(1, min(self._step_tokens, tokens))
-        self._cautious = _CAUTIOUS_STEPS
-
-    def _recover(self) -> None:
-        """Try larger steps again after a while: what took the memory may have gone."""
-        if self._step_tokens == self._most_tokens:
-            return
-        self._cautious -= 1
-        if self._cautious <= 0:
-            self._step_tokens = min(self._most_tokens, 2 * self._step_tokens)
-            self._cautious = _CAUTIOUS_STEPS
+        self._limit.lower(tokens)
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is, and free its blocks."""
-        # The end of a text is of less use than its start.
-        self._allocator.release(reversed(self.withdraw(sequence)))
+        self.free(sequence, self.withdraw(sequence))
+
+    def free(self, sequence: Sequence, blocks: list[int]) -> None:
+        """Free the blocks of a sequence that was withdrawn, once no step writes to them."""
+        if blocks and not sequence.sound:
+            self._inspect(blocks)
+        self._allocator.release(reversed(blocks))  # a text's end is of less use than its start
 
     def withdraw(self, sequence: Sequence) -> list[int]:
         """Forget a sequence wherever it is; return its blocks, which stay in use."""
@@ -108,7 +111,7 @@ class Scheduler:
         made_way = len(preempted)
         decodes = self._plan_decodes(preempted)
         self._add_drafts(decodes)
-        budget = self._step_tokens - sum(chunk.end - chunk.start for chunk in decodes)
+        budget = self._limit.tokens - sum(chunk.end - chunk.start for chunk in decodes)
         prefills = self._plan_running_prefills(budget)
         stuck = not decodes and not prefills and len(self._running) > 1
         if stuck and not any(sequence.held_up for sequence in self._running):
@@ -126,14 +129,14 @@ class Scheduler:
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.known
             self._publish(chunk.sequence, chunk.known)
-        self._recover()
+        self._limit.recover()
 
     def launched(self, plan: Plan) -> None:
         """Note that the plan's tokens are being computed, and each sequence's next one chosen."""
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.known
             chunk.sequence.promised += chunk.samples
-        self._recover()
+        self._limit.recover()
 
     def landed(self, chunk: Chunk) -> None:
         """Note that the token after a chunk is known, if it has one; it is to be added now.
@@ -170,12 +173,12 @@ class Scheduler:
             if sequence.pending != 1 or not sequence.blocks or sequence.held_up:
                 continue
             if self._make_room(sequence, preempted):
-                chunks.append(_chunk(sequence, 1))
+                chunks.append(next_chunk(sequence, 1))
         return chunks
 
     def _add_drafts(self, decodes: list[Chunk]) -> None:
         """Add their drafts to rows, as far as the step has room and blocks are free to spare."""
-        room = self._step_tokens - len(decodes)
+        room = self._limit.tokens - len(decodes)
         for place, chunk in enumerate(decodes):
             sequence = chunk.sequence
             spare = max(0, self._allocator.free_count - self._watermark) + len(sequence.blocks)
@@ -234,7 +237,7 @@ class Scheduler:
         while len(self._running) > 1:
             preempted.append(self._running[-1])
             self._preempt(self._running[-1])
-            chunk = self._prefill(oldest, self._step_tokens)
+            chunk = self._prefill(oldest, self._limit.tokens)
             if chunk:
                 return [chunk]
         return []
@@ -315,6 +318,7 @@ class Scheduler:
         sequence.blocks = list(shared)
         sequence.computed = len(shared) * self._allocator.block_size
         sequence.published = len(shared)
+        sequence.sound = False
         if not sequence.started:
             sequence.cached = sequence.computed
         self._running.append(sequence)
@@ -375,7 +379,7 @@ class Scheduler:
             return None
         if sequence.scores:
             self._scored_left -= count
-        return _chunk(sequence, count)
+        return next_chunk(sequence, count)
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
         """Reserve the blocks of the next ``count`` tokens, if so many are free."""
@@ -391,8 +395,3 @@ class Scheduler:
             raise MustLand
         self.remove(sequence)
         self._waiting.appendleft(sequence)
-
-
-def _chunk(sequence: Sequence, count: int) -> Chunk:
-    end = sequence.computed + count
-    return Chunk(sequence, sequence.computed, end, samples=end == sequence.length)

@@ -91,6 +91,10 @@ class SequentialRunner:
     def scrub(self, blocks: Rows[int]) -> None:
         """Do nothing: the caches of a broken sequence go with it."""
 
+    def hold_numbers(self, _blocks: Rows[int]) -> bool:
+        """Return True: no other sequence reads what one has left."""
+        return True
+
     def release_workspace(self) -> None:
         """Do nothing: there is none."""
 

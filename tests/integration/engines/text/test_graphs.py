@@ -102,6 +102,29 @@ def test_graphs_of_each_family_compute_as_plain_steps_do(
     assert texts[0] == texts[1]
 
 
+def test_graphs_ask_for_the_card_s_free_memory_once_for_many_steps(
+    folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = load(folder, text=TextOptions(graphs="lazy", overlap="on"))
+    captured, asked = runner_of(engine).graphs, 0
+
+    def no_room(_device: torch.device) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    monkeypatch.setattr(decode_graphs, "has_room", no_room)
+    ends = run(engine, *mixed_jobs())
+    assert {name: told(end) for name, end in ends.items()} == {
+        name: told(end) for name, end in alone.items()
+    }
+    graphs = runner_of(engine)._graphs
+    assert graphs is not None
+    assert asked == len(graphs._rests) > 1, "once for each size"
+    assert graphs.captured == captured
+    engine.close()
+
+
 def test_graphs_hold_what_a_plain_step_is_built_from(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

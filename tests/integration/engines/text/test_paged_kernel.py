@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import distance_from_library, job, load, run
 from workers.engines.base import Refused
+from workers.engines.text.kernels import CHUNK, GRIDS
 from workers.protocol import TextOptions
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +33,28 @@ def test_paged_kernel_gives_the_library_s_tokens_and_logprobs(family: str, tmp_p
     for name, end in run(engine, *jobs).items():
         found = distance_from_library(folder, torch.float32, "cpu", prompts[name], end)
         assert max(found) <= 1e-3
+    engine.close()
+
+
+def test_paged_kernel_is_compiled_at_load_for_all_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is compiled in a step holds up all answers for a second."""
+    from workers.engines.text.kernels import paged_decode
+
+    launched: list[int] = []
+    kernel = paged_decode.paged_decode
+
+    def noting(*tensors: Any, longest: int, **sizes: Any) -> torch.Tensor:
+        launched.append(longest)
+        return kernel(*tensors, longest=min(longest, 256), **sizes)  # the interpreter is slow
+
+    monkeypatch.setattr(paged_decode, "paged_decode", noting)
+    folder = make_tiny_model("llama", tmp_path / "llama")
+    engine, _ = load(folder, kv_cache_bytes=3 << 20, text=IN_PLACE)
+    grids = {next(grid for grid in GRIDS if grid * CHUNK >= each) for each in launched}
+    assert grids == set(GRIDS)
+    assert engine._runner.hold_numbers([1])
     engine.close()
 
 

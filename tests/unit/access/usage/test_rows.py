@@ -122,6 +122,7 @@ def test_usage_is_summed_by_what_is_asked_for(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
+@pytest.mark.sqlite
 def test_usage_that_could_not_be_written_is_written_later_and_once(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         run = Run(db)

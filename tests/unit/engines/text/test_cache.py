@@ -86,6 +86,18 @@ def test_cache_of_eight_bits_keeps_what_is_too_large_and_what_is_no_number() -> 
     assert found.nan_to_num().tolist() == [[448.0, -448.0, 0.0, 0.0, 1.0]]
 
 
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_cache_tells_blocks_that_hold_what_is_no_number(eight_bits: bool) -> None:
+    made = PagedCache([SHAPE] * 2, BLOCKS, BLOCK_SIZE, dtype=torch.float32, eight_bits=eight_bits)
+    rows = torch.ones(1, SHAPE.width)
+    rows[0, -1] = float("nan")
+    made.write(1, torch.tensor([290 * BLOCK_SIZE + 1]), rows)
+    assert made.hold_numbers([*range(290), 291])
+    assert not made.hold_numbers(range(280, 300))
+    made.scrub([290])
+    assert made.hold_numbers(range(300))
+
+
 @pytest.mark.parametrize("blocks", [[3, 4], [4, 2]])
 def test_cache_of_eight_bits_reads_what_was_written(blocks: list[int]) -> None:
     small = PagedCache([SHAPE], BLOCKS, BLOCK_SIZE, dtype=torch.float32, eight_bits=True)

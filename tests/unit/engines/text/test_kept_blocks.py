@@ -12,7 +12,7 @@ from workers.engines.text.kept_blocks import KeptBlocks
 
 _BYTES = 64
 _SLOTS = 5
-_SIZE = _SLOTS * (_BYTES + 24) + 32 + 2 * mmap.PAGESIZE
+_SIZE = _SLOTS * (_BYTES + 32) + 32 + 2 * mmap.PAGESIZE
 MARK = b"m" * 32
 
 
@@ -72,6 +72,18 @@ def test_kept_block_that_was_being_written_is_not_found(monkeypatch: pytest.Monk
     assert [number for number in range(10) if key(number) in found] == [1, 2, 3, 4]
 
 
+def test_kept_blocks_of_an_owner_are_not_pushed_out_by_another_s_flood() -> None:
+    memory = mmap.mmap(-1, _SIZE)
+    kept = KeptBlocks(memory, _BYTES, MARK)
+    for number in (1, 2):
+        kept.put(key(number), block(number), "modest")
+    for number in range(10, 18):
+        if number == 14:
+            kept = KeptBlocks(memory, _BYTES, MARK)  # the next process knows whose they are
+        kept.put(key(number), block(number), "greedy")
+    assert [number for number in range(20) if key(number) in kept] == [1, 2, 15, 16, 17]
+
+
 def test_kept_blocks_need_room_for_one() -> None:
     with pytest.raises(ValueError, match="too small"):
         KeptBlocks(mmap.mmap(-1, 2 * mmap.PAGESIZE), _BYTES, MARK)
@@ -80,7 +92,7 @@ def test_kept_blocks_need_room_for_one() -> None:
 def test_kept_blocks_outlive_numbers_that_a_worker_has_made_up() -> None:
     memory = mmap.mmap(-1, _SIZE)
     KeptBlocks(memory, _BYTES, MARK).put(key(1), block(1))
-    memory[len(MARK) + 16 : len(MARK) + 24] = b"\xff" * 8  # when it was used last
+    memory[len(MARK) + 24 : len(MARK) + 32] = b"\xff" * 8  # when it was used last
     for _ in range(2):
         kept = KeptBlocks(memory, _BYTES, MARK)
         assert kept.touch(key(1))

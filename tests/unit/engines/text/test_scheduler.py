@@ -108,6 +108,24 @@ def test_preemption_takes_the_youngest_which_is_computed_again_later() -> None:
     assert books_add_up(allocator)
 
 
+def test_blocks_are_inspected_when_they_are_freed_before_a_token_has_shown_them_sound() -> None:
+    seen: list[list[int]] = []
+    scheduler = Scheduler(
+        BlockAllocator(8, 4), max_rows=8, step_tokens=7, watermark=0.0, inspect=seen.append
+    )
+    known, new = sequence("known", 4), sequence("new", 12)
+    scheduler.add(known)
+    run(scheduler)
+    known.sound = True
+    scheduler.add(new)
+    run(scheduler)
+    blocks = list(new.blocks)
+    scheduler.remove(new)
+    assert seen == [blocks]
+    scheduler.remove(known)
+    assert len(seen) == 1
+
+
 def test_out_of_memory_makes_steps_small_for_a_while() -> None:
     scheduler, _ = make(blocks=4096, rows=1)
     scheduler.add(sequence("long", 8_000))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
-    GRAPHS,
     Footprint,
     LoadConfig,
     bytes_by_dtype,
     bytes_by_quantization,
+    cache_grant,
     estimate,
     own_dtype,
 )
@@ -26,6 +26,7 @@ from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand, Load, plan
 from model_store.manifest import Manifest
+from workers.devices import Device
 
 GB = 1_000_000_000
 NOW = 1000.0
@@ -275,9 +276,34 @@ def test_estimates_follow_the_format_that_a_config_names(named: str | None, weig
 
 
 def test_estimate_counts_graphs_on_a_card() -> None:
-    added = estimate(LLAMA, replace(CUDA, graphs=True)).total - estimate(LLAMA, CUDA).total
-    assert added == GRAPHS
+    graphs = replace(CUDA, graphs=True)
+    assert estimate(LLAMA, graphs).total - estimate(LLAMA, CUDA).total == 300_000_000
+    # Llama-3.1's of 8B and 70B: 32 layers and 80 of them
+    for parameters, rows, layers in ((6.98e9, 1_376_256, 32), (68.5e9, 6_717_440, 80)):
+        shaped = msgspec.structs.replace(LLAMA, linear_parameters=int(parameters), linear_rows=rows)
+        added = estimate(shaped, graphs).total - estimate(shaped, CUDA).total
+        assert added == pytest.approx(64 * layers * 200_000, rel=0.1)
     assert estimate(LLAMA, LoadConfig("cpu", graphs=True)) == estimate(LLAMA, LoadConfig("cpu"))
+
+
+def test_estimate_grants_the_cache_a_part_of_large_cards() -> None:
+    """A cache of 4 GiB holds few long conversations on a card of 141 GB."""
+    card = Device("0", "card", "cuda", 141 * GB, 141 * GB)
+    small = replace(card, id="1", memory_bytes=24 * GB)
+    assert cache_grant(None, LLAMA, "cuda", [card]) == 141 * GB // 8
+    assert cache_grant(None, LLAMA, "cuda", [card, small]) is None, "it may go to the small one"
+    assert cache_grant(None, LLAMA, "cuda", []) is None
+    assert cache_grant(None, LLAMA, "cpu", [card]) is None
+    assert cache_grant(None, msgspec.structs.replace(LLAMA, kind="speech"), "cuda", [card]) is None
+    assert [cache_grant(each, LLAMA, "cuda", [card]) for each in (0, GB)] == [0, GB]
+
+
+def test_estimate_counts_the_largest_step_of_prompts() -> None:
+    shaped = msgspec.structs.replace(LLAMA, linear_parameters=int(6.98e9), linear_rows=1_376_256)
+    for config, tokens in ((CUDA, 2048), (LoadConfig("cpu"), 256)):
+        added = estimate(shaped, config).activations - estimate(LLAMA, config).activations
+        # a layer's 43,008 outputs, and three residuals of 4,096
+        assert added == pytest.approx(tokens * (43_008 + 3 * 4096) * 4, rel=0.2)
 
 
 def test_estimates_by_number_format_are_those_of_the_settings() -> None:

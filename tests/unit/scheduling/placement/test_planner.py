@@ -331,7 +331,7 @@ def test_ram_of_loads_leaves_less_to_models_on_the_processor() -> None:
     assert ledger.free("cpu") == 3
     assert ledger.ram_coming() == 5
     ledger.take({"cpu": 2})
-    assert ledger.ram_free == 1
+    assert ledger.ram_free() == 1
 
 
 def test_ram_is_not_planned_where_the_processor_is_not_known() -> None:

@@ -145,3 +145,18 @@ def test_fairness_queue_returns_each_job_once_in_the_order_that_was_told(
     levels = [pushed[number][1] for number in served]
     assert levels == sorted(levels, reverse=True)
     assert len(waiting) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=30))
+def test_fairness_counts_jobs_that_need_not_wait_like_those_that_do(
+    at_once: list[tuple[str, int]],
+) -> None:
+    passed, queued = queue(), queue()
+    for key, cost in at_once:
+        passed.pass_by(FairShare(key), cost)
+        queued.push("x", FairShare(key), cost, 0.0)
+        queued.pop(0.0)
+    for waiting in (passed, queued):
+        for number in range(12):
+            waiting.push(f"{'abc'[number % 3]}{number}", FairShare("abc"[number % 3]), 1.0, 0.0)
+    assert [passed.pop(0.0) for _ in range(12)] == [queued.pop(0.0) for _ in range(12)]

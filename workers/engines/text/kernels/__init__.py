@@ -7,6 +7,9 @@ import torch
 
 MOST_ROWS = 16  #: that a kernel multiplies with a weight of 8 bits: the least of tensor cores
 
+GRIDS = (1, 4, 8, 32)  #: parts of a row that are launched: few sizes, so few kernels are compiled
+CHUNK = 256  #: positions of a part at least
+
 _LEAST_CAPABILITY = (8, 0)
 _LEAST_CAPABILITY_OF_HALVES = (7, 5)
 _LEAST_CAPABILITY_OF_FLOAT8 = (8, 9)
@@ -30,3 +33,9 @@ def unusable(device: torch.device, dtype: torch.dtype, *, float8: bool = False) 
     if capability < least:
         return f"the card's compute capability {'.'.join(map(str, capability))} is too low"
     return None
+
+
+def lengths_of_variants(longest: int) -> list[int]:
+    """Return lengths of sequences, up to ``longest``, of which each needs a kernel of its own."""
+    edges = [1, *(each * CHUNK + 1 for each in GRIDS[:-1])]
+    return [each for each in edges if each <= longest]

@@ -42,7 +42,7 @@ def eight_bit_product(x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # which would be compiled for one row and for 16 apart
 def _product(
     x_ptr,
     stored_ptr,

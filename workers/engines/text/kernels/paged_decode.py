@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SPLITS = 32  #: parts of a row at most
-_GRIDS = (1, 4, 8, _SPLITS)  #: parts that are launched: few sizes, so that few kernels are compiled
-_CHUNK = 256  #: positions of a part at least
+from workers.engines.text.kernels import CHUNK, GRIDS
+
 _BLOCK_N = 64  #: positions that are read together
 _LEAST = 16  #: rows and columns of a product of tensor cores
 
@@ -43,7 +42,7 @@ def paged_decode(
     if query.stride(1) != key_dim or query.stride(2) != 1:
         query = query.contiguous()
     group = heads // kv_heads
-    grid = next(each for each in _GRIDS if each * _CHUNK >= longest or each == _SPLITS)
+    grid = next(each for each in GRIDS if each * CHUNK >= longest or each == GRIDS[-1])
     parts = query.new_empty(rows, kv_heads, grid, group, value_dim, dtype=torch.float32)
     sums = query.new_empty(rows, kv_heads, grid, group, dtype=torch.float32)
     seen = query.new_empty(rows, heads * value_dim)
@@ -70,9 +69,9 @@ def paged_decode(
             BLOCK_SIZE=block_size,
             WINDOW=window or 0,
             SOFTCAP=softcap is not None,
-            SPLITS=_SPLITS,
+            SPLITS=GRIDS[-1],
             GRID_SPLITS=grid,
-            CHUNK=_CHUNK,
+            CHUNK=CHUNK,
             BLOCK_N=_BLOCK_N,
             BLOCK_G=_power_of_two(group),
             KD=_power_of_two(key_dim),
@@ -102,7 +101,9 @@ def _power_of_two(size: int) -> int:
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
-@triton.jit
+# Triton compiles a kernel anew for numbers of other divisors, unless it is told not to: the table's
+# width is another one every few tokens.
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_part(
     query_ptr,
     pages_ptr,

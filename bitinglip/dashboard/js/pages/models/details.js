@@ -21,6 +21,7 @@ export function Details({ model, onClose }) {
     ["Licence", model.license],
     ["Languages", model.languages?.join?.(", ")],
     ["At once", model.sequential && `requests take turns: ${model.sequential}`],
+    ["Worker of its own", model.merged],
     ["Pinned", model.pinned && "yes"],
     ["Note", model.notes],
     ["Source", model.source],

@@ -11,7 +11,7 @@ const PATH = "api/v1/inference/image-generation";
 export function Images({ models }) {
   const [model, setModel] = useState(models[0].model_id);
   const bounds = models.find((each) => each.model_id === model)?.supported_parameters ?? {};
-  const [asked, setAsked] = useState({ prompt: "a small red house on a hill", negative_prompt: "", width: null, height: null, steps: null, guidance_scale: 7.5, seed: null, n: 1 });
+  const [asked, setAsked] = useState({ prompt: "a small red house", negative_prompt: "", width: null, height: null, steps: null, guidance_scale: 7.5, seed: null, n: 1 });
   const [state, setState] = useState({ pictures: [] });
   const [stop, setStop] = useState(null);
   const set = (name) => (value) => setAsked((before) => ({ ...before, [name]: value }));

@@ -1,0 +1,93 @@
+"""Opens the cluster of a server whose workers run on the nodes of Ray."""
+
+import asyncio
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+import structlog
+
+from bitinglip.home import Home
+from bitinglip.settings import Model, Settings
+from bitinglip.settings.workers import port_range
+from bitinglip.settings_loader import SettingsError
+from workers.folders import WorkFolders
+from workers.nodes.cluster import Agents, Cluster
+from workers.nodes.handshake import BadSecret, read_secret
+from workers.nodes.messages import AgentConfig
+from workers.nodes.ray_agents import RayAgents, is_installed
+
+log = structlog.get_logger(__name__)
+
+_MISSING = "workers.launcher is 'ray': Ray is not installed. Do: pip install 'bitinglip[ray]'"
+_SECRET_BYTES = 32
+
+
+def uses_ray(settings: Settings) -> bool:
+    return settings.workers.launcher == "ray"
+
+
+def check_cluster(settings: Settings) -> None:
+    """Raise SettingsError where the settings ask for what is not installed or cannot be read."""
+    if not uses_ray(settings):
+        return
+    if not is_installed():
+        raise SettingsError([_MISSING])
+    _secret(settings)
+
+
+async def open_cluster(settings: Settings, home: Home, agents: Agents | None = None) -> Cluster:
+    """Connect to the nodes, and start their agents.
+
+    ``agents``: in place of those that Ray starts. Raises SettingsError.
+    """
+    own, secret = settings.workers.ray, _secret(settings)
+    if agents is None:
+        config = agent_config(settings, home, secret)
+        agents = RayAgents(own.address, own.namespace, own.bind_address, config)
+    folders = WorkFolders(home.work)
+    await asyncio.to_thread(folders.sweep)
+    patience = min(own.heartbeat_timeout, settings.workers.heartbeat_timeout / 2)
+    cluster = Cluster(agents, secret, folders, home.uploads, heartbeat_timeout=patience)
+    if any(each.text.prefix_ram_bytes for each in settings.models.values()):
+        log.warning("prefixes in RAM do not outlive a worker that runs on another machine")
+    await cluster.open(own.start_timeout)
+    return cluster
+
+
+def agent_config(settings: Settings, home: Home, secret: str) -> AgentConfig:
+    """Return what the agents are started with; the secret only if no file has it there."""
+    own, workers, devices = settings.workers.ray, settings.workers, settings.devices
+    files = [path for each in settings.models.values() for path in _files_of(each)]
+    hidden = (settings.hub.token_file, settings.server.tls_key, own.secret_file)
+    return AgentConfig(
+        secret="" if own.secret_file else secret,
+        secret_file=own.secret_file,
+        ports=port_range(own.ports),
+        folder=own.folder or str(Path(tempfile.gettempdir()) / f"bitinglip-{os.geteuid()}"),
+        models=(str(home.models), *files),
+        hidden=(str(home.root), *filter(None, hidden)),
+        confine=workers.confine,
+        perf_boost=devices.perf_boost,
+        spare=workers.spare,
+        fake=tuple((each.name, each.memory_bytes) for each in devices.fake),
+        cpu_memory_bytes=devices.cpu_memory_bytes,
+        memory_limit=dict(devices.memory_limit),
+        ends_with_input=True,
+    )
+
+
+def _files_of(own: Model) -> list[str]:
+    """Return the files outside the store that a model's settings name."""
+    return [*own.speech.voices.values(), *own.image.loras.values()]
+
+
+def _secret(settings: Settings) -> str:
+    """Return the secret of the cluster. Raises SettingsError."""
+    if settings.workers.ray.secret_file is None:
+        return secrets.token_hex(_SECRET_BYTES)
+    try:
+        return read_secret(settings.workers.ray.secret_file)
+    except BadSecret as error:
+        raise SettingsError([f"workers.ray.secret_file: {error}"]) from None

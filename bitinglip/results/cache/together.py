@@ -1,0 +1,124 @@
+"""Keeps answers in Redis, so that all gateways answer from them.
+
+Redis holds them encrypted and under names that tell nothing: both come from the home's secret,
+which gateways that share have in common. An answer that cannot be read in time is none.
+"""
+
+import hashlib
+import hmac
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from redis.exceptions import RedisError
+
+from bitinglip.results.cache.entries import Answer
+
+if TYPE_CHECKING:
+    from bitinglip.redis.link import RedisLink
+
+log = structlog.get_logger(__name__)
+
+#: what the home's secret is derived for, to encrypt and name answers
+CACHING = "cached answers"
+LARGEST = 4 << 20  #: bytes of an answer; larger ones would take too long on their way
+_NONCE = 12  #: bytes
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """Is an answer as Redis has it, before it is encrypted."""
+
+    stored: float  #: Unix time
+    output: bytes
+    final: bytes
+    files: tuple[bytes, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Kept).decode
+
+
+class AnswersInRedis:
+    """Reads and writes answers; this gateway's own take at most ``most`` bytes in Redis.
+
+    ``words`` returns the digest of the list of words that answers were checked for: others are not
+    answers here.
+    """
+
+    def __init__(
+        self,
+        link: "RedisLink",
+        secret: bytes,
+        *,
+        ttl: float,
+        most: int,
+        words: Callable[[], bytes] = bytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._link = link
+        self._client = link.client(connections=link.settings.pool_size)
+        self._cipher = AESGCM(hmac.digest(secret, b"encrypt", "sha256"))
+        self._naming = hmac.digest(secret, b"name", "sha256")
+        self._ttl = ttl
+        self._most = most
+        self._words = words
+        self._clock = clock
+        self._own: deque[tuple[float, int]] = deque()  #: when what was written ends, and its size
+        self._bytes = 0
+
+    async def get(self, key: bytes, max_age: float | None = None) -> Answer | None:
+        """Return an answer that is at most ``max_age`` seconds old; None if there is none."""
+        if self._link.away is not None:
+            return None
+        name = self._name(key)
+        try:
+            found = await self._client.get(name)
+        except (RedisError, OSError) as error:
+            log.debug("no cached answer could be read", reason=type(error).__name__)
+            return None
+        if not isinstance(found, bytes):
+            return None
+        try:
+            opened = self._cipher.decrypt(found[:_NONCE], found[_NONCE:], name.encode())
+            kept = _decode(opened)
+        except (InvalidTag, msgspec.DecodeError, ValueError):  # of another secret or version
+            return None
+        age = self._clock() - kept.stored
+        if age > self._ttl or (max_age is not None and age > max_age):
+            return None
+        return Answer(kept.output, kept.final, kept.files)
+
+    async def put(self, key: bytes, answer: Answer) -> None:
+        """Keep an answer, unless it or all of them are too large."""
+        now = self._clock()
+        self._expire(now)
+        size = answer.size
+        if self._link.away is not None or size > LARGEST or self._bytes + size > self._most:
+            return
+        name, nonce = self._name(key), os.urandom(_NONCE)
+        kept = _encode(_Kept(now, answer.output, answer.final, answer.files))
+        sealed = nonce + self._cipher.encrypt(nonce, kept, name.encode())
+        try:
+            await self._client.set(name, sealed, px=max(1, int(self._ttl * 1000)))
+        except (RedisError, OSError) as error:
+            log.debug("an answer could not be cached for others", reason=type(error).__name__)
+            return
+        self._own.append((now + self._ttl, size))
+        self._bytes += size
+
+    async def close(self) -> None:
+        await self._client.aclose(close_connection_pool=True)
+
+    def _name(self, key: bytes) -> str:
+        digest = hmac.digest(self._naming, key + self._words(), hashlib.sha256).hex()
+        return f"{self._link.prefix}answer:{digest}"
+
+    def _expire(self, now: float) -> None:
+        while self._own and self._own[0][0] <= now:
+            self._bytes -= self._own.popleft()[1]

@@ -1,0 +1,92 @@
+"""Tells which model's workers run the requests of a model: a LoRA's are its base's, if they can.
+
+The store answers from memory, so a request can ask.
+"""
+
+from bitinglip.settings import Model, Settings
+from model_store.adapters import adapters_of
+from model_store.lending import stamped
+from model_store.manifest import Manifest
+from model_store.store import ModelStore
+from workers.protocol import TextLora
+
+#: What of a LoRA's settings its base's worker leaves to it; all else is for a worker of its own.
+_SHARED = {"allow_pickles", "preload", "sampling", "text"}
+_SHARED_TEXT = {"prefix_cache"}
+_DEFAULTS = Model()
+_READ_ONLY = "the store may only be read, so its base's worker cannot be let read it"
+
+
+class Hosting:
+    """Answers for the models of a store under the server's settings."""
+
+    def __init__(self, settings: Settings, store: ModelStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._used: set[str] = set()  #: LoRAs, since that was recorded last
+
+    def host(self, name: str) -> str:
+        """Return the model whose workers run this one's requests; itself if it is not known."""
+        manifest = self._store.listing.find(name)
+        if manifest is None or manifest.adapter_of is None or not self._is_guest(manifest):
+            return name
+        return manifest.adapter_of
+
+    def _is_guest(self, manifest: Manifest) -> bool:
+        return manifest.kind == "text" and self.why_merged(manifest) is None
+
+    def lora(self, name: str) -> TextLora:
+        """Return what a worker of its base is told of a LoRA: of one that has gone meanwhile, a
+        path that it finds nothing at."""
+        self._used.add(name)
+        manifest, path = self._store.listing.find(name), self._store.lent.path(name)
+        if manifest is None or path is None:
+            return TextLora(path="")
+        return TextLora(path=path, stamps={e.path: (e.size, e.mtime_ns) for e in stamped(manifest)})
+
+    async def record_uses(self) -> None:
+        """Record that LoRAs were in use which workers of their bases have computed."""
+        while self._used:
+            await self._store.record_use(self._used.pop())
+
+    def why_merged(self, manifest: Manifest) -> str | None:
+        """Say why a LoRA has a worker of its own; None if its base's computes it."""
+        base = manifest.adapter_of
+        if base is None or manifest.kind != "text":
+            return None
+        own = self._settings.model(base).text
+        if not own.max_loras:
+            return f"models.{base}.text.max_loras is 0"
+        if setting := _of_a_worker(self._settings.model(manifest.name)):
+            return f"models.{manifest.name}.{setting} is set"
+        if manifest.lora_rank > own.max_lora_rank:
+            most = own.max_lora_rank
+            return f"its rank is {manifest.lora_rank}, models.{base}.text.max_lora_rank {most}"
+        if manifest.merged is None and self._store.lent.path(manifest.name) is None:
+            return _READ_ONLY
+        return manifest.merged
+
+    def guests(self, name: str) -> list[Manifest]:
+        """Return the LoRAs whose requests a model's workers run."""
+        there = adapters_of(name, self._store.listing.all())
+        return [each for each in there if self._is_guest(each)]
+
+    def lora_bytes(self, manifest: Manifest) -> int:
+        """Return what the LoRAs of a model take beside its weights, as they are stored: each that
+        is there has room for the largest, up to as many as a worker holds."""
+        if manifest.kind != "text" or manifest.adapter_of is not None:
+            return 0
+        sizes = [each.weight_bytes - manifest.weight_bytes for each in self.guests(manifest.name)]
+        most = self._settings.model(manifest.name).text.max_loras
+        return max(sizes, default=0) * min(most, len(sizes))
+
+
+def _of_a_worker(own: Model) -> str | None:
+    """Return the first setting of a LoRA that only a worker of its own can keep to, if any is."""
+    for name in sorted(own.model_fields_set - _SHARED):
+        if getattr(own, name) != getattr(_DEFAULTS, name):
+            return name
+    for name in sorted(own.text.model_fields_set - _SHARED_TEXT):
+        if getattr(own.text, name) != getattr(_DEFAULTS.text, name):
+            return f"text.{name}"
+    return None

@@ -1,0 +1,231 @@
+"""Workers under agents of other machines, which are processes of this one."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bitinglip import errors
+from tests.support.cluster import SECRET, AgentProcess, StaticAgents, agents, cluster_of
+from tests.support.scheduling_rig import Rig, answer, idle, job
+from tests.support.wait import eventually, until
+from workers.framing import BadFrame
+from workers.nodes import link as links
+from workers.nodes.handshake import NotTrusted
+from workers.nodes.link import Link, LinkLost, connect
+from workers.nodes.messages import PROTOCOL, Kind, OpenNode, OpenWorker
+from workers.protocol import Failed
+
+Test = Callable[[Rig, StaticAgents], Awaitable[None]]
+TWO = {"a": {"replicas": 2, "fake": {"memory_bytes": 5_000_000_000, "tokens_per_second": 15}}}
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    eventually(lambda: not set(psutil.Process().children(recursive=True)) - before)
+
+
+def with_nodes(
+    root: Path,
+    test: Test,
+    models: dict[str, Any],
+    *names: str,
+    heartbeat_timeout: float = 10,
+    models_of: Path | None = None,
+    wait_seconds: float = 20,
+) -> None:
+    """Run a test on scheduling over agents of these names; its books must balance."""
+
+    async def run(static: StaticAgents) -> None:
+        async with cluster_of(
+            root, static, heartbeat_timeout=heartbeat_timeout, wait_seconds=wait_seconds
+        ) as cluster:
+            workers = {"heartbeat_timeout": 20, "spare": False}
+            fakes = {name: {"engine": "fake", **own} for name, own in models.items()}
+            rig = Rig(root, {"models": fakes, "workers": workers}, cluster, cluster.devices)
+            watch = [asyncio.create_task(rig.operations.watch()), asyncio.create_task(_look(rig))]
+            try:
+                async with asyncio.timeout(60):
+                    await test(rig, static)
+                    await idle(rig)
+            finally:
+                for task in watch:
+                    task.cancel()
+                await rig.operations.close()
+
+    with agents(models_of or root, *names) as there:
+        asyncio.run(run(StaticAgents(there)))
+
+
+async def _look(rig: Rig) -> None:
+    while True:
+        await rig.operations.sample_devices()
+        await asyncio.sleep(0.2)
+
+
+def nodes_of(rig: Rig, model: str) -> list[str]:
+    found = [device for each in rig.manager.serving(model) for device in each.devices]
+    return sorted(found)
+
+
+def test_nodes_share_the_replicas_and_a_killed_one_s_requests_end_once_elsewhere(
+    tmp_path: Path,
+) -> None:
+    async def test(rig: Rig, static: StaticAgents) -> None:
+        rig.manager.preload("a")
+        await until(lambda: nodes_of(rig, "a") == ["n1:fake0", "n2:fake0"])
+        words = " ".join("x" * 20)
+        with rig.dispatcher.open(job(words, 20, model="a", stream=True)) as streamed:
+            batches = streamed.batches()
+            while not streamed.output_seen:
+                await anext(batches)
+            first = rig.manager.serving("a")
+            (hit,) = [each for each in first if each.id == streamed.worker_id]
+            quiet = [job(words, 20, model="a") for _ in range(6)]
+            waiting = [asyncio.create_task(answer(rig, each)) for each in quiet]
+            await until(lambda: sum(each.in_flight for each in first) == 7)
+            assert hit.in_flight > 1, "some of those without output are there, too"
+            (device,) = hit.devices
+            node = device.partition(":")[0]
+            static.agents[node].process.kill()
+            ended = [each async for batch in batches for each in batch if isinstance(each, Failed)]
+            assert [each.code for each in ended] == ["WORKER_CRASHED"]
+            assert f"lost its node {node}" in ended[0].message or "connection" in ended[0].message
+        assert len(await asyncio.gather(*waiting)) == 6, "those without output run elsewhere"
+        lost = {each.id: each.state for each in rig.operations.devices()}
+        assert lost[f"{node}:fake0"] == "doubtful"
+
+    with_nodes(tmp_path, test, TWO, "n1", "n2")
+
+
+def test_node_that_is_silent_is_lost_by_its_missing_heartbeats_and_used_again(
+    tmp_path: Path,
+) -> None:
+    async def test(rig: Rig, static: StaticAgents) -> None:
+        assert await answer(rig, job("one", 1, model="a")) == "one"
+        agent = static.agents["n1"].process
+        agent.send_signal(signal.SIGSTOP)
+        with rig.dispatcher.open(job("two", 1, model="a")) as event_log:
+            await until(lambda: not rig.manager.serving("a"))
+            agent.send_signal(signal.SIGCONT)
+            await event_log.result()
+
+    with_nodes(tmp_path, test, {"a": {}}, "n1", heartbeat_timeout=1)
+
+
+def test_node_reports_crashes_as_those_of_a_worker_here(tmp_path: Path) -> None:
+    async def test(rig: Rig, _: StaticAgents) -> None:
+        with pytest.raises(errors.WorkerCrashed, match="code 13") as crashed:
+            await answer(rig, job("!crash", 1, model="a"))
+        assert crashed.value.details["quarantined"] is True, "it ended two workers"
+
+    with_nodes(tmp_path, test, {"a": {"fake": {"faults": True}}}, "n1")
+
+
+def test_node_refuses_to_load_from_outside_its_folders(tmp_path: Path) -> None:
+    async def test(rig: Rig, _: StaticAgents) -> None:
+        with pytest.raises(errors.ModelLoadFailed, match="node n1 may not load a from"):
+            await rig.manager.load("a")
+
+    with_nodes(tmp_path, test, {"a": {}}, "n1", models_of=tmp_path / "elsewhere")
+
+
+def test_cluster_without_a_node_says_so_in_its_errors(tmp_path: Path) -> None:
+    async def test(rig: Rig, _: StaticAgents) -> None:
+        with pytest.raises(errors.ModelDoesNotFit, match="No node of the cluster answers") as why:
+            await answer(rig, job("one", 1, model="a"))
+        assert why.value.retry_after is not None
+
+    with_nodes(tmp_path, test, {"a": {}}, wait_seconds=0.1)
+
+
+def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Path) -> None:
+    async def run(agent: AgentProcess) -> None:
+        for wrong in ("another secret!!", ""):
+            with pytest.raises(NotTrusted, match="another secret"):
+                await connect(*agent.address, wrong)
+        long = await connect(*agent.address, SECRET)
+        long._writer.write(links._HEAD.pack(Kind.OPEN, 1 << 30))
+        with pytest.raises(LinkLost):
+            await long.receive()
+        worker = await connect(*agent.address, SECRET)
+        opened = OpenWorker(
+            protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""
+        )
+        worker.tell(Kind.OPEN, opened)
+        worker.send(Kind.COMMANDS, b"\xc1")
+        with pytest.raises(LinkLost):
+            await _all_of(worker)
+        node = await connect(*agent.address, SECRET)
+        node.tell(Kind.OPEN, OpenNode(protocol="another"))
+        kind, payload = await node.receive()
+        assert kind == Kind.REFUSED
+        assert b"another version" in payload
+        still = await connect(*agent.address, SECRET)
+        still.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL))
+        assert (await still.receive())[0] in (Kind.BEAT, Kind.FACTS)
+        for each in (long, worker, node, still):
+            each.abort()
+
+    with agents(tmp_path, "n1") as there:
+        asyncio.run(run(there["n1"]))
+
+
+def test_agent_that_does_not_know_the_secret_is_not_used(tmp_path: Path) -> None:
+    async def run(static: StaticAgents) -> None:
+        async with cluster_of(tmp_path, static, secret="the gateway's secret") as cluster:
+            (view,) = cluster.views()
+            assert view.state == "refused"
+            assert "secret" in (view.reason or "")
+            assert cluster.devices.missing is not None
+
+    with agents(tmp_path, "n1") as there:
+        asyncio.run(run(StaticAgents(there)))
+
+
+async def _all_of(link: Link) -> None:
+    while True:
+        await link.receive()
+
+
+_GATEWAY = """
+import asyncio, sys
+from workers.nodes.link import connect
+from workers.nodes.messages import *
+async def main():
+    link = await connect("127.0.0.1", int(sys.argv[1]), sys.stdin.readline().strip())
+    link.tell(Kind.OPEN, OpenWorker(
+        protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""))
+    print(await link.receive(), flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def test_gateway_that_is_killed_takes_its_workers_on_nodes_along(tmp_path: Path) -> None:
+    with agents(tmp_path, "n1") as there:
+        agent = psutil.Process(there["n1"].process.pid)
+        command = [sys.executable, "-c", _GATEWAY, str(there["n1"].address.port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as gateway:
+            assert gateway.stdin is not None
+            assert gateway.stdout is not None
+            gateway.stdin.write(SECRET.encode() + b"\n")
+            gateway.stdin.flush()
+            assert gateway.stdout.readline()
+            (worker,) = agent.children()
+            os.kill(gateway.pid, signal.SIGKILL)
+        eventually(lambda: not worker.is_running())
+
+
+def test_frame_of_no_kind_ends_a_connection() -> None:
+    with pytest.raises(BadFrame):
+        links._kind(99)

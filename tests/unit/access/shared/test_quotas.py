@@ -1,0 +1,199 @@
+"""Quotas in memory and in Redis: one suite, and what several gateways count together."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.access.usage.amounts import REQUESTS
+from tests.support.redis import RedisServer
+from tests.support.shared_limits import Gateway, count_passing, gateways, passes
+from tests.support.wait import until
+
+FREE: dict[str, Any] = {
+    "requests_per_minute": None,
+    "requests_per_hour": None,
+    "concurrent_requests": None,
+}
+
+
+@pytest.fixture
+def server(redis: RedisServer, away_from_midnight: None) -> RedisServer:  # noqa: ARG001
+    redis.flush()
+    return redis
+
+
+@pytest.fixture(params=["memory", "redis"])
+def url(request: pytest.FixtureRequest, server: RedisServer) -> str | None:
+    return server.url if request.param == "redis" else None
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def raised(*all_gateways: Gateway) -> None:
+    """Compare what was charged with the database, as the server does every two seconds."""
+    for each in all_gateways:
+        if each.shared_counts is not None:
+            await each.shared_counts.quotas.raise_charged()
+
+
+def test_quota_of_requests_admits_exactly_so_many_at_once(tmp_path: Path, url: str | None) -> None:
+    async def rush() -> None:
+        async with gateways(
+            tmp_path, 2 if url else 1, url, {"daily": {"requests": 50}, **FREE}
+        ) as both:
+            asked = [both[n % len(both)].reserve() for n in range(400)]
+            assert sum(each is not None for each in await asyncio.gather(*asked)) == 50
+
+    run(rush())
+
+
+def test_quota_takes_what_a_request_may_use_and_gives_the_rest_back(
+    tmp_path: Path, url: str | None
+) -> None:
+    async def use() -> None:
+        limits = {"monthly": {"tokens": 1_000}, **FREE}
+        async with gateways(tmp_path, 2 if url else 1, url, limits) as both:
+            first = await both[0].reserve(1_000)
+            assert first is not None
+            assert await both[-1].reserve(1) is None
+            await both[0].settle(first, 400)
+            assert await both[-1].use(600)
+            assert not await both[0].use(1)
+            assert not await both[0].passes("k", REQUESTS + 1)
+
+    run(use())
+
+
+def test_quota_refuses_at_the_door_with_its_numbers(tmp_path: Path, url: str | None) -> None:
+    async def use() -> None:
+        limits = {"daily": {"requests": 1}, **FREE}
+        async with gateways(tmp_path, 2 if url else 1, url, limits) as both:
+            assert await both[0].use()
+            error = (await both[-1].enter("k", REQUESTS)).refusal
+            assert error is not None
+            assert error.details["quota"] == "daily.requests"
+            assert (error.details["limit"], error.details["used"]) == (1, 1)
+
+    run(use())
+
+
+def test_quota_shows_what_all_gateways_use_and_reserve(tmp_path: Path, server: RedisServer) -> None:
+    async def look() -> None:
+        limits = {"daily": {"tokens": 100}, "tokens_per_minute": 1000, **FREE}
+        async with gateways(tmp_path, 2, server.url, limits) as both:
+            assert await both[0].use(30)
+            assert await both[0].reserve(20) is not None
+            assert both[1].shared_counts is not None
+            await both[1].shared_counts.quotas.look("k")
+            [state] = both[1].meter.read("k")
+            assert (state.used, state.reserved) == (30, 20)
+            left = both[1].rates.read("k")
+            assert left is not None
+            assert 950 <= left.remaining < 960
+
+    run(look())
+
+
+def test_quota_is_read_from_the_database_where_redis_was_flushed(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async def flush() -> None:
+        limits = {"daily": {"tokens": 500}, "monthly": {"tokens": 1_000}, **FREE}
+        async with gateways(tmp_path, 2, server.url, limits) as both:
+            assert await both[0].use(300)
+            await both[0].write_behind.flush()
+            server.flush()
+            assert await both[1].use(200)
+            assert not await both[1].use(1)
+            assert not await both[0].use(1)
+            await both[1].write_behind.flush()
+            server.flush()
+            assert not await both[0].use(1)
+
+    run(flush())
+
+
+def test_quota_counts_what_another_had_not_written_when_redis_was_flushed(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async def flush() -> None:
+        async with gateways(tmp_path, 2, server.url, {"daily": {"tokens": 500}, **FREE}) as both:
+            assert await both[0].use(300)  # its row is in memory still
+            server.flush()
+            assert await both[1].use(100)
+            await raised(*both)
+            assert await both[1].use(100)
+            assert not await both[1].use(1)
+
+    run(flush())
+
+
+def test_quota_is_never_counted_twice(tmp_path: Path, server: RedisServer) -> None:
+    async def compare() -> None:
+        async with gateways(tmp_path, 2, server.url, {"daily": {"tokens": 10_000}, **FREE}) as both:
+            for round_ in range(5):
+                for each in both:
+                    assert await each.use(10)
+                await raised(*both)
+                if round_ == 2:
+                    server.flush()
+            await raised(*both)
+            state = _counted(server, "used:????-??-??")
+            assert state == {b"1": 10, b"2": 100, b"3": 0, b"4": 0, b"5": 0}
+
+    run(compare())
+
+
+def _counted(server: RedisServer, name: str) -> dict[bytes, int]:
+    with server.client() as client:
+        [key] = client.keys(f"bitinglip:{{k}}:{name}")
+        return {field: int(value) for field, value in client.hgetall(key).items()}
+
+
+def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async def die() -> None:
+        limits = {"daily": {"tokens": 100}, **FREE}
+        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 1}) as both:
+            assert await both[0].reserve(100) is not None
+            assert not await both[1].use(1)
+            await passes(lambda: both[1].use(1))
+
+    run(die())
+
+
+@pytest.fixture
+def restarting(server: RedisServer) -> Iterator[RedisServer]:
+    yield server
+    server.kill()
+    server.start()
+
+
+def test_quota_charged_while_redis_was_away_counts_once_it_is_back(
+    tmp_path: Path, restarting: RedisServer
+) -> None:
+    async def lose() -> None:
+        async with gateways(
+            tmp_path, 2, restarting.url, {"daily": {"tokens": 100}, **FREE}
+        ) as both:
+            assert await both[0].use(40)
+            running = await both[0].reserve(10)
+            assert running is not None
+            restarting.kill()
+            await both[0].settle(running, 10)
+            assert await both[0].use(30)
+            await both[0].write_behind.flush()
+            restarting.start()
+            await until(lambda: all(each.link and each.link.away is None for each in both[:1]))
+            assert await both[0].use(20)
+            await raised(*both)
+            assert not await both[1].passes("k", REQUESTS + 1)
+            assert await count_passing(both, 4, REQUESTS + 1) == 0
+
+    run(lose())

@@ -1,0 +1,180 @@
+"""Which workers run the requests of a LoRA: its base's, unless something says why not."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.scheduling.models.hosting import Hosting
+from bitinglip.settings import Settings
+from model_store.lending import LENT
+from model_store.listing import Listing
+from model_store.manifest import Manifest
+from model_store.store import ModelStore
+from tests.support.lora_files import write_text_lora
+from tests.support.model_folders import llama
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def store(base: Path, tmp_path: Path) -> ModelStore:
+    """A store as a server has it, with a base and a LoRA of it."""
+    found = ModelStore(tmp_path / "models")
+    found.import_folder(base, "base")
+    add(found, base, tmp_path / "lora", "tuned")
+    found.listing.keep_in_memory(found.lent.follow)
+    return found
+
+
+def add(store: ModelStore, base: Path, folder: Path, name: str, **config: Any) -> Manifest:
+    store.import_folder(write_text_lora(base, folder, named="base", **config), name)
+    return store.get(name)
+
+
+def hosting(store: ModelStore, **models: Any) -> Hosting:
+    return Hosting(Settings.model_validate({"models": models}), store)
+
+
+def test_lora_is_run_by_its_base(store: ModelStore) -> None:
+    found = hosting(store)
+    assert (found.host("tuned"), found.host("base"), found.host("none")) == ("base", "base", "none")
+    assert [each.name for each in found.guests("base")] == ["tuned"]
+    folder = Path(found.lora("tuned").path)
+    assert folder.parent == store.lent.of_base("base")
+    assert sorted(each.name for each in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("models", "why"),
+    [
+        ({"base": {"text": {"max_loras": 0}}}, "max_loras is 0"),
+        ({"base": {"text": {"max_lora_rank": 1}}}, "its rank is 2"),
+        ({"tuned": {"text": {"merge_lora": True}}}, "models.tuned.text.merge_lora is set"),
+        ({"tuned": {"max_batch": 2, "pin": False}}, "models.tuned.max_batch is set"),
+    ],
+)
+def test_lora_has_a_worker_of_its_own_by_setting(
+    store: ModelStore, models: dict[str, Any], why: str
+) -> None:
+    found = hosting(store, **models)
+    assert found.host("tuned") == "tuned"
+    assert why in (found.why_merged(store.get("tuned")) or "")
+    assert found.guests("base") == []
+    assert found.lora_bytes(store.get("base")) == 0
+
+
+def test_lora_with_settings_that_its_base_s_worker_keeps_to_is_run_there(store: ModelStore) -> None:
+    own = {"preload": True, "pin": False, "text": {"prefix_cache": "off"}}
+    assert hosting(store, tuned=own).host("tuned") == "base"
+
+
+def test_lora_that_was_used_is_recorded_as_used(store: ModelStore) -> None:
+    found = hosting(store)
+    assert store.usage("tuned").last_used_at is None
+    found.lora("tuned")
+    asyncio.run(found.record_uses())
+    assert store.usage("tuned").last_used_at is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa"}, "begun from its base's own weights"),
+        ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern"),
+    ],
+)
+def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(
+    store: ModelStore, base: Path, tmp_path: Path, config: dict[str, Any], why: str
+) -> None:
+    other = add(store, base, tmp_path / "other", "other", **config)
+    assert why in (other.merged or "")
+    assert hosting(store).host("other") == "other"
+    assert store.lent.path("other") is None
+
+
+def test_lora_bytes_are_those_of_as_many_as_a_worker_holds(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    one = hosting(store).lora_bytes(store.get("base"))
+    assert one > 0
+    for number in range(2):
+        add(store, base, tmp_path / str(number), f"more{number}")
+    assert hosting(store).lora_bytes(store.get("base")) == 3 * one
+    two = hosting(store, base={"text": {"max_loras": 2}})
+    assert two.lora_bytes(store.get("base")) == 2 * one
+
+
+def test_lora_is_lent_before_it_is_listed_and_no_more_once_it_is_gone(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    seen: list[bool] = []
+
+    def look(manifests: Any) -> None:
+        seen.append("late" in Listing.all(store.listing))
+        store.lent.follow(manifests)
+
+    store.listing._follow = look
+    add(store, base, tmp_path / "late", "late")
+    assert not seen[0]
+    path = store.lent.path("late")
+    assert path is not None
+    assert Path(path).is_dir()
+    store.remove("late")
+    assert store.lent.path("late") is None
+    assert not Path(path).exists()
+
+
+def test_lora_whose_file_was_repaired_is_lent_anew(store: ModelStore) -> None:
+    weights = store.path("tuned") / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(whole)
+    os.utime(weights, (1, 1))
+    store.lent.follow(store.listing.all())
+    lent = Path(store.lent.path("tuned") or "") / weights.name
+    assert lent.stat().st_mtime == 1
+    stamps = hosting(store).lora("tuned").stamps
+    assert stamps[weights.name] != (len(whole), lent.stat().st_mtime_ns)
+    store.verify("tuned")
+    store.listing.look()
+    stamps = hosting(store).lora("tuned").stamps
+    assert stamps[weights.name] == (len(whole), lent.stat().st_mtime_ns)
+
+
+def test_lora_with_other_contents_is_lent_at_another_place(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    before = store.lent.path("tuned")
+    store.remove("tuned")
+    add(store, base, tmp_path / "again", "tuned", lora_alpha=3)
+    assert before != store.lent.path("tuned") is not None
+
+
+def test_lora_counts_once_in_the_store_although_it_is_lent(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "lora")  # what it was imported from, by links
+    removals = store.gc(max_bytes=1, in_use=lambda name: name == "base")
+    [gone] = [each for each in removals if each.kind == "model"]
+    assert (gone.name, gone.bytes > 0) == ("tuned", True)
+
+
+def test_lora_on_a_store_that_cannot_be_written_to_has_a_worker_of_its_own(
+    store: ModelStore,
+) -> None:
+    (store.root / LENT).rename(store.root / "gone")
+    (store.root / LENT).write_text("in the way of the folder")
+    store.lent.follow(store.listing.all())
+    assert hosting(store).host("tuned") == "tuned"
+    assert "may only be read" in (hosting(store).why_merged(store.get("tuned")) or "")

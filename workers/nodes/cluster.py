@@ -1,0 +1,207 @@
+"""Knows the nodes of a cluster, starts workers on them, and shows their devices as one list."""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from workers.folders import WorkFolders
+from workers.nodes.devices import ClusterDevices
+from workers.nodes.node import Address, Node
+from workers.nodes.remote_worker import RemoteWorker
+
+log = logging.getLogger(__name__)
+
+_FIND_SECONDS = 2.0  #: between two questions for the agents
+_FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Agents(Protocol):
+    """Starts an agent on each machine and says where they listen."""
+
+    async def find(self) -> Mapping[str, Address | str]:
+        """Return the agents that there are now, by the names of their nodes, or why a node has
+        none.
+
+        Raises AgentsLost while that cannot be known.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class AgentsLost(Exception):
+    """What starts the agents does not answer; the message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """Shows a node as clients see it."""
+
+    name: str
+    address: str | None
+    state: str  #: joining, well, lost or refused
+    reason: str | None
+    devices: tuple[str, ...]
+    workers: int
+    silence: float
+
+
+class Cluster:
+    """Owns the nodes; implements the launcher of their workers."""
+
+    def __init__(
+        self,
+        agents: Agents,
+        secret: str,
+        folders: WorkFolders,
+        uploads: Path,
+        *,
+        heartbeat_timeout: float,
+    ) -> None:
+        """``folders``: of what workers have made, once it has come here; ``uploads``: the folder of
+        files that jobs read."""
+        self._agents = agents
+        self._secret = secret
+        self._folders = folders
+        self._uploads = uploads
+        self._patience = heartbeat_timeout
+        self._nodes: dict[str, Node] = {}
+        self._trouble: str | None = None  #: why the agents cannot be asked for
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self.devices = ClusterDevices(self)
+
+    # ---- the launcher --------------------------------------------------------------------------
+
+    def launch(
+        self, name: str, imports: Sequence[str], visible_devices: str | None
+    ) -> RemoteWorker:
+        """Return what stands for a worker; its Load says on which node the process is started."""
+        del imports, visible_devices  # the node decides by the Load: it keeps a spare of its own
+        return RemoteWorker(name, self._nodes.get, self._folders, self._uploads)
+
+    # ---- its life ------------------------------------------------------------------------------
+
+    async def open(self, wait_seconds: float) -> None:
+        """Begin to look for nodes; return once those that there are have told of their devices,
+        after that time, or when it is known that there can be none."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                while not self._is_there() and self._trouble is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        if self.trouble is not None:
+            log.error("%s", self.trouble)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(node.close() for node in self._nodes.values()))
+        await self._agents.close()
+        self.devices.close()
+        await asyncio.sleep(0)  # connections close in the loop's next turn, which may be its last
+
+    # ---- what others ask -----------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Iterable[Node]:
+        return tuple(self._nodes.values())
+
+    @property
+    def trouble(self) -> str | None:
+        """Say why no node can be had, and what to do; None if some can."""
+        if self._trouble is not None:
+            return self._trouble
+        if any(node.state == "well" for node in self._nodes.values()):
+            return None
+        reasons = [f"{each.name}: {each.reason}" for each in self._nodes.values() if each.reason]
+        return " ".join(["No node of the cluster answers.", *reasons])
+
+    def views(self) -> list[NodeView]:
+        """List the nodes as clients see them."""
+        return [
+            NodeView(
+                name=node.name,
+                address=node.address.host if node.address else None,
+                state=node.state,
+                reason=node.reason,
+                devices=tuple(each.id for each in self.devices.of(node)),
+                workers=node.workers,
+                silence=node.silence,
+            )
+            for node in self.nodes
+        ]
+
+    def probe(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return what is wrong with cards, by their UUIDs; blocks: call it in a thread."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(self._probe(ids), self._loop).result()
+
+    async def _probe(self, ids: Sequence[str]) -> dict[str, str]:
+        asked = [
+            (node, there)
+            for node in self.nodes
+            if (there := [each.pin for each in self.devices.of(node) if each.pin in ids])
+        ]
+        found = await asyncio.gather(*(node.probe(there) for node, there in asked))
+        return {card: why for failed in found for card, why in failed.items()}
+
+    # ---- nodes ---------------------------------------------------------------------------------
+
+    async def _find(self) -> None:
+        """Meet new agents, again and again."""
+        while True:
+            try:
+                self._meet(await self._agents.find())
+                self._trouble = None
+            except AgentsLost as error:
+                self._note_trouble(str(error))
+            except Exception:  # asked again in a moment: the nodes that are there go on
+                log.exception("the agents of the cluster could not be found")
+            await asyncio.sleep(_FIND_SECONDS)
+
+    def _note_trouble(self, why: str) -> None:
+        if self._trouble != why:
+            log.error("%s", why)
+        self._trouble = why
+        self._on_change()
+
+    def _meet(self, agents: Mapping[str, Address | str]) -> None:
+        named = {_NAME.sub("-", told): found for told, found in agents.items()}
+        for name, found in named.items():
+            if (node := self._nodes.get(name)) is None:
+                node = self._nodes[name] = Node(name, self._secret, self._on_change)
+            if isinstance(found, Address):
+                node.meet(found)
+            else:
+                node.lack(found)
+        for name, node in list(self._nodes.items()):
+            gone = name not in named
+            if gone and node.state != "well" and node.lost_for > _FORGET_SECONDS:
+                del self._nodes[name]
+                self._on_change()
+
+    async def _watch(self) -> None:
+        interval = min(1.0, self._patience / 4)
+        while True:
+            await asyncio.sleep(interval)
+            for node in self.nodes:
+                node.look(interval, self._patience)
+
+    def _on_change(self) -> None:
+        self.devices.refresh()
+        self._changed.set()
+
+    def _is_there(self) -> bool:
+        """Return True once each node that is known has come or cannot."""
+        return bool(self._nodes) and all(node.state != "joining" for node in self._nodes.values())

@@ -1,0 +1,110 @@
+"""Shows the devices of all nodes as one list, by ids such as ``node2:0`` and ``node2:cpu``."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from workers.devices import Condition, Device, Devices, DeviceUsage, Report
+from workers.devices.device import id_on
+from workers.nodes.messages import NodeFacts
+from workers.nodes.node import Node
+
+
+class Nodes(Protocol):
+    """Knows the nodes: the cluster."""
+
+    @property
+    def nodes(self) -> Iterable[Node]: ...
+    @property
+    def trouble(self) -> str | None: ...
+
+
+class ClusterDevices(Devices):
+    """Answers what is asked of a machine's devices for those of many machines.
+
+    A node that is lost keeps its devices in the list for a while, as ones that may come back.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        super().__init__()
+
+    def of(self, node: Node) -> list[Device]:
+        """List the devices of a node as they are shown here."""
+        if node.facts is None:
+            return []
+        here = Condition("doubtful" if node.state == "lost" else "lost", node.reason)
+        return [
+            replace(
+                device,
+                id=id_on(node.name, device.id),
+                node=node.name,
+                pin=device.pin or device.id,
+                condition=device.condition
+                if node.state == "well"
+                else device.condition.worse(here),
+            )
+            for device in node.facts.devices
+        ]
+
+    @property
+    def note(self) -> str | None:
+        return None
+
+    @property
+    def missing(self) -> str | None:
+        return self._nodes.trouble
+
+    def unknown_limits(self) -> Sequence[str]:
+        return ()
+
+    def pressure(self) -> str | None:
+        told = ((node.name, facts.pressure) for node, facts in self._well())
+        found = [f"{name}: {pressure}" for name, pressure in told if pressure]
+        return " ".join(found) or None
+
+    def problems(self) -> Mapping[str, str]:
+        found = {each.id: each.condition.reason for each in self.list() if each.condition.reason}
+        for node, facts in self._well():
+            if "card" in facts.problems:
+                found[id_on(node.name, "card")] = facts.problems["card"]
+        for node in self._nodes.nodes:
+            if node.facts is None and node.reason is not None:  # it has no device that would tell
+                found[node.name] = node.reason
+        return found | ({"card": self.missing} if self.missing else {})
+
+    def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
+        """Return what the nodes have told last; their agents look each second."""
+        del pids, idle
+        return {
+            id_on(node.name, device): usage
+            for node, facts in self._well()
+            for device, usage in facts.readings.items()
+        }
+
+    def take_reports(self) -> Sequence[Report]:
+        found: list[Report] = []
+        for node in self._nodes.nodes:
+            while node.reports:
+                report = node.reports.popleft()
+                found.append(Report(id_on(node.name, report.device), report.number))
+        return found
+
+    def ask_torch(self) -> bool:
+        return False
+
+    def refresh(self) -> None:
+        """Take over what nodes have told or that they are lost."""
+        self._rebuild()
+
+    def _unmarked(self) -> Iterable[Device]:
+        """Accelerators of all nodes first, processors last."""
+        found = [device for node in self._nodes.nodes for device in self.of(node)]
+        return sorted(found, key=lambda device: device.kind == "cpu")
+
+    def _well(self) -> list[tuple[Node, NodeFacts]]:
+        return [
+            (node, node.facts)
+            for node in self._nodes.nodes
+            if node.state == "well" and node.facts is not None
+        ]

@@ -1,0 +1,134 @@
+"""Carries frames between a gateway and an agent: a kind, a length, and so many bytes.
+
+What a frame may hold is bounded by its kind before a byte of it is kept.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import sys
+from typing import TypeVar
+
+import msgspec
+
+from workers.framing import BadFrame
+from workers.nodes.handshake import SECONDS, NotTrusted, client_context, prove_to_agent
+from workers.nodes.messages import MOST_BYTES, Kind
+
+_HEAD = struct.Struct("!BI")
+_encoder = msgspec.msgpack.Encoder()
+#: The system finds a machine that is gone within about 20 seconds. A process that was stopped is
+#: none: its system goes on to answer.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+Message = TypeVar("Message")
+
+
+class LinkLost(Exception):
+    """The connection has ended; the message says how."""
+
+
+class Link:
+    """Sends and receives frames on an open connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send a frame as soon as the connection takes it; nothing if it has ended."""
+        if not self._writer.is_closing():
+            self._writer.write(_HEAD.pack(kind, len(payload)) + payload)
+
+    def tell(self, kind: Kind, message: object) -> None:
+        """Send a message as a frame."""
+        self.send(kind, _encoder.encode(message))
+
+    async def drain(self) -> None:
+        """Wait until what was sent has left this process, or nearly. Raises LinkLost."""
+        try:
+            await self._writer.drain()
+        except (OSError, ssl.SSLError) as error:
+            raise LinkLost(_why(error)) from error
+
+    async def receive(self) -> tuple[Kind, bytes]:
+        """Wait for the next frame. Raises LinkLost at the end, BadFrame for one that is too long or
+        of no kind."""
+        try:
+            number, length = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
+            kind = _kind(number)
+            if length > MOST_BYTES[kind]:
+                raise BadFrame(f"a frame {kind.name} of {length} bytes is over its limit")
+            return kind, await self._reader.readexactly(length)
+        except asyncio.IncompleteReadError as error:
+            raise LinkLost("the connection was closed") from error
+        except (OSError, ssl.SSLError) as error:
+            raise LinkLost(_why(error)) from error
+
+    def close(self) -> None:
+        """Close it once what was sent has left; again is no harm."""
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._writer.transport.abort()
+
+
+def decode(payload: bytes, message: type[Message]) -> Message:
+    """Return the message of a frame. Raises BadFrame."""
+    try:
+        return msgspec.msgpack.decode(payload, type=message)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadFrame(f"no {message.__name__}: {str(error)[:200]}") from error
+
+
+async def connect(host: str, port: int, secret: str) -> Link:
+    """Connect to an agent. Raises LinkLost or NotTrusted, within a bounded time."""
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(SECONDS):
+            reader, writer = await asyncio.open_connection(host, port, ssl=client_context())
+            keep_alive(writer)
+            await prove_to_agent(reader, writer, secret)
+            link, writer = Link(reader, writer), None
+            return link
+    except TimeoutError as error:
+        raise LinkLost(f"no answer within {SECONDS:g} s") from error
+    except (OSError, ssl.SSLError) as error:
+        raise LinkLost(_why(error)) from error
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+def keep_alive(writer: asyncio.StreamWriter) -> None:
+    """Have the system find out when the other machine is gone."""
+    sock: socket.socket = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            for name, value in _KEEP_ALIVE.items():
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def set_done(future: "asyncio.Future[None]") -> None:
+    """End a future that may have ended already."""
+    if not future.done():
+        future.set_result(None)
+
+
+def _kind(number: int) -> Kind:
+    try:
+        return Kind(number)
+    except ValueError:
+        raise BadFrame(f"a frame of the unknown kind {number}") from None
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+__all__ = ["Link", "LinkLost", "NotTrusted", "connect", "decode", "keep_alive", "set_done"]

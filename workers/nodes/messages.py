@@ -1,0 +1,174 @@
+"""Declares what a gateway and an agent say to each other beside the messages of workers.
+
+One connection for the node: its devices and its signs of life. One for each worker: its commands
+and events as on pipes, its output, and the files of its jobs.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+
+from workers.codes import LoadCode
+from workers.devices.device import Device, DeviceUsage
+from workers.devices.xid import Report
+from workers.framing import MAX_FRAME_BYTES
+from workers.protocol import Command, ConfineMode, Event
+
+CHUNK_BYTES = 1 << 18  #: of a file, in one frame
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sets up an agent. Comes as one line of JSON by its standard input: it holds the secret."""
+
+    secret: str = ""  #: shared by gateway and agents
+    secret_file: str | None = None  #: a file that holds the secret instead
+    host: str = "127.0.0.1"  #: the address to listen at, and no other
+    ports: tuple[Port, Port] = (0, 0)  #: the first free one of these; 0: any
+    folder: str  #: for workers' files; a folder of its own is made in it
+    models: tuple[str, ...]  #: the folders and files that workers may load from
+    hidden: tuple[str, ...] = ()  #: paths of secrets, that confined workers may not open
+    confine: ConfineMode = "auto"
+    perf_boost: bool = True
+    spare: bool = True
+    fake: tuple[tuple[str, int], ...] = ()  #: devices that are made up
+    cpu_memory_bytes: int | None = None
+    memory_limit: dict[str, int] = {}
+    ends_with_input: bool = False  #: the end of its standard input ends it
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """Tells where an agent listens: one line of JSON by its standard output."""
+
+    host: str
+    port: int
+
+
+# ---- the first frame of a connection -------------------------------------------------------------
+
+
+class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
+    """Asks for the node's facts and signs of life."""
+
+    protocol: str
+    beat_seconds: float = 1.0
+
+
+class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
+    """Asks for a process that becomes a worker; its Load follows."""
+
+    protocol: str
+    node: str  #: what the gateway calls the machine
+    name: str
+    engine: str
+    visible_devices: str
+
+
+Open = OpenNode | OpenWorker
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """Says why an agent does not do what a connection was opened for."""
+
+    message: str
+    code: LoadCode = "MODEL_LOAD_FAILED"
+
+
+# ---- about a node --------------------------------------------------------------------------------
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells what devices a node has and how they get on, as its agent has seen at its last look."""
+
+    devices: tuple[Device, ...]
+    readings: Mapping[str, DeviceUsage]
+    problems: Mapping[str, str] = {}
+    pressure: str | None = None
+    note: str | None = None
+    reports: tuple[Report, ...] = ()  #: faults that cards have reported since the last look
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Asks whether cards compute, by what CUDA_VISIBLE_DEVICES says."""
+
+    ids: tuple[str, ...]
+
+
+class Probed(msgspec.Struct, frozen=True):
+    failed: dict[str, str]
+
+
+# ---- about a worker ------------------------------------------------------------------------------
+
+
+class Launched(msgspec.Struct, frozen=True):
+    pid: int  #: on its node
+
+
+class ProcessState(msgspec.Struct, frozen=True):
+    """Tells what the gateway would read of a process of its own machine."""
+
+    bytes_read: int | None
+    stopped: bool
+
+
+class File(msgspec.Struct, frozen=True):
+    """Announces a file; its bytes follow."""
+
+    name: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True):
+    code: int | None
+    short_of_ram: bool = False  #: the kernel has ended processes for want of RAM
+    cause: str | None = None  #: why the agent ended it
+
+
+class Kind(IntEnum):
+    """Names the frames of a connection, whichever side sends them."""
+
+    OPEN = 1
+    REFUSED = 2
+    BEAT = 3
+    FACTS = 4
+    PROBE = 5
+    PROBED = 6
+    LAUNCHED = 7
+    COMMANDS = 8
+    EVENTS = 9
+    OUTPUT = 10
+    STATE = 11
+    FILE = 12
+    DATA = 13
+    END = 14
+    KILL = 15
+
+
+#: bytes of a frame of each kind; one that claims more ends its connection
+MOST_BYTES: Mapping[Kind, int] = dict.fromkeys(Kind, 1 << 20) | {
+    Kind.COMMANDS: 1 << 28,
+    Kind.EVENTS: MAX_FRAME_BYTES + 4,
+    Kind.BEAT: 0,
+    Kind.KILL: 0,
+}
+
+
+def _digest() -> str:
+    """Return a name of all messages as they are declared here: both sides must have the same."""
+    schemas, components = msgspec.json.schema_components(
+        [
+            *(Command, Event, Open, Refused, NodeFacts, Probe, Probed),
+            *(Launched, ProcessState, File, ProcessEnd),
+        ],
+        ref_template="{name}",
+    )
+    text = msgspec.json.encode([schemas, components], order="sorted")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+PROTOCOL = _digest()

@@ -1,0 +1,200 @@
+"""Keeps the connection to one node's agent, as the gateway knows it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from workers.devices.xid import Report
+from workers.framing import BadFrame
+from workers.nodes.handshake import NotTrusted
+from workers.nodes.link import Link, LinkLost, connect, decode
+from workers.nodes.messages import (
+    PROTOCOL,
+    Kind,
+    NodeFacts,
+    OpenNode,
+    OpenWorker,
+    Probe,
+    Probed,
+    Refused,
+)
+from workers.nodes.remote_worker import RemoteWorker
+
+log = logging.getLogger(__name__)
+
+NodeState = Literal["joining", "well", "lost", "refused"]
+
+_PROBE_SECONDS = 150.0
+_MOST_REPORTS = 256
+
+
+class Address(NamedTuple):
+    """Says where an agent listens."""
+
+    host: str
+    port: int
+
+
+class Node:
+    """One machine of the cluster. Only its own methods change its state, on the event loop."""
+
+    def __init__(self, name: str, secret: str, on_change: Callable[[], None]) -> None:
+        """``on_change``: called when it joins, is lost, or tells new facts."""
+        self.name = name
+        self.address: Address | None = None
+        self.state: NodeState = "joining"
+        self.reason: str | None = None  #: why it is not well, for the operator
+        self.facts: NodeFacts | None = None  #: the last that it has told
+        self.reports: deque[Report] = deque(maxlen=_MOST_REPORTS)  #: faults, not taken yet
+        self.silence = 0.0  #: seconds since it said something, while the gateway listened
+        self.lost_for = 0.0  #: seconds since it was lost, counted alike
+        self._secret = secret
+        self._on_change = on_change
+        self._workers: set[RemoteWorker] = set()
+        self._link: Link | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._probed: asyncio.Future[dict[str, str]] | None = None
+
+    @property
+    def workers(self) -> int:
+        return len(self._workers)
+
+    # ---- for workers ---------------------------------------------------------------------------
+
+    async def open_worker(self, spec: OpenWorker) -> Link:
+        """Open a connection for a worker. Raises LinkLost."""
+        return await self._open(spec)
+
+    def add(self, worker: RemoteWorker) -> None:
+        self._workers.add(worker)
+
+    def discard(self, worker: RemoteWorker) -> None:
+        self._workers.discard(worker)
+
+    # ---- its life ------------------------------------------------------------------------------
+
+    def meet(self, address: Address) -> None:
+        """Connect to its agent, if there is no connection to that one."""
+        if self._running is not None and not self._running.done() and address == self.address:
+            return
+        if self._running is not None and not self._running.done():
+            self._lose("its agent has started anew")
+            self._running.cancel()
+        self.address = address
+        self._running = asyncio.create_task(self._run())
+
+    def lack(self, why: str) -> None:
+        """Take note of why it has no agent that could be met; one that is connected stays so."""
+        if self.state != "well":
+            self.reason = f"The node has no agent: {why}."
+
+    def look(self, interval: float, patience: float) -> None:
+        """Count one interval of silence; more than ``patience`` seconds of it is its end.
+
+        Looks are counted, not the clock's seconds: a pause of the gateway is no silence of a node.
+        """
+        if self.state != "well":
+            self.lost_for += interval
+            return
+        self.silence += interval
+        if self.silence > patience:
+            if self._link is not None:
+                self._link.abort()
+            self._lose(f"its agent has been silent for {patience:g} s")
+
+    async def probe(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return what is wrong with its cards by what CUDA_VISIBLE_DEVICES says of each."""
+        if self._link is None or self._probed is not None:
+            return dict.fromkeys(ids, "its node does not answer")
+        self._probed = asyncio.get_running_loop().create_future()
+        try:
+            self._link.tell(Kind.PROBE, Probe(tuple(ids)))
+            async with asyncio.timeout(_PROBE_SECONDS):
+                return await self._probed
+        except (TimeoutError, LinkLost):
+            return dict.fromkeys(ids, "its node does not answer")
+        finally:
+            self._probed = None
+
+    async def close(self) -> None:
+        """End the connection; the agent ends what it runs for this gateway."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        for worker in list(self._workers):
+            worker.lose("the cluster is closed")
+
+    async def _run(self) -> None:
+        link: Link | None = None
+        why = "its agent has closed the connection"
+        try:
+            link = await self._open(OpenNode(protocol=PROTOCOL))
+            self._link, self.silence = link, 0.0
+            while True:
+                self._take(*await link.receive())
+                self.silence = 0.0
+        except _NotWanted as error:
+            self._refuse(str(error))
+            return
+        except NotTrusted as error:
+            self._refuse(f"Its agent is not trusted: {error}.")
+            return
+        except LinkLost as error:
+            why = str(error)
+        except BadFrame as error:
+            why = f"its agent has sent a malformed frame ({error})"
+        finally:
+            if link is not None:
+                link.abort()
+            if self._link is link:
+                self._link = None
+        self._lose(why)
+
+    async def _open(self, message: OpenNode | OpenWorker) -> Link:
+        if self.address is None:
+            raise LinkLost("it has no agent yet")
+        link = await connect(*self.address, self._secret)
+        link.tell(Kind.OPEN, message)
+        return link
+
+    def _take(self, kind: Kind, payload: bytes) -> None:
+        match kind:
+            case Kind.BEAT:
+                pass
+            case Kind.FACTS:
+                self.facts = decode(payload, NodeFacts)
+                self.reports += self.facts.reports
+                if self.state != "well":
+                    log.info("node %s has joined: %d devices", self.name, len(self.facts.devices))
+                    self.state, self.reason, self.lost_for = "well", None, 0.0
+                self._on_change()
+            case Kind.PROBED:
+                found = decode(payload, Probed).failed
+                if self._probed is not None and not self._probed.done():
+                    self._probed.set_result(found)
+            case Kind.REFUSED:
+                raise _NotWanted(decode(payload, Refused).message)
+            case _:
+                raise BadFrame(f"a frame {kind.name} is no node's")
+
+    def _refuse(self, why: str) -> None:
+        if self.reason != why:
+            log.error("node %s cannot be used: %s", self.name, why)
+        self.state, self.reason = "refused", why
+        self._on_change()
+
+    def _lose(self, why: str) -> None:
+        """Take note that it does not answer; its workers end, and are blamed on nobody."""
+        if self.state == "well":
+            log.warning("node %s is lost: %s", self.name, why)
+            self.state, self.lost_for = "lost", 0.0
+        self.reason = f"The node does not answer: {why}."
+        for worker in list(self._workers):
+            worker.lose(f"lost its node {self.name} ({why})")
+        self._on_change()
+
+
+class _NotWanted(Exception):
+    """The agent refuses this gateway; the message says why."""

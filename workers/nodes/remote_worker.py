@@ -1,0 +1,283 @@
+"""Stands in for a worker process that runs on another machine, under the agent there.
+
+The pool sees what it sees of a process here: pipes, an exit, a kill. What comes by the connection
+is written into the pipes; while they are full nothing more is read, so that the worker waits.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from workers.faults import NODE_LOST, RAM
+from workers.folders import WorkFolders
+from workers.framing import BadFrame, decode_commands, encode_frame
+from workers.launcher import End
+from workers.nodes.files import send_file, take_file
+from workers.nodes.job_files import inputs_of
+from workers.nodes.link import Link, LinkLost, decode, set_done
+from workers.nodes.messages import (
+    PROTOCOL,
+    Kind,
+    Launched,
+    OpenWorker,
+    ProcessEnd,
+    ProcessState,
+    Refused,
+)
+from workers.protocol import Imported, Job, Load, LoadFailed
+
+log = logging.getLogger(__name__)
+
+_KILLED = -9
+_UNREACHED = 1
+
+
+class Place(Protocol):
+    """The node that a worker runs on, as far as the worker needs it."""
+
+    @property
+    def name(self) -> str: ...
+    async def open_worker(self, spec: OpenWorker) -> Link:
+        """Open a connection for a worker. Raises LinkLost."""
+        ...
+
+    def add(self, worker: "RemoteWorker") -> None: ...
+    def discard(self, worker: "RemoteWorker") -> None: ...
+
+
+class RemoteWorker:
+    """Implements the pool's handle of a worker."""
+
+    def __init__(
+        self, name: str, place: Callable[[str], Place | None], folders: WorkFolders, uploads: Path
+    ) -> None:
+        """``place`` finds the node of a load by its name. Raises OSError."""
+        self.pid = 0  #: on its node, once it has one
+        self.end: End | None = None
+        self._name = name
+        self._place = place
+        self._folders = folders
+        self._uploads = uploads
+        self._uploads_mark = os.fsencode(uploads)
+        self.events_fd, self._events = os.pipe()
+        self.output_fd, self._output = os.pipe()
+        for fd in (self.events_fd, self._events, self.output_fd, self._output):
+            os.set_blocking(fd, False)
+        self.folder: Path | None = self._make_folder()
+        self._link: Link | None = None
+        self._unsent: deque[bytes] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._state = ProcessState(None, False)
+        self._code: int | None = None
+        self._killed = False
+        self._closed = False
+        self._on_exit: Callable[[], None] | None = None
+        os.write(self._events, encode_frame([Imported()]))
+
+    # ---- the handle ------------------------------------------------------------------------------
+
+    def bytes_read(self) -> int | None:
+        return self._state.bytes_read
+
+    def is_stopped(self) -> bool:
+        return self._state.stopped
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        self._on_exit = on_exit
+
+    def lend(self, spec: Load) -> None:
+        """Begin on the node of the load, which is sent next; memory of this machine is not lent."""
+        if self._running is None and self._code is None:
+            self._running = asyncio.create_task(self._run(spec))
+
+    def send(self, command: bytes) -> None:
+        if self._code is not None:
+            return
+        if self._link is not None and self._sending is None and not self._names_files(command):
+            self._link.send(Kind.COMMANDS, command)
+            return
+        self._unsent.append(command)
+        self._send_on()
+
+    def kill(self) -> None:
+        if self._killed or self._code is not None:
+            return
+        self._killed = True
+        if self._link is not None:
+            self._link.send(Kind.KILL)
+        elif self._running is None:
+            self._finish(End(_KILLED))
+        else:
+            self._running.cancel()
+
+    def lose(self, why: str) -> None:
+        """End it because its node does not answer any more."""
+        if self._link is not None:
+            self._link.abort()
+        self._finish(self._lost(why))
+        if self._running is not None:
+            self._running.cancel()
+
+    def reap(self) -> int | None:
+        return self._code
+
+    def close(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+        if self._running is not None:
+            self._running.cancel()
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        for fd in (self._events, self._output):
+            loop.remove_writer(fd)
+        for fd in (self.events_fd, self.output_fd, self._events, self._output):
+            os.close(fd)
+        if self.folder is not None:
+            self._folders.remove(self.folder)
+
+    # ---- its life ------------------------------------------------------------------------------
+
+    async def _run(self, spec: Load) -> None:
+        """Have the node start the process, and take what it says until it has ended."""
+        place = self._place(spec.node)
+        if place is None:
+            self._finish(self._lost(f"found no node {spec.node!r}"))
+            return
+        place.add(self)
+        link: Link | None = None
+        try:
+            opened = OpenWorker(
+                protocol=PROTOCOL,
+                node=place.name,
+                name=self._name,
+                engine=spec.engine,
+                visible_devices=spec.visible_devices,
+            )
+            link = self._link = await place.open_worker(opened)
+            self._send_on()
+            while self._code is None:
+                await self._take(link, *await link.receive())
+        except LinkLost as error:
+            self._finish(self._lost(f"lost the connection to its node {place.name} ({error})"))
+        except BadFrame as error:
+            self._finish(End(_KILLED, f"wrote a malformed frame ({error})"))
+        except OSError as error:
+            self._finish(End(_KILLED, f"made a file that cannot be kept here ({error.strerror})"))
+        except asyncio.CancelledError:
+            self._finish(End(_KILLED))
+            raise
+        except Exception:  # the edge of a worker: whatever it was, the pool hears of an end
+            log.exception("%s: its connection has failed", self._name)
+            self._finish(End(_KILLED, "sent what could not be processed"))
+        finally:
+            place.discard(self)
+            if link is not None:
+                link.abort()
+
+    async def _take(self, link: Link, kind: Kind, payload: bytes) -> None:
+        match kind:
+            case Kind.EVENTS:
+                await self._pass_on(self._events, payload)
+            case Kind.OUTPUT:
+                await self._pass_on(self._output, payload)
+            case Kind.STATE:
+                self._state = decode(payload, ProcessState)
+            case Kind.FILE:
+                await take_file(link, payload, self.folder)
+            case Kind.LAUNCHED:
+                self.pid = decode(payload, Launched).pid
+            case Kind.REFUSED:
+                refused = decode(payload, Refused)
+                failed = LoadFailed(code=refused.code, message=refused.message)
+                await self._pass_on(self._events, encode_frame([failed]))
+                self._finish(End(_UNREACHED))
+            case Kind.END:
+                end = decode(payload, ProcessEnd)
+                cause, fault = (RAM.cause, RAM) if end.short_of_ram else (end.cause, None)
+                self._finish(End(end.code, cause, fault))
+            case _:
+                raise BadFrame(f"a frame {kind.name} is no worker's")
+
+    async def _pass_on(self, fd: int, data: bytes) -> None:
+        """Write into a pipe as it has room; the pool reads it on this event loop."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(fd, view) :]
+            except BlockingIOError:
+                await self._writable(fd)
+
+    async def _writable(self, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        free: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(fd, set_done, free)
+        try:
+            await free
+        finally:
+            if not self._closed:  # then the number may be another file's
+                loop.remove_writer(fd)
+
+    def _lost(self, why: str) -> End:
+        return End(_KILLED) if self._killed else End(_KILLED, why, NODE_LOST)
+
+    def _finish(self, end: End) -> None:
+        """Tell the pool of the end, once."""
+        if self._code is not None:
+            return
+        self._code = _KILLED if end.code is None else end.code
+        self.end = end
+        self._unsent.clear()
+        if self._on_exit is not None:
+            asyncio.get_running_loop().call_soon(self._on_exit)
+
+    # ---- commands --------------------------------------------------------------------------------
+
+    def _names_files(self, command: bytes) -> bool:
+        return self._uploads_mark in command
+
+    def _send_on(self) -> None:
+        if self._link is not None and self._sending is None and self._unsent:
+            self._sending = asyncio.create_task(self._send_unsent(self._link))
+            self._sending.add_done_callback(self._sent)
+
+    def _sent(self, task: "asyncio.Task[None]") -> None:
+        self._sending = None
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
+            self._send_on()  # what came in between
+            return
+        log.error("%s: what it reads could not be sent", self._name, exc_info=error)
+        if self._link is not None:
+            self._link.abort()
+        self._finish(End(_KILLED, "could not be sent what its requests read"))
+
+    async def _send_unsent(self, link: Link) -> None:
+        """Send commands in their order, each after the files that it names."""
+        with contextlib.suppress(LinkLost):  # its end is told by the side that reads
+            while self._unsent:
+                command = self._unsent.popleft()
+                if self._names_files(command):
+                    for path in self._files_of(command):
+                        await send_file(link, path)
+                link.send(Kind.COMMANDS, command)
+
+    def _files_of(self, command: bytes) -> list[Path]:
+        """Return the uploaded files that jobs read."""
+        jobs = [each for each in decode_commands(command) if isinstance(each, Job)]
+        named = dict.fromkeys(Path(path) for job in jobs for path in inputs_of(job))
+        return [path for path in named if path.parent == self._uploads]
+
+    def _make_folder(self) -> Path | None:
+        """Make the folder for what the worker makes. On a full disk it has none."""
+        try:
+            return self._folders.make()
+        except OSError as error:
+            log.warning("%s: it has no folder for its results: %s", self._name, error.strerror)
+            return None
