@@ -27,7 +27,7 @@ def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> No
         with pytest.raises(errors.WorkerCrashed) as second:
             await answer(rig, job("!crash", stream=True))
         assert second.value.details == {"quarantined": True}
-        assert rig.operations.workers() == [worker]  # nobody died of it again
+        assert rig.operations.workers() == [worker]  # no other worker died of it
         assert worker.restarts == 2
 
     with_rig(tmp_path, test)

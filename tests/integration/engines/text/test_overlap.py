@@ -114,7 +114,7 @@ def told(end: TextDone) -> list[Any]:
 def test_overlap_changes_no_answer_in_any_company(
     alone: dict[str, TextDone], name: str, seed: int, request: pytest.FixtureRequest
 ) -> None:
-    """Random arrivals and cancels; what a step computes in vain is neither told nor charged."""
+    """Random arrivals and cancels; tokens that a step discards are neither sent nor charged."""
     engine: TextEngine = request.getfixturevalue(name)
     chance = random.Random(seed)
     jobs = mixed_jobs()

@@ -167,7 +167,7 @@ def test_prefix_reuse_gives_each_sequence_the_blocks_of_its_own_tokens(seed: int
         if not left:
             break
         plan = scheduler.schedule()
-        assert plan.chunks, "somebody can always go on"
+        assert plan.chunks, "one row can always go on"
         for chunk in plan.chunks:
             one = chunk.sequence
             for place in range(chunk.start):
