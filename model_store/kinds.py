@@ -34,7 +34,12 @@ UPSTREAM = "bitinglip-upstream"  #: likewise, of one that other servers answer f
 #: engines of the models without weights, by their model_type
 WITHOUT_WEIGHTS = {FAKE: "fake", UPSTREAM: "upstream"}
 #: what models of other servers do, as the settings say: the kind here
-UPSTREAM_KINDS = {"text": "text", "vision": "text", "embedding": "embedding"}
+UPSTREAM_KINDS = {
+    "text": "text",
+    "vision": "text",
+    "embedding": "embedding",
+    "transcription": "transcription",
+}
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
 _MOST_BYTES_OF_LISTS = 200_000_000
