@@ -46,7 +46,7 @@ def test_offline_commands_that_read_make_nothing(home: Path) -> None:
 
 def test_models_are_listed_without_a_server(stocked: Home) -> None:
     home = stocked.root
-    make_upstream_models(ModelStore(stocked.models), ["elsewhere"])
+    make_upstream_models(ModelStore(stocked.models), {"elsewhere": "text"})
     rows = {
         row["model_id"]: row for row in json.loads(run(home, "models", "list", "--json").stdout)
     }
