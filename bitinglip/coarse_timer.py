@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Generic, TypeVar
 
+from bitinglip.running_loop import running_loop
+
 T = TypeVar("T")
 #: what ``add`` returns, and ``discard`` takes
 Slot = int
@@ -23,15 +25,14 @@ class CoarseTimer(Generic[T]):
         self._ring = ring
         self._step = step
         self._slots: dict[Slot, dict[T, None]] = {}
-        self.loop: asyncio.AbstractEventLoop | None = None  #: the one that it rang or rings on
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, item: T, seconds: float) -> Slot:
         """Ring for an item after so many seconds, unless it is discarded before."""
-        loop = self.loop
-        if loop is None or not loop.is_running():  # the first one, or the next of a test
-            loop = self.loop = asyncio.get_running_loop()  # which takes a system call
-            self._timer = None
+        loop = running_loop()
+        if loop is not self._loop:  # another one, of a test; its predecessor runs no more
+            self._loop, self._timer = loop, None
             self._slots.clear()
         slot = int((loop.time() + seconds) / self._step) + 1
         held = self._slots.get(slot)
@@ -49,15 +50,15 @@ class CoarseTimer(Generic[T]):
             held.pop(item, None)
 
     def _look(self) -> None:
-        assert self.loop is not None
-        now = int(self.loop.time() / self._step)
+        assert self._loop is not None
+        now = int(self._loop.time() / self._step)
         for slot in [each for each in self._slots if each <= now]:
             for item in self._slots.pop(slot):
                 try:
                     self._ring(item)
                 except Exception as error:  # noqa: BLE001  as the loop does for its own timers
                     told = {"message": "a timer's callback failed", "exception": error}
-                    self.loop.call_exception_handler(told)
+                    self._loop.call_exception_handler(told)
         self._timer = None
         if self._slots:
-            self._timer = self.loop.call_later(self._step, self._look, context=Context())
+            self._timer = self._loop.call_later(self._step, self._look, context=Context())

@@ -10,17 +10,18 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from model_store.manifest import FILES, Manifest
+from model_store.manifest import FILES, FileEntry, Manifest
 from model_store.names import folder_name
 from model_store.selection import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 log = logging.getLogger(__name__)
 
 LENT = ".lent"
+_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 class LentAdapters:
@@ -73,17 +74,18 @@ class LentAdapters:
             contents.update(f"{entry.path} {entry.sha256}\n".encode())
         name = f"{folder_name(adapter.name)}-{contents.hexdigest()[:16]}"
         there = base / name
-        if there.is_dir():
+        sources = self.root / folder_name(adapter.name) / FILES
+        if all(_is_current(there / each, sources / each) for each in _FILES):
             return there
+        shutil.rmtree(there, ignore_errors=True)
         draft = base / f"{name}.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            source = self.root / folder_name(adapter.name) / FILES / file
+        for each in _FILES:
             try:
-                os.link(source, draft / file)
+                os.link(sources / each, draft / each)
             except OSError:
-                shutil.copyfile(source, draft / file)
+                shutil.copy2(sources / each, draft / each)
         draft.rename(there)
         return there
 
@@ -94,3 +96,17 @@ class LentAdapters:
             for base in self.folder.iterdir():
                 for each in set(base.iterdir()) - names:
                     shutil.rmtree(each, ignore_errors=True)
+
+
+def stamped(adapter: Manifest) -> Iterator[FileEntry]:
+    """Yield the lent files of an adapter whose times of change its manifest knows."""
+    return (each for each in adapter.files if each.path in _FILES and each.mtime_ns)
+
+
+def _is_current(lent: Path, source: Path) -> bool:
+    """Return whether a lent file is what the store has now: a repair puts another in its place."""
+    try:
+        mine, theirs = lent.stat(), source.stat()
+    except OSError:
+        return False
+    return (mine.st_size, mine.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)

@@ -3,6 +3,7 @@
 Models share files: a damaged one damages each of them, and is read once for all of them.
 """
 
+import os
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -92,7 +93,7 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     if not found and (entries != manifest.files or manifest.facts < FACTS):
         changed = msgspec.structs.replace(manifest, files=entries)
         with suppress(OSError):  # a store that may only be read
-            write_manifest(files.parent, refreshed(files, changed))
+            _rewrite(store, refreshed(files, changed))
     return sorted(found, key=lambda each: each.path)
 
 
@@ -141,7 +142,7 @@ def mend(store: "ModelStore", name: str, digests: Collection[str]) -> None:
         else:
             entries.append(entry)
     if tuple(entries) != manifest.files:
-        write_manifest(files.parent, msgspec.structs.replace(manifest, files=tuple(entries)))
+        _rewrite(store, msgspec.structs.replace(manifest, files=tuple(entries)))
 
 
 def _holders(store: "ModelStore", sha256: str) -> Iterator[Path]:
@@ -167,3 +168,9 @@ def _inode(path: Path) -> _Inode | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _rewrite(store: "ModelStore", manifest: Manifest) -> None:
+    """Write a model's manifest again. Raises OSError."""
+    write_manifest(store.folder(manifest.name), manifest)
+    os.utime(store.root)  # so that a server that lists from memory looks again

@@ -62,6 +62,25 @@ class SimulatedStore:
 
     settings: Settings
 
+    @property
+    def listing(self) -> "SimulatedStore":
+        """Return what knows the models without looking at files: itself."""
+        return self
+
+    @property
+    def lent(self) -> "SimulatedStore":
+        """Return what lends adapters to workers: itself, which has none."""
+        return self
+
+    def of_base(self, name: str) -> Path:
+        return self.path(name)
+
+    def all(self) -> dict[str, Manifest]:
+        return {name: self.get(name) for name in self.names()}
+
+    def find(self, name: str) -> Manifest | None:
+        return self.get(name) if name in self.settings.models else None
+
     def names(self) -> list[str]:
         return list(self.settings.models)
 

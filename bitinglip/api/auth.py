@@ -43,6 +43,7 @@ _UNITS: dict[Required, tuple[int, ...]] = {
     Scope.IMAGE: (REQUESTS, MEGAPIXELS),
     Scope.AUDIO: (REQUESTS, AUDIO),
 }
+_RUNS = LimitClass.INFERENCE  #: a member of an enumeration is found slowly
 _OPERATING = (Scope.ADMIN, Scope.CLUSTER_WRITE)  #: attempts at these without the scope are audited
 _REQUIRED = "bitinglip.required"  #: in the scope of an admitted request: the scope of its route
 #: a caller whose body was complete later is looked at again; open work is at such intervals, too
@@ -145,7 +146,7 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     """
     caller = identify(request)
     may = scope == ANY_KEY or caller.may(scope)
-    units = _UNITS.get(scope, ()) if may and limits is LimitClass.INFERENCE else ()
+    units = _UNITS.get(scope, ()) if may and limits is _RUNS else ()
     await admit(request, caller, limits, units)
     if not may:
         _refuse_scope(request, caller, scope)
@@ -241,7 +242,7 @@ async def admit(
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
-    if limits is LimitClass.INFERENCE and tokens.has_limit(caller.tier):
+    if limits is _RUNS and tokens.has_limit(caller.tier):
         context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal

@@ -2,12 +2,13 @@
 
 from functools import partial
 
+import msgspec
 from starlette.requests import Request
 
 from bitinglip.api.auth import caller_of
 from bitinglip.api.lookup import find_model_of
-from bitinglip.api.request_context import context_of, request_id_of
-from bitinglip.api.services import services_of
+from bitinglip.api.request_context import RequestContext, context_of, request_id_of
+from bitinglip.api.services import serving
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.job_context import (
@@ -23,19 +24,25 @@ def job_context(
     request: Request, model: str, priority: RequestPriority = "normal", *, image_side: int = 0
 ) -> JobContext:
     """Gather what a request for this model needs to become a job."""
-    services, span = services_of(request), context_of(request.scope).span
-    return caller_context(
+    context, caller = context_of(request.scope), caller_of(request)
+    services = serving(context)
+    make = partial(
+        caller_context,
         services.settings,
         services.guard,
-        caller_of(request),
+        caller,
         model,
         priority,
         image_side=image_side,
-        session=_session(request),
         folder=services.files.folder,
         uploads=services.uploads.folder,
-        trace=None if span is None else span.header,
     )
+    known = services.contexts.of(caller, (model, priority, image_side), make)
+    session, span = _session(context), context.span
+    if session is None and span is None:
+        return known
+    trace = None if span is None else span.header
+    return msgspec.structs.replace(known, session=session, trace=trace)
 
 
 def asking(request: Request) -> Asking:
@@ -44,9 +51,9 @@ def asking(request: Request) -> Asking:
     return Asking(caller_of(request), model_of, context_for, request_id_of(request))
 
 
-def _session(request: Request) -> str | None:
+def _session(context: RequestContext) -> str | None:
     """Return the header that names the request's session. Raises InvalidRequest."""
-    value = context_of(request.scope).fields.get(b"x-session-id")
+    value = context.fields.get(b"x-session-id")
     if not value:
         return None
     session = named_session(value.decode("latin-1"))

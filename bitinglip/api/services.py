@@ -45,6 +45,7 @@ from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.profile import Profiler
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.telemetry.shared import Shared
+from bitinglip.wire.job_context import KnownContexts
 from model_store.store import ModelStore
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Services:
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
     sharing: Sharing | None = None  #: the place among servers that share the database
+    contexts: KnownContexts = field(default_factory=KnownContexts)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     cluster: "Cluster | None" = None  #: where workers run on other machines
     #: what looks after the store just now: models whose files are read, and "" for a clean-up

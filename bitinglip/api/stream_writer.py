@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api.request_context import context_of
 from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.results.streams import comment
+from bitinglip.running_loop import running_loop
 from bitinglip.scheduling.event_log import EventLog
 
 _GRACE_SECONDS = 0.1  #: an answer that takes longer gets a task that watches its connection
@@ -100,9 +101,8 @@ class Connection:
         self._gone = False
 
     def __enter__(self) -> None:
-        timer = _in_grace.timer
-        self._slot = timer.add(self, _GRACE_SECONDS)
-        owner = asyncio.current_task(timer.loop)
+        self._slot = _in_grace.timer.add(self, _GRACE_SECONDS)
+        owner = asyncio.current_task(running_loop())
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None

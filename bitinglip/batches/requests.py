@@ -163,7 +163,7 @@ class Requests:
             work = await self._guard.checked(job.work, job.guard)
             job = msgspec.structs.replace(job, work=work)
         job = await self._pictures.stored(job, prepared.manifest, field=prepared.field)
-        return prepared._replace(job=job, ignored=ignored)
+        return msgspec.structs.replace(prepared, job=job, ignored=ignored)
 
     async def _response(self, asking: Asking, body: ResponsesRequest) -> Prepared:
         """Prepare a response, which is kept as its route keeps it."""

@@ -1,19 +1,20 @@
 """Tells what a job may use and what it has used, by its kind. Pure."""
 
 from bitinglip import errors
-from bitinglip.access.usage.amounts import NOTHING, Amounts, Units
+from bitinglip.access.usage.amounts import NOTHING, Amounts, Units, amounts
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
 
-def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
+def most_used(job: Job, *, context: int | None, gpu_us: int, prompt_bytes: int = 0) -> Units:
     """Return what a job may use at most, and of seconds what it is expected to use.
 
     A token holds a byte at least. ``context``: the most tokens that its model takes, if known;
-    ``gpu_us``: what requests to its model take.
+    ``gpu_us``: what requests to its model take; ``prompt_bytes``: of the longest text that the
+    model puts before an input.
     """
-    tokens, pixels, audio_us = job.traits.most_used(job.file_bytes, context)
+    tokens, pixels, audio_us = job.traits.most_used(job.file_bytes, context, prompt_bytes)
     return 1, tokens, pixels, audio_us, gpu_us
 
 
@@ -32,7 +33,7 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
         requests = gpu_us = 0
     made = event_log.job.traits.used(event_log.events, last)
     _, prompt, completion, pixels, audio_us, _ = made
-    return Amounts(requests, prompt, completion, pixels, audio_us, gpu_us)
+    return amounts((requests, prompt, completion, pixels, audio_us, gpu_us))
 
 
 def cancelled(event_log: EventLog) -> protocol.Cancelled:

@@ -206,10 +206,10 @@ class Metrics:
         self._overhead.observe(*self._overheads)
         self._overheads.clear()
         jobs, self._jobs_ended = self._jobs_ended, []
-        for (model, kind, status), count in Counter(job[0] for job in jobs).items():
+        for (model, kind, end), count in Counter(job[0] for job in jobs).items():
             name = self._models.bound(model)
             self._inference.add((name, kind), count)
-            self._jobs.add((name, status), count)
+            self._jobs.add((name, end), count)
         for model in dict.fromkeys(job[0][0] for job in jobs):
             self._count_jobs(self._models.bound(model), [job for job in jobs if job[0][0] == model])
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from bitinglip.settings.limits import Limits
 from workers import protocol
 
 MOST_SESSION_NAME = 256  #: characters
+_MOST_KNOWN = 4096
+#: a model, the priority of the request, and the pixels of the model's images
+_AskedOfCaller = tuple[str, RequestPriority, int]
+_Asked = tuple[int, str, RequestPriority, int]
 _SECRET = secrets.token_bytes(16)  #: of this process: names of keys mean nothing to another
 
 
@@ -70,6 +75,31 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class KnownContexts:
+    """Remembers what callers have for models: it changes only with the caller.
+
+    A key's caller is one object until the key is changed, and another one then.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[_Asked, tuple[Caller, JobContext]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(
+        self, caller: Caller, asked: _AskedOfCaller, make: Callable[[], JobContext]
+    ) -> JobContext:
+        """Return the context of a caller's requests for what is ``asked``; made if it is new."""
+        key = (id(caller), *asked)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = caller, make()  # which keeps the caller, and so its id
+        return found[1]
+
+
 def caller_context(
     settings: Settings,
     guard: Guard,
@@ -81,7 +111,6 @@ def caller_context(
     uploads: Path,
     session: str | None = None,
     image_side: int = 0,
-    trace: str | None = None,
 ) -> JobContext:
     """Gather what the settings and the caller's key give a request for a model."""
     tier = tier_of(settings.limits.tiers, caller.tier)
@@ -101,7 +130,6 @@ def caller_context(
         folder=folder,
         uploads=uploads,
         prefix_scope=_prefix_scope(model_settings, caller.key_id),
-        trace=trace,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from bitinglip.access.usage.amounts import NOTHING, Amounts
+from bitinglip.access.usage.amounts import NOTHING, Amounts, amounts
 from bitinglip.work.sizes import CHARACTERS_PER_TOKEN, MESSAGE_TOKENS, utf8_bytes
 from bitinglip.work.text_inputs import text_with, texts_of_text, with_sources
 from bitinglip.work.traits import Most, Traits, replace
@@ -92,7 +92,7 @@ class TextTraits(Traits[protocol.TextJob]):
             grammar=None,
         )
 
-    def most_used(self, _file_bytes: int, context: int | None) -> Most:
+    def most_used(self, _file_bytes: int, context: int | None, _prompt_bytes: int = 0) -> Most:
         """Return the tokens; a token holds a byte at least. None of a job that counts only."""
         if self.work.count_only:
             return Most()
@@ -102,7 +102,7 @@ class TextTraits(Traits[protocol.TextJob]):
         if self.work.count_only:
             return NOTHING
         prompt, completion = self.tokens(events, last)
-        return Amounts(prompt_tokens=prompt, completion_tokens=completion)
+        return amounts((0, prompt, completion, 0, 0, 0))
 
     def tokens(self, events: Sequence[Any], last: protocol.Final | None) -> tuple[int, int]:
         if isinstance(last, protocol.TextDone) and last.prompt_tokens:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cli.checks import service
 from cli.checks.accelerator import every_device
+from cli.checks.cluster import cluster
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
@@ -41,6 +42,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
         yield _port(place, settings)
         yield from every_door(settings.server)
         yield from tracing(settings)
+        yield from cluster(settings)
         yield from redis(settings)
     yield _database(place, settings)
     yield from _models(place)

@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 
-from cli.commands.workers import show_workers
+from cli.commands.workers import show_nodes, show_workers
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import clean, console, print_note, show, show_json
@@ -26,6 +26,8 @@ def status(
     _show_summary(found)
     if devices := found.get("devices"):
         show("", *devices_explained(devices, min(console().width, _WIDEST)))
+    if nodes := found.get("nodes"):
+        show_nodes(nodes)
     if models := found["models"]:
         show("", *model_table(models, len(models), min(console().width, _WIDEST)))
         for model in models:

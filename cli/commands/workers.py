@@ -124,6 +124,20 @@ def show_workers(rows: list[dict[str, Any]]) -> None:
             print_note(f"{row['id']}: {row['cause']}")
 
 
+def show_nodes(nodes: list[dict[str, Any]]) -> None:
+    """Show the machines of a cluster, and why some cannot be used."""
+    rows = [
+        (each["id"], each["state"], each["address"] or "-", each["devices"], each["workers"])
+        for each in nodes
+    ]
+    show_table(
+        ("NODE", "STATE", "ADDRESS", "DEVICES", "WORKERS"), rows, right="WORKERS", below="DEVICES"
+    )
+    for each in nodes:
+        if each["reason"]:
+            print_note(f"{each['id']}: {each['reason']}")
+
+
 def _row(worker: dict[str, Any]) -> tuple[Any, ...]:
     return (
         worker["id"],

@@ -53,6 +53,13 @@ class _Text:
     produced: int = 0
     ended: bool = False
 
+    def make_all(self) -> None:
+        """Make all words at once, where no stop string can end them."""
+        words = self.words or ["..."]
+        made = [words[number % len(words)] for number in range(self.max_tokens)]
+        self.text, self.echo = self.echo + " ".join(made), ""
+        self.produced, self.ended = self.max_tokens, True
+
     def next(self) -> str:
         """Make one more word; returns the text that may be sent now."""
         text, self.echo = self.echo, ""
@@ -204,6 +211,8 @@ class FakeEngine:
         streams = job.stream and (job.best_of or job.n) == job.n
         whole = not job.stream and not request.seconds_per_token
         for choice, made in enumerate(request.texts):
+            if whole and not (made.ended or made.produced or job.sampling.stop):
+                made.make_all()
             if made.ended:
                 continue
             for _ in range(max(1, made.max_tokens) if whole else 1):

@@ -90,13 +90,13 @@ class Cluster:
     # ---- its life ------------------------------------------------------------------------------
 
     async def open(self, wait_seconds: float) -> None:
-        """Begin to look for nodes; return once those that there are have told of their devices, or
-        after that time."""
+        """Begin to look for nodes; return once those that there are have told of their devices,
+        after that time, or when it is known that there can be none."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
-                while not self._is_there():
+                while not self._is_there() and self._trouble is None:
                     self._changed.clear()
                     await self._changed.wait()
         if self.trouble is not None:
@@ -109,6 +109,7 @@ class Cluster:
         await asyncio.gather(*(node.close() for node in self._nodes.values()))
         await self._agents.close()
         self.devices.close()
+        await asyncio.sleep(0)  # connections close in the loop's next turn, which may be its last
 
     # ---- what others ask -----------------------------------------------------------------------
 
@@ -173,6 +174,7 @@ class Cluster:
         if self._trouble != why:
             log.error("%s", why)
         self._trouble = why
+        self._on_change()
 
     def _meet(self, agents: Mapping[str, Address | str]) -> None:
         named = {_NAME.sub("-", told): found for told, found in agents.items()}

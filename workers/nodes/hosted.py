@@ -24,7 +24,7 @@ from workers.nodes.job_files import inputs_of, load_refusal, results_of, with_fi
 from workers.nodes.link import Link, LinkLost, set_done
 from workers.nodes.messages import Kind, Launched, OpenWorker, ProcessEnd, ProcessState
 from workers.output import last_bytes
-from workers.protocol import Command, Ends, Event, Imported, Job, Load, LoadFailed, OfJob
+from workers.protocol import Command, Ends, Event, Imported, Job, Load, LoadFailed, OfJob, Ready
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _READ_BYTES = 1 << 16
 _STATE_SECONDS = 1.0
 #: Marks of messages in their frames: only frames with one of them are decoded here.
 _FILES = (b"image_done", b"speech_done")
-_TOO_EARLY = DRIVER_STARTED.encode()
 
 
 class Host(Protocol):
@@ -47,6 +46,9 @@ class Host(Protocol):
         ...
 
     def short_of_ram(self) -> bool: ...
+    def loaded(self) -> None:
+        """Take note that a model has loaded: the next spare may start."""
+        ...
 
 
 class HostedWorker:
@@ -73,6 +75,7 @@ class HostedWorker:
         self._inputs: dict[str, list[str]] = {}  #: files by job that it reads
         self._uses: Counter[str] = Counter()  #: jobs by file
         self._imported = False
+        self._loading = True
         self._cause: str | None = None
 
     async def run(self) -> None:
@@ -178,7 +181,8 @@ class HostedWorker:
         loads = [each for each in commands if isinstance(each, Load)]
         if loads:
             roots, node = self._host.roots, self._spec.node
-            if (why := load_refusal(loads[0], node, roots)) is not None:
+            refusals = (load_refusal(each, node, roots) for each in loads)
+            if (why := next(filter(None, refusals), None)) is not None:
                 failed = LoadFailed(code="MODEL_LOAD_FAILED", message=why)
                 self._link.send(Kind.EVENTS, encode_frame([failed]))
                 self._process.kill()
@@ -222,15 +226,20 @@ class HostedWorker:
         await self._link.drain()
 
     def _looked_at(self, frame: bytes) -> list[Event]:
-        """Return the events of a frame if something has to be done for one. Raises BadFrame."""
-        early = self._was_spare and _TOO_EARLY in frame
-        if early or self._inputs or any(mark in frame for mark in _FILES):
+        """Return the events of a frame if something has to be done for one. Raises BadFrame.
+
+        While a model loads there are few, and the process may be one to replace.
+        """
+        if self._loading or self._inputs or any(mark in frame for mark in _FILES):
             return FrameReader().feed(frame)
         return []
 
     async def _before(self, event: Event) -> None:
         if isinstance(event, LoadFailed) and event.code == DRIVER_STARTED and self._was_spare:
             raise _TooLate
+        if isinstance(event, Ready) and self._loading:
+            self._loading = False
+            self._host.loaded()
         if not isinstance(event, OfJob) or event.id not in self._jobs:
             return
         folder = self._process.folder if self._process is not None else None

@@ -120,6 +120,8 @@ class TextLora(msgspec.Struct, frozen=True):
     """Names a LoRA that a text is made with, beside the weights of its base."""
 
     path: str  #: the folder of its files; another one for other contents
+    #: of its files, by their names: size, and when they were changed last in nanoseconds
+    stamps: dict[str, tuple[int, int]] = {}
 
 
 class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaults=True):

@@ -35,7 +35,8 @@ def limit_headers(
         return ((b"ratelimit-policy", policy.header),) if policy.header else ()
     shown = refusing or range(len(readings))
     tightest = shown[0]
-    least, values = readings[tightest], []
+    least = readings[tightest]
+    values: list[int] = []
     for index in shown:
         reading = readings[index]
         remaining, next_unit, _ = reading

@@ -8,6 +8,7 @@ the first request that draws on it tells it so.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -116,6 +117,19 @@ class SharedQuotas:
         self._meter.settle(reservation, CACHED)
         return True
 
+    async def look(self, key_id: str) -> None:
+        """Have the meter and the rates know what all gateways count of a key, if Redis answers."""
+        plan, tokens = self._meter.plan(key_id), self._rates.asked(key_id, 1)
+        rates = [] if tokens is None else [tokens._replace(cost=0)]
+        if (not plan and not rates) or self._limits.link.away is not None:
+            return
+        quotas = self._drawn(plan, [0] * len(NAMES)) if plan else None
+        with suppress(RedisAway):
+            taken = await self.take(key_id, rates, quotas, reads=True)
+            self.refusal(key_id, quotas, taken)
+            if tokens is not None:
+                self._rates.mirror(tokens.cell, taken.states[0])
+
     def drop(self, key_id: str, held: Held) -> None:
         """Give back what was reserved for a request that has not begun."""
         if held.taken is not None:
@@ -194,7 +208,7 @@ class SharedQuotas:
         self._limits.settled(key_id, name)
         keys = self._limits.used_keys(key_id, self._meter.today.name)
         keys.append(self._limits.reserved_key(key_id))
-        return self._limits.link.call(_SETTLE, keys, [name, *units])
+        return self._limits.link.tell(_SETTLE, keys, [name, *units])
 
     def _told(self, told: Callable[[], None], call: "asyncio.Future[Any]") -> None:
         self._untold.discard(call)

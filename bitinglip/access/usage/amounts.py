@@ -1,5 +1,7 @@
 """Amounts of what requests use, in whole numbers, so that sums are exact in any order. Pure."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 MILLION = 1_000_000
@@ -32,6 +34,8 @@ class Amounts(NamedTuple):
 
 
 NOTHING = Amounts()
+#: makes some of its six numbers in a third of the time that the class's own constructor takes
+amounts: Callable[[tuple[int, int, int, int, int, int]], Amounts] = partial(tuple.__new__, Amounts)
 
 
 def shown(amounts: Amounts) -> dict[str, Any]:

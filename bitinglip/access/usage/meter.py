@@ -42,12 +42,13 @@ RowId = tuple[str, str, str]
 class _Account:
     """Holds what a key has used in the present day and month, and what running requests reserve."""
 
-    __slots__ = ("daily", "monthly", "reserved")
+    __slots__ = ("daily", "elsewhere", "monthly", "reserved")
 
     def __init__(self) -> None:
         self.daily = [0] * len(NAMES)
         self.monthly = [0] * len(NAMES)
         self.reserved = [0] * len(NAMES)
+        self.elsewhere = [0] * len(NAMES)  #: reserved by other gateways, when last looked
 
     def used(self, quota: Quota) -> int:
         return (self.daily if quota.period == DAILY else self.monthly)[quota.unit]
@@ -245,6 +246,8 @@ class Meter:
             for each in (account, every):
                 (each.daily if quota.period == DAILY else each.monthly)[quota.unit] = used
             every.reserved[quota.unit] = reserved
+            own = account.reserved[quota.unit]
+            account.elsewhere[quota.unit] = max(0, reserved - own)
         return self._refusal(plan, every, wanted)
 
     def expected_gpu(self, model: str) -> int:
@@ -258,7 +261,10 @@ class Meter:
         account, day = self._account(key_id), self._day
         return [
             QuotaState(
-                quota, account.used(quota), account.reserved[quota.unit], _end_of(quota, day)
+                quota,
+                account.used(quota),
+                account.reserved[quota.unit] + account.elsewhere[quota.unit],
+                _end_of(quota, day),
             )
             for quota in self._plan_of(key_id)
         ]

@@ -129,8 +129,10 @@ class ResponseCache:
             held = stack.enter_context(ExitStack())
             held.callback(self._uploads.discard, job)
             if not asked.store or not repeatable(job):
-                free = await self._dispatcher.reserve(job)
-                yield Opened(stack.enter_context(self._dispatcher.open(job, held=free)), BYPASS)
+                part = None
+                if self._dispatcher.shared is not None:
+                    part = await self._dispatcher.reserve(job)
+                yield Opened(stack.enter_context(self._dispatcher.open(job, held=part)), BYPASS)
                 return
             key = self._identity.key(job, caller, await _digests(job))
             answer, reserved = await self._find_or_reserve(key, job, asked, began)

@@ -71,11 +71,12 @@ class Dispatcher:
     async def reserve(self, job: Job) -> Held | None:
         """Reserve a job's part of quotas that gateways share, for ``open``; None where none are.
 
-        Raises QuotaExceeded, RateLimitExceeded (of tokens) or LimitsUnavailable.
+        Raises what ``open`` raises, and LimitsUnavailable.
         """
         if self.shared is None:
             return None
-        return await self.shared.reserve(job.key_id, partial(self._most_used, job))
+        self._check(job, host := self._manager.host(job.model))
+        return await self.shared.reserve(job.key_id, lambda: self._most_used(job, host))
 
     def open(self, job: Job, *, admitted: bool = False, held: Held | None = None) -> OpenJob:
         """Admit a job and hold its event log open around the whole answer.
@@ -287,7 +288,8 @@ class Dispatcher:
         context = self._settings.model(host).max_context or manifest.max_context
         if context and manifest.max_context and manifest.max_context < context:
             context = manifest.max_context
-        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
+        gpu_us, prompt_bytes = self._meter.expected_gpu(job.model), manifest.longest_prompt
+        return most_used(job, context=context, gpu_us=gpu_us, prompt_bytes=prompt_bytes)
 
     def _check(self, job: Job, host: str) -> bool:
         """Return whether a replica that would run it is there: of its ``host``."""

@@ -5,6 +5,7 @@ The store answers from memory, so a request can ask.
 
 from bitinglip.settings import Model, Settings
 from model_store.adapters import adapters_of
+from model_store.lending import stamped
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers.protocol import TextLora
@@ -38,7 +39,10 @@ class Hosting:
         """Return what a worker of its base is told of a LoRA: of one that has gone meanwhile, a
         path that it finds nothing at."""
         self._used.add(name)
-        return TextLora(path=self._store.lent.path(name) or "")
+        manifest, path = self._store.listing.find(name), self._store.lent.path(name)
+        if manifest is None or path is None:
+            return TextLora(path="")
+        return TextLora(path=path, stamps={e.path: (e.size, e.mtime_ns) for e in stamped(manifest)})
 
     async def record_uses(self) -> None:
         """Record that LoRAs were in use which workers of their bases have computed."""

@@ -247,7 +247,7 @@ class SamplingFields(Body):
 
     def _others(self) -> dict[str, Any]:
         """Return the parameters that the request alone decides, as far as it does."""
-        fields = {
+        fields: dict[str, Any] = {
             "min_p": self.min_p,
             "typical_p": self.typical_p,
             "min_tokens": self.min_tokens,

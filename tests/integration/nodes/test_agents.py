@@ -41,11 +41,14 @@ def with_nodes(
     *names: str,
     heartbeat_timeout: float = 10,
     models_of: Path | None = None,
+    wait_seconds: float = 20,
 ) -> None:
     """Run a test on scheduling over agents of these names; its books must balance."""
 
     async def run(static: StaticAgents) -> None:
-        async with cluster_of(root, static, heartbeat_timeout=heartbeat_timeout) as cluster:
+        async with cluster_of(
+            root, static, heartbeat_timeout=heartbeat_timeout, wait_seconds=wait_seconds
+        ) as cluster:
             workers = {"heartbeat_timeout": 20, "spare": False}
             fakes = {name: {"engine": "fake", **own} for name, own in models.items()}
             rig = Rig(root, {"models": fakes, "workers": workers}, cluster, cluster.devices)
@@ -134,6 +137,15 @@ def test_node_refuses_to_load_from_outside_its_folders(tmp_path: Path) -> None:
             await rig.manager.load("a")
 
     with_nodes(tmp_path, test, {"a": {}}, "n1", models_of=tmp_path / "elsewhere")
+
+
+def test_cluster_without_a_node_says_so_in_its_errors(tmp_path: Path) -> None:
+    async def test(rig: Rig, _: StaticAgents) -> None:
+        with pytest.raises(errors.ModelDoesNotFit, match="No node of the cluster answers") as why:
+            await answer(rig, job("one", 1, model="a"))
+        assert why.value.retry_after is not None
+
+    with_nodes(tmp_path, test, {"a": {}}, wait_seconds=0.1)
 
 
 def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Path) -> None:

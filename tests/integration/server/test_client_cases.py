@@ -193,7 +193,8 @@ OTHERS = [
     Case("image of the model's own size", {"size": "auto"}, path=IMAGES),
     Case("image, size left open", {"size": None}, path=IMAGES),
     Case("image of 1024x1024", {"size": "1024x1024"}, path=IMAGES),
-    Case("image of 1920x1080", {"size": "1920x1080"}, path=IMAGES),
+    # As wide as 1920x1080, and as odd a height: a multiple of 8, not of 16.
+    Case("image of 1920x72", {"size": "1920x72"}, path=IMAGES),
     Case("image of 200x500", {"size": "200x500"}, 400, "size", IMAGES),
     Case("image of 512x512", {"size": "512x512"}, path=IMAGES),
     Case("image of quality hd", {"quality": "hd"}, 400, "quality", IMAGES),

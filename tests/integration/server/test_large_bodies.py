@@ -1,6 +1,7 @@
 """Large bodies on a real server: nobody else waits for them, and they do not multiply in memory."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
@@ -21,18 +22,25 @@ def _many_keys() -> bytes:
     return b'{"model":"demo-echo","prompt":"p",' + keys.encode() + b"}"
 
 
+def _deep_lists() -> bytes:
+    return b'{"model":"m","prompt":["x"' + (b"," + b"[" * 60 + b"]" * 60) * 80_000 + b"]}"
+
+
+def _many_wrong_values() -> bytes:
+    wrong = {f"k{i}": 1 for i in range(32_000)}
+    return json.dumps({"model": "m", "prompt": "p", **wrong}).encode()
+
+
 def _many_biases() -> bytes:
     biases = ",".join(f'"{i}":1' for i in range(700_000))
     return b'{"model":"demo-echo","prompt":"p","logit_bias":{' + biases.encode() + b"}}"
 
 
 BODIES = {
-    "deep lists": b'{"model":"m","prompt":["x"' + (b"," + b"[" * 60 + b"]" * 60) * 80_000 + b"]}",
-    "unknown keys": _many_keys(),
-    "biases": _many_biases(),
-    "wrong values, as many as may be": json.dumps(
-        {"model": "m", "prompt": "p", **{f"k{i}": 1 for i in range(32_000)}}
-    ).encode(),
+    "deep lists": _deep_lists,
+    "unknown keys": _many_keys,
+    "biases": _many_biases,
+    "wrong values, as many as may be": _many_wrong_values,
 }
 
 
@@ -41,8 +49,9 @@ def _post(server: Server, body: bytes) -> httpx.Response:
     return httpx.post(server.url + NATIVE, content=body, headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-def test_large_body_delays_no_other_request(server: Server, body: bytes) -> None:
+@pytest.mark.parametrize("make", BODIES.values(), ids=BODIES.keys())
+def test_large_body_delays_no_other_request(server: Server, make: Callable[[], bytes]) -> None:
+    body = make()
     assert len(body) < 10 * MB
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss

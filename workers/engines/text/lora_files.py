@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from workers.engines import torch_env
 from workers.engines.torch_env import load_failed
+from workers.protocol import TextLora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FAULT = "The adapter does not load"
 _PREFIX = "base_model.model."  #: what the library puts before the names of a model's layers
+_SECOND = 10**9  #: nanoseconds
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -31,7 +33,7 @@ class Pair:
     b: Tensor  #: [rank, out]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, weakref_slot=True)
 class LoraWeights:
     """Holds a LoRA's pairs by the paths of their layers in the base."""
 
@@ -43,12 +45,18 @@ class LoraWeights:
         return max(len(each.a) for each in self.pairs.values())
 
 
-def read_lora(folder: Path, layers: Mapping[str, nn.Module], dtype: torch.dtype) -> LoraWeights:
+def read_lora(lora: TextLora, layers: Mapping[str, nn.Module], dtype: torch.dtype) -> LoraWeights:
     """Read a LoRA's files for a base with these layers, in a number format.
 
-    Raises Refused if a file is damaged, or was made for another base.
+    Raises Refused if a file is damaged or has changed, or was made for another base.
     """
+    folder = Path(lora.path)
     with torch_env.library_errors(FAULT):
+        for name, stamp in lora.stamps.items():
+            found = (folder / name).stat()
+            times = (stamp[1], stamp[1] // _SECOND * _SECOND)  # archives keep whole seconds
+            if found.st_size != stamp[0] or found.st_mtime_ns not in times:
+                raise load_failed(f"{FAULT}: {name} has changed since it was taken in: verify it.")
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)
         scales = _Scales(config)

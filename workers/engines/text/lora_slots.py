@@ -3,8 +3,8 @@
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ class LoraBounds:
         return cls(options.max_loras, options.max_lora_rank) if options.max_loras else None
 
 
+_MOST_READ = 4  #: LoRAs in RAM that wait for slots
 _STEP = 8  #: ranks are rounded up to multiples of it: products of such sizes are quick
 
 
@@ -41,7 +42,7 @@ class LoraSlots:
     def __init__(
         self, model: Any, bounds: LoraBounds, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """``dtype``: of the computation; ``device``: of layers whose weights do not tell."""
+        """``dtype``: of the model; ``device``: of layers whose weights do not tell."""
         self._layers: dict[str, nn.Module] = linear_layers(model, model.get_output_embeddings())
         self._devices = {
             path: next((each.device for each in chain(layer.parameters(), layer.buffers())), device)
@@ -49,8 +50,11 @@ class LoraSlots:
         }
         self._most = bounds.most
         self._most_rank = bounds.rank
-        self._dtype = dtype
+        # On a CPU in full precision, as the library that trains them does it: products so narrow
+        # take half the time of bfloat16's in small models, as long in large ones (Zen 5).
+        self._dtype = torch.float32 if device.type == "cpu" else dtype
         self._slots: OrderedDict[str, int] = OrderedDict()  #: by the LoRA's path, least used first
+        self._read: WeakValueDictionary[str, LoraWeights] = WeakValueDictionary()
         self._users: Counter[int] = Counter()  #: texts' jobs by slot
         self._stacks: dict[str, Stack] = {}
         self._room = (0, 0)  #: slots of each stack, and the rank that each slot has room for
@@ -72,14 +76,22 @@ class LoraSlots:
         return self._users.total()
 
     def read(self, lora: TextLora) -> LoraWeights | None:
-        """Read a LoRA's files; None if it is here. Raises Refused."""
+        """Read a LoRA's files. None if it is here, or is to be read when it has a slot: not many
+        may lie in RAM. Raises Refused."""
         if lora.path in self._slots:
             return None
-        found = read_lora(Path(lora.path), self._layers, self._dtype)
+        found = self._read.get(lora.path)
+        if found is not None or len(self._read) >= _MOST_READ:
+            return found
+        return self._read_now(lora)
+
+    def _read_now(self, lora: TextLora) -> LoraWeights:
+        found = read_lora(lora, self._layers, self._dtype)
         if found.rank > self._most_rank:
             raise load_failed(
                 f"{FAULT}: its rank is {found.rank}, and text.max_lora_rank is {self._most_rank}."
             )
+        self._read[lora.path] = found
         return found
 
     @torch.inference_mode()
@@ -93,9 +105,7 @@ class LoraSlots:
             slot = self._free_slot()
             if slot is None:
                 return None
-            weights = weights or self.read(lora)  # it was here as its job came
-            assert weights is not None
-            self._fill(slot, weights)
+            self._fill(slot, weights or self._read_now(lora))
             self._slots[lora.path] = slot
         self._slots.move_to_end(lora.path)
         self._users[slot] += 1
@@ -142,7 +152,7 @@ class LoraSlots:
             self._clear(slot)
             if not torch_env.is_out_of_memory(error):
                 raise
-            raise torch_env.out_of_memory() from None
+            raise torch_env.out_of_memory("this LoRA beside its base") from None
 
     def _stack(self, path: str) -> Stack:
         found = sizes(self._layers[path])

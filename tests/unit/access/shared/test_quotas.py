@@ -82,6 +82,23 @@ def test_quota_refuses_at_the_door_with_its_numbers(tmp_path: Path, url: str | N
     run(use())
 
 
+def test_quota_shows_what_all_gateways_use_and_reserve(tmp_path: Path, server: RedisServer) -> None:
+    async def look() -> None:
+        limits = {"daily": {"tokens": 100}, "tokens_per_minute": 1000, **FREE}
+        async with gateways(tmp_path, 2, server.url, limits) as both:
+            assert await both[0].use(30)
+            assert await both[0].reserve(20) is not None
+            assert both[1].shared_counts is not None
+            await both[1].shared_counts.quotas.look("k")
+            [state] = both[1].meter.read("k")
+            assert (state.used, state.reserved) == (30, 20)
+            left = both[1].rates.read("k")
+            assert left is not None
+            assert 950 <= left.remaining < 960
+
+    run(look())
+
+
 def test_quota_is_read_from_the_database_where_redis_was_flushed(
     tmp_path: Path, server: RedisServer
 ) -> None:

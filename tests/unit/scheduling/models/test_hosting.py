@@ -1,6 +1,7 @@
 """Which workers run the requests of a LoRA: its base's, unless something says why not."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,23 @@ def test_lora_is_lent_before_it_is_listed_and_no_more_once_it_is_gone(
     store.remove("late")
     assert store.lent.path("late") is None
     assert not Path(path).exists()
+
+
+def test_lora_whose_file_was_repaired_is_lent_anew(store: ModelStore) -> None:
+    weights = store.path("tuned") / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(whole)
+    os.utime(weights, (1, 1))
+    store.lent.follow(store.listing.all())
+    lent = Path(store.lent.path("tuned") or "") / weights.name
+    assert lent.stat().st_mtime == 1
+    stamps = hosting(store).lora("tuned").stamps
+    assert stamps[weights.name] != (len(whole), lent.stat().st_mtime_ns)
+    store.verify("tuned")
+    store.listing.look()
+    stamps = hosting(store).lora("tuned").stamps
+    assert stamps[weights.name] == (len(whole), lent.stat().st_mtime_ns)
 
 
 def test_lora_with_other_contents_is_lent_at_another_place(

@@ -1,0 +1,74 @@
+"""The settings of a cluster: what is refused at the start, and what its agents are given."""
+
+from pathlib import Path
+
+import pytest
+
+from bitinglip import cluster
+from bitinglip.cluster import agent_config, check_cluster
+from bitinglip.home import Home
+from bitinglip.settings import Settings
+from bitinglip.settings_loader import SettingsError
+from cli.checks.cluster import cluster as findings
+
+
+def on_ray(**ray: object) -> Settings:
+    return Settings.model_validate({"workers": {"launcher": "ray", "ray": ray}})
+
+
+def test_ray_that_is_not_installed_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "is_installed", lambda: False)
+    with pytest.raises(SettingsError, match=r"pip install 'bitinglip\[ray\]'"):
+        check_cluster(on_ray())
+    (finding,) = findings(on_ray())
+    assert finding.level == "error"
+    check_cluster(Settings())
+    assert list(findings(Settings())) == []
+
+
+def test_ray_head_that_does_not_answer_is_found_by_doctor() -> None:
+    (finding,) = findings(on_ray(address="127.0.0.1:1"))
+    assert finding.level == "error"
+    assert "nothing answers at 127.0.0.1:1" in finding.detail
+
+
+def test_secret_file_must_be_its_owner_s_alone_and_long_enough(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    with pytest.raises(SettingsError, match="cannot be read"):
+        check_cluster(on_ray(secret_file=str(file)))
+    file.write_text("long enough for a secret")
+    file.chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        check_cluster(on_ray(secret_file=str(file)))
+    file.chmod(0o600)
+    check_cluster(on_ray(secret_file=str(file)))
+    file.write_text("short")
+    with pytest.raises(SettingsError, match="fewer than"):
+        check_cluster(on_ray(secret_file=str(file)))
+
+
+def test_agents_are_given_what_the_settings_say(tmp_path: Path) -> None:
+    settings = on_ray(ports="7000-7009", folder="/var/lib/nodes", secret_file="/etc/secret")
+    config = agent_config(settings, Home(tmp_path), "the secret")
+    assert config.secret == "", "it is read from its file on each node"
+    assert (config.ports, config.folder) == ((7000, 7009), "/var/lib/nodes")
+    assert config.models == (str(tmp_path / "models"),)
+    assert "/etc/secret" in config.hidden
+
+
+@pytest.mark.parametrize(
+    "ray",
+    [
+        {"ports": "9-7"},
+        {"ports": "70000"},
+        {"ports": "0-9"},
+        {"ports": "x"},
+        {"models": "pull"},
+        {"models": "other"},
+        {"folder": "relative"},
+        {"secret_file": "relative"},
+    ],
+)
+def test_ray_settings_that_cannot_be_kept_are_refused(ray: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(ray))):
+        on_ray(**ray)
