@@ -209,7 +209,7 @@ def test_places_of_a_gateway_that_died_are_free_after_its_lease(
 ) -> None:
     async def die() -> None:
         limits = {"requests_per_minute": None, "requests_per_hour": None, "concurrent_requests": 3}
-        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 1}) as both:
+        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 2}) as both:
             assert await count_passing([both[0]], 3) == 3  # which never renews them
             assert not await both[1].passes()
             await passes(both[1].passes)

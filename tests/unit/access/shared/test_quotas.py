@@ -160,7 +160,7 @@ def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
 ) -> None:
     async def die() -> None:
         limits = {"daily": {"tokens": 100}, **FREE}
-        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 1}) as both:
+        async with gateways(tmp_path, 2, server.url, limits, redis={"lease": 2}) as both:
             assert await both[0].reserve(100) is not None
             assert not await both[1].use(1)
             await passes(lambda: both[1].use(1))
