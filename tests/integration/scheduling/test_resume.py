@@ -89,7 +89,7 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
     with_settings(tmp_path, test, settings())
 
 
-def test_resume_ends_workers_of_a_card_that_fails_and_loads_anew_once_it_computes(
+def test_resume_ends_workers_of_a_card_that_fails_and_loads_again_once_it_computes(
     tmp_path: Path, machine: Machine
 ) -> None:
     async def test(rig: Rig) -> None:

@@ -130,7 +130,7 @@ def _huge(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_old_format, _list, _nested, _sparse, _cut, _text])
-def test_pickle_that_is_not_just_tensors_is_read_by_nobody(
+def test_pickle_that_is_not_just_tensors_is_not_read(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(tmp_path / "pytorch_model.bin")

@@ -95,7 +95,7 @@ def test_prefix_holds_the_answer_of_the_turn_before() -> None:
 
 
 @pytest.mark.parametrize("scope", ["another", None])
-def test_prefix_of_another_scope_is_computed_anew(scope: str | None) -> None:
+def test_prefix_of_another_scope_is_computed_again(scope: str | None) -> None:
     scheduler, _ = make()
     compute(scheduler, sequence("first", list(range(20))))
     other = sequence("second", list(range(20)), scope)
