@@ -13,6 +13,7 @@ from typing import Any
 
 from model_store.errors import BadFiles
 
+SENTENCE_FILE = "config_sentence_transformers.json"  #: of sentence-transformers
 _TABLE = "architectures.json"
 _TABLES = {
     "text": ["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"],
@@ -122,7 +123,7 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
     sentence-transformers says it in its own file; a classifier without its files is one if it has
     one label, and refused if it has more.
     """
-    own = folder / "config_sentence_transformers.json"
+    own = folder / SENTENCE_FILE
     if (folder / "modules.json").exists() or own.exists():
         return own.exists() and read_json(own).get("model_type") == "CrossEncoder"
     labels = config.get("id2label")

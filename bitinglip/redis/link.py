@@ -8,6 +8,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.lane import Lane
-from bitinglip.redis.scripts import Script
+from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
@@ -67,11 +68,16 @@ class RedisLink:
     def call(
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
     ) -> "asyncio.Future[Any]":
-        """Run a script, after all that was called before; the future may have RedisAway.
-
-        It need not be awaited where nothing depends on the answer.
-        """
+        """Run a script, after all that was called before; the future may have RedisAway."""
         return self._failed() if self.away is not None else self._lane.call(script, keys, args)
+
+    def tell(
+        self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
+    ) -> "asyncio.Future[Any]":
+        """Do as ``call`` does, a few milliseconds later: no request waits for the answer."""
+        if self.away is not None:
+            return self._failed()
+        return self._lane.call(script, keys, args, waits=False)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command, as ``call`` does."""
@@ -101,6 +107,8 @@ class RedisLink:
         if self._reviving is not None:
             self._reviving.cancel()
             await asyncio.gather(self._reviving, return_exceptions=True)
+        with suppress(RedisAway):  # what was told before goes with it
+            await self.command("PING")
         await self._lane.close()
         await self._pool.disconnect()
 
@@ -174,7 +182,12 @@ class RedisLink:
 
 
 async def _connected(connection: Any) -> Connection:
+    """Connect, and have Redis know all scripts, so that calls are run in their order."""
     await connection.connect()
+    scripts = [("SCRIPT", "LOAD", each.text) for each in KNOWN.values()]
+    await connection.send_packed_command(connection.pack_commands(scripts))
+    for _ in scripts:
+        await connection.read_response()
     found: Connection = connection
     return found
 

@@ -1,5 +1,6 @@
 """Makes sounds and writes them as audio files."""
 
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,19 @@ def wav(*, channels: int = 1, rate: int = RATE, data: bytes = b"\0" * 64_000) ->
         b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data
     )
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def voice(seconds: float = 2.0, kind: str = "WAV", rate: int = 16_000) -> bytes:
+    """Return a file of a sound that rises and falls as voices do."""
+    out = io.BytesIO()
+    times = np.arange(int(seconds * rate))
+    wave = 0.3 * np.sin(times * 0.2) * np.sin(times * 10 / rate)
+    soundfile.write(out, wave, rate, format=kind)
+    return out.getvalue()
+
+
+def an_hour() -> bytes:
+    """Return a small file that holds more than an hour."""
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros(3601 * 4000, np.int16), 4000, format="FLAC")
+    return out.getvalue()

@@ -20,10 +20,22 @@ SECRET = "a secret of these tests"
 CARD = ("card", 8_000_000_000)
 
 
-class AgentProcess:
-    """Runs ``python -m workers.agent`` as Ray's actor does."""
+_SCRIPTED = """
+import functools, sys
+from workers import agent
+from workers.nodes import agent as parts
+parts.SpawnLauncher = functools.partial(parts.SpawnLauncher, sys.argv[1])
+sys.exit(agent.main())
+"""
 
-    def __init__(self, folder: Path, models: Path, **config: Any) -> None:
+
+class AgentProcess:
+    """Runs ``python -m workers.agent`` as Ray's actor does.
+
+    ``entry`` plays its workers in place of the product's own.
+    """
+
+    def __init__(self, folder: Path, models: Path, entry: str = "", **config: Any) -> None:
         own = AgentConfig(
             **{
                 "secret": SECRET,
@@ -36,10 +48,9 @@ class AgentProcess:
             }
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workers.agent"],
+            [sys.executable, *(["-c", _SCRIPTED, entry] if entry else ["-m", "workers.agent"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=None,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

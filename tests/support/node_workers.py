@@ -9,6 +9,9 @@ from workers.framing import read_commands, write_events
 from workers.protocol import (
     ChatMessage,
     Heartbeat,
+    ImageDone,
+    ImageFile,
+    ImageJob,
     Imported,
     LoadFailed,
     Picture,
@@ -47,6 +50,28 @@ def speaks(jobs: int, events: int, _death: int) -> None:
                 _speak(events, job)
             elif isinstance(job, TextJob):
                 _read(events, job)
+
+
+def paints(jobs: int, events: int, _death: int) -> None:
+    """Make of each picture that a job names a file with the same bytes."""
+    read_commands(jobs)
+    write_events(events, [Imported()])
+    read_commands(jobs)
+    write_events(events, [Ready(slots=1), Heartbeat(steps=1, in_flight=0, memory_bytes=1)])
+    while commands := read_commands(jobs):
+        for job in commands:
+            if isinstance(job, ImageJob):
+                _paint(events, job)
+
+
+def _paint(events: int, job: ImageJob) -> None:
+    assert job.image is not None
+    data = Path(job.image).read_bytes()
+    Path(job.folder, f"{job.id}-0.png").write_bytes(data)
+    image = ImageFile(
+        width=job.width, height=job.height, seed=job.seeds[0], format="png", bytes=len(data)
+    )
+    write_events(events, [ImageDone(id=job.id, images=(image,), steps=1, scheduler="none")])
 
 
 def _speak(events: int, job: SpeechJob) -> None:

@@ -3,6 +3,7 @@
     python -m tests.support.pull_forks STORE URL
 
 For each line on stdin: a fork that pulls, its process id on stdout, and its exit status later.
+Its process id is also the token that it gives the hub.
 """
 
 import os
@@ -33,7 +34,7 @@ def _tell(number: int) -> None:
 
 def _pull(root: Path, url: str) -> None:
     try:
-        pull(ModelStore(root), PullRequest(repo=REPO, hub=HubOptions(url)))
+        pull(ModelStore(root), PullRequest(repo=REPO, hub=HubOptions(url, token=str(os.getpid()))))
         os._exit(0)
     finally:
         os._exit(1)

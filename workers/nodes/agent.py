@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import time
 from pathlib import Path
 
 from workers.devices import Devices
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 _MOST_CONNECTIONS = 512
 _MOST_UNPROVED = 16  #: connections that have not proved that they know the secret
 _LOOK_SECONDS = 1.0  #: between two looks at the devices
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
+_WARN_SECONDS = 5.0  #: between two lines of the log about connections that were refused
 
 
 class Agent:
@@ -67,6 +70,7 @@ class Agent:
         self._serial = itertools.count(1)
         self._pids: dict[int, int] = {}  #: processes of workers, by their serial number
         self._unproved = 0
+        self._warned = -_WARN_SECONDS
         self._connections: set[asyncio.Task[None]] = set()
         self._facts: NodeFacts | None = None
         self._looked = asyncio.Condition()
@@ -113,7 +117,7 @@ class Agent:
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until it is cancelled; then end all workers."""
-        looks = asyncio.create_task(self._look())
+        looks = asyncio.gather(self._look(), self._ask_torch())
         try:
             await self._accept(listener)
         finally:
@@ -164,7 +168,7 @@ class Agent:
                 raise BadFrame(f"a connection that begins with {kind.name}")
             await self._open(link, payload)
         except (NotTrusted, BadFrame) as error:
-            log.warning("%s", error)
+            self._warn(str(error))
         except (LinkLost, TimeoutError, OSError):
             pass  # the gateway, or a stranger, is gone
         except Exception:  # the edge of a connection: whatever it was, others go on
@@ -174,6 +178,13 @@ class Agent:
                 await _close(writer)
             else:
                 sock.close()
+
+    def _warn(self, why: str) -> None:
+        """Log why a connection was refused, unless another was a moment ago: strangers cause it."""
+        now = time.monotonic()
+        if now - self._warned > _WARN_SECONDS:
+            self._warned = now
+            log.warning("%s", why)
 
     async def _encrypt(
         self, sock: socket.socket
@@ -270,6 +281,15 @@ class Agent:
             except Exception:  # the kernel or the driver does not tell: asked again in a moment
                 log.exception("the devices could not be read")
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _ask_torch(self) -> None:
+        """Ask torch what only it knows of the cards, in a process of its own."""
+        while True:
+            try:
+                await asyncio.to_thread(self._devices.ask_torch)
+            except Exception:  # asked again in a while: models go on without
+                log.exception("torch could not be asked about the cards")
+            await asyncio.sleep(_TORCH_SECONDS)
 
     def _read(self, pids: list[int]) -> NodeFacts:
         readings = self._devices.read(pids, idle=not pids)

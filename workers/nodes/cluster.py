@@ -109,6 +109,7 @@ class Cluster:
         await asyncio.gather(*(node.close() for node in self._nodes.values()))
         await self._agents.close()
         self.devices.close()
+        await asyncio.sleep(0)  # connections close in the loop's next turn, which may be its last
 
     # ---- what others ask -----------------------------------------------------------------------
 

@@ -181,7 +181,8 @@ class HostedWorker:
         loads = [each for each in commands if isinstance(each, Load)]
         if loads:
             roots, node = self._host.roots, self._spec.node
-            if (why := load_refusal(loads[0], node, roots)) is not None:
+            refusals = (load_refusal(each, node, roots) for each in loads)
+            if (why := next(filter(None, refusals), None)) is not None:
                 failed = LoadFailed(code="MODEL_LOAD_FAILED", message=why)
                 self._link.send(Kind.EVENTS, encode_frame([failed]))
                 self._process.kill()

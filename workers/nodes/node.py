@@ -147,7 +147,7 @@ class Node:
             why = f"its agent has sent a malformed frame ({error})"
         finally:
             if link is not None:
-                link.close()
+                link.abort()
             if self._link is link:
                 self._link = None
         self._lose(why)

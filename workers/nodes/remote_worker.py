@@ -178,7 +178,7 @@ class RemoteWorker:
         finally:
             place.discard(self)
             if link is not None:
-                link.close()
+                link.abort()
 
     async def _take(self, link: Link, kind: Kind, payload: bytes) -> None:
         match kind:
@@ -248,8 +248,15 @@ class RemoteWorker:
 
     def _sent(self, task: "asyncio.Task[None]") -> None:
         self._sending = None
-        if not task.cancelled() and task.exception() is None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
             self._send_on()  # what came in between
+            return
+        log.error("%s: what it reads could not be sent", self._name, exc_info=error)
+        if self._link is not None:
+            self._link.abort()
+        self._finish(End(_KILLED, "could not be sent what its requests read"))
 
     async def _send_unsent(self, link: Link) -> None:
         """Send commands in their order, each after the files that it names."""

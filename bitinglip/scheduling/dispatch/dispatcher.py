@@ -288,7 +288,8 @@ class Dispatcher:
         context = self._settings.model(host).max_context or manifest.max_context
         if context and manifest.max_context and manifest.max_context < context:
             context = manifest.max_context
-        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
+        gpu_us, prompt_bytes = self._meter.expected_gpu(job.model), manifest.longest_prompt
+        return most_used(job, context=context, gpu_us=gpu_us, prompt_bytes=prompt_bytes)
 
     def _check(self, job: Job, host: str) -> bool:
         """Return whether a replica that would run it is there: of its ``host``."""

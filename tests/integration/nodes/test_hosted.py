@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from tests.support import node_workers
 from tests.support.hostile_workers import entry
 from tests.support.wait import until
+from workers.exit_watch import has_ended
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import SpawnedWorker, SpawnLauncher
@@ -20,6 +22,7 @@ from workers.nodes.files import send_file, take_file
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost
 from workers.nodes.messages import CHUNK_BYTES, PROTOCOL, File, Kind, OpenWorker, ProcessEnd
+from workers.nodes.spare import Spare
 from workers.protocol import (
     Event,
     LoadFailed,
@@ -119,6 +122,30 @@ def test_spare_whose_driver_has_started_is_replaced_before_the_gateway_hears_of_
 
     too_late = entry(node_workers.is_too_late)
     with_hosted(tmp_path, test, too_late, entry(node_workers.speaks))
+
+
+def test_spare_of_a_node_is_given_once_and_never_a_dead_one() -> None:
+    async def run() -> None:
+        spare = Spare(SpawnLauncher(entry(node_workers.speaks)))
+        assert spare.take() is None
+        spare.warm()
+        spare.warm()
+        first = spare.take()
+        assert first is not None
+        assert spare.take() is None, "there was one"
+        first.kill()
+        await until(lambda: has_ended(first.pid))
+        first.reap()
+        first.close()
+        spare.warm()
+        (process,) = [each for each in psutil.Process().children() if each.pid != first.pid]
+        process.kill()
+        await until(lambda: has_ended(process.pid))
+        assert spare.take() is None
+        spare.warm()
+        await spare.close()
+
+    asyncio.run(run())
 
 
 def test_worker_that_writes_nonsense_is_ended_on_its_node(tmp_path: Path) -> None:

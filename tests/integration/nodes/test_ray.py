@@ -1,6 +1,7 @@
 """A server whose models run on the nodes of a Ray cluster, all on this machine."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,15 +27,16 @@ START_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def nodes() -> Iterator[Any]:
     """Three nodes of Ray; when the tests are over, no process of theirs may be left."""
     from ray.cluster_utils import Cluster
 
     before = set(psutil.Process().children(recursive=True))
     small = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-    with pytest.MonkeyPatch.context() as patch:
+    # Sockets lie there, whose paths may have 107 characters.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="r") as short:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray")))
+        patch.setenv("RAY_TMPDIR", short)
         cluster = Cluster(initialize_head=True, head_node_args=small)
         try:
             cluster.extra = [cluster.add_node(**small) for _ in range(2)]

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from model_store.store import ModelStore
-from tests.support.audio import wav
+from tests.support.audio import an_hour, voice, wav
 from tests.support.cli_process import run, terminal
 from tests.support.confinement import check_whole
 from tests.support.models.whisper import LENIENT, make
@@ -25,21 +25,6 @@ from tests.support.wait import eventually
 
 ROUTE = "/api/v1/inference/transcription"
 MODEL = "tiny-whisper"
-
-
-def sound(seconds: float = 2.0, kind: str = "WAV", rate: int = 16_000) -> bytes:
-    out = io.BytesIO()
-    times = np.arange(int(seconds * rate))
-    wave = 0.3 * np.sin(times * 0.2) * np.sin(times * 10 / rate)  # rises and falls as voices do
-    soundfile.write(out, wave, rate, format=kind)
-    return out.getvalue()
-
-
-def an_hour() -> bytes:
-    """Return a small file that holds more than an hour."""
-    out = io.BytesIO()
-    soundfile.write(out, np.zeros(3601 * 4000, np.int16), 4000, format="FLAC")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +73,8 @@ def test_parameters_that_a_request_may_set_are_listed(client: httpx.Client) -> N
 
 
 def test_form_and_json_give_the_same(client: httpx.Client) -> None:
-    form = ask(client, sound(), language="en").json()
-    body = {"model": MODEL, "language": "en", "audio": base64.b64encode(sound()).decode()}
+    form = ask(client, voice(), language="en").json()
+    body = {"model": MODEL, "language": "en", "audio": base64.b64encode(voice()).decode()}
     json = client.post(ROUTE, json=body).json()
     assert form["status"] == "completed", form
     assert form["result"] == json["result"]
@@ -106,12 +91,12 @@ def test_metrics_count_the_audio_seconds_that_were_transcribed(client: httpx.Cli
         return float(found[1]) if found else 0.0
 
     before = counted()
-    assert ask(client, sound(1.5)).json()["status"] == "completed"
+    assert ask(client, voice(1.5)).json()["status"] == "completed"
     assert counted() - before == pytest.approx(1.5)
 
 
 def test_stream_tells_each_segment(client: httpx.Client) -> None:
-    events = events_of(ask(client, sound(35), stream="true").text)
+    events = events_of(ask(client, voice(35), stream="true").text)
     names = [name for name, _ in events if name not in ("queued", "loading", "progress")]
     assert names[0] == "started"
     assert names[-1] == "completed"
@@ -122,7 +107,7 @@ def test_stream_tells_each_segment(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
 def test_format_that_is_usual_is_read(client: httpx.Client, kind: str) -> None:
-    answer = ask(client, sound(kind=kind)).json()
+    answer = ask(client, voice(kind=kind)).json()
     assert answer["result"]["duration"] == pytest.approx(2.0, abs=0.1)
 
 
@@ -131,8 +116,8 @@ def test_format_that_is_usual_is_read(client: httpx.Client, kind: str) -> None:
     [
         lambda: b"",
         lambda: b"not a sound",
-        lambda: sound()[:30],
-        lambda: sound(41),
+        lambda: voice()[:30],
+        lambda: voice(41),
         an_hour,
         lambda: wav(rate=0),
         lambda: wav(channels=100),
@@ -146,19 +131,19 @@ def test_file_that_is_no_audio_is_refused_and_the_worker_lives(
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("INVALID_REQUEST", "file")
-    assert ask(client, sound()).status_code == 200
+    assert ask(client, voice()).status_code == 200
 
 
 def test_tiers_bound_files(server: Server, client: httpx.Client) -> None:
     body = {"name": "guest", "tier": "free", "scopes": ["inference:audio"]}
     key = client.post("/api/v1/keys", json=body).json()["key"]
     with server.client(headers={"X-API-Key": key}) as guest:
-        assert ask(guest, sound(2.9)).status_code == 200
-        long = ask(guest, sound(3.1))
+        assert ask(guest, voice(2.9)).status_code == 200
+        long = ask(guest, voice(3.1))
         assert (long.status_code, long.json()["error"]["param"]) == (400, "file")
-        large = ask(guest, sound(8))
+        large = ask(guest, voice(8))
         assert (large.status_code, large.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
-    assert ask(client, sound(8)).status_code == 200
+    assert ask(client, voice(8)).status_code == 200
 
 
 def test_channels_beyond_the_settings_are_refused(client: httpx.Client) -> None:
@@ -177,7 +162,7 @@ def test_transcription_request_that_is_wrong_is_refused(client: httpx.Client) ->
     assert client.post(ROUTE, data={"model": MODEL}).status_code == 415
     missing = client.post(ROUTE, data={"model": MODEL}, files={"other": b"x"}).json()["error"]
     assert (missing["code"], missing["param"]) == ("UNSUPPORTED_PARAMETER", "other")
-    language = ask(client, sound(), language="klingon").json()["error"]
+    language = ask(client, voice(), language="klingon").json()["error"]
     assert (language["code"], language["param"]) == ("INVALID_REQUEST", "language")
     base = client.post(ROUTE, json={"model": MODEL, "audio": "!"}).json()["error"]
     assert base["param"] == "audio"
@@ -186,7 +171,7 @@ def test_transcription_request_that_is_wrong_is_refused(client: httpx.Client) ->
 def test_openai_client_gets_transcripts_in_each_format(official: openai.OpenAI) -> None:
     def write_down(**more: Any) -> Any:
         return official.audio.transcriptions.create(
-            model=MODEL, file=("a.wav", sound()), language="en", **more
+            model=MODEL, file=("a.wav", voice()), language="en", **more
         )
 
     text = write_down().text
@@ -232,7 +217,7 @@ def test_transcription_takes_what_clients_send(
     client: httpx.Client, fields: dict[str, Any]
 ) -> None:
     asked = {"model": MODEL, "response_format": "verbose_json", **fields}
-    answer = client.post("/v1/audio/transcriptions", data=asked, files={"file": ("a.wav", sound())})
+    answer = client.post("/v1/audio/transcriptions", data=asked, files={"file": ("a.wav", voice())})
     assert answer.status_code == 200, answer.text
     assert answer.json()["segments"]
     assert ("words" in answer.json()) == any(name.startswith("timestamp") for name in fields)
@@ -253,7 +238,7 @@ def test_transcription_takes_what_clients_send(
 def test_transcription_refuses_by_name(
     client: httpx.Client, fields: dict[str, str], param: str
 ) -> None:
-    files = {"file": ("a.wav", sound())}
+    files = {"file": ("a.wav", voice())}
     data = {"model": MODEL, **fields}
     refused = client.post("/v1/audio/transcriptions", data=data, files=files)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
@@ -278,7 +263,7 @@ def test_form_as_open_webui_sends_it_is_read(client: httpx.Client) -> None:
     parts = [
         part % (text, b'"model"', MODEL.encode()),
         part % (text, b'"language"', b"en-US"),
-        part % (b"application/octet-stream", b'"file"; filename="4ee3.wav"', sound()),
+        part % (b"application/octet-stream", b'"file"; filename="4ee3.wav"', voice()),
     ]
     kind = {"Content-Type": "multipart/form-data; boundary=b0"}
     whole = iter([*parts, b"--b0--\r\n"])
@@ -287,7 +272,7 @@ def test_form_as_open_webui_sends_it_is_read(client: httpx.Client) -> None:
 
 
 def test_translations_are_into_english(client: httpx.Client) -> None:
-    files = {"file": ("a.wav", sound())}
+    files = {"file": ("a.wav", voice())}
     fields = {"model": MODEL, "response_format": "verbose_json"}
     answer = client.post("/v1/audio/translations", data=fields, files=files).json()
     assert answer["task"] == "translate"
@@ -304,14 +289,14 @@ def test_translations_are_into_english(client: httpx.Client) -> None:
 def transcript(server: Server) -> str:
     """The text of the file that commands transcribe."""
     with server.client() as client:
-        return str(ask(client, sound(35)).json()["result"]["text"])
+        return str(ask(client, voice(35)).json()["result"]["text"])
 
 
 @pytest.fixture
 def heard(server: Server, transcript: str, tmp_path: Path) -> tuple[Path, str]:
     """A folder beside the home, with an audio file in it, and the file's text."""
     (tmp_path / "home").symlink_to(server.home)
-    (tmp_path / "a.wav").write_bytes(sound(35))
+    (tmp_path / "a.wav").write_bytes(voice(35))
     return tmp_path, transcript
 
 
@@ -380,12 +365,12 @@ def test_command_says_what_is_wrong(
 
 
 def test_upload_is_gone_once_its_request_has_ended(server: Server, client: httpx.Client) -> None:
-    assert ask(client, sound()).status_code == 200
+    assert ask(client, voice()).status_code == 200
     assert ask(client, b"no sound at all").status_code == 400
     task = client.post(
         ROUTE,
         data={"model": MODEL},
-        files={"file": ("a.wav", sound())},
+        files={"file": ("a.wav", voice())},
         headers={"Prefer": "respond-async"},
     )
     assert task.status_code == 202, task.text

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.engine_runs import run_to_end
-from tests.support.models.poisoned import make_poisoned_model
 from tests.support.models.text import (
     EOS,
     FAMILIES,
@@ -29,12 +28,10 @@ from tests.support.text_harness import (
 )
 from workers.engines.base import Refused
 from workers.engines.text.engine import TextEngine
-from workers.engines.text.plan import Plan
 from workers.protocol import (
     Cancelled,
     ChatMessage,
     Event,
-    Failed,
     Overlap,
     Sampling,
     Started,
@@ -340,63 +337,3 @@ def test_chat_with_a_model_without_a_template_is_refused(tmp_path: Path) -> None
     refused = refusal(engine, chat)
     assert (refused.code, refused.param) == ("INVALID_REQUEST", "messages")
     engine.close()
-
-
-# ---- faults ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("overlap", ["off", "on"])
-def test_nan_in_a_row_fails_it_alone(tmp_path: Path, overlap: Overlap) -> None:
-    folder = make_poisoned_model(tmp_path)
-    cache = 20 * 3 * 64 * 4 * BLOCK_SIZE
-    engine, _ = load(folder, kv_cache_bytes=cache, text=TextOptions(overlap=overlap))
-    alone = run(engine, job("good"))["good"].text
-    for one in (job("good"), job("bad", "Z Z Z")):
-        engine.submit(engine.prepare(one))
-    events = run_to_end(engine)
-    assert [e.code for e in events if isinstance(e, Failed)] == ["INFERENCE_FAILED"]
-    assert done(events)["good"].text == alone
-    for number in range(6):
-        assert run(engine, job(str(number)))[str(number)].text == alone, "its blocks are clean"
-    engine.close()
-
-
-@pytest.mark.parametrize("scope", [None, "a"])
-@pytest.mark.parametrize("overlap", ["off", "on"])
-def test_nan_of_a_prompt_that_never_reached_its_end_is_not_left_in_the_cache(
-    tmp_path: Path, overlap: Overlap, scope: str | None
-) -> None:
-    """Only a prompt's last piece tells that it is broken; it is cancelled before that."""
-    cache = 24 * 3 * 64 * 4 * BLOCK_SIZE
-    engine, _ = load(
-        make_poisoned_model(tmp_path),
-        kv_cache_bytes=cache,
-        step_tokens=8,
-        text=TextOptions(overlap=overlap),
-    )
-    alone = run(engine, job("good"))["good"].text
-    bad = TextJob(id="bad", prompt="Z" * 40, sampling=Sampling(max_tokens=1), prefix_scope=scope)
-    engine.submit(engine.prepare(bad))
-    for _ in range(3):
-        engine.step()
-    engine.cancel("bad")
-    assert [type(event) for event in run_to_end(engine)] == [Cancelled]
-    assert engine._runner.hold_numbers(range(1, engine._allocator.total + 1))
-    for number in range(6):
-        assert run(engine, job(str(number)))[str(number)].text == alone
-    engine.close()
-
-
-def test_error_of_the_device_ends_the_worker(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its context is poisoned: going on would give garbage with a good face."""
-    engine, _ = load(models["llama"])
-
-    def broken(_plan: Plan, _carry: None) -> Any:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    monkeypatch.setattr(engine._runner, "launch", broken)
-    engine.submit(engine.prepare(job("x")))
-    with pytest.raises(RuntimeError, match="device-side"):
-        engine.step()
