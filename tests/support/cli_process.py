@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
-    """No setting of whoever runs the tests gets in."""
+    """Return the environment of a command, without settings of the developer's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BITINGLIP_")}
     kept |= {"BITINGLIP_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     return kept | {"http_proxy": "http://127.0.0.1:1", "TERM": "xterm"} | more
@@ -106,7 +106,7 @@ class Terminal:
 def terminal(home: Path, *arguments: str, **more: str) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        # The shell opens the terminal, and so becomes the one whom its Ctrl-C reaches.
+        # The shell opens the terminal, so the terminal's Ctrl-C reaches it.
         ["sh", "-c", ': <"$0"; exec "$@"', os.ttyname(theirs), *COMMAND, *arguments],
         stdin=theirs,
         stdout=theirs,
