@@ -96,11 +96,11 @@ PARTS = (
         source="two gateways' writes in turn, fsync on, two cores at load 12: 91 a second",
     ),
     Part(
-        "PostgreSQL's reads and signs of life",
-        *(75.0 * 2, 0.0, 0.0, 3.0),
+        "PostgreSQL's work for signs of life",
+        *(1.0, 0.0, 0.0, 1.14e-3),
         whole=True,
-        unit="statements: a sign of life and a look of two, each second a gateway",
-        source="the same run: 75 looks of two statements a second over one connection",
+        unit="seconds of a core: 0.78 ms a sign of life, 0.35 ms a look, each second a gateway",
+        source="CPU time of PostgreSQL 15's processes under these statements",
     ),
 )
 

@@ -75,6 +75,9 @@ def check_start(settings: Settings) -> None:
     """Refuse settings of which each is valid, and that do not go together. Raises SettingsError."""
     check_bind(settings)
     check_gateways(settings)
+    if settings.redis.cache and not (settings.redis.url and settings.cache.responses):
+        problem = "redis.cache keeps nothing unless redis.url and cache.responses are set"
+        raise SettingsError([problem])
 
 
 def check_bind(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from model_store.errors import BadFiles
 
+SENTENCE_FILE = "config_sentence_transformers.json"  #: of sentence-transformers
 _TABLE = "architectures.json"
 _TABLES = {
     "text": ["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"],
@@ -33,7 +34,12 @@ UPSTREAM = "bitinglip-upstream"  #: likewise, of one that other servers answer f
 #: engines of the models without weights, by their model_type
 WITHOUT_WEIGHTS = {FAKE: "fake", UPSTREAM: "upstream"}
 #: what models of other servers do, as the settings say: the kind here
-UPSTREAM_KINDS = {"text": "text", "vision": "text", "embedding": "embedding"}
+UPSTREAM_KINDS = {
+    "text": "text",
+    "vision": "text",
+    "embedding": "embedding",
+    "transcription": "transcription",
+}
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
 _MOST_BYTES_OF_LISTS = 200_000_000
@@ -117,7 +123,7 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
     sentence-transformers says it in its own file; a classifier without its files is one if it has
     one label, and refused if it has more.
     """
-    own = folder / "config_sentence_transformers.json"
+    own = folder / SENTENCE_FILE
     if (folder / "modules.json").exists() or own.exists():
         return own.exists() and read_json(own).get("model_type") == "CrossEncoder"
     labels = config.get("id2label")

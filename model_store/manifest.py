@@ -46,6 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int = 0
     vocab_size: int | None = None
     longest_token: int | None = None  #: text: characters
+    longest_prompt: int = 0  #: embedding: bytes of the longest text that goes before an input
     has_chat_template: bool = False
     #: text: settings of a request that a chat template names; None: it was not looked at
     template_switches: tuple[str, ...] | None = None

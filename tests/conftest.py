@@ -144,6 +144,9 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "workers.restart_window=5",
         "--set",
         "workers.max_restarts=100",
+        # A machine of the checks may be busy for longer than a worker is given in service.
+        "--set",
+        "workers.heartbeat_timeout=120",
         # Several models on the cores of a small machine: threads that wait for each other crawl.
         "--set",
         "workers.threads=1",

@@ -28,7 +28,8 @@ from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.scripts import Script
 
 _AT_ONCE = 256  #: calls of one write
-_MOST_WAITING = 20_000  #: more of them are refused: Redis is too slow then
+_REST_SECONDS = 0.005  #: for which calls that nothing waits for look for company
+_MOST_WAITING = 4096  #: more are refused: Redis is too slow for them then
 #: what went wrong, in words without anything that a client or the operator has sent
 _REASONS: dict[type[BaseException], str] = {
     AuthenticationError: "it refuses the password",
@@ -68,14 +69,18 @@ class Lane:
         self._connection: Connection | None = None
         self._waiting: list[_Call] = []
         self._sender: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self.writes = 0
         self.seconds = 0.0  #: until their answers were there
 
     def call(
-        self, script: Script, keys: Sequence[str], args: Sequence[Any]
+        self, script: Script, keys: Sequence[str], args: Sequence[Any], *, waits: bool = True
     ) -> "asyncio.Future[Any]":
-        """Run a script; the future has its answer, or RedisAway."""
-        return self._put(("EVALSHA", script.digest, len(keys), *keys, *args), script)
+        """Run a script; the future has its answer, or RedisAway.
+
+        What nothing ``waits`` for goes with the next call, or after a short while.
+        """
+        return self._put(("EVALSHA", script.digest, len(keys), *keys, *args), script, waits)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command; the future has its answer, or RedisAway."""
@@ -83,6 +88,8 @@ class Lane:
 
     async def close(self) -> None:
         """Give up the connection; what still waits fails."""
+        if self._later is not None:
+            self._later.cancel()
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
@@ -100,16 +107,27 @@ class Lane:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    def _put(self, command: tuple[Any, ...], script: Script | None) -> "asyncio.Future[Any]":
+    def _put(
+        self, command: tuple[Any, ...], script: Script | None, waits: bool = True
+    ) -> "asyncio.Future[Any]":
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_look_at)
         if len(self._waiting) >= _MOST_WAITING:
             answer.set_exception(RedisAway("it is too slow"))
             return answer
         self._waiting.append(_Call(command, script, answer))
+        if waits:
+            self._start()
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_REST_SECONDS, self._start)
+        return answer
+
+    def _start(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_all())
-        return answer
 
     async def _send_all(self) -> None:
         """Send what waits, until nothing does."""

@@ -8,6 +8,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.lane import Lane
-from bitinglip.redis.scripts import Script
+from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
@@ -46,7 +47,8 @@ class RedisLink:
         self._health = health
         self._seconds = settings.timeout_ms / 1000
         self._options = _options(settings, self._seconds)
-        self._pool = self._new_pool(max_connections=2)
+        # The lane has a time-out for all of a write; those of the library take a task each.
+        self._pool = self._new_pool(max_connections=2, timeout=None)
         self._lane = Lane(self._connect, self._seconds, self._lost)
         self._returns: list[Hook] = []
         self._reviving: asyncio.Task[None] | None = None
@@ -67,11 +69,16 @@ class RedisLink:
     def call(
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
     ) -> "asyncio.Future[Any]":
-        """Run a script, after all that was called before; the future may have RedisAway.
-
-        It need not be awaited where nothing depends on the answer.
-        """
+        """Run a script, after all that was called before; the future may have RedisAway."""
         return self._failed() if self.away is not None else self._lane.call(script, keys, args)
+
+    def tell(
+        self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
+    ) -> "asyncio.Future[Any]":
+        """Do as ``call`` does, a few milliseconds later: no request waits for the answer."""
+        if self.away is not None:
+            return self._failed()
+        return self._lane.call(script, keys, args, waits=False)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command, as ``call`` does."""
@@ -82,7 +89,8 @@ class RedisLink:
 
         ``timeout`` in seconds; by default that of the settings. Its user closes it, with its pool.
         """
-        return Redis.from_pool(self._new_pool(max_connections=connections, timeout=timeout))
+        seconds = self._seconds if timeout is None else timeout
+        return Redis.from_pool(self._new_pool(max_connections=connections, timeout=seconds))
 
     def on_return(self, hook: Hook) -> None:
         """Have something called whenever Redis is back, and may have lost what it knew."""
@@ -101,16 +109,16 @@ class RedisLink:
         if self._reviving is not None:
             self._reviving.cancel()
             await asyncio.gather(self._reviving, return_exceptions=True)
+        with suppress(RedisAway):  # what was told before goes with it
+            await self.command("PING")
         await self._lane.close()
         await self._pool.disconnect()
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _new_pool(self, *, max_connections: int, timeout: float | None = None) -> ConnectionPool:
+    def _new_pool(self, *, max_connections: int, timeout: float | None) -> ConnectionPool:
         assert self.settings.url is not None
-        options = dict(self._options)
-        if timeout is not None:
-            options["socket_timeout"] = timeout
+        options = {**self._options, "socket_timeout": timeout}
         pool: ConnectionPool = ConnectionPool.from_url(
             self.settings.url, max_connections=max_connections, **options
         )
@@ -174,7 +182,12 @@ class RedisLink:
 
 
 async def _connected(connection: Any) -> Connection:
+    """Connect, and have Redis know all scripts, so that calls are run in their order."""
     await connection.connect()
+    scripts = [("SCRIPT", "LOAD", each.text) for each in KNOWN.values()]
+    await connection.send_packed_command(connection.pack_commands(scripts))
+    for _ in scripts:
+        await connection.read_response()
     found: Connection = connection
     return found
 
@@ -183,7 +196,6 @@ def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
     """Return what all connections have in common. Raises SettingsError."""
     options: dict[str, Any] = {
         "protocol": _PROTOCOL,
-        "socket_timeout": seconds,
         "socket_connect_timeout": max(seconds, _CONNECT_SECONDS),
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,

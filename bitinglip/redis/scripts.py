@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+#: those that are loaded with each connection, by digest: one that Redis does not know is run later
+#: than what was called after it
+KNOWN: "dict[str, Script]" = {}
+
 
 @dataclass(frozen=True)
 class Script:
@@ -16,6 +20,7 @@ class Script:
     def __post_init__(self) -> None:
         digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         object.__setattr__(self, "digest", digest)
+        KNOWN[digest] = self
 
     @classmethod
     def beside(cls, module: str, name: str) -> Self:

@@ -7,13 +7,14 @@ from bitinglip.scheduling.job import Job
 from workers import protocol
 
 
-def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
+def most_used(job: Job, *, context: int | None, gpu_us: int, prompt_bytes: int = 0) -> Units:
     """Return what a job may use at most, and of seconds what it is expected to use.
 
     A token holds a byte at least. ``context``: the most tokens that its model takes, if known;
-    ``gpu_us``: what requests to its model take.
+    ``gpu_us``: what requests to its model take; ``prompt_bytes``: of the longest text that the
+    model puts before an input.
     """
-    tokens, pixels, audio_us = job.traits.most_used(job.file_bytes, context)
+    tokens, pixels, audio_us = job.traits.most_used(job.file_bytes, context, prompt_bytes)
     return 1, tokens, pixels, audio_us, gpu_us
 
 

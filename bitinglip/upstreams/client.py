@@ -16,11 +16,25 @@ import structlog
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
+from bitinglip.upstreams.form import Form
 from bitinglip.upstreams.request import encoded, reads_files, request_of
 from bitinglip.upstreams.servers import Server, Servers
+from bitinglip.upstreams.transcripts import (
+    transcript_done,
+    transcript_fields,
+    transcript_path,
+)
 from workers.codes import Code
 from workers.engines.base import Refused
-from workers.protocol import EmbeddingDone, EmbeddingJob, Event, TextDone, TextJob
+from workers.protocol import (
+    EmbeddingDone,
+    EmbeddingJob,
+    Event,
+    TextDone,
+    TextJob,
+    TranscriptionDone,
+    TranscriptionJob,
+)
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -30,7 +44,7 @@ _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity"}
 _MOST_LINE = 1 << 20  #: bytes of one event of an answer
-_MOST_VECTORS = 64 << 20  #: bytes of an answer that holds vectors
+_MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _PROBE_SECONDS = 5.0
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
@@ -134,25 +148,30 @@ class UpstreamClient:
         """Have vectors made by one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> EmbeddingDone:
-            data = bytearray()
-            async for part in answer.aiter_raw():
-                data += part
-                if len(data) > _MOST_VECTORS:
-                    raise BadAnswer("its answer is too long.")
-            return await asyncio.to_thread(embedding_done, job, bytes(data))
+            return await asyncio.to_thread(embedding_done, job, await _whole(answer))
 
         path, body = embedding_request(job, self._model)
         return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+
+    async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
+        """Have a sound transcribed by one of the servers; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> TranscriptionDone:
+            return await asyncio.to_thread(transcript_done, job, await _whole(answer))
+
+        path = transcript_path(job)
+        form = Form(transcript_fields(job, self._model), Path(job.path))
+        return await self._ask(self.servers.order(), path, form, job.trace, read)
 
     async def _ask(
         self,
         order: Sequence[Server],
         path: str,
-        body: bytes,
+        body: bytes | Form,
         trace: str | None,
         read: Callable[[httpx.Response], Awaitable[T]],
     ) -> T:
-        headers = {**self._headers, "content-type": "application/json"}
+        headers = dict(self._headers)
         if trace is not None:
             headers["traceparent"] = trace
         last = Refused("WORKER_CRASHED", _AWAY)
@@ -181,12 +200,18 @@ class UpstreamClient:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, server: Server, path: str, body: bytes, headers: dict[str, str]
+        self, server: Server, path: str, body: bytes | Form, headers: dict[str, str]
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; raises NothingSent, or Refused for an answer that is an error."""
+        if isinstance(body, Form):
+            length = str(await body.length())
+            headers = headers | {"content-type": body.content_type, "content-length": length}
+            content: bytes | AsyncIterator[bytes] = body.parts()
+        else:
+            headers, content = headers | {"content-type": "application/json"}, body
         url, timeout = f"{server.url}/{path}", self._timeout
         request = self._http.build_request(
-            "POST", url, content=body, headers=headers, timeout=timeout
+            "POST", url, content=content, headers=headers, timeout=timeout
         )
         try:
             answer = await self._http.send(request, stream=True)
@@ -219,6 +244,16 @@ class UpstreamClient:
         if self._key:
             message = message.replace(self._key, "***")
         return message.encode(errors="replace").decode()
+
+
+async def _whole(answer: httpx.Response) -> bytes:
+    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
+    data = bytearray()
+    async for part in answer.aiter_raw():
+        data += part
+        if len(data) > _MOST_ANSWER:
+            raise BadAnswer("its answer is too long.")
+    return bytes(data)
 
 
 def _encoded_text(job: TextJob, model: str) -> tuple[str, bytes]:

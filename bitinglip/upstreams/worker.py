@@ -33,6 +33,7 @@ from workers.protocol import (
     Started,
     Stop,
     TextJob,
+    TranscriptionJob,
 )
 
 log = structlog.get_logger(__name__)
@@ -114,12 +115,12 @@ class UpstreamWorker:
                 self._end(0)
             case Import():
                 pass  # there is nothing to be imported
-            case TextJob() | EmbeddingJob():
+            case TextJob() | EmbeddingJob() | TranscriptionJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
                 task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
-                text = "The servers that this model stands for are asked for texts and vectors."
+                text = "Servers that models stand for are asked for no pictures and sounds."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
 
     async def _load(self, spec: Load) -> None:
@@ -151,13 +152,15 @@ class UpstreamWorker:
         if await self._client.probe(server) is None:
             log.info("an upstream server answers again", server=server.url)
 
-    async def _run(self, job: TextJob | EmbeddingJob) -> None:
+    async def _run(self, job: TextJob | EmbeddingJob | TranscriptionJob) -> None:
         final: Event
         reader = AnswerReader(job) if isinstance(job, TextJob) else None
         try:
             self._tell([Started(id=job.id)])
             if isinstance(job, EmbeddingJob):
                 final = await self._client.embed(job)
+            elif isinstance(job, TranscriptionJob):
+                final = await self._client.transcribe(job)
             else:
                 assert reader is not None
                 final = await self._client.run(job, reader, self._pass_on)

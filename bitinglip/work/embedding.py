@@ -40,8 +40,8 @@ class EmbeddingTraits(Traits[protocol.EmbeddingJob]):
     def without_input(self) -> protocol.Job:
         return replace(self.work, texts=(), query=self.work.query and "")
 
-    def most_used(self, _file_bytes: int, context: int | None) -> Most:
-        more = MESSAGE_TOKENS + utf8_bytes(self.work.query or "")
+    def most_used(self, _file_bytes: int, context: int | None, prompt_bytes: int = 0) -> Most:
+        more = MESSAGE_TOKENS + prompt_bytes + utf8_bytes(self.work.query or "")
         each = [utf8_bytes(text) + more for text in self.work.texts]
         return Most(sum(each if context is None else (min(size, context) for size in each)))
 

@@ -52,7 +52,7 @@ class ImageTraits(Traits[protocol.ImageJob]):
         found = {"image": self.work.image, "mask": self.work.mask}
         return {name: path for name, path in found.items() if path is not None}
 
-    def most_used(self, _file_bytes: int, _context: int | None) -> Most:
+    def most_used(self, _file_bytes: int, _context: int | None, _prompt_bytes: int = 0) -> Most:
         return Most(pixels=len(self.work.seeds) * self.work.width * self.work.height)
 
     def used(self, _events: Sequence[Any], last: protocol.Final | None) -> Amounts:

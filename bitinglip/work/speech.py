@@ -39,7 +39,7 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
         """Return the whole message: the usage tells the number of characters of its text."""
         return self.work
 
-    def most_used(self, file_bytes: int, _context: int | None) -> Most:
+    def most_used(self, file_bytes: int, _context: int | None, _prompt_bytes: int = 0) -> Most:
         return Most(audio_us=max(1, round(self.cost(file_bytes) * MILLION)))
 
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:

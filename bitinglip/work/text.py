@@ -92,7 +92,7 @@ class TextTraits(Traits[protocol.TextJob]):
             grammar=None,
         )
 
-    def most_used(self, _file_bytes: int, context: int | None) -> Most:
+    def most_used(self, _file_bytes: int, context: int | None, _prompt_bytes: int = 0) -> Most:
         """Return the tokens; a token holds a byte at least. None of a job that counts only."""
         if self.work.count_only:
             return Most()

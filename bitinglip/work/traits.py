@@ -97,10 +97,11 @@ class Traits(ABC, Generic[J]):
     # ---- usage -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def most_used(self, file_bytes: int, context: int | None) -> Most:
+    def most_used(self, file_bytes: int, context: int | None, prompt_bytes: int = 0) -> Most:
         """Return what the job may use at most, or of seconds what it is expected to use.
 
-        ``file_bytes``: the size of its audio file; ``context``: the most tokens its model takes.
+        ``file_bytes``: the size of its audio file; ``context``: the most tokens its model takes;
+        ``prompt_bytes``: of the longest text that its model puts before an input.
         """
 
     @abstractmethod

@@ -40,7 +40,7 @@ class TranscriptionTraits(Traits[protocol.TranscriptionJob]):
     def upload_paths(self) -> dict[str, str]:
         return {"path": self.work.path}
 
-    def most_used(self, file_bytes: int, _context: int | None) -> Most:
+    def most_used(self, file_bytes: int, _context: int | None, _prompt_bytes: int = 0) -> Most:
         return Most(audio_us=max(1, round(self.cost(file_bytes) * MILLION)))
 
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:

@@ -45,6 +45,7 @@ _CAPABILITIES = {
     "text": ("completion", "chat"),
     "vision": ("completion", "chat", VISION),
     "embedding": (EMBEDDING,),
+    "transcription": ("speech-to-text",),
 }
 
 

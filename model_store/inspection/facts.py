@@ -55,6 +55,7 @@ class Inspection:
     weight_bytes: int = 0
     vocab_size: int | None = None
     longest_token: int | None = None
+    longest_prompt: int = 0
     has_chat_template: bool = False
     template_switches: tuple[str, ...] = ()
     kv_bytes_per_token: int | None = None

@@ -23,7 +23,13 @@ from model_store.inspection.weights import (
     weights,
     with_weights,
 )
-from model_store.kinds import architecture_of, is_cross_encoder, known_names, read_json
+from model_store.kinds import (
+    SENTENCE_FILE,
+    architecture_of,
+    is_cross_encoder,
+    known_names,
+    read_json,
+)
 from model_store.manifest import EMBEDDING, RERANK, VISION
 from model_store.selection import numbered_parts
 from model_store.tokenizers import longest_token
@@ -80,12 +86,22 @@ def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspecti
         found.cache_positions = sum(number(config, name) or 0 for name in lengths)
     if kind == "embedding":
         found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
+        found.longest_prompt = _longest_prompt(folder)
     if kind == "text":
         found.kv_bytes_per_token = _kv_bytes(text)
         _add_chat(found, folder)
         if found.architecture in known_names("seq2seq"):
             _add_encoder(found, text)
     return found
+
+
+def _longest_prompt(folder: Path) -> int:
+    """Return the bytes of the longest text that sentence-transformers puts before an input."""
+    path = folder / SENTENCE_FILE
+    prompts = read_json(path).get("prompts") if path.exists() else None
+    texts = prompts.values() if isinstance(prompts, dict) else ()
+    sizes = [len(each.encode("utf-8", "replace")) for each in texts if isinstance(each, str)]
+    return max(sizes, default=0)
 
 
 def _of_text(config: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
 
 PATH = "/v1/completions"
+_migrated: list[bytes] = []  #: the file of an empty database
 
 
 @dataclass
@@ -90,10 +91,20 @@ async def gateways(
 ) -> AsyncIterator[list[Gateway]]:
     """Open gateways over one database; ``free`` are the limits of the tier, ``redis`` settings."""
     async with AsyncExitStack() as stack:
-        db = await Database.open(folder / "db")
+        db = await _database(folder / "db")
         stack.push_async_callback(db.close)
         settings = RedisSettings(url=url, **{"timeout_ms": 5000, **(redis or {})})
         yield [await _gateway(db, settings, free or {}, stack) for _ in range(count)]
+
+
+async def _database(path: Path) -> Database:
+    """Open an empty database; only the first of a process is migrated."""
+    if _migrated:
+        path.write_bytes(_migrated[0])  # noqa: ASYNC240  nothing else runs
+        return await Database.open(path)
+    await (await Database.open(path)).close()
+    _migrated.append(path.read_bytes())  # noqa: ASYNC240
+    return await Database.open(path)
 
 
 async def _gateway(

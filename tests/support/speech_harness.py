@@ -61,7 +61,7 @@ def open_speech_harness(
     folder: Path,
     *,
     sampled: bool,
-    tokens: int = 40,
+    tokens: int = 24,
     device: DeviceKind = "cpu",
     dtype: str | None = None,
     max_batch: int | None = None,

@@ -55,7 +55,7 @@ class FailedLogins:
             return error
         cell = Cell(network_of(address), self._rate)
         decision = self._store.take_now([cell], self._clock())
-        if self._shared is not None and self._shared.link.away is None:
+        if self._shared is not None and not decision.wait and self._shared.link.away is None:
             asking = asyncio.create_task(self._share(self._shared, cell))
             self._asking.add(asking)
             asking.add_done_callback(self._asking.discard)

@@ -150,7 +150,7 @@ class SharedLimits:
             keys.append(self._of_places(key_id))
             _discard(self._places, key_id, place)
         if keys:
-            self.link.call(_GIVE, keys, args)
+            self.link.tell(_GIVE, keys, args)
 
     def hold_place(self, key_id: str) -> str:
         """Hold a place that this gateway gave while Redis was away; return its name."""
@@ -172,7 +172,7 @@ class SharedLimits:
                 part = slice(start, start + _AT_ONCE)
                 named = [text for pair in reserved[part] for text in pair]
                 args = [self._lease, len(places[part]), *places[part], *named]
-                self.link.call(_RENEW, keys, args)
+                self.link.tell(_RENEW, keys, args)
 
     @property
     def held(self) -> tuple[int, int]:

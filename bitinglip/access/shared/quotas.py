@@ -208,7 +208,7 @@ class SharedQuotas:
         self._limits.settled(key_id, name)
         keys = self._limits.used_keys(key_id, self._meter.today.name)
         keys.append(self._limits.reserved_key(key_id))
-        return self._limits.link.call(_SETTLE, keys, [name, *units])
+        return self._limits.link.tell(_SETTLE, keys, [name, *units])
 
     def _told(self, told: Callable[[], None], call: "asyncio.Future[Any]") -> None:
         self._untold.discard(call)

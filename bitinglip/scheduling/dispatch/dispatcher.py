@@ -288,7 +288,8 @@ class Dispatcher:
         context = self._settings.model(host).max_context or manifest.max_context
         if context and manifest.max_context and manifest.max_context < context:
             context = manifest.max_context
-        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
+        gpu_us, prompt_bytes = self._meter.expected_gpu(job.model), manifest.longest_prompt
+        return most_used(job, context=context, gpu_us=gpu_us, prompt_bytes=prompt_bytes)
 
     def _check(self, job: Job, host: str) -> bool:
         """Return whether a replica that would run it is there: of its ``host``."""
@@ -375,10 +376,11 @@ class Dispatcher:
             completion_tokens=completion_tokens,
         )
         if isinstance(final, protocol.TextDone):
-            self._count_shortcuts(event_log.job.model, final)
-        if isinstance(final, protocol.ImageDone):
+            if final.cached_tokens or final.drafted_tokens:
+                self._count_shortcuts(event_log.job.model, final)
+        elif isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
-        if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
+        elif isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 
     def _count_shortcuts(self, model: str, final: protocol.TextDone) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from secrets import token_hex
 from typing import Any
 
 import httpx
@@ -242,7 +243,7 @@ def test_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> No
 
 
 def test_prefix_reuse_is_told_in_usage_and_stays_within_a_key(server: Server) -> None:
-    system = "You answer in one word, and never speak of what was said before this request."
+    system = f"{token_hex(8)}: you answer in one word, and never speak of what was said before."
     body = {
         "model": "demo-text",
         "max_tokens": 4,
@@ -280,6 +281,13 @@ def test_metrics_count_what_was_done(server: Server) -> None:
 
 
 def test_health_answers_without_a_key(server: Server) -> None:
+    """It tells of the moment: a worker that a test has killed may be on its way back."""
+
+    def lacking() -> dict[str, Any]:
+        checks = httpx.get(server.url + "/health").json()["checks"]
+        return {name: check for name, check in checks.items() if not check["ok"]}
+
+    eventually(lambda: not lacking())
     body = httpx.get(server.url + "/health").json()
     assert body["status"] == "healthy"
     assert set(body["checks"]) == {
@@ -292,7 +300,6 @@ def test_health_answers_without_a_key(server: Server) -> None:
         "devices",
         "guard",
     }
-    assert all(check["ok"] for check in body["checks"].values())
     assert body["checks"]["guard"]["detail"].startswith("off")
 
 

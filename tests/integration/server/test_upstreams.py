@@ -43,7 +43,9 @@ class Scripted(BaseHTTPRequestHandler):
         self._send(200, b'{"data": []}')
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        data = self.rfile.read(int(self.headers["content-length"]))
+        is_json = self.headers["content-type"] == "application/json"
+        body = json.loads(data) if is_json else data
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.seen.append({"path": self.path, "body": body, "headers": headers})
         status, data = self.reply
@@ -114,8 +116,14 @@ def vectors() -> Iterator[type[Scripted]]:
 
 
 @pytest.fixture(scope="module")
+def heard() -> Iterator[type[Scripted]]:
+    with scripted((200, b'{"text": "so it was", "duration": 1.5, "language": "english"}')) as each:
+        yield each
+
+
+@pytest.fixture(scope="module")
 def here(
-    there: Served, script: Any, vectors: Any, tmp_path_factory: pytest.TempPathFactory
+    there: Served, script: Any, vectors: Any, heard: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
     (root / "key").write_text(there.keys["admin"] + "\n")
@@ -126,6 +134,7 @@ def here(
         "scripted": {"upstream": {"url": script.url, **key}},
         "gone": {"upstream": f"http://127.0.0.1:{free_port()}/v1"},
         "vectors": {"upstream": {"url": vectors.url, "kind": "embedding"}},
+        "hearing": {"upstream": {"url": heard.url, "kind": "transcription"}},
         "seeing": {"upstream": {"url": script.url, "kind": "vision"}},
         "refused": {"upstream": {"url": f"{there.url}/v1", "model": "demo"}},
     }
@@ -353,3 +362,22 @@ def test_upstream_gets_the_pictures_of_a_message(client: httpx.Client, script: A
     assert message["content"] == content
     refused = client.post(CHAT, json={**asked, "model": "scripted"})
     assert refused.status_code == 400
+
+
+def test_upstream_transcribes_the_sound_as_it_came(client: httpx.Client, heard: Any) -> None:
+    sound = b"RIFF" + bytes(600_000)
+    form: dict[str, Any] = {
+        "model": (None, "hearing"),
+        "language": (None, "en"),
+        "file": ("s.wav", sound),
+    }
+    answer = client.post("/v1/audio/transcriptions", files=form)
+    assert (answer.status_code, answer.json()["text"]) == (200, "so it was"), answer.text
+    seen = heard.seen[-1]
+    assert seen["path"] == "/v1/audio/transcriptions"
+    assert sound in seen["body"]
+    assert b"s.wav" not in seen["body"]
+    assert b'name="model"\r\n\r\nhearing\r\n' in seen["body"]
+    usage = client.get("/api/v1/usage", params={"group_by": "model"}).json()["data"]
+    (row,) = [each for each in usage if each["model"] == "hearing"]
+    assert row["audio_seconds"] == 1.5

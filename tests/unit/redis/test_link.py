@@ -51,6 +51,22 @@ def test_link_runs_calls_in_their_order(redis: RedisServer) -> None:
     asyncio.run(run())
 
 
+def test_link_keeps_the_order_of_scripts_that_redis_meets_for_the_first_time(
+    redis: RedisServer,
+) -> None:
+    first, second = (
+        Script(f"redis.call('APPEND', KEYS[1], '{letter}') return redis.call('GET', KEYS[1])")
+        for letter in "ab"
+    )
+
+    async def run() -> None:
+        async with opened(redis.url) as link:
+            link.tell(first, ["letters"])
+            assert await link.call(second, ["letters"]) == b"ab"
+
+    asyncio.run(run())
+
+
 def test_link_loads_a_script_that_redis_has_forgotten(redis: RedisServer) -> None:
     async def run() -> None:
         async with opened(redis.url) as link:

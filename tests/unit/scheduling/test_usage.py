@@ -91,6 +91,13 @@ def test_usage_of_several_texts_counts_each_prompt_once_and_all_texts() -> None:
     assert (used.prompt_tokens, used.completion_tokens) == (6, 3 + 5 + 2)
 
 
+def test_usage_of_vectors_is_estimated_with_the_longest_prompt_of_the_model() -> None:
+    job = envelope(protocol.EmbeddingJob(id="e", texts=("one", "two"), prompt_name="query"))
+    plain = most_used(job, context=None, gpu_us=0)[1]
+    assert most_used(job, context=None, gpu_us=0, prompt_bytes=70)[1] == plain + 2 * 70
+    assert most_used(job, context=40, gpu_us=0, prompt_bytes=70)[1] == 2 * 40
+
+
 @pytest.mark.parametrize("text", ["a b c", "héllo wörld", "日本語", "🙂" * 9, "\ud800"])
 def test_usage_of_text_is_estimated_at_a_token_a_byte(text: str) -> None:
     most = most_used(text_job(text, max_tokens=1), context=None, gpu_us=0)[1]

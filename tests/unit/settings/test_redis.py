@@ -1,9 +1,13 @@
 """The address of Redis: what is taken, and that no message shows its password."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
+from bitinglip.settings import Settings
 from bitinglip.settings.redis import Redis
+from bitinglip.settings_loader import SettingsError, check_start
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,17 @@ def test_redis_url_that_is_none_is_refused_and_not_quoted(url: str, says: str) -
     [error] = refused.value.errors()
     assert says in error["msg"]
     assert "sec" not in error["msg"].replace("seconds", "")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"redis": {"cache": True}, "cache": {"responses": True}},
+        {"redis": {"cache": True, "url": "redis://box"}},
+    ],
+)
+def test_redis_cache_that_would_keep_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"redis\.cache keeps nothing"):
+        check_start(Settings.model_validate(settings))
+    whole = {"redis": {"cache": True, "url": "redis://box"}, "cache": {"responses": True}}
+    check_start(Settings.model_validate(whole))

@@ -174,6 +174,18 @@ def test_inspection_counts_the_parts_of_an_embedding_model(tmp_path: Path) -> No
     assert found.capabilities == ("embedding",)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [({"query": "Find: ", "document": "\u00e9"}, 6), ({"query": 7}, 0), ([], 0), (None, 0)],
+)
+def test_inspection_reads_the_longest_prompt_of_an_embedding_model(
+    tmp_path: Path, prompts: object, expected: int
+) -> None:
+    write(llama(tmp_path) / "modules.json", [])
+    write(tmp_path / "config_sentence_transformers.json", {"prompts": prompts})
+    assert inspect(tmp_path).longest_prompt == expected
+
+
 def test_inspection_knows_rerankers_by_their_one_label(tmp_path: Path) -> None:
     config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
     write(llama(tmp_path) / "config.json", {**config, "id2label": {"0": "LABEL_0"}})

@@ -10,7 +10,7 @@ import pytest
 from workers.confinement import Kernel, landlock, paths, rules, seccomp
 from workers.confinement.landlock import OWN, READ, Access, Rule
 from workers.confinement.syscalls import ARCHITECTURES, FORBIDDEN, Architecture
-from workers.protocol import Confinement, ImageOptions, Load, SpeechOptions
+from workers.protocol import Confinement, ImageOptions, Load, SpeechOptions, TextOptions
 
 PID = 4711
 EPERM, ENOSYS = errno.EPERM, errno.ENOSYS
@@ -186,9 +186,10 @@ def test_rules_let_a_model_read_its_files_and_write_to_its_folder_only(
         path="model",
         image=ImageOptions(loras={"style": str(tmp_path / "snapshot")}),
         speech=SpeechOptions(vocoder="vocoder", voices={"ann": "ann.npy"}),
+        text=TextOptions(lora_folder="lent"),
     )
     found = {rule.path: rule.access for rule in rules(spec, confinement(tmp_path), "own")}
-    for path in ("model", "vocoder", "ann.npy", str(tmp_path / "snapshot")):
+    for path in ("model", "vocoder", "ann.npy", "lent", str(tmp_path / "snapshot")):
         assert found[path] == READ
     assert found[str(tmp_path / "blob")] == Access.READ_FILE
     assert found[str(tmp_path / "files")] == Access.READ_FILE

@@ -10,6 +10,9 @@ from workers.engines.text.batch import Batch, DecodeGroup, PagedRows, PromptPiec
 from workers.engines.text.cache import PagedCache
 from workers.engines.text.ragged import attend_ragged
 
+#: Scores that are written out at once: they, and copies of them, take a few hundred megabytes.
+_MOST_SCORES = 1 << 25
+
 
 def attend(
     query: Tensor,
@@ -111,7 +114,7 @@ def _prefill(
     grouped = grouped.permute(1, 2, 0, 3)  # [kv_heads, group, rows, dim]
     if how.sinks is not None:  # one of each head: [kv_heads, group, 1, 1]
         how = replace(how, sinks=how.sinks.view(shape.kv_heads, -1, 1, 1))
-    seen = _attention(
+    seen = _in_pieces(
         grouped,
         _share(keys[0, : piece.length], grouped.shape[1]),
         _share(values[0, : piece.length], grouped.shape[1]),
@@ -124,6 +127,28 @@ def _prefill(
 def _share(rows: Tensor, group: int) -> Tensor:
     """Expand [tokens, kv_heads, dim] to [kv_heads, group, tokens, dim] without a copy."""
     return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+
+
+def _in_pieces(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+    """Compute a prompt's attention; where scores are written out, some of its rows at a time.
+
+    query: [kv_heads, group, rows, dim], mask: [rows, tokens]; None is causal from the first token
+    """
+    heads, group, rows, _ = query.shape
+    most = max(1, _MOST_SCORES // (heads * group * key.shape[-2]))
+    if (how.softcap is None and how.sinks is None) or rows <= most:
+        return _attention(query, key, value, mask, how)
+    places = torch.arange(key.shape[-2], device=query.device)
+    parts = []
+    for start in range(0, rows, most):
+        part = query[:, :, start : start + most]
+        if mask is None:
+            hidden = places > places[start : start + most, None]
+            seen = part.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        else:
+            seen = mask[start : start + most]
+        parts.append(_written_out(part, key, value, seen, how))
+    return torch.cat(parts, dim=2)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How) -> Tensor:

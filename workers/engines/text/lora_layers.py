@@ -106,8 +106,8 @@ class Stack:
         if self.slots.isdisjoint(rows.slots):
             return
         a, b = self._a[rows.first : rows.last], self._b[rows.first : rows.last]
-        inner = functional.linear(x.to(a.dtype), a.flatten(0, 1))  # [tokens, slots * rank]
-        hidden = rows.hidden_on(x.device)
+        inner = functional.linear(x.to(a), a.flatten(0, 1))  # [tokens, slots * rank]
+        hidden = rows.hidden_on(a.device)
         if hidden is not None:
             # Filled, not multiplied: what is not finite of another LoRA must not come through.
             inner.view(len(x), *a.shape[:2]).masked_fill_(hidden, 0)

@@ -123,7 +123,7 @@ class Runner:
         one = self._builder.build(Plan([next_chunk(Sequence("", [0], blocks=[1]), 1)], [], [], []))
         assert one.paged is not None
         for longest in lengths_of_variants(self.blocks * self._cache.block_size):
-            batch = replace(one, paged=replace(one.paged, longest=longest))
+            batch = replace(one, paged=replace(one.paged, longest=longest), elsewhere={})
             self._decoder.forward(batch, self._cache)
         self.scrub([1])
 

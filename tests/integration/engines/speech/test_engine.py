@@ -123,10 +123,8 @@ def test_file_is_its_sentences_joined(harness: SpeechHarness) -> None:
     assert longest - 0.05 * len(alone) <= spoken.duration <= longest
 
 
-def test_text_of_2000_characters_is_one_file_of_all_its_sentences(
-    sampled: bool, tmp_path: Path
-) -> None:
-    harness = open_speech_harness(tmp_path, sampled=sampled, tokens=8)
+def test_text_of_2000_characters_is_one_file_of_all_its_sentences(tmp_path: Path) -> None:
+    harness = open_speech_harness(tmp_path, sampled=True, tokens=8)
     text = " ".join(f"This is sentence number {number} of many." for number in range(49))
     text += " " + "x" * (1998 - len(text)) + "."
     assert len(text) == 2000

@@ -88,7 +88,7 @@ class FailAt:
 def test_out_of_memory_at_load_is_named_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
 ) -> None:
-    repository = make(tmp_path / "bark")
+    repository = make(tmp_path / "bark", tokens=8)
     monkeypatch.setattr(f"transformers.BarkModel.{where}", raises(error))
     spec = Load(model="bark", engine="speech", path=str(repository), threads=1)
     with pytest.raises(Refused) as refused:

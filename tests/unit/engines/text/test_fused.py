@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from workers.engines.text import attention
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import PagedCache
@@ -95,6 +96,10 @@ def model_of(family: str) -> Any:
 @pytest.mark.parametrize("family", sorted(SETTINGS))
 @torch.inference_mode()
 def test_fused_decoder_computes_the_library_s_logits(family: str) -> None:
+    _compare_with_library(family)
+
+
+def _compare_with_library(family: str) -> None:
     model = model_of(family)
     rows = [[(11 + 7 * place + 3 * n) % 96 for place in range(n)] for n in LENGTHS]
     expected = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids in rows]
@@ -114,6 +119,25 @@ def test_fused_decoder_computes_the_library_s_logits(family: str) -> None:
 
     worst, _ = compare(run, rows, expected, BlockAllocator(BLOCKS, BLOCK_SIZE))
     assert worst < 1e-5 * torch.cat(expected).std().item() + 1e-5
+
+
+@pytest.mark.parametrize("most", [1, 500])
+@torch.inference_mode()
+def test_soft_caps_of_long_prompts_are_computed_some_rows_at_a_time(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_MOST_SCORES", most)
+    written, largest = attention._written_out, 0
+
+    def noting(query: Any, key: Any, *others: Any) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, query[..., 0].numel() * key.shape[-2])
+        return written(query, key, *others)
+
+    monkeypatch.setattr(attention, "_written_out", noting)
+    _compare_with_library("gemma2")
+    one_row = 6 * max(LENGTHS)
+    assert largest <= max(most, one_row * len(LENGTHS)), "decode rows are computed together"
 
 
 def test_fused_classes_are_all_compared_above() -> None:

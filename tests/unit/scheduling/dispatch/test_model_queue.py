@@ -12,6 +12,7 @@ from bitinglip.scheduling.dispatch.sessions import MOST_OF_KEY, MOST_SESSIONS
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from tests.support.in_flight import entry
+from workers.protocol import TextLora
 
 
 def model_queue() -> ModelQueue:
@@ -34,6 +35,21 @@ def test_dispatch_fills_replicas_evenly() -> None:
         ours.waiting.push(each, each.share, 1.0, 0.0)
     assert len(begun(ours, one, two)) == 6
     assert (one.in_flight, two.in_flight) == (3, 3)
+
+
+def test_dispatch_of_another_model_names_its_lora_and_counts_apart() -> None:
+    ours, one = model_queue(), replica(slots=2)
+    for name, model in (("a", "m"), ("b", "lora"), ("c", "lora"), ("d", "m")):
+        each = entry(name, model=model)
+        each.host = "m"
+        ours.waiting.push(each, each.share, 1.0, 0.0)
+    sent = {
+        each.id: each.message(lambda name: TextLora(path=f"lent/{name}"))
+        for each, _ in ours.begin([one], 0.0)
+    }
+    loras = {name: getattr(message, "lora", None) for name, message in sent.items()}
+    assert loras == {"a": None, "b": TextLora(path="lent/lora")}
+    assert (ours.of("m"), ours.of("lora"), ours.of("other")) == ((2, 2), (1, 1), (0, 0))
 
 
 def test_dispatch_sends_nothing_to_a_silent_replica() -> None:
