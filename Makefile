@@ -15,6 +15,9 @@ AGAIN := --reruns 1 -r aR
 # The fast tests compute all the time, and each process imports what all of them need: one a core.
 FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
+# Python keeps what it has compiled: hundreds of processes would compile the same files again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test test-fast rehearsal coverage check format config reference clean
 
 # Only what is given here goes before config.yaml and the environment: make serve PORT=9000

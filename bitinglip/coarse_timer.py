@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Generic, TypeVar
 
-from bitinglip.running_loop import running_loop
-
 T = TypeVar("T")
 #: what ``add`` returns, and ``discard`` takes
 Slot = int
@@ -30,7 +28,7 @@ class CoarseTimer(Generic[T]):
 
     def add(self, item: T, seconds: float) -> Slot:
         """Ring for an item after so many seconds, unless it is discarded before."""
-        loop = running_loop()
+        loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another one, of a test; its predecessor runs no more
             self._loop, self._timer = loop, None
             self._slots.clear()

@@ -5,6 +5,7 @@ It starts a server and a Chromium, and sends requests for a minute, so that char
 
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 _LOADED = ("demo-echo", "demo-text", "demo-image", "demo-speech")
 _SETTINGS = ("workers.threads=1", "models.demo-echo.fake.faults=true")
 _QUESTIONS = ("What is BitingLip?", "How do I pull a model?", "What is a worker?", "Who are you?")
-_SECONDS = 40  #: of requests before the overview's picture
+_ANSWERS, _SECONDS = 40, 40  #: of chats, and how long they take at least, before the first picture
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def main() -> None:
         with server.client(timeout=300) as client:
             for model in _LOADED:
                 client.post(f"/api/v1/models/{model}/load").raise_for_status()
+            _post(client, "demo-echo", "!oom")  # an error to be shown
+            _post_image(client)
         _sign_in(page, server)
         _take_all(page, server)
 
@@ -47,11 +50,14 @@ def _sign_in(page: Page, server: Server) -> None:
 
 
 def _take_all(page: Page, server: Server) -> None:
-    ended = threading.Event()
-    asking = threading.Thread(target=_ask, args=(server, ended))
+    ended, answered = threading.Event(), list[str]()
+    asking = threading.Thread(target=_ask, args=(server, ended, answered))
     asking.start()
     try:
-        ended.wait(_SECONDS)
+        until = time.monotonic() + _SECONDS
+        while len(answered) < _ANSWERS or time.monotonic() < until:
+            ended.wait(1)
+            page.run("0")  # reads what the browser tells meanwhile
         page.screen(1280, 1010, phone=False)
         _take(page, "dashboard")
         page.narrow()
@@ -63,7 +69,6 @@ def _take_all(page: Page, server: Server) -> None:
     page.go("models")
     _take(page, "models")
     _chat(page)
-    _draw(page)
     page.go("requests")
     page.scheme("dark")
     _take(page, "requests")
@@ -79,16 +84,6 @@ def _chat(page: Page) -> None:
     _take(page, "playground")
 
 
-def _draw(page: Page) -> None:
-    page.go("playground/images")
-    page.fill("Prompt", "a red circle")
-    for label, value in (("Width", "256"), ("Height", "256"), ("Seed", "7")):
-        page.fill(label, value)
-    page.click("Generate")
-    page.see("made in")
-    _take(page, "images")
-
-
 def _take(page: Page, name: str) -> None:
     page.wait("!document.querySelector('.skeleton')")
     page.run("document.activeElement.blur(); scrollTo(0, 0)")
@@ -96,20 +91,19 @@ def _take(page: Page, name: str) -> None:
     (PICTURES / f"{name}.png").write_bytes(page.picture())
 
 
-def _ask(server: Server, ended: threading.Event) -> None:
-    """Ask one thing after another until that is to end; one of them fails."""
+def _ask(server: Server, ended: threading.Event, answered: list[str]) -> None:
+    """Ask one thing after another until that is to end."""
     with server.client(timeout=300) as client:
-        _post(client, "demo-echo", "!oom")
-        _post_image(client)
         turn = 0
         while not ended.wait(0.3 * (turn % 4)):
-            _post(client, "demo-text", _QUESTIONS[turn % len(_QUESTIONS)])
+            answered.append(_post(client, "demo-text", _QUESTIONS[turn % len(_QUESTIONS)]))
             turn += 1
 
 
-def _post(client: httpx.Client, model: str, words: str) -> None:
+def _post(client: httpx.Client, model: str, words: str) -> str:
     message = {"role": "user", "content": words}
-    client.post("/v1/chat/completions", json={"model": model, "messages": [message]})
+    asked = {"model": model, "messages": [message], "stream": True}
+    return client.post("/v1/chat/completions", json=asked).text
 
 
 def _post_image(client: httpx.Client) -> None:

@@ -40,7 +40,7 @@ def test_pickle_is_never_loaded() -> None:
         for path in set((ROOT / package).rglob("*.py")) - {reader}:
             text = path.read_text()
             assert "import unpickle" not in text, path
-            if "pickle" not in text and ".load" not in text:
+            if "pickle" not in text and not re.search(r"\btorch\s*\.\s*load\b", text):
                 continue  # nothing below can be in it, and to parse all takes seconds
             for node in ast.walk(ast.parse(text)):
                 names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else ()

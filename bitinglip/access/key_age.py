@@ -7,6 +7,7 @@ is rotated in time by the server itself, so that no operator is shut out.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ import structlog
 
 from bitinglip.access import credentials
 from bitinglip.access.expiry import LONGEST_GRACE
+from bitinglip.errors import Conflict
 from bitinglip.home import Home
 from bitinglip.settings import KeyRotation
 
@@ -79,8 +81,9 @@ class Rotation:
                 own = await asyncio.to_thread(_admin_key_id, self._home)
             if record.id == own:
                 grace = max(timedelta(), min(ageing.until - now, LONGEST_GRACE))
-                await self._keys.rotate(record.id, grace, self._home)
-                log.info("the key in admin.key was rotated, for its age", key=record.id)
+                with suppress(Conflict):  # its own admin.key has the secret then
+                    await self._keys.rotate(record.id, grace, self._home, once=True)
+                    log.info("the key in admin.key was rotated, for its age", key=record.id)
             else:
                 self._tell(record, ageing.until, ended=ageing.until <= now)
 

@@ -11,7 +11,6 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api.request_context import context_of
 from bitinglip.coarse_timer import CoarseTimer
 from bitinglip.results.streams import comment
-from bitinglip.running_loop import running_loop
 from bitinglip.scheduling.event_log import EventLog
 
 _GRACE_SECONDS = 0.1  #: an answer that takes longer gets a task that watches its connection
@@ -102,7 +101,7 @@ class Connection:
 
     def __enter__(self) -> None:
         self._slot = _in_grace.timer.add(self, _GRACE_SECONDS)
-        owner = asyncio.current_task(running_loop())
+        owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
         self._watcher: asyncio.Task[None] | None = None

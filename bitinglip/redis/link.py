@@ -47,7 +47,8 @@ class RedisLink:
         self._health = health
         self._seconds = settings.timeout_ms / 1000
         self._options = _options(settings, self._seconds)
-        self._pool = self._new_pool(max_connections=2)
+        # The lane has a time-out for all of a write; those of the library take a task each.
+        self._pool = self._new_pool(max_connections=2, timeout=None)
         self._lane = Lane(self._connect, self._seconds, self._lost)
         self._returns: list[Hook] = []
         self._reviving: asyncio.Task[None] | None = None
@@ -88,7 +89,8 @@ class RedisLink:
 
         ``timeout`` in seconds; by default that of the settings. Its user closes it, with its pool.
         """
-        return Redis.from_pool(self._new_pool(max_connections=connections, timeout=timeout))
+        seconds = self._seconds if timeout is None else timeout
+        return Redis.from_pool(self._new_pool(max_connections=connections, timeout=seconds))
 
     def on_return(self, hook: Hook) -> None:
         """Have something called whenever Redis is back, and may have lost what it knew."""
@@ -114,11 +116,9 @@ class RedisLink:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _new_pool(self, *, max_connections: int, timeout: float | None = None) -> ConnectionPool:
+    def _new_pool(self, *, max_connections: int, timeout: float | None) -> ConnectionPool:
         assert self.settings.url is not None
-        options = dict(self._options)
-        if timeout is not None:
-            options["socket_timeout"] = timeout
+        options = {**self._options, "socket_timeout": timeout}
         pool: ConnectionPool = ConnectionPool.from_url(
             self.settings.url, max_connections=max_connections, **options
         )
@@ -196,7 +196,6 @@ def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
     """Return what all connections have in common. Raises SettingsError."""
     options: dict[str, Any] = {
         "protocol": _PROTOCOL,
-        "socket_timeout": seconds,
         "socket_connect_timeout": max(seconds, _CONNECT_SECONDS),
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,

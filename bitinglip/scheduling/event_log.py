@@ -11,7 +11,6 @@ import msgspec
 
 from bitinglip import errors
 from bitinglip.guard.outputs import OutputGuard
-from bitinglip.running_loop import running_loop
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import input_bytes, without_input
 from bitinglip.scheduling.memory import event_bytes
@@ -211,7 +210,7 @@ class EventLog:
 
 
 def _woken(waiters: "list[asyncio.Future[None]]") -> "asyncio.Future[None]":
-    waiter: asyncio.Future[None] = running_loop().create_future()
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiters.append(waiter)
     return waiter
 

@@ -101,7 +101,9 @@ def refresh_demo_models(store: ModelStore) -> list[Manifest]:
         # Gone or damaged in the meantime: then it is no model that an earlier version made.
         with suppress(UnknownModel, BadFiles):
             found = store.get(name)
-            if found.source != "demo" or found.revision == _VERSION or store.verify(name):
+            if found.source != "demo" or found.engine == "fake" or found.revision == _VERSION:
+                continue  # a fake one has the name by the settings
+            if store.verify(name):
                 continue
             made.append(_put(store.replacing(name), name, description, make, "demo"))
     return made

@@ -8,7 +8,7 @@ import pytest
 
 from bitinglip.api.dashboard import FOLDER
 from tests.browser.conftest import keep_picture
-from tests.integration.server.test_transcription import sound
+from tests.support.audio import voice
 from tests.support.browser.axe import serious_findings
 from tests.support.browser.page import Page
 from tests.support.http_client import NATIVE
@@ -93,7 +93,7 @@ def test_dashboard_pulls_a_model_and_transcribes_with_it(
     page.click(name, within=name)
     page.see("Architecture")
     page.click("Close")
-    (tmp_path / "said.wav").write_bytes(sound())
+    (tmp_path / "said.wav").write_bytes(voice())
     page.go("playground/transcription")
     page.attach("A sound file", tmp_path / "said.wav")
     page.click("Transcribe")

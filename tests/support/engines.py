@@ -208,7 +208,7 @@ def _embedding_job(_: Subject, name: str, fields: Mapping[str, Any]) -> Job:
 
 
 def _image_job(subject: Subject, name: str, fields: Mapping[str, Any]) -> Job:
-    fields = {"width": 64, "height": 64, "steps": 4, "seeds": (3,), **fields}
+    fields = {"width": 64, "height": 64, "steps": 3, "seeds": (3,), **fields}
     return ImageJob(id=name, prompt="a cat", folder=str(subject.folder), **fields)
 
 

@@ -59,8 +59,6 @@ class FakeHub:
     faults: dict[str, Fault] = field(default_factory=dict)
     cuts: dict[str, list[int]] = field(default_factory=dict)  #: bytes of each next body
     ranges: list[tuple[str, int]] = field(default_factory=list)  #: where each body began
-    #: and by the Authorization that asked for it
-    ranges_by: list[tuple[str, str, int]] = field(default_factory=list)
     near_faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     far_headers: list[dict[str, str]] = field(default_factory=list)
@@ -232,7 +230,6 @@ def send(handler: _Near, sha: str, path: str) -> None:
             handler.answer(416, {"Content-Range": f"bytes */{len(data)}"})
             return
     hub.ranges.append((path, start))
-    hub.ranges_by.append((handler.headers.get("Authorization", ""), path, start))
     handler.send_response(206 if wanted else 200)
     if wanted:
         handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")

@@ -304,8 +304,10 @@ class Delivery:
 
     def of(self, model: str) -> tuple[int, int]:
         """Count the model's waiting and its running jobs, wherever they are run."""
-        model_queue = self.model_queues.get(self._manager.host(model))
-        return model_queue.of(model) if model_queue else (0, 0)
+        places = {model, self._manager.host(model)}  # a LoRA that was merged may have jobs in both
+        queues = (self.model_queues.get(place) for place in places)
+        counts = [model_queue.of(model) for model_queue in queues if model_queue is not None]
+        return sum(waiting for waiting, _ in counts), sum(running for _, running in counts)
 
     def clear_quarantine(self, model: str) -> None:
         guests = self._manager.hosting.guests(model)

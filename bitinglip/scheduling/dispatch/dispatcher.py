@@ -376,10 +376,11 @@ class Dispatcher:
             completion_tokens=completion_tokens,
         )
         if isinstance(final, protocol.TextDone):
-            self._count_shortcuts(event_log.job.model, final)
-        if isinstance(final, protocol.ImageDone):
+            if final.cached_tokens or final.drafted_tokens:
+                self._count_shortcuts(event_log.job.model, final)
+        elif isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
-        if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
+        elif isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 
     def _count_shortcuts(self, model: str, final: protocol.TextDone) -> None:

@@ -194,7 +194,7 @@ class Operations(ModelViews):
     def fit(self, manifest: Manifest) -> FitAnswer:
         """Answer where a model fits, after which evictions, or with which settings."""
         manager = self._manager
-        manifest = self._store.get(manager.host(manifest.name))
+        manifest = self._hosting(manifest)
         held = self.replicas(manifest.name)
         places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
         reservations = manager.reservations()
@@ -202,10 +202,15 @@ class Operations(ModelViews):
 
     def needs(self, manifest: Manifest) -> dict[str, Any]:
         """Return what a model would take where it would go; see ``needs_info``."""
-        facts, manifest = self._manager.facts, self._store.get(self._manager.host(manifest.name))
+        facts, manifest = self._manager.facts, self._hosting(manifest)
         kind = next(iter(facts.kinds(self._settings.model(manifest.name))), "cpu")
         load_config = facts.load_config(manifest, kind)
         return needs_info(manifest, load_config, facts.quantizations(manifest, kind))
+
+    def _hosting(self, manifest: Manifest) -> Manifest:
+        """Return the model whose workers run this one, which need not be in the store."""
+        host = self._manager.host(manifest.name)
+        return manifest if host == manifest.name else self._store.get(host)
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""

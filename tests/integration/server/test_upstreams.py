@@ -366,7 +366,11 @@ def test_upstream_gets_the_pictures_of_a_message(client: httpx.Client, script: A
 
 def test_upstream_transcribes_the_sound_as_it_came(client: httpx.Client, heard: Any) -> None:
     sound = b"RIFF" + bytes(600_000)
-    form: dict[str, Any] = {"model": (None, "hearing"), "file": ("s.wav", sound)}
+    form: dict[str, Any] = {
+        "model": (None, "hearing"),
+        "language": (None, "en"),
+        "file": ("s.wav", sound),
+    }
     answer = client.post("/v1/audio/transcriptions", files=form)
     assert (answer.status_code, answer.json()["text"]) == (200, "so it was"), answer.text
     seen = heard.seen[-1]

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from model_store.demo import make_demo_models, refresh_demo_models
-from model_store.manifest import FILES
+from msgspec import structs
+
+from model_store.demo import make_demo_models, make_fake_models, refresh_demo_models
+from model_store.manifest import FILES, write_manifest
 from model_store.store import ModelStore
 from tests.support.model_folders import llama
 
@@ -35,7 +37,11 @@ def test_demo_model_that_was_changed_or_is_another_s_stays(store: ModelStore, so
     text = changed.read_text() + "\n"
     changed.write_text(text)
     store.import_folder(source, "demo-speech")
+    make_fake_models(store, ["demo-image"])
+    fake = store.read("demo-image")
+    write_manifest(store.folder("demo-image"), structs.replace(fake, revision=None))
+    store.listing.look()
     assert refresh_demo_models(store) == []
     assert changed.read_text() == text
     assert store.get("demo-speech").source == "import"
-    assert store.names() == ["demo-speech", "demo-text"]
+    assert store.get("demo-image").engine == "fake"

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -61,12 +62,11 @@ def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
     chance = random.Random(19)
     hub.slow = 0.003
     kills = models = 0
-    kept: dict[str, int] = {}  #: bytes on the disk when a pull began, by its token
+    kept: list[int] = []  #: bytes of the weights on the disk when each pull began
     with pull_forks(tmp_path / "store", hub.url) as forks:
         while kills < 30 or not models:
-            found = part_of(store, hub)
+            kept.append(part_of(store, hub))
             child = forks.start()
-            kept[f"Bearer {child}"] = found
             if kills < 30:
                 time.sleep(chance.uniform(0, 0.2))
                 with suppress(ProcessLookupError):  # on a quick machine it may have ended
@@ -83,11 +83,9 @@ def test_resume_after_30_kills_at_random_moments_has_the_right_bytes(
             else:
                 assert ended == -signal.SIGKILL
     assert len(list(store.partial.glob("draft-*"))) <= 30, "of killed pulls; they are swept later"
-    # A hub may hear what a process had asked for after that process was killed, and others after.
-    began = [(token, start) for token, path, start in hub.ranges_by if path == WEIGHTS]
-    assert len(began) > 10
-    for token, start in began:
-        assert start >= kept[token], "the part on the disk is not fetched again"
+    # A hub may hear what a process had asked for when it was killed and others have asked since.
+    began = Counter(start for path, start in hub.ranges if path == WEIGHTS)
+    assert began <= Counter(kept), "the part on the disk is not fetched again"
 
 
 def part_of(store: ModelStore, hub: FakeHub) -> int:

@@ -160,7 +160,7 @@ def test_graphs_hold_what_a_plain_step_is_built_from(
     monkeypatch.setattr(graphs, "_forward", captured)
     monkeypatch.setattr(graphs, "run", comparing)
     run(engine, *mixed_jobs())
-    assert compared > 30
+    assert compared > 20, "how many depends on when the grammar is compiled"
     engine.close()
 
 

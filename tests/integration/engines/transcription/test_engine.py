@@ -160,7 +160,7 @@ def test_segments_are_streamed_as_they_are_done(harness: TranscriptionHarness) -
     assert [each.steps for each in progress] == [50] * len(progress)
     steps = [each.step for each in progress]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 75
+    assert steps[-1] == 50
     assert events.index(progress[0]) < events.index(heard[-1])
 
 

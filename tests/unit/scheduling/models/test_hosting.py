@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.hosting import Hosting
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from model_store.lending import LENT
 from model_store.listing import Listing
@@ -16,6 +18,7 @@ from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from tests.support.lora_files import write_text_lora
 from tests.support.model_folders import llama
+from workers.devices import Devices
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,22 @@ def test_lora_bytes_are_those_of_as_many_as_a_worker_holds(
     assert hosting(store).lora_bytes(store.get("base")) == 3 * one
     two = hosting(store, base={"text": {"max_loras": 2}})
     assert two.lora_bytes(store.get("base")) == 2 * one
+
+
+def test_lora_bytes_are_planned_with_the_base_and_learned_sizes_stay(store: ModelStore) -> None:
+    settings = Settings.model_validate({"models": {"base": {"device": "cpu"}}})
+    footprints = Footprints()
+    facts = ResourceFacts(settings, Devices.find([("card", 10**12)]), footprints)
+    base = store.get("base")
+    before = facts.need(base, "cpu").bytes
+    facts.lora_bytes = Hosting(settings, store).lora_bytes
+    after = facts.need(base, "cpu").bytes
+    assert after - before == facts.lora_bytes(base) > 0
+    learned = 2 * after
+    footprints.observe(base, facts.load_config(base, "cpu"), memory_bytes=learned)
+    store.remove("tuned")
+    assert facts.lora_bytes(base) == 0
+    assert facts.need(base, "cpu").bytes >= learned
 
 
 def test_lora_is_lent_before_it_is_listed_and_no_more_once_it_is_gone(

@@ -1,4 +1,4 @@
-"""The official package's types beside our requests: no field of theirs is passed over.
+"""The official packages' types beside our requests: no field of theirs is passed over.
 
 Requests are generated from the types, so a new version of the package that knows more fails here.
 The packages take seconds to import, so the tests alone do it, and each goes through many cases.
