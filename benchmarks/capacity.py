@@ -168,7 +168,9 @@ models of 6 to 45 GB, the simulator's `mixed` trace, its model of a batch (50 to
 request by itself, 64 at once) and of loading (3 GB/s). The rate is the highest one at which nothing
 is refused, nothing fails, and nineteen of twenty requests wait less than 5 s. It says how things
 scale, not what your models do: measure those with `bitinglip bench`. A gateway has 10 GPUs at most;
-1,000 are 100 such boxes, each with the same models.
+1,000 are 100 such boxes, each with the same models: 3 on one GPU, 32 on ten, each once. Ten GPUs do
+not serve ten times as much then: a few of the models are asked for most, and those are on one GPU
+each; `models.<name>.replicas` is what spreads them.
 
 | GPUs | gateways | requests/s | tokens/s | cards busy | 95 % wait less than |
 |---|---|---|---|---|---|"""

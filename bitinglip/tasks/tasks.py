@@ -95,7 +95,7 @@ class Tasks:
         """Return a task by its id. Raises TaskNotFound."""
         if open_task := self._open.get(task_id):
             return describe_open(open_task)
-        event_log = self._dispatcher.find(task_id)
+        event_log = self._recent(task_id)
         if event_log is not None and not self._expired(event_log):
             return describe_log(event_log)
         if task := await self._rows.get(task_id):
@@ -129,7 +129,7 @@ class Tasks:
         if open_task is not None and open_task.event_log is None:
             stop(open_task)
             await self._end_unqueued(open_task, protocol.Cancelled(id=task_id))
-        elif open_task is None and self._elsewhere and self._dispatcher.find(task_id) is None:
+        elif open_task is None and self._elsewhere and self._recent(task_id) is None:
             await self._elsewhere.cancel(task_id)
         else:
             self._dispatcher.cancel(task_id)
@@ -166,7 +166,19 @@ class Tasks:
         if open_task := self._open.get(task_id):
             await open_task.queued.wait()
             return open_task.event_log
-        return self._dispatcher.find(task_id)
+        return self._recent(task_id)
+
+    def _recent(self, task_id: str) -> EventLog | None:
+        """Return the event log of a job that is still in memory, if it tells how it ended."""
+        event_log = self._dispatcher.find(task_id)
+        return event_log if event_log is not None and self._tells(event_log) else None
+
+    def _tells(self, event_log: EventLog) -> bool:
+        """Return whether an event log tells how a job ended.
+
+        That of a task which another server may have taken up does not: its row does.
+        """
+        return self._elsewhere is None or not event_log.job.asynchronous
 
     def is_open(self, task_id: str) -> bool:
         """Return True until a task has ended and its end is in the database."""

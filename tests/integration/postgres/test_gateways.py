@@ -1,5 +1,6 @@
 """Two servers over one PostgreSQL and one Redis: what one holds, the other knows."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -19,6 +20,10 @@ from tests.support.websocket_client import heard, open_watch
 
 NOTICE = ("--set", "server.drain_notice=0.5", "--set", "server.drain_timeout=10")
 
+MOST = 25  #: requests of a key in an hour; the next one comes minutes later
+_PRO = {"requests_per_hour": MOST, "requests_per_minute": 9999, "concurrent_requests": 999}
+LIMITS = ("--set", f"limits.tiers.pro={json.dumps(_PRO)}")
+
 
 @pytest.fixture(scope="module")
 def pair(
@@ -26,7 +31,7 @@ def pair(
 ) -> Iterator[Pair]:
     """Two servers with a Redis, both running whenever a test begins."""
     folder, url = tmp_path_factory.mktemp("pair"), postgres.make()
-    own = (*ONE_AT_A_TIME, *NOTICE, "--set", f"redis.url={redis.url}")
+    own = (*ONE_AT_A_TIME, *NOTICE, *LIMITS, "--set", f"redis.url={redis.url}")
     with running_pair(folder, url, *own) as servers:
         yield servers
 
@@ -55,6 +60,26 @@ def test_keys_and_tokens_of_one_server_work_on_the_other_until_they_are_revoked(
             eventually(lambda: session.get("/api/v1/models").status_code == 401)
         two.delete(f"/api/v1/keys/{made['id']}")
         eventually(lambda: here.get("/api/v1/models").status_code == 401)
+
+
+def test_limit_of_a_key_holds_over_both_servers_at_once(
+    pair: Pair, clients: tuple[httpx.Client, httpx.Client]
+) -> None:
+    key = clients[0].post("/api/v1/keys", json={"name": "busy", "tier": "pro"}).json()["key"]
+    with pair.servers[1].client(headers={"X-API-Key": key}) as known:
+        eventually(lambda: known.get("/v1/models").status_code == 200)
+
+    async def ask() -> list[int]:
+        headers = {"X-API-Key": key}
+        async with (
+            pair.servers[0].async_client(headers=headers) as here,
+            pair.servers[1].async_client(headers=headers) as there,
+        ):
+            asked = [each.post(NATIVE, json=ECHO) for each in (here, there) * 40]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    found = asyncio.run(ask())
+    assert (found.count(200), set(found)) == (MOST, {200, 429})
 
 
 def test_audit_chain_is_whole_where_two_servers_write_at_once(
@@ -150,6 +175,26 @@ def test_rolling_restart_fails_no_request_and_loses_no_task(pair: Pair) -> None:
     with pair.servers[0].client() as client:
         for each in tasks:
             await_status(client, each, "completed")
+
+
+def test_server_that_stood_still_leaves_what_others_took_up(
+    pair: Pair, clients: tuple[httpx.Client, httpx.Client]
+) -> None:
+    one, two = clients
+    running = begin(one, SLOW)
+    await_status(one, running, "running")
+    waiting = begin(one, ECHO)
+    pair.servers[0].process.send_signal(signal.SIGSTOP)
+    try:
+        await_status(two, running, "failed")
+        await_status(two, waiting, "completed")
+    finally:
+        pair.servers[0].process.send_signal(signal.SIGCONT)
+    eventually(lambda: statuses(clients, f"{TASKS}/{running}") == ["failed"] * 2)
+    eventually(lambda: statuses(clients, f"{TASKS}/{waiting}") == ["completed"] * 2)
+    eventually(pair.servers[0].idle)
+    later = begin(one, ECHO)
+    await_status(two, later, "completed")
 
 
 def test_tasks_of_a_killed_server_end_on_the_other_each_once(

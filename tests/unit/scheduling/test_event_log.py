@@ -91,7 +91,7 @@ def test_event_log_output_that_was_not_seen_can_be_reset() -> None:
         event_log.put(token(0))
         assert not event_log.output_seen
         event_log.reset_output()
-        event_log.put(Started(id="j"))  # on another worker, which is nobody's affair
+        event_log.put(Started(id="j"))  # on another worker: it has no reader
         event_log.put(DONE)
         assert await read(event_log) == [Started(id="j"), DONE]
 

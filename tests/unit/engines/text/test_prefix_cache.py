@@ -95,7 +95,7 @@ def test_prefix_holds_the_answer_of_the_turn_before() -> None:
 
 
 @pytest.mark.parametrize("scope", ["another", None])
-def test_prefix_of_another_scope_is_computed_anew(scope: str | None) -> None:
+def test_prefix_of_another_scope_is_computed_again(scope: str | None) -> None:
     scheduler, _ = make()
     compute(scheduler, sequence("first", list(range(20))))
     other = sequence("second", list(range(20)), scope)
@@ -167,7 +167,7 @@ def test_prefix_reuse_gives_each_sequence_the_blocks_of_its_own_tokens(seed: int
         if not left:
             break
         plan = scheduler.schedule()
-        assert plan.chunks, "somebody can always go on"
+        assert plan.chunks, "one row can always go on"
         for chunk in plan.chunks:
             one = chunk.sequence
             for place in range(chunk.start):

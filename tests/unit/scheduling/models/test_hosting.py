@@ -154,7 +154,7 @@ def test_lora_is_lent_before_it_is_listed_and_no_more_once_it_is_gone(
     assert not Path(path).exists()
 
 
-def test_lora_whose_file_was_repaired_is_lent_anew(store: ModelStore) -> None:
+def test_lora_whose_file_was_repaired_is_lent_again(store: ModelStore) -> None:
     weights = store.path("tuned") / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.unlink()
