@@ -83,6 +83,8 @@ class Hosting:
 
 def _of_a_worker(own: Model) -> str | None:
     """Return the first setting of a LoRA that only a worker of its own can keep to, if any is."""
+    if own.text.merge_lora:
+        return "text.merge_lora"
     for name in sorted(own.model_fields_set - _SHARED):
         if getattr(own, name) != getattr(_DEFAULTS, name):
             return name
