@@ -99,7 +99,7 @@ class Cluster:
                 while not self._is_there() and self._trouble is None:
                     self._changed.clear()
                     await self._changed.wait()
-        if self.trouble is not None:
+        if self.trouble is not None and self._trouble is None:  # which was logged as it came
             log.error("%s", self.trouble)
 
     async def close(self) -> None:
