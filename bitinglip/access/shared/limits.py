@@ -14,6 +14,7 @@ from bitinglip.access.limits import gcra
 from bitinglip.access.limits.gcra import FULL, Rate
 from bitinglip.access.limits.store import Cell, Decision
 from bitinglip.access.shared.ticks import asked, given, ticks
+from bitinglip.access.usage.quotas import Plan
 from bitinglip.errors import LimitsUnavailable
 from bitinglip.redis.scripts import Script
 
@@ -50,6 +51,7 @@ class Quotas(NamedTuple):
 
     day: str  #: 2026-11-27
     plan: tuple[Drawn, ...]
+    of: Plan  #: what ``plan`` was made of; the key's own may be another once Redis answers
     reserve: tuple[int, ...] = ()  #: amounts, by unit; none where it only asks
 
 
