@@ -83,6 +83,7 @@ class RedisBroadcast(Broadcast):
                     await channel.subscribe(self._channel)
                     await self._hear(channel)
             except (RedisError, OSError):
+                self._link.doubt()
                 await asyncio.sleep(_RETRY_SECONDS / 2)
             except Exception:  # a bug in a handler must not end all that follows
                 log.exception("listening to other gateways failed")
