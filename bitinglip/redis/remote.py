@@ -117,7 +117,7 @@ class RedisBroadcast(Broadcast):
             return
         try:
             letter = _decode(message["data"])
-        except (msgspec.DecodeError, msgspec.ValidationError):  # of another version, or not ours
+        except (msgspec.DecodeError, ValueError, RecursionError):  # of another version, or not ours
             log.debug("a message of other gateways is not understood")
             return
         if letter.gateway == self._link.gateway:

@@ -176,7 +176,8 @@ class SharedQuotas:
                 await self._raise(key_id, day)
             except RedisAway:
                 self._charged.add(key_id)
-                return
+                if self._limits.link.away is not None:
+                    return
             except BaseException:
                 self._charged.add(key_id)
                 raise

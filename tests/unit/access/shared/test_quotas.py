@@ -246,3 +246,42 @@ def test_quota_charged_while_redis_was_away_counts_once_it_is_back(
             assert await count_passing(both, 4, REQUESTS + 1) == 0
 
     run(lose())
+
+
+@pytest.mark.parametrize("count", ["nan", "-nan", "1e5", "0x10", "many", "1" * 400])
+def test_quota_that_another_program_has_spoiled_is_this_gateway_s_own(
+    tmp_path: Path, server: RedisServer, count: str
+) -> None:
+    async def spoil() -> None:
+        async with gateways(tmp_path, 1, server.url, {"daily": {"requests": 2}, **FREE}) as [own]:
+            assert own.link is not None
+            assert own.shared_counts is not None
+            assert await own.use()
+            with server.client() as client:
+                for key in client.keys("bitinglip:{k}:used:*"):
+                    client.hset(key, "1", count)
+            passing = [await own.use() for _ in range(3)]
+            assert passing in ([True, False, False], [False, False, False])
+            assert await own.use(key="another")
+            assert own.link.away is None
+            assert own.shared_counts.limits.held == (0, 0)
+
+    run(spoil())
+
+
+@pytest.mark.parametrize("name", ["places", "reserved", "k:minute"])
+def test_limits_of_a_key_that_another_program_has_spoiled_leave_those_of_others(
+    tmp_path: Path, server: RedisServer, name: str
+) -> None:
+    async def spoil() -> None:
+        limits = {"daily": {"requests": 2}, "requests_per_minute": 5, "concurrent_requests": 5}
+        async with gateways(tmp_path, 1, server.url, limits) as [own]:
+            assert own.link is not None
+            with server.client() as client:
+                client.lpush(f"bitinglip:{{k}}:{name}", "spoiled")
+            assert await own.use()
+            assert await own.passes("k", REQUESTS)
+            assert await own.passes("another", REQUESTS)
+            assert own.link.away is None
+
+    run(spoil())
