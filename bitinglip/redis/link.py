@@ -96,6 +96,13 @@ class RedisLink:
         """Have something called whenever Redis is back, and may have lost what it knew."""
         self._returns.append(hook)
 
+    def doubt(self) -> None:
+        """Find out whether it still answers, because another of its connections does not work.
+
+        Where no limits are asked for, nothing else would tell.
+        """
+        self.command("PING")
+
     def lost(self, reason: str) -> None:
         """Count Redis as away, because another of its connections says so."""
         self._lost(reason)
