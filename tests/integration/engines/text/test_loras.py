@@ -297,24 +297,6 @@ def test_lora_is_computed_beside_graphs_of_steps_without_one(
         engine.close()
 
 
-def test_lora_of_the_step_before_is_no_part_of_a_graph_that_is_captured(
-    families: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model of the library's own forward has LoRAs by hooks, which a capture would record."""
-    monkeypatch.setattr(runners, "_capture", lambda _loaded, _graphs: lambda step: step)
-    gpt2 = families("gpt2")
-    engine = open_engine(gpt2.base, text={"graphs": "lazy"})
-    try:
-        jobs = [asked("0", gpt2.loras[0], max_tokens=4), asked("None", None, max_tokens=12)]
-        ends = done(run_to_end(engine, *jobs))
-        for lora in (0, None):
-            check(gpt2, engine, lora, "one two", ends[str(lora)])
-        assert isinstance(engine._runner, Runner)
-        assert engine._runner.graphs
-    finally:
-        engine.close()
-
-
 def refusal(engine: TextEngine, lora: Path) -> str:
     with pytest.raises(Refused) as caught:
         engine.prepare(asked("x", lora))
