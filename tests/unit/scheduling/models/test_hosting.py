@@ -93,6 +93,7 @@ def test_lora_that_was_used_is_recorded_as_used(store: ModelStore) -> None:
     ("config", "why"),
     [
         ({"use_dora": True}, "DoRA"),
+        ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
         ({"init_lora_weights": "pissa"}, "begun from its base's own weights"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern"),
     ],
