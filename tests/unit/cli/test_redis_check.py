@@ -40,8 +40,11 @@ def test_redis_check_tells_what_happens_without_it_and_no_password(tmp_path: Pat
     assert level == "warning"
     assert "limited requests are refused" in text
     assert "hunter2" not in text
-    [(level, text)] = check(url=url, password_file=str(tmp_path / "none"))
-    assert level == "error"
+    (binary := tmp_path / "binary").write_bytes(b"hunter2\xff")
+    for file in (tmp_path / "none", binary):
+        [(level, text)] = check(url=url, password_file=str(file))
+        assert level == "error"
+        assert "hunter2" not in text
 
 
 @pytest.mark.parametrize(
