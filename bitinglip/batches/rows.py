@@ -55,7 +55,7 @@ class KeptBatch:
             try:
                 found.append(cls.of(row))
             except (msgspec.DecodeError, ValueError):
-                log.error("a batch of another version cannot be read", batch=row.id)
+                log.warning("a batch of another version cannot be read", batch=row.id)
         return found
 
 
