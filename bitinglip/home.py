@@ -130,6 +130,10 @@ class Home:
             raise HomeError(text) from error
         if (why := self.refusal()) is not None:
             raise HomeError(str(why))
+        if self.common is not None:
+            for folder in (self.common, self.files, self.uploads, self.batches):
+                if folder.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                    raise HomeError(f"{folder}: others may write to this folder; chmod o-w it")
 
     def refusal(self) -> Refusal | None:
         """Say what of the home is another user's, or mounted read-only; None if it can be used.
@@ -334,11 +338,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise HomeError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG((found := os.fstat(fd)).st_mode):  # a pipe would be waited for
+        os.close(fd)
+        raise HomeError(f"{path}: this is no file")
     with open(fd, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        mode = stat.S_IMODE(found.st_mode)
         secret = file.read()
     if mode & 0o077:
         raise HomeError(f"{path}: others may read this secret (mode {mode:04o}); chmod 600 it")

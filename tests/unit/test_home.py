@@ -185,8 +185,10 @@ def test_secret_of_another_home_is_taken_over_and_never_replaces_one(
     with pytest.raises(HomeError, match="another secret"):
         third.adopt_secret(home.secret_key)
     assert third.secret("keys") == own
-    with pytest.raises(HomeError):
-        third.adopt_secret(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("missing", "pipe", "other"):
+        with pytest.raises(HomeError):
+            third.adopt_secret(tmp_path / name)
 
 
 def test_home_that_shares_its_files_keeps_them_elsewhere_and_has_one_name(tmp_path: Path) -> None:
@@ -198,6 +200,9 @@ def test_home_that_shares_its_files_keeps_them_elsewhere_and_has_one_name(tmp_pa
     assert not list((tmp_path / "home").glob("*es"))
     name = shared.identity()
     assert shared.identity() == name
+    (shared.common or shared.root).chmod(0o777)
+    with pytest.raises(HomeError, match="chmod o-w"):
+        shared.create()
     shared.gateway_id.write_text("../x")
     with pytest.raises(HomeError, match=r"gateway\.id"):
         shared.identity()
