@@ -55,7 +55,7 @@ class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
     """Asks for the node's facts and signs of life."""
 
     protocol: str
-    beat_seconds: float = 1.0
+    beat_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 1.0
 
 
 class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
@@ -148,6 +148,10 @@ class Kind(IntEnum):
     END = 14
     KILL = 15
 
+
+#: What a gateway may send, and what an agent: a frame of another kind ends the connection.
+FROM_GATEWAY = frozenset({Kind.OPEN, Kind.PROBE, Kind.COMMANDS, Kind.FILE, Kind.DATA, Kind.KILL})
+FROM_AGENT = frozenset(Kind) - FROM_GATEWAY | {Kind.FILE, Kind.DATA}
 
 #: bytes of a frame of each kind; one that claims more ends its connection
 MOST_BYTES: Mapping[Kind, int] = dict.fromkeys(Kind, 1 << 20) | {
