@@ -180,6 +180,20 @@ def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Pat
         asyncio.run(run(there["n1"]))
 
 
+def test_strangers_that_say_nothing_keep_no_gateway_out(tmp_path: Path) -> None:
+    async def run(agent: AgentProcess) -> None:
+        silent = [await asyncio.open_connection(*agent.address) for _ in range(20)]
+        link = await connect(*agent.address, SECRET)
+        link.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL))
+        assert (await link.receive())[0] in (Kind.BEAT, Kind.FACTS)
+        link.abort()
+        for _, writer in silent:
+            writer.transport.abort()
+
+    with agents(tmp_path, "n1") as there:
+        asyncio.run(run(there["n1"]))
+
+
 def test_agent_that_does_not_know_the_secret_is_not_used(tmp_path: Path) -> None:
     async def run(static: StaticAgents) -> None:
         async with cluster_of(tmp_path, static, secret="the gateway's secret") as cluster:

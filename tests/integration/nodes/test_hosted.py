@@ -18,6 +18,7 @@ from workers.exit_watch import has_ended
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import SpawnedWorker, SpawnLauncher
+from workers.nodes import hosted as hosted_workers
 from workers.nodes.files import IncomingFiles, send_file
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost
@@ -273,3 +274,25 @@ def test_files_of_a_gateway_that_ends_while_it_sends_are_removed(tmp_path: Path)
 
     with_hosted(tmp_path, test, entry(node_workers.speaks))
     assert not list((tmp_path / "inputs").iterdir())
+
+
+def test_worker_that_is_killed_as_its_cards_are_chosen_too_late_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    async def killed() -> None:
+        pass
+
+    async def too_late() -> None:
+        raise hosted_workers._TooLate
+
+    async def run() -> None:
+        opened = OpenWorker(
+            protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
+        )
+        async with linked() as (_, link):
+            hosted = HostedWorker(link, StandInAgent(tmp_path), opened, 1, lambda _: None)
+            both = [asyncio.create_task(killed()), asyncio.create_task(too_late())]
+            await asyncio.wait(both)
+            assert not await hosted._until_end(asyncio.Event(), both)
+
+    asyncio.run(run())
