@@ -108,7 +108,7 @@ def _load(client: httpx.Client, name: str) -> int:
 
 
 def _token(client: httpx.Client, name: str) -> float:
-    """Return the seconds of one token of a prompt that nobody has sent before."""
+    """Return the seconds of one token of a prompt that was not sent before."""
     prompt = f"{time.monotonic_ns()} is a number that stands in front of some more words"
     began = time.perf_counter()
     body = {"model": name, "prompt": prompt, "max_tokens": 1}
@@ -127,7 +127,7 @@ def _read(path: Path) -> float:
 
 
 def _forget(files: list[Path]) -> None:
-    """Take files out of the system's cache, as far as nobody has them mapped."""
+    """Take files out of the system's cache, as far as no process has them mapped."""
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -32,7 +32,7 @@ _SETTINGS = (
     f"queue.max_waiting={WAITING}",
 )
 _PEAK_SECONDS = 10.0
-_ALONE = MAX_TOKENS / TOKENS_PER_SECOND  #: seconds of a request that waits for nobody
+_ALONE = MAX_TOKENS / TOKENS_PER_SECOND  #: seconds of a request without a queue
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:

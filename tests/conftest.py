@@ -81,23 +81,25 @@ def over(request: pytest.FixtureRequest) -> "Iterator[Databases | None]":
     if kind == "sqlite":
         yield None
         return
-    from tests.support.databases import opened
+    from tests.support.databases import opened, redirect
 
-    with opened(request.getfixturevalue("postgres"), kind, request.config) as made:
+    with (
+        opened(request.getfixturevalue("postgres"), kind, request.config) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        redirect(made, patch)
         yield made
 
 
 @pytest.fixture(autouse=True)
-def _database(over: "Databases | None", request: pytest.FixtureRequest) -> Iterator[None]:
+def _database(over: "Databases | None") -> Iterator[None]:
     """Files of SQLite are what they are, but by the command line."""
     if over is None:
         yield
         return
-    from tests.support.databases import redirect
-
-    redirect(over, request.getfixturevalue("monkeypatch"))
+    kept = over.known()
     yield
-    over.forget()
+    over.forget(kept)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,10 @@ def away_from_midnight() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(
+    over: "Databases | None",  # noqa: ARG001  it says where servers keep what they keep
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
     home = tmp_path_factory.mktemp("shared") / "home"
     with running_server(

@@ -33,7 +33,7 @@ def test_package_names_are_not_taken_by_others() -> None:
 
 def test_pickle_is_never_loaded() -> None:
     """Worker events are msgpack; weights are safetensors. One program unpickles tensors, and
-    nothing else, in a process of its own that nobody imports."""
+    nothing else, in a process of its own that no module imports."""
     reader = ROOT / "workers" / "unpickle.py"
     assert reader.read_text().count("weights_only=True") == 1
     for package in PACKAGES:

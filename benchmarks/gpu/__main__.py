@@ -5,7 +5,7 @@
 
 Each part runs in a process of its own with a limit of its own, in order of value; one that fails,
 hangs or runs out of memory is recorded with the end of its output, and the others go on. After each
-part ``results.json`` and ``table.md`` in DIR are written anew; the table is printed last. Weights
+part ``results.json`` and ``table.md`` in DIR are written again; the table is printed last. Weights
 are random and made on the spot, so nothing has to be fetched. ``--device cpu --shape tiny``
 rehearses every part; with ``--preload`` they share one import of the libraries, in a minute.
 """

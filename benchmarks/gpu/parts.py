@@ -90,7 +90,7 @@ PARTS = (
         "attention",
         "benchmarks.gpu.attention:measure",
         30,
-        "Which attention backend runs, and does it plan anew for each length?",
+        "Which attention backend runs, and does it plan again for each length?",
     ),
     Part(
         "exit",

@@ -19,7 +19,7 @@ class Figure:
     unit: str = ""
     share: float | None = None  #: of the ceiling, 0 to 1
     ceiling: str | None = None  #: which one: a name that the part ``ceilings`` measured
-    expected: str = ""  #: on an H100 or H200, where somebody worked it out beforehand
+    expected: str = ""  #: on an H100 or H200, where it was worked out beforehand
     note: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Writes the results as JSON and as a Markdown table, anew after each part."""
+"""Writes the results as JSON and as a Markdown table, again after each part."""
 
 import json
 import os

@@ -85,7 +85,7 @@ class ServerCheck:
             time.sleep(_POLL)
 
     def look(self) -> None:
-        """Wait until the server has read the devices anew, and its workers have told their own."""
+        """Wait until the server has read the devices again, and its workers have told their own."""
         time.sleep(_LOOKS[self.record.shape])
 
     # ---- models --------------------------------------------------------------------------------

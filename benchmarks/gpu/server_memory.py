@@ -26,10 +26,10 @@ def check_eviction(check: ServerCheck) -> None:
     check.first_token(LARGE)
     seconds = time.perf_counter() - began
     gone = sorted(before - check.loaded())
-    note = f"{', '.join(gone) or 'nobody'} left; {check.models.large_bytes / 1e9:.1f} GB reserved"
+    note = f"{', '.join(gone) or 'no model'} left; {check.models.large_bytes / 1e9:.1f} GB reserved"
     check.record.figure("swap (evict and load): first token", seconds, "s", note=note)
     if not gone:
-        raise AssertionError(f"nobody left for the large model: {check.status()}")
+        raise AssertionError(f"no model left for the large one: {check.status()}")
     check.api.post(f"/api/v1/models/{LARGE}/unload")
     if "text" in gone and not check.record.tiny:
         check.await_spare()

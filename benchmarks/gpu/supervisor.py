@@ -90,7 +90,7 @@ def end_of_log(folder: Path, part: str) -> bytes:
 def _wait(process: "subprocess.Popen[bytes] | ForkedPart", limit: float) -> int | None:
     """Return the exit code, or None for a process that took longer. None of its descendants stays.
 
-    They are noted while it runs: a server leads a session of its own, and nobody can tell whose
+    They are noted while it runs: a server leads a session of its own, and nothing tells whose
     it was once the process that started it has ended.
     """
     deadline = time.monotonic() + limit

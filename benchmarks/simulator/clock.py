@@ -5,7 +5,7 @@ import selectors
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time begins at 0 and passes only while everybody waits. For code that waits for nobody
+    """Time begins at 0 and passes only while all code waits. For code that waits for nothing
     outside the loop: a thread or a socket would find hours gone by."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Do what most servers do, to compare with: load what is asked for at once, in order of arrival.
 
 The request at the head of one queue goes to its model if that is loaded or loading; else the
-models that nobody uses leave, the least recently used first, and if all are in use, the head and
+idle models leave, the least recently used first, and if all are in use, the head and
 everybody behind it waits. No tiers, no turns between keys, no time that a model may keep its
 place.
 """

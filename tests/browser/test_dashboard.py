@@ -198,7 +198,7 @@ def test_dashboard_is_found_through_by_its_links(page: Page) -> None:
         )
 
 
-def test_dashboard_pages_fit_the_screen_and_keep_nobody_out(page: Page, screen: str) -> None:
+def test_dashboard_pages_fit_the_screen_and_are_accessible(page: Page, screen: str) -> None:
     """axe finds nothing serious in light and dark, and no page is wider than its screen."""
     page.see("Devices over time")
     wide = {}

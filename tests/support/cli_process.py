@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.support import command_forks
+from tests.support import command_forks, server
 
 COMMAND = [sys.executable, "-m", "cli"]
 ROOT = Path(__file__).parents[2]
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
-    """No setting of whoever runs the tests gets in."""
+    """Return the environment of a command, without settings of the developer's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BITINGLIP_")}
     kept |= {"BITINGLIP_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    if server.database_of is not None:
+        kept["BITINGLIP_DATABASE__URL"] = server.database_of(home / "bitinglip.db")
     return kept | {"http_proxy": "http://127.0.0.1:1", "TERM": "xterm"} | more
 
 
@@ -106,7 +108,7 @@ class Terminal:
 def terminal(home: Path, *arguments: str, **more: str) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        # The shell opens the terminal, and so becomes the one whom its Ctrl-C reaches.
+        # The shell opens the terminal, so the terminal's Ctrl-C reaches it.
         ["sh", "-c", ': <"$0"; exec "$@"', os.ttyname(theirs), *COMMAND, *arguments],
         stdin=theirs,
         stdout=theirs,

@@ -277,7 +277,7 @@ def _watch(
 
 
 def _end_with(connection: socket.socket, pidfd: int) -> None:
-    """End the command when nobody waits for it any more, because the tests were ended."""
+    """End the command once its test has ended without waiting for it."""
     with contextlib.suppress(OSError):
         connection.recv(1)
     with contextlib.suppress(ProcessLookupError):

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import make_url
@@ -41,11 +40,15 @@ class Databases:
             self._urls[path] = self._through(self._server.make(_TEMPLATE))
         return self._urls[path]
 
-    def forget(self) -> None:
-        """Drop what the last test has made."""
-        for url in self._urls.values():
-            self._server.run(f"DROP DATABASE IF EXISTS {make_url(url).database} WITH (FORCE)")
-        self._urls.clear()
+    def known(self) -> set[Path]:
+        """Return the paths that have a database."""
+        return set(self._urls)
+
+    def forget(self, kept: set[Path]) -> None:
+        """Drop what the last test has made, but for these, which fixtures of several tests use."""
+        for path in set(self._urls) - kept:
+            name = make_url(self._urls.pop(path)).database
+            self._server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def pgbouncer(config: pytest.Config) -> str:
@@ -67,8 +70,8 @@ def opened(server: PostgresServer, kind: str, config: pytest.Config) -> Iterator
 
 
 def redirect(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every database of a file, also of servers that a test starts, be one of PostgreSQL."""
-    plain, start = Database.open, servers.start_server
+    """Have every database of a file, also of servers that tests start, be one of PostgreSQL."""
+    plain = Database.open
 
     async def open_other(
         path: Path, health: Health | None = None, settings: DatabaseSettings | None = None
@@ -77,10 +80,5 @@ def redirect(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
             settings = DatabaseSettings(url=databases.url(path), pool_size=2)
         return await plain(path, health, settings)
 
-    def start_other(home: Path, *args: Any, **more: Any) -> servers.Server:
-        url = databases.url(home / "bitinglip.db")
-        monkeypatch.setenv("BITINGLIP_DATABASE__URL", url)
-        return start(home, *args, **more)
-
     monkeypatch.setattr(Database, "open", open_other)
-    monkeypatch.setattr(servers, "start_server", start_other)
+    monkeypatch.setattr(servers, "database_of", databases.url)

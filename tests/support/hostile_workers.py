@@ -151,7 +151,7 @@ def nests_deeply(jobs: int, events: int, _death: int) -> None:
 
 
 def says_again_that_it_is_imported(jobs: int, events: int, _death: int) -> None:
-    """Look like a worker that does not serve yet, so that nobody minds its end."""
+    """Look like a worker that does not serve yet, so that its end matters to no request."""
     _load(jobs, events)
     _write(events, {"type": "imported"})
 

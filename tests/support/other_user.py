@@ -1,4 +1,4 @@
-"""Runs code as a user whom the system does not know, in folders that such a user can reach."""
+"""Runs code as a user unknown to the system, in folders that such a user can reach."""
 
 import os
 import shutil

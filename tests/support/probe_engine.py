@@ -1,4 +1,4 @@
-"""An engine that plays a worker somebody has broken into: it runs the code that prompts hold.
+"""Plays a compromised worker by an engine that runs the code in prompts.
 
 Importing this module adds it to the table of engines, in the test's process and in the worker's.
 """

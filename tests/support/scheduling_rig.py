@@ -91,7 +91,7 @@ def with_settings(
     devices: Devices | None = None,
 ) -> None:
     """Run a test on any settings; when it is over, the books must balance. Without ``survey``
-    nobody reads the devices, so what a test says of them stays. ``entry`` plays the workers in
+    nothing reads the devices, so what a test says of them stays. ``entry`` plays the workers in
     place of the product's own."""
     workers = {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False, "load_timeout": 20}
     values = {**values, "workers": {**workers, **values.get("workers", {})}}

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import psutil
 from tests.support import command_forks
 
 START_SECONDS = 120
+#: returns the address of the database of a home; None: the file in it
+database_of: Callable[[Path], str] | None = None
 
 
 @dataclass
@@ -108,6 +110,8 @@ def start_server(
     log = home.with_suffix(".log")
     command = ["serve", "--home", str(home), "--port", "0", *args]
     own = {"BITINGLIP_WORKERS__SPARE": str(spare).lower(), **(environ or {})}
+    if database_of is not None:
+        own["BITINGLIP_DATABASE__URL"] = database_of(home / "bitinglip.db")
     env = {**os.environ, **own}
     process: subprocess.Popen[bytes] | command_forks.Forked
     with log.open("ab") as out, open(os.devnull, "rb") as nothing:

@@ -20,5 +20,5 @@ def eventually(condition: Any, seconds: float = _PATIENCE) -> None:
 async def until(condition: Callable[[], object], seconds: float = _PATIENCE) -> None:
     """Wait on the event loop until a condition holds. Raises TimeoutError if it does not."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  nobody announces it
+        while not condition():  # noqa: ASYNC110  nothing announces it
             await asyncio.sleep(_POLL_SECONDS / 2)

@@ -305,8 +305,7 @@ class Delivery:
     def of(self, model: str) -> tuple[int, int]:
         """Count the model's waiting and its running jobs, wherever they are run."""
         places = {model, self._manager.host(model)}  # a LoRA that was merged may have jobs in both
-        queues = (self.model_queues.get(place) for place in places)
-        counts = [model_queue.of(model) for model_queue in queues if model_queue is not None]
+        counts = [own.of(model) for each in places if (own := self.model_queues.get(each))]
         return sum(waiting for waiting, _ in counts), sum(running for _, running in counts)
 
     def clear_quarantine(self, model: str) -> None:

@@ -54,7 +54,7 @@ def test_order_of_refusals_is_one_of_a_request_with_every_fault(
     ask(NATIVE, bad, key, 400, "INVALID_REQUEST")
     ask(NATIVE, {**PROMPT, "model": "org/deep"}, key, 403, "MODEL_NOT_ALLOWED")
     admin.patch(f"{KEYS}/{key_id}", json={"models": None, "quotas": {"daily": {"requests": 1}}})
-    assert left(served, key) == HOURLY - 4  # the first two were nobody's requests
+    assert left(served, key) == HOURLY - 4  # the first two counted for no key
     ask(NATIVE, PROMPT, key, 429, "QUOTA_EXCEEDED")
     admin.patch(f"{KEYS}/{key_id}", json={"quotas": {}})
     assert left(served, key) == HOURLY - 5  # the quota's refusal was free

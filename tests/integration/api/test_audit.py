@@ -114,7 +114,7 @@ def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_pat
         keys = len(served.services.keys.list())
         refused = "OVERLOADED"
         error_of(admin.post(KEYS, json={"name": "none"}), 503, refused)
-        # what is outside of the database is done, and told so that nobody relies on the entry
+        # what is outside of the database is done, and the answer says that the entry is missing
         error_of(admin.post("/api/v1/models/demo/load"), 503, refused)
         assert len(served.services.keys.list()) == keys
         switch("OFF")
@@ -198,7 +198,7 @@ def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.C
 def test_audit_holds_no_secret_wherever_one_is_put(
     served: Served, admin: httpx.Client, tmp_path: Path
 ) -> None:
-    planted, prompt = credentials.make().text, "a prompt that nobody else may read"
+    planted, prompt = credentials.make().text, "a prompt that no other key may read"
     session = admin.post("/api/v1/auth/token").json()["access_token"]
     made = admin.post(KEYS, json={"name": "kept"}).json()
     rotated = admin.post(f"{KEYS}/{made['id']}/rotate").json()
@@ -261,7 +261,7 @@ def test_audit_verify_says_where_the_log_was_changed(tmp_path: Path) -> None:
             error_of(other.get(AUDIT), 403, "INSUFFICIENT_SCOPE")
             error_of(other.get(f"{AUDIT}/verify"), 403, "INSUFFICIENT_SCOPE")
     with closing(sqlite3.connect(served.home.database)) as file, file:
-        file.execute("UPDATE audit_log SET actor = 'somebody' WHERE seq = 2")
+        file.execute("UPDATE audit_log SET actor = 'another' WHERE seq = 2")
     with serve(tmp_path) as again, client_of(again, "admin") as admin:
         # found at the start, told by the health check; the server goes on
         eventually(lambda: "audit log" in str(admin.get("/health").json()))

@@ -255,7 +255,7 @@ def test_cache_is_not_replayed_past_limits_and_models(
     denied = client.post(NATIVE, json=ask("limits"), headers=key)
     error_of(denied, 403, "INSUFFICIENT_SCOPE")
     admin.patch(f"/api/v1/keys/{key_id}", json={"scopes": ["inference:text"]})
-    # What the key may do has changed: it begins anew.
+    # What the key may do has changed: its cache starts empty.
     assert outcome(client.post(NATIVE, json=ask("limits"), headers=key)) == "MISS"
     admin.delete(f"/api/v1/keys/{key_id}")
     error_of(client.post(NATIVE, json=ask("limits"), headers=key), 401, "INVALID_API_KEY")

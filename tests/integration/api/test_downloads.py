@@ -356,7 +356,7 @@ def puller_of(download: dict[str, Any]) -> int:
     for child in psutil.Process(os.getpid()).children():
         if child.cmdline()[-1:] == [title]:
             told = child.cmdline()
-            with suppress(psutil.AccessDenied):  # nobody but root may look
+            with suppress(psutil.AccessDenied):  # only root may look
                 told += child.environ().values()
             assert not any("hf_of_the_server" in each for each in told)
             return child.pid

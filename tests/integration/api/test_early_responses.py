@@ -154,7 +154,7 @@ def test_early_response_lingers_no_longer_than_its_time(hurried: Served) -> None
 def test_early_response_that_lingers_is_closed_for_new_connections(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Connections that are refused already keep nobody out."""
+    """Connections that are refused already take no other client's place."""
     root = tmp_path_factory.mktemp("few")
     with serve(root, server={"max_connections": 4}) as served:
         refused: list[socket.socket] = []

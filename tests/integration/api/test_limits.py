@@ -304,7 +304,7 @@ def test_failed_logins_are_limited_by_address_and_valid_keys_pass(
         return httpx.get(f"{limited.url}/api/v1/models", headers=headers)
 
     def wrong(number: int) -> dict[str, str]:
-        """Wrong once more, and said to come from somebody else each time."""
+        """Send one more wrong key, from another address each time."""
         other = f"203.0.113.{number}"
         said = {"x-forwarded-for": other, "x-real-ip": other, "forwarded": f"for={other}"}
         return {"x-api-key": f"bl-wrong-{number}", **said}

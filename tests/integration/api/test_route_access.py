@@ -195,7 +195,7 @@ def test_route_access_is_narrowed_to_the_models_of_a_key(
 def test_route_access_is_the_same_for_every_first_request(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """A server of its own that nobody has asked anything: no route is open before others."""
+    """Start a server that has had no request: no route is open before others."""
     began = datetime.now(UTC)
     with serve(tmp_path_factory.mktemp("fresh")) as served:
         with httpx.Client(base_url=served.url, timeout=60) as client:

@@ -133,7 +133,7 @@ def test_clean_up_by_a_key_for_some_models_takes_and_tells_of_no_others(
     assert served.services.store.names() == before
 
 
-def test_clean_up_takes_what_nobody_uses_but_no_pinned_model(
+def test_clean_up_takes_unused_models_but_no_pinned_model(
     served: Served, admin: httpx.Client
 ) -> None:
     changed = admin.patch("/api/v1/models/demo", json={"pinned": True, "notes": "ours"}).json()

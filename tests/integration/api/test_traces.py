@@ -12,7 +12,7 @@ from tests.support.trace_collector import Spanned, TraceCollector, collect_trace
 from tests.support.wait import eventually
 from workers import protocol
 
-SECRET = "a prompt that nobody else may read"
+SECRET = "a prompt that no other key may read"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 

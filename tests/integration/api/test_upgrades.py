@@ -111,7 +111,7 @@ def test_upgrade_to_an_unknown_protocol_is_ignored(served: Served) -> None:
 @pytest.mark.parametrize("upgrade", [H2C, b"Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_upgrade_with_a_body_is_one_request(served: Served, upgrade: bytes, chunked: bool) -> None:
-    """Behind a proxy, somebody else would get the answer to it."""
+    """Behind a proxy, another client would get the answer to it."""
     hidden = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     framing, body = b"Content-Length: %d\r\n" % len(hidden), hidden
     if chunked:

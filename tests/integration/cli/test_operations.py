@@ -24,7 +24,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_fit_says_whether_where_and_after_whom(card: Server) -> None:
+def test_fit_says_whether_where_and_after_which_eviction(card: Server) -> None:
     assert run(card.home, "models", "load", "small").returncode == 0
     done = run(card.home, "models", "fit", "large")
     assert (done.returncode, done.stdout.splitlines()[0]) == (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.databases import Databases, opened
+from tests.support.databases import Databases, opened, redirect
 from tests.support.postgres import PostgresServer
 from tests.unit.access import test_keys as keys
 from tests.unit.access import test_tokens as tokens
@@ -25,7 +25,11 @@ from tests.unit.tasks import test_tasks as tasks
 @pytest.fixture(scope="module")
 def over(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Databases]:
     """What makes a database of PostgreSQL in the place of each file."""
-    with opened(postgres, "pgbouncer", request.config) as made:
+    with (
+        opened(postgres, "pgbouncer", request.config) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        redirect(made, patch)
         yield made
 
 

@@ -17,12 +17,12 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
 from tests.support.wait import eventually
 
-TIERS = {
+TIERS: dict[str, dict[str, object]] = {
     "free": {"requests_per_hour": 50, "concurrent_requests": "null"},
     "pro": {"concurrent_requests": 50},
     "enterprise": {"daily.requests": 10},
 }
-NO_RATES = {"requests_per_minute": "null", "requests_per_hour": "null"}
+NO_RATES: dict[str, object] = {"requests_per_minute": "null", "requests_per_hour": "null"}
 LIMITS = [
     part
     for tier, limits in TIERS.items()

@@ -46,7 +46,7 @@ def test_given_up_model_that_does_not_load_rests_longer_each_time(tmp_path: Path
                 await answer(rig, job())
             rests.append(refused.value.retry_after or 0)
             await until(lambda: not rig.manager.models[ECHO].rests(rig.manager.clock()))
-            assert rig.operations.status(ECHO) == "error"  # nobody has asked for it since
+            assert rig.operations.status(ECHO) == "error"  # no request has come for it since
         assert rests[0] <= 1 < rests[1] <= 2
 
     values = settings(max_restarts=0, load_fault="error")

@@ -1,4 +1,4 @@
-"""A worker on a card whose RAM has grown is replaced by another while nobody uses it."""
+"""A worker on a card whose RAM has grown is replaced by another while no request uses it."""
 
 from pathlib import Path
 from types import SimpleNamespace

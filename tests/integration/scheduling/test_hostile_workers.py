@@ -1,4 +1,4 @@
-"""A hostile worker's words about its jobs leave no job open, hold no memory, and tell nobody."""
+"""A hostile worker's events leave no job open, hold no memory, and reach no other client."""
 
 from pathlib import Path
 

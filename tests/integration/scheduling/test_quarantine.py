@@ -27,7 +27,7 @@ def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> No
         with pytest.raises(errors.WorkerCrashed) as second:
             await answer(rig, job("!crash", stream=True))
         assert second.value.details == {"quarantined": True}
-        assert rig.operations.workers() == [worker]  # nobody died of it again
+        assert rig.operations.workers() == [worker]  # no other worker died of it
         assert worker.restarts == 2
 
     with_rig(tmp_path, test)
@@ -247,7 +247,7 @@ def kernel_that_ends_processes(rig: Rig, path: Path) -> None:
     (path / "vmstat").write_text("oom_kill 1\n")
 
 
-def test_load_that_the_kernel_ends_for_want_of_ram_says_so_and_is_not_tried_again(
+def test_load_that_the_kernel_ends_for_lack_of_ram_says_so_and_is_not_tried_again(
     tmp_path: Path,
 ) -> None:
     async def test(rig: Rig) -> None:
@@ -264,7 +264,7 @@ def test_load_that_the_kernel_ends_for_want_of_ram_says_so_and_is_not_tried_agai
     with_settings(tmp_path, test, cards("a", load_fault="kill"))
 
 
-def test_quarantine_takes_no_request_whose_worker_the_kernel_ends_for_want_of_ram(
+def test_quarantine_takes_no_request_whose_worker_the_kernel_ends_for_lack_of_ram(
     tmp_path: Path,
 ) -> None:
     async def test(rig: Rig) -> None:

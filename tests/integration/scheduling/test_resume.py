@@ -89,7 +89,7 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
     with_settings(tmp_path, test, settings())
 
 
-def test_resume_ends_workers_of_a_card_that_fails_and_loads_anew_once_it_computes(
+def test_resume_ends_workers_of_a_card_that_fails_and_loads_again_once_it_computes(
     tmp_path: Path, machine: Machine
 ) -> None:
     async def test(rig: Rig) -> None:
@@ -116,7 +116,7 @@ def test_resume_ends_workers_of_a_card_that_fails_and_loads_anew_once_it_compute
 def test_resume_counts_no_death_of_a_worker_that_was_suspended_on_a_card(
     tmp_path: Path, machine: Machine
 ) -> None:
-    """It dies before anybody has looked at the clocks; one death more is allowed to nobody here."""
+    """It dies before the clocks are read; no request here may lose one worker more."""
 
     async def test(rig: Rig) -> None:
         assert await answer(rig, job()) == "a b c"

@@ -1,4 +1,4 @@
-"""Large bodies on a real server: nobody else waits for them, and they do not multiply in memory."""
+"""Large bodies on a real server: no other request waits for them, and memory is bounded."""
 
 import json
 from collections.abc import Callable

@@ -21,7 +21,7 @@ def test_repository_that_is_not_there_is_answered_with_names_like_it(
     store: ModelStore, hub: FakeHub, source: Path
 ) -> None:
     said = refused(store, hub, NotFoundOnHub, repo="org/modle")
-    assert "Names like it" not in said, "nobody knows one"
+    assert "Names like it" not in said, "there is none"
     hub.found = ["org/model", "other/thing", "../evil", 7]
     assert "org/model." in refused(store, hub, NotFoundOnHub, repo="org/modle", token=TOKEN)
     searches = [(path, token) for path, token in hub.requests if "?search=modle" in path]

@@ -1,4 +1,4 @@
-"""A worker that somebody has broken into, under the real launcher: what it can still do."""
+"""Tests what a compromised worker can still do, under the real launcher."""
 
 import asyncio
 import ctypes

@@ -42,7 +42,7 @@ if __name__ == "__main__":
         case "closed":
             for stream in (0, 1, 2):
                 os.close(stream)
-        case "broken":  # nobody reads, and something is left to be flushed
+        case "broken":  # its output has no reader, and something is left to be flushed
             reader, writer = os.pipe()
             os.close(reader)
             os.dup2(writer, 1)

@@ -207,7 +207,7 @@ def test_audit_chain_cut_at_the_end_stays_invalid_when_it_goes_on(path: Path) ->
 
 
 def test_audit_chain_needs_the_home_s_secret(path: Path) -> None:
-    """With the file alone nobody makes seals: under another key no row is right."""
+    """The file alone does not suffice to make seals: under another key no row is right."""
     assert verify_file(path, b"other")[:3] == (False, ROWS, 1)
 
 

@@ -105,7 +105,7 @@ def test_audit_retention_deletes_from_the_old_end_and_the_chain_holds(path: Path
         ]
         run(audit.prune())
         assert count(run, audit) == 5
-    # A deletion by somebody else is none of ours.
+    # A deletion by another program is not ours.
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM audit_log WHERE seq = 1201")
     with using(path) as (run, audit):

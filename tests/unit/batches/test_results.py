@@ -131,7 +131,7 @@ def test_results_of_a_cancelled_writer_are_written_and_counted(tmp_path: Path) -
     assert len((tmp_path / "output").read_bytes().splitlines()) == 20
 
 
-def test_results_begin_anew_where_somebody_has_removed_them(tmp_path: Path) -> None:
+def test_results_start_again_where_they_were_removed(tmp_path: Path) -> None:
     async def act(results: Results) -> None:
         await results.add([ended("a")])
         (tmp_path / "output").unlink()

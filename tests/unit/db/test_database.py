@@ -1,4 +1,4 @@
-"""The database file: durable, private, and never made anew in place of a damaged one."""
+"""The database file is durable, private, and never replaced where it is damaged."""
 
 import asyncio
 import os

@@ -27,7 +27,7 @@ def test_log_of_the_database_shrinks_after_a_large_transaction(
             async with db.write() as session:
                 await session.execute(text("CREATE TABLE large (value BLOB)"))
                 await session.execute(text("INSERT INTO large VALUES (randomblob(8388608))"))
-            for _ in range(2):  # the first begins the log anew
+            for _ in range(2):  # the first starts a new log
                 async with db.write() as session:
                     await session.execute(text("DELETE FROM large"))
             assert path.with_name(path.name + "-wal").stat().st_size <= limit

@@ -54,7 +54,7 @@ def test_retry_of_a_hub_that_does_not_answer_comes_later_each_time_within_a_boun
     download.failing_since -= 20
     assert download.postpone("it is away", 3600) is None
     download.wait()
-    assert download.postpone("it is away", 3600) == 15, "a restart counts anew"
+    assert download.postpone("it is away", 3600) == 15, "a restart counts from zero"
 
 
 def test_download_progress_never_goes_back() -> None:

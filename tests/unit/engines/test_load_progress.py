@@ -83,7 +83,7 @@ def test_progress_of_the_library_is_of_each_weight(tmp_path: Path) -> None:
 
 
 class Event:
-    """Stands for a card's: what is recorded is done when somebody waits for it."""
+    """Stands for a card's: what is recorded is done when it is waited for."""
 
     def __init__(self, queue: "Queue") -> None:
         self._queue = queue

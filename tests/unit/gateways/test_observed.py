@@ -16,7 +16,7 @@ def test_death_is_not_told_of_a_server_that_lives_or_has_started_again() -> None
         assert not observed.dead({"b": Life("r", at), "c": Life(f"run {at}", 0)}, at)
 
 
-def test_death_is_told_by_nobody_who_was_away_for_as_long() -> None:
+def test_death_is_not_told_by_a_server_that_was_away_for_as_long() -> None:
     """The database was away for all, or this one was stopped: the others get a whole lease."""
     observed, silent = Observed(LEASE, GAP), {"b": Life("r", 7)}
     assert not observed.dead(silent, 0)

@@ -1,4 +1,4 @@
-"""The books of connections: who makes room for whom, and by which address one is counted."""
+"""Counts of connections: which closes for which, and by which address one is counted."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -139,7 +139,7 @@ def test_blob_is_not_made_of_a_file_that_has_changed(tmp_path: Path) -> None:
     assert list(damaged.path(SHA256).parent.iterdir()) == []
 
 
-def test_blob_is_a_copy_of_a_file_that_somebody_else_may_write_to(tmp_path: Path) -> None:
+def test_blob_is_a_copy_of_a_file_that_others_may_write_to(tmp_path: Path) -> None:
     file = written(tmp_path / "model/file")
     os.link(file, tmp_path / "outside")
     blobs = holding(tmp_path, file)

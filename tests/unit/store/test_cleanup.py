@@ -1,4 +1,4 @@
-"""Which models go under a disk budget: by their last use, with the files that nobody else has."""
+"""Tests which models a disk budget removes: by last use, with the files they share with none."""
 
 from datetime import UTC, datetime
 

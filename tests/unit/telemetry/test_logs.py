@@ -131,7 +131,7 @@ def test_log_traceback_in_the_console_is_indented() -> None:
 
 
 class Stuck(io.StringIO):
-    """A stderr that nobody reads."""
+    """Stands for a stderr without a reader."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -200,7 +200,7 @@ def test_metrics_count_tokens_while_they_are_made_and_never_fewer() -> None:
     line = 'bitinglip_tokens_total{{kind="completion",model="m"}} {}'
     finish(metrics)
     assert line.format("14.0") in text(metrics)
-    jobs.clear()  # they were lost, and nobody has counted them
+    jobs.clear()  # they were lost uncounted
     assert line.format("14.0") in text(metrics)
     finish(metrics)
     assert line.format("22.0") in text(metrics)

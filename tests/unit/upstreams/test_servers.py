@@ -86,7 +86,7 @@ def test_server_that_failed_is_tried_last_and_later_again(clock: list[float]) ->
 
 
 def test_server_of_a_busy_conversation_is_passed_over_beyond_its_part(clock: list[float]) -> None:
-    """Bounded loads: no server has more than a quarter above the mean, whoever is sticky."""
+    """Bounded loads: sticky clients or not, no server has a quarter more than the mean."""
     servers = made(clock, "sticky")
     for count in range(1, 41):
         servers.took(servers.order(job("all the same"))[0])

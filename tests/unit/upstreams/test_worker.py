@@ -75,7 +75,7 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
     asyncio.run(check())
 
 
-def test_answer_is_not_read_on_while_nobody_takes_its_events() -> None:
+def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
     async def check() -> None:
         sent = 0
 

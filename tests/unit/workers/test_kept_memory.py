@@ -53,7 +53,7 @@ def test_kept_memory_is_found_by_the_next_worker_of_its_model_only(kept: KeptMem
         kept.give_back(each)
 
 
-def test_kept_memory_of_another_size_is_made_anew(kept: KeptMemory) -> None:
+def test_kept_memory_of_another_size_is_made_again(kept: KeptMemory) -> None:
     first = kept.take("a", SIZE)
     assert first is not None
     write(first.fd, b"once")

@@ -52,7 +52,7 @@ def test_architectures_of_torch_decide_which_cards_it_has_code_for(
     assert why is None or result in why
 
 
-def test_architectures_are_asked_once_and_judge_the_cards_anew(tmp_path: Path) -> None:
+def test_architectures_are_asked_once_and_judge_the_cards_again(tmp_path: Path) -> None:
     machine = machines.two_unequal_cards()
     machine.nvml.cards[0].capability = (11, 0)
     machine.nvml.cards[1].capability = (13, 0)

@@ -22,7 +22,7 @@ def new_stage(tmp_path_factory: pytest.TempPathFactory) -> MakeStage:
 
 
 def compute_again(step: Replay) -> Replay:
-    """All that CUDA's way does but the capture: a replay computes anew over the same tensors."""
+    """Do all that CUDA's way does but capture: a replay computes again over the same tensors."""
     return step
 
 

@@ -114,7 +114,7 @@ def told(end: TextDone) -> list[Any]:
 def test_overlap_changes_no_answer_in_any_company(
     alone: dict[str, TextDone], name: str, seed: int, request: pytest.FixtureRequest
 ) -> None:
-    """Random arrivals and cancels; what a step computes in vain is neither told nor charged."""
+    """Random arrivals and cancels; tokens that a step discards are neither sent nor charged."""
     engine: TextEngine = request.getfixturevalue(name)
     chance = random.Random(seed)
     jobs = mixed_jobs()
@@ -222,7 +222,7 @@ def test_overlap_computes_a_step_without_memory_in_parts(
     }
 
 
-def test_overlap_zeroes_what_a_step_in_vain_has_spoilt(tmp_path: Path) -> None:
+def test_overlap_zeroes_what_a_discarded_step_has_written(tmp_path: Path) -> None:
     """The token that ends a text goes into a step, and makes what is no number there."""
     model = make_poisoned_model(tmp_path)
     engine, _ = load(model, kv_cache_bytes=7 * BLOCK_BYTES, text=ON)

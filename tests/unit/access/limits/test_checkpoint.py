@@ -21,7 +21,7 @@ TODAY = 1_800_000_000 * SECOND
 
 
 class Run:
-    """One run of a server: its clock begins anew, the calendar goes on."""
+    """Plays one run of a server: its clock starts at zero, the calendar goes on."""
 
     def __init__(self, db: Database, *, here: int = 5 * HOUR, today: int = TODAY) -> None:
         self.here, self.today, self.store = here, today, MemoryStore()

@@ -55,7 +55,7 @@ def refusal(desk: Desk, **how: Any) -> QuotaExceeded:
     return refused.value
 
 
-def test_quota_refuses_with_what_is_used_and_when_it_begins_anew() -> None:
+def test_quota_refuses_with_what_is_used_and_when_it_resets() -> None:
     desk = Desk(daily={"tokens": 100}, monthly={"tokens": 150})
     desk.use(100)
     error = refusal(desk)

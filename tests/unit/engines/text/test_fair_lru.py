@@ -23,7 +23,7 @@ def test_eviction_of_a_flood_spares_what_others_hold() -> None:
         allocator.release([block])
         spared.append(len(allocator.find(b"modest %d" % each for each in range(4))))
     assert spared[79] == 4, "four times the blocks there are"
-    assert spared[-1] == 0, "nobody keeps what is not used for ever"
+    assert spared[-1] == 0, "no key keeps unused blocks for ever"
     assert allocator.books() == {"free": 20, "used": 0, "total": 20}
 
 

@@ -94,7 +94,7 @@ def test_history_keeps_content_and_reasoning_beside_a_call() -> None:
     assert "Where?" not in render(OBJECTS, talk("{}", reasoning="Where?"))
 
 
-def test_history_s_ids_fit_templates_that_want_nine_characters() -> None:
+def test_history_s_ids_fit_templates_that_require_nine_characters() -> None:
     text = render(NINE, talk("{}"))
     id = text.rpartition("[tool]seen")[2]
     assert len(id) == 9

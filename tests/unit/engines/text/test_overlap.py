@@ -126,7 +126,7 @@ class Rig:
 
     def step(self) -> None:
         plan = self._plan()
-        assert plan.chunks or self.flight, "somebody can always go on"
+        assert plan.chunks or self.flight, "one row can always go on"
         for chunk in plan.chunks:
             self._compute(chunk)
         self.scheduler.launched(plan)
@@ -181,7 +181,7 @@ class Rig:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_overlap_gives_each_sequence_the_blocks_of_its_own_tokens(seed: int) -> None:
-    """Random arrivals over common beginnings, with ends that nobody foresaw, and preemption."""
+    """Random arrivals over common beginnings, with unforeseen ends, and preemption."""
     rig = Rig(seed)
     for _ in range(5_000):
         if not rig.left and rig.flight is None:

@@ -60,6 +60,14 @@ def test_prefix_key_is_that_of_the_whole_text_when_it_grows() -> None:
     assert pieces == list(PrefixKeys("a", _SIZE).of(tokens, 0, 10))
 
 
+def test_prefix_of_a_lora_has_other_keys_and_the_same_owner() -> None:
+    """Else a key that uses many LoRAs would have the shares of many in the cache."""
+    tokens = list(range(8))
+    plain, one, other = (PrefixKeys("a", _SIZE, lora=each) for each in (None, "x", "y"))
+    assert len({key for each in (plain, one, other) for key in each.of(tokens, 0, 2)}) == 6
+    assert plain.scope == one.scope == other.scope
+
+
 def test_prefix_of_an_ended_request_is_not_computed_again() -> None:
     scheduler, allocator = make()
     prompt = list(range(20))
@@ -95,7 +103,7 @@ def test_prefix_holds_the_answer_of_the_turn_before() -> None:
 
 
 @pytest.mark.parametrize("scope", ["another", None])
-def test_prefix_of_another_scope_is_computed_anew(scope: str | None) -> None:
+def test_prefix_of_another_scope_is_computed_again(scope: str | None) -> None:
     scheduler, _ = make()
     compute(scheduler, sequence("first", list(range(20))))
     other = sequence("second", list(range(20)), scope)
@@ -167,7 +175,7 @@ def test_prefix_reuse_gives_each_sequence_the_blocks_of_its_own_tokens(seed: int
         if not left:
             break
         plan = scheduler.schedule()
-        assert plan.chunks, "somebody can always go on"
+        assert plan.chunks, "one row can always go on"
         for chunk in plan.chunks:
             one = chunk.sequence
             for place in range(chunk.start):

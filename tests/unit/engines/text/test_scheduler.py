@@ -153,7 +153,7 @@ def test_scheduler_always_ends_within_budget_and_with_balanced_books(seed: int) 
         if not left:
             break
         plan = run(scheduler)
-        assert plan.chunks, "somebody can always go on"
+        assert plan.chunks, "one row can always go on"
         check_plan(plan, allocator)
         for chunk in plan.chunks:
             one = chunk.sequence

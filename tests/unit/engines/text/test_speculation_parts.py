@@ -103,7 +103,7 @@ def test_drafts_of_a_single_row_are_left_out_when_memory_runs_out() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_drafts_keep_the_books_and_starve_nobody(seed: int) -> None:
+def test_drafts_keep_the_counts_and_starve_no_request(seed: int) -> None:
     """Random drafts, some of them right: budget, blocks and published keys stay as they must be."""
     chance = random.Random(seed)
     blocks, step_tokens = chance.randint(8, 30), chance.randint(8, 24)

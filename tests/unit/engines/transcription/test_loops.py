@@ -19,7 +19,7 @@ def test_loop_is_one_phrase_for_many_tokens(period: int) -> None:
     [
         [],
         SPEECH,
-        [7] * (LOOP_TOKENS - 1),  # somebody may say it often
+        [7] * (LOOP_TOKENS - 1),  # a speaker may say it often
         SPEECH + [5, 6, 7] * 10,
         [5, 6, 7] * 60 + [8],  # it is over
         list(range(40)) * 5,  # a verse

@@ -15,7 +15,7 @@ def at(seconds: float) -> int:
 @pytest.mark.parametrize(
     ("tokens", "pieces", "advance"),
     [
-        # One timestamp at the end: nobody speaks after it.
+        # One timestamp at the end: no speech follows it.
         ([at(0), 1, 2, at(4)], [Piece(0, 4, 0, 200)], WINDOW),
         # A pair at the end: what follows is heard from there on.
         ([at(0), 1, at(4), at(4)], [Piece(0, 4, 0, 200)], 400),

@@ -146,7 +146,7 @@ def test_need_does_not_swing_with_what_is_measured() -> None:
     assert reserved[-1] <= max(beats) * 1.03
 
 
-def test_shortage_that_flaps_begins_anew_each_time() -> None:
+def test_shortage_that_flaps_starts_again_each_time() -> None:
     now = [0.0]
     settings = Settings.model_validate({"models": {"m": MODEL}})
     devices = Devices.find([("card", 100)])

@@ -1,4 +1,4 @@
-"""Plans: within memory, nobody evicted who need not be, nobody who waits forgotten."""
+"""Plans stay within memory, evict no model without need, and forget no waiting one."""
 
 from dataclasses import replace
 from typing import Any
@@ -83,7 +83,7 @@ def test_eviction_takes_only_as_many_as_needed() -> None:
         {"pinned": True},
         {"state": "loading"},
         {"in_flight": 1, "loaded_at": NOW - 3},  # in use, and has not had its time
-        {"in_flight": 1},  # nobody has waited for long
+        {"in_flight": 1},  # no request has waited for long
         {"waiting": 3},
         {"loaded_at": NOW - 1, "used_at": NOW - 1},  # idle for less than it takes to load
     ],
@@ -154,7 +154,7 @@ def test_unused_models_give_way_to_other_programs() -> None:
 
 
 def test_eviction_for_another_program_follows_a_lasting_shortage() -> None:
-    """One that flaps, a second with and a second without, evicts nobody."""
+    """A demand that comes and goes each second evicts no model."""
     taken = card(other_bytes=20, short_since=NOW - 1)
     found = planned([taken], [held("a", 10)])
     assert not found.evictions
@@ -251,7 +251,7 @@ def test_placement_plans_hold_their_invariants(
             assert all(least > room.largest for room in rooms)
         waits = demand.urgent and demand.model not in loads | refused
         if waits and not found.evictions and not any(each.leaving for each in reservations):
-            # Nothing changes by itself: then a time is named, or somebody loads or is in use.
+            # Nothing changes by itself: then a time is named, or a model loads or is in use.
             busy = any(each.in_flight or each.state == "loading" for each in reservations)
             assert found.replan_at is not None or found.loads or busy
 

@@ -1,4 +1,4 @@
-"""Who goes next: shares, levels, ageing, and that nobody is lost or served twice."""
+"""Tests which job goes next: shares, levels, ageing; none is lost or served twice."""
 
 from collections import Counter
 
