@@ -14,11 +14,6 @@ from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 MAGIC = b"bitinglip agent\n"
 SECONDS = 10.0  #: that a handshake may take
 LEAST_SECRET = 16  #: characters
@@ -54,6 +49,12 @@ class AgentIdentity:
 
     def __init__(self, folder: Path) -> None:
         """Make it; for a moment its key lies in a file of ``folder``. Raises OSError."""
+        # Here, as only agents need it: it is a noticeable part of a server's start.
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import NameOID
+
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
         now = datetime.now(UTC)
