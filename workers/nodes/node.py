@@ -107,8 +107,8 @@ class Node:
             return
         self.silence += interval
         if self.silence > patience:
-            if self._link is not None:
-                self._link.abort()
+            if self._running is not None:
+                self._running.cancel()  # which ends the connection; why it did is known here
             self._lose(f"its agent has been silent for {patience:g} s")
 
     async def probe(self, ids: Sequence[str]) -> dict[str, str]:

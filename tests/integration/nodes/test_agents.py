@@ -116,6 +116,8 @@ def test_node_that_is_silent_is_lost_by_its_missing_heartbeats_and_used_again(
         agent.send_signal(signal.SIGSTOP)
         with rig.dispatcher.open(job("two", 1, model="a")) as event_log:
             await until(lambda: not rig.manager.serving("a"))
+            (device,) = rig.operations.devices()
+            assert "has been silent" in (device.reason or "")
             agent.send_signal(signal.SIGCONT)
             await event_log.result()
 
