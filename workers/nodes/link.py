@@ -19,6 +19,7 @@ from workers.nodes.handshake import SECONDS, NotTrusted, client_context, prove_t
 from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind
 
 _HEAD = struct.Struct("!BI")
+_TURN = 64  #: frames, after which others on the event loop have theirs
 _encoder = msgspec.msgpack.Encoder()
 #: The system finds a machine that is gone within about two minutes; a gateway misses heartbeats
 #: long before. The time must be longer than a process may stand still: its system goes on to
@@ -43,6 +44,7 @@ class Link:
     ) -> None:
         """``takes``: the kinds of frames that the other side may send."""
         self._takes = takes
+        self._received = 0
         self._reader = reader
         self._writer = writer
 
@@ -65,6 +67,9 @@ class Link:
     async def receive(self) -> tuple[Kind, bytes]:
         """Wait for the next frame. Raises LinkLost at the end, BadFrame for one that is too long or
         of no kind."""
+        self._received += 1
+        if not self._received % _TURN:  # what is there already is read without a pause
+            await asyncio.sleep(0)
         try:
             number, length = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
             kind = _kind(number)

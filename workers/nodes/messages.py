@@ -16,6 +16,7 @@ from workers.devices.device import Device, DeviceUsage
 from workers.devices.xid import Report
 from workers.framing import MAX_FRAME_BYTES
 from workers.protocol import Command, ConfineMode, Event
+from workers.protocol.bounds import Message
 
 CHUNK_BYTES = 1 << 18  #: of a file, in one frame
 
@@ -74,7 +75,7 @@ Open = OpenNode | OpenWorker
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """Says why an agent does not do what a connection was opened for."""
 
-    message: str
+    message: Message
     code: LoadCode = "MODEL_LOAD_FAILED"
 
 
@@ -126,7 +127,7 @@ class File(msgspec.Struct, frozen=True):
 class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None
     short_of_ram: bool = False  #: the kernel has ended processes for want of RAM
-    cause: str | None = None  #: why the agent ended it
+    cause: Message | None = None  #: why the agent ended it
 
 
 class Kind(IntEnum):
