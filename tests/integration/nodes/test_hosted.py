@@ -35,6 +35,7 @@ from workers.protocol import (
     SpeechJob,
     TextDelta,
     TextJob,
+    TextLora,
 )
 from workers.protocol import Load as LoadCommand
 
@@ -296,3 +297,21 @@ def test_worker_that_is_killed_as_its_cards_are_chosen_too_late_is_not_replaced(
             assert not await hosted._until_end(asyncio.Event(), both)
 
     asyncio.run(run())
+
+
+def test_lora_is_read_from_the_folders_of_models_only(tmp_path: Path) -> None:
+    async def test(gateway: Link, _: StandInAgent) -> None:
+        sampling = Sampling(max_tokens=1, seed=1)
+        (tmp_path / "out").symlink_to("/")
+        for name, path in (("a", "/etc"), ("b", f"{tmp_path}/../x"), ("c", f"{tmp_path}/out/etc")):
+            lora = TextLora(path)
+            job = TextJob(id=name, prompt="x", lora=lora, sampling=sampling, stream=False)
+            gateway.send(Kind.COMMANDS, encode_commands([job]))
+        reader, failed = FrameReader(), list[str]()
+        while len(failed) < 3:
+            kind, payload = await gateway.receive()
+            events = reader.feed(payload) if kind == Kind.EVENTS else ()
+            failed += [each.id for each in events if isinstance(each, Failed)]
+        assert failed == ["a", "b", "c"]
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))
