@@ -106,12 +106,17 @@ async def prove_to_gateway(
 
 
 async def prove_to_agent(reader: StreamReader, writer: StreamWriter, secret: str) -> None:
-    """Run the gateway's side. Raises NotTrusted; the caller bounds the time."""
+    """Run the gateway's side. Raises NotTrusted, or OSError for an end before the secret is of
+    matter; the caller bounds the time."""
     channel = writer.get_extra_info("ssl_object")
     certificate = channel.getpeercert(binary_form=True)
-    if await _read(reader, len(MAGIC)) != MAGIC:
+    try:
+        hello = await reader.readexactly(len(MAGIC) + _NONCE_BYTES)
+    except IncompleteReadError as error:
+        raise ConnectionResetError("the connection was closed") from error
+    if not hello.startswith(MAGIC):
         raise NotTrusted("what listens there is no agent")
-    theirs = await _read(reader, _NONCE_BYTES)
+    theirs = hello[len(MAGIC) :]
     nonce = os.urandom(_NONCE_BYTES)
     proofs = _Proofs(secret, theirs, nonce, certificate)
     writer.write(nonce + proofs.gateway)

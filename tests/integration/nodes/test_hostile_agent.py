@@ -54,12 +54,15 @@ def test_facts_that_no_machine_has_are_refused(facts: NodeFacts) -> None:
 
 
 def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> Node:
-    """Return a node after its agent has sent frames as a trusted one."""
+    """Return a node after its agent has sent frames as a trusted one, or ended if there is none."""
 
     async def run() -> Node:
         identity = AgentIdentity(tmp_path)
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if not frames:
+                writer.close()
+                return
             await prove_to_gateway(reader, writer, SECRET, identity.certificate)
             link = Link(reader, writer)
             await link.receive()
@@ -84,6 +87,16 @@ def test_node_that_tells_nonsense_or_too_much_is_lost(tmp_path: Path) -> None:
     assert "too many at once" in (with_agent(tmp_path, {Kind.BEAT: b""}, 2000).reason or "")
     bad = links._encoder.encode(told(replace(CARD, unified=True)))
     assert "malformed frame" in (with_agent(tmp_path, {Kind.FACTS: bad}).reason or "")
+
+
+def test_node_whose_agent_ends_in_the_handshake_is_not_said_to_have_another_secret(
+    tmp_path: Path,
+) -> None:
+    node = with_agent(tmp_path, {})
+    assert (node.state, node.reason) == (
+        "joining",
+        "The node does not answer: the connection was closed.",
+    )
 
 
 def test_node_reports_faults_of_its_own_devices_only(tmp_path: Path) -> None:
