@@ -28,7 +28,8 @@ class Hosting:
 
     def host(self, name: str) -> str:
         """Return the model whose workers run this one's requests; itself if it is not known."""
-        manifest = self._store.listing.find(name)
+        # Not by a look at the disk for a name that has gone: the books of its queue are kept.
+        manifest = self._store.listing.all().get(name)
         if manifest is None or manifest.adapter_of is None or not self._is_guest(manifest):
             return name
         return manifest.adapter_of
@@ -40,7 +41,7 @@ class Hosting:
         """Return what a worker of its base is told of a LoRA: of one that has gone meanwhile, a
         path that it finds nothing at."""
         self._used.add(name)
-        manifest, path = self._store.listing.find(name), self._store.lent.path(name)
+        manifest, path = self._store.listing.all().get(name), self._store.lent.path(name)
         if manifest is None or path is None:
             return TextLora(path="")
         return TextLora(path=path, stamps={e.path: (e.size, e.mtime_ns) for e in stamped(manifest)})
@@ -92,6 +93,8 @@ class Hosting:
 
 def _of_a_worker(own: Model) -> str | None:
     """Return the first setting of a LoRA that only a worker of its own can keep to, if any is."""
+    if own.text.merge_lora:
+        return "text.merge_lora"
     for name in sorted(own.model_fields_set - _SHARED):
         if getattr(own, name) != getattr(_DEFAULTS, name):
             return name

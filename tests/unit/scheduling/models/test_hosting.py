@@ -58,6 +58,16 @@ def test_lora_is_run_by_its_base(store: ModelStore) -> None:
     ]
 
 
+def test_lora_that_has_gone_is_asked_about_without_a_look_at_the_disk(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    store.remove("tuned")
+    (tmp_path / "models").rename(tmp_path / "away")  # as a disk that is unplugged
+    found = hosting(store)
+    assert (found.host("tuned"), found.host("base")) == ("tuned", "base")
+    assert found.lora("tuned").path == ""
+
+
 @pytest.mark.parametrize(
     ("models", "why"),
     [
