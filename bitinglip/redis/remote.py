@@ -83,6 +83,7 @@ class RedisBroadcast(Broadcast):
                     await channel.subscribe(self._channel)
                     await self._hear(channel)
             except (RedisError, OSError):
+                self._link.doubt()
                 await asyncio.sleep(_RETRY_SECONDS / 2)
             except Exception:  # a bug in a handler must not end all that follows
                 log.exception("listening to other gateways failed")
@@ -116,7 +117,7 @@ class RedisBroadcast(Broadcast):
             return
         try:
             letter = _decode(message["data"])
-        except (msgspec.DecodeError, msgspec.ValidationError):  # of another version, or not ours
+        except (msgspec.DecodeError, ValueError, RecursionError):  # of another version, or not ours
             log.debug("a message of other gateways is not understood")
             return
         if letter.gateway == self._link.gateway:

@@ -65,7 +65,10 @@ class Node:
 
     async def open_worker(self, spec: OpenWorker) -> Link:
         """Open a connection for a worker. Raises LinkLost."""
-        return await self._open(spec)
+        try:
+            return await self._open(spec)
+        except NotTrusted as error:  # its agent has ended meanwhile, or is another one now
+            raise LinkLost(str(error)) from error
 
     def add(self, worker: RemoteWorker) -> None:
         self._workers.add(worker)
@@ -150,6 +153,8 @@ class Node:
                 link.abort()
             if self._link is link:
                 self._link = None
+                if self._probed is not None and not self._probed.done():
+                    self._probed.set_exception(LinkLost("the connection has ended"))
         self._lose(why)
 
     async def _open(self, message: OpenNode | OpenWorker) -> Link:

@@ -1,7 +1,8 @@
 """Keeps answers in Redis, so that all gateways answer from them.
 
 Redis holds them encrypted and under names that tell nothing: both come from the home's secret,
-which gateways that share have in common. An answer that cannot be read in time is none.
+which gateways that share have in common. An answer that cannot be read in time is none, nor is one
+of another version, whose events may be others.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.exceptions import RedisError
 
+from bitinglip import __version__
 from bitinglip.results.cache.entries import Answer
 
 if TYPE_CHECKING:
@@ -59,12 +61,13 @@ class AnswersInRedis:
         ttl: float,
         most: int,
         words: Callable[[], bytes] = bytes,
+        version: str = __version__,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._link = link
         self._client = link.client(connections=link.settings.pool_size)
         self._cipher = AESGCM(hmac.digest(secret, b"encrypt", "sha256"))
-        self._naming = hmac.digest(secret, b"name", "sha256")
+        self._naming = hmac.digest(secret, f"name {version}".encode(), "sha256")
         self._ttl = ttl
         self._most = most
         self._words = words
@@ -81,6 +84,7 @@ class AnswersInRedis:
             found = await self._client.get(name)
         except (RedisError, OSError) as error:
             log.debug("no cached answer could be read", reason=type(error).__name__)
+            self._link.doubt()
             return None
         if not isinstance(found, bytes):
             return None
@@ -108,6 +112,7 @@ class AnswersInRedis:
             await self._client.set(name, sealed, px=max(1, int(self._ttl * 1000)))
         except (RedisError, OSError) as error:
             log.debug("an answer could not be cached for others", reason=type(error).__name__)
+            self._link.doubt()
             return
         self._own.append((now + self._ttl, size))
         self._bytes += size

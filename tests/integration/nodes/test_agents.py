@@ -187,6 +187,12 @@ def test_agent_that_does_not_know_the_secret_is_not_used(tmp_path: Path) -> None
             assert view.state == "refused"
             assert "secret" in (view.reason or "")
             assert cluster.devices.missing is not None
+            (node,) = cluster.nodes
+            opened = OpenWorker(
+                protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""
+            )
+            with pytest.raises(LinkLost):  # which is blamed on the node, not on the model
+                await node.open_worker(opened)
 
     with agents(tmp_path, "n1") as there:
         asyncio.run(run(StaticAgents(there)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.hosting import Hosting
@@ -83,7 +84,7 @@ def test_lora_has_a_worker_of_its_own_by_setting(
     assert found.host("tuned") == "tuned"
     assert why in (found.why_merged(store.get("tuned")) or "")
     assert found.guests("base") == []
-    assert found.lora_bytes(store.get("base")) == 0
+    assert found.lora_numbers(store.get("base")) == 0
 
 
 def test_lora_with_settings_that_its_base_s_worker_keeps_to_is_run_there(store: ModelStore) -> None:
@@ -103,6 +104,7 @@ def test_lora_that_was_used_is_recorded_as_used(store: ModelStore) -> None:
     ("config", "why"),
     [
         ({"use_dora": True}, "DoRA"),
+        ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
         ({"init_lora_weights": "pissa"}, "begun from its base's own weights"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern"),
     ],
@@ -116,31 +118,43 @@ def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(
     assert store.lent.path("other") is None
 
 
-def test_lora_bytes_are_those_of_as_many_as_a_worker_holds(
+def test_lora_numbers_are_of_as_many_slots_as_a_worker_makes(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
-    one = hosting(store).lora_bytes(store.get("base"))
-    assert one > 0
+    """Of the rank 8 each, which the LoRA's own is rounded up to."""
+    one = hosting(store).lora_numbers(store.get("base"))
+    assert one == 4 * (store.get("tuned").parameters - store.get("base").parameters)
     for number in range(2):
         add(store, base, tmp_path / str(number), f"more{number}")
-    assert hosting(store).lora_bytes(store.get("base")) == 3 * one
+    assert hosting(store).lora_numbers(store.get("base")) == 4 * one, "they double"
     two = hosting(store, base={"text": {"max_loras": 2}})
-    assert two.lora_bytes(store.get("base")) == 2 * one
+    assert two.lora_numbers(store.get("base")) == 2 * one
 
 
-def test_lora_bytes_are_planned_with_the_base_and_learned_sizes_stay(store: ModelStore) -> None:
+def test_lora_numbers_are_of_the_largest_rank_in_all_that_is_changed(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA of few layers with a high rank makes room of that rank in all layers of another."""
+    tuned, found = store.get("tuned"), hosting(store)
+    narrow = replace(tuned, name="narrow", lora_rank=32, parameters=tuned.parameters + 10)
+    monkeypatch.setattr(found, "guests", lambda _: [tuned, narrow])
+    own = (tuned.parameters - store.get("base").parameters) // tuned.lora_rank
+    assert found.lora_numbers(store.get("base")) == 2 * 32 * own
+
+
+def test_lora_numbers_are_planned_with_the_base_and_learned_sizes_stay(store: ModelStore) -> None:
     settings = Settings.model_validate({"models": {"base": {"device": "cpu"}}})
     footprints = Footprints()
     facts = ResourceFacts(settings, Devices.find([("card", 10**12)]), footprints)
     base = store.get("base")
     before = facts.need(base, "cpu").bytes
-    facts.lora_bytes = Hosting(settings, store).lora_bytes
+    facts.lora_numbers = Hosting(settings, store).lora_numbers
     after = facts.need(base, "cpu").bytes
-    assert after - before == facts.lora_bytes(base) > 0
+    assert after - before == 4 * facts.lora_numbers(base) > 0
     learned = 2 * after
     footprints.observe(base, facts.load_config(base, "cpu"), memory_bytes=learned)
     store.remove("tuned")
-    assert facts.lora_bytes(base) == 0
+    assert facts.lora_numbers(base) == 0
     assert facts.need(base, "cpu").bytes >= learned
 
 
