@@ -39,6 +39,7 @@ UPSTREAM_KINDS = {
     "vision": "text",
     "embedding": "embedding",
     "transcription": "transcription",
+    "speech": "speech",
 }
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices

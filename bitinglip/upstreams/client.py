@@ -19,6 +19,7 @@ from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
 from bitinglip.upstreams.request import encoded, reads_files, request_of
 from bitinglip.upstreams.servers import Server, Servers
+from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
     transcript_done,
     transcript_fields,
@@ -30,6 +31,8 @@ from workers.protocol import (
     EmbeddingDone,
     EmbeddingJob,
     Event,
+    SpeechDone,
+    SpeechJob,
     TextDone,
     TextJob,
     TranscriptionDone,
@@ -162,6 +165,16 @@ class UpstreamClient:
         path = transcript_path(job)
         form = Form(transcript_fields(job, self._model), Path(job.path))
         return await self._ask(self.servers.order(), path, form, job.trace, read)
+
+    async def speak(self, job: SpeechJob, tell: Tell) -> SpeechDone:
+        """Have a text spoken by one of the servers, into the job's file; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> SpeechDone:
+            media_type = answer.headers.get("content-type", "")
+            return await speech_done(job, media_type, answer.aiter_raw(), tell)
+
+        path, body = speech_request(job, self._model)
+        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
 
     async def _ask(
         self,

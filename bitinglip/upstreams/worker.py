@@ -30,6 +30,7 @@ from workers.protocol import (
     Load,
     LoadFailed,
     Ready,
+    SpeechJob,
     Started,
     Stop,
     TextJob,
@@ -37,6 +38,8 @@ from workers.protocol import (
 )
 
 log = structlog.get_logger(__name__)
+
+UpstreamJob = TextJob | EmbeddingJob | TranscriptionJob | SpeechJob
 
 _SLOTS = 64  #: jobs at once where the settings do not say; the servers have queues of their own
 _MOST_UNWRITTEN = 1 << 18  #: bytes of events; beyond them answers are not read on
@@ -115,12 +118,12 @@ class UpstreamWorker:
                 self._end(0)
             case Import():
                 pass  # there is nothing to be imported
-            case TextJob() | EmbeddingJob() | TranscriptionJob():
+            case TextJob() | EmbeddingJob() | TranscriptionJob() | SpeechJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
                 task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
-                text = "Servers that models stand for are asked for no pictures and sounds."
+                text = "Servers that models stand for are asked for no pictures."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
 
     async def _load(self, spec: Load) -> None:
@@ -152,7 +155,7 @@ class UpstreamWorker:
         if await self._client.probe(server) is None:
             log.info("an upstream server answers again", server=server.url)
 
-    async def _run(self, job: TextJob | EmbeddingJob | TranscriptionJob) -> None:
+    async def _run(self, job: UpstreamJob) -> None:
         final: Event
         reader = AnswerReader(job) if isinstance(job, TextJob) else None
         try:
@@ -161,6 +164,8 @@ class UpstreamWorker:
                 final = await self._client.embed(job)
             elif isinstance(job, TranscriptionJob):
                 final = await self._client.transcribe(job)
+            elif isinstance(job, SpeechJob):
+                final = await self._client.speak(job, self._pass_on)
             else:
                 assert reader is not None
                 final = await self._client.run(job, reader, self._pass_on)

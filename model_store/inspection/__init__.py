@@ -46,6 +46,7 @@ _CAPABILITIES = {
     "vision": ("completion", "chat", VISION),
     "embedding": (EMBEDDING,),
     "transcription": ("speech-to-text",),
+    "speech": ("text-to-speech",),
 }
 
 
