@@ -17,6 +17,7 @@ from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
+from bitinglip.upstreams.images import image_done, image_request, most_bytes
 from bitinglip.upstreams.request import encoded, reads_files, request_of
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
@@ -31,6 +32,8 @@ from workers.protocol import (
     EmbeddingDone,
     EmbeddingJob,
     Event,
+    ImageDone,
+    ImageJob,
     SpeechDone,
     SpeechJob,
     TextDone,
@@ -176,6 +179,15 @@ class UpstreamClient:
         path, body = speech_request(job, self._model)
         return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
 
+    async def draw(self, job: ImageJob) -> ImageDone:
+        """Have pictures made by one of the servers, into files; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> ImageDone:
+            return await asyncio.to_thread(image_done, job, await _whole(answer, most_bytes(job)))
+
+        path, body = image_request(job, self._model)
+        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+
     async def _ask(
         self,
         order: Sequence[Server],
@@ -259,12 +271,12 @@ class UpstreamClient:
         return message.encode(errors="replace").decode()
 
 
-async def _whole(answer: httpx.Response) -> bytes:
+async def _whole(answer: httpx.Response, most: int = _MOST_ANSWER) -> bytes:
     """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
     data = bytearray()
     async for part in answer.aiter_raw():
         data += part
-        if len(data) > _MOST_ANSWER:
+        if len(data) > most:
             raise BadAnswer("its answer is too long.")
     return bytes(data)
 

@@ -22,6 +22,7 @@ from model_store.inspection.weights import CODE, check_indices
 from model_store.kinds import (
     WITHOUT_WEIGHTS,
     asked_of_upstream,
+    is_pipeline,
     kind_of,
     read_any_json,
     read_json,
@@ -47,6 +48,7 @@ _CAPABILITIES = {
     "embedding": (EMBEDDING,),
     "transcription": ("speech-to-text",),
     "speech": ("text-to-speech",),
+    "image": ("text-to-image",),
 }
 
 
@@ -55,7 +57,7 @@ def inspect(folder: Path) -> Inspection:
     kind = inspect_texts(folder)
     if kind == ADAPTER:
         found = inspect_adapter(folder)
-    elif kind == "image":
+    elif is_pipeline(folder):
         found = inspect_pipeline(folder)
     else:
         config = read_json(folder / "config.json")
@@ -112,6 +114,6 @@ def inspect_texts(folder: Path) -> str:
     if is_adapter(folder, paths):
         return ADAPTER
     kind = kind_of(folder)
-    if kind == "image":
+    if is_pipeline(folder):
         check_index(folder)
     return kind

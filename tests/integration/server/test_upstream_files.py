@@ -3,12 +3,14 @@
 import asyncio
 import io
 import wave
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.support.api_server import Served, serve
@@ -18,6 +20,8 @@ from tests.support.wait import eventually
 from workers import protocol
 
 SPEECH = "/v1/audio/speech"
+IMAGES = "/v1/images/generations"
+NATIVE_IMAGES = "/api/v1/inference/image-generation"
 NATIVE_SPEECH = "/api/v1/inference/text-to-speech"
 RATE = 24_000
 SAMPLES = bytes(range(240)) * 100
@@ -46,11 +50,32 @@ async def speak(job: protocol.SpeechJob) -> AsyncIterator[protocol.JobEvent]:
     )
 
 
+async def paint(job: protocol.ImageJob) -> AsyncIterator[protocol.JobEvent]:
+    yield protocol.Started(id=job.id)
+    if job.prompt == "!stall":
+        await asyncio.sleep(60)
+    pictures = []
+    for index, seed in enumerate(job.seeds):
+        path = Path(job.folder) / protocol.image_file_name(job.id, index, job.format)
+        width = 8 if job.prompt == "!small" else job.width
+        Image.new("RGB", (width, job.height), (seed, 0, 0)).save(path, job.format)
+        size = path.stat().st_size
+        pictures.append(
+            protocol.ImageFile(
+                width=width, height=job.height, seed=seed, format=job.format, bytes=size
+            )
+        )
+    yield protocol.ImageDone(
+        id=job.id, images=tuple(pictures), steps=job.steps, scheduler="ddim", guidance_scale=1.0
+    )
+
+
 async def work(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     """Make what the workers there make."""
     ASKED.append(job)
-    assert isinstance(job, protocol.SpeechJob)
-    async for event in speak(job):
+    assert isinstance(job, protocol.SpeechJob | protocol.ImageJob)
+    made = speak(job) if isinstance(job, protocol.SpeechJob) else paint(job)
+    async for event in made:
         yield event
 
 
@@ -80,6 +105,7 @@ def here(there: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     far = {"url": f"{there.url}/v1", "key_file": str(root / "key")}
     models: dict[str, Any] = {
         "talking": {"upstream": {**far, "model": "voice", "kind": "speech"}},
+        "drawing": {"upstream": {**far, "model": "painter", "kind": "image"}},
     }
     with serve(root, models=models) as served:
         yield served
@@ -156,3 +182,60 @@ def test_upstream_alone_gets_instructions(client: httpx.Client, there: Served) -
     with httpx.Client(base_url=there.url, headers=there.headers("admin")) as far:
         answer = far.post(SPEECH, json={**body, "model": "voice"})
     assert answer.headers["x-ignored-fields"] == "instructions"
+
+
+DRAW = {"model": "drawing", "prompt": "a fox", "size": "64x72", "seed": 3, "n": 2}
+
+
+def test_upstream_draws_into_files(client: httpx.Client, here: Served) -> None:
+    before = used(client, "drawing").get("megapixels", 0)
+    more = {"negative_prompt": "a cat", "steps": 4, "guidance_scale": 2.5, "scheduler": "euler"}
+    answer = client.post(IMAGES, json={**DRAW, **more})
+    assert answer.status_code == 200, answer.text
+    for seed, each in zip((3, 4), answer.json()["data"], strict=True):
+        with Image.open(io.BytesIO(b64decode(each["b64_json"]))) as picture:
+            assert (picture.format, picture.size) == ("PNG", (64, 72))
+            assert picture.getpixel((0, 0)) == (seed, 0, 0)
+    (job,) = ASKED
+    assert isinstance(job, protocol.ImageJob)
+    assert (job.prompt, job.negative_prompt, job.steps) == ("a fox", "a cat", 4)
+    assert (job.guidance_scale, job.scheduler, job.seeds) == (2.5, "euler", (3, 4))
+    assert used(client, "drawing")["megapixels"] - before == pytest.approx(2 * 64 * 72 / 1e6)
+    native = {"model": "drawing", "prompt": "a fox", "width": 64, "height": 64, "output": "url"}
+    made = client.post(NATIVE_IMAGES, json={**native, "format": "webp"}).json()["result"]
+    (picture,) = made["images"]
+    assert client.get(picture["url"]).content[8:12] == b"WEBP"
+    assert not [*here.services.files.folder.glob("*.part")]
+
+
+def test_upstream_that_draws_another_size_ends_in_one_error(client: httpx.Client) -> None:
+    failed = client.post(IMAGES, json={**DRAW, "prompt": "!small"})
+    assert (failed.status_code, "size" in failed.text) == (502, True), failed.text
+    assert client.post(IMAGES, json=DRAW).status_code == 200
+
+
+def test_upstream_s_pictures_end_when_their_client_goes(
+    client: httpx.Client, here: Served, there: Served
+) -> None:
+    task = {"model": "drawing", "prompt": "!stall", "width": 64, "height": 64, "async": True}
+    task_id = client.post(NATIVE_IMAGES, json=task).json()["task_id"]
+    eventually(lambda: there.in_flight == 1)
+    assert client.delete(f"/api/v1/tasks/{task_id}").is_success
+    there.wait_idle()
+    here.wait_idle()
+
+
+def test_upstream_s_pictures_are_not_made_from_others(client: httpx.Client) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "png")
+    form: dict[str, Any] = {
+        "model": (None, "drawing"),
+        "prompt": (None, "a fox"),
+        "image": ("x.png", buffer.getvalue()),
+    }
+    refused = client.post("/v1/images/edits", files=form)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "image")
+    streamed = client.post(NATIVE_IMAGES, json={"model": "drawing", "prompt": "a fox", "loras": []})
+    assert streamed.status_code == 200
+    listed = client.get("/api/v1/models/drawing").json()
+    assert (listed["type"], "loras" in listed["supported_parameters"]) == ("image", False)
