@@ -38,6 +38,7 @@ UPSTREAM_KINDS = {
     "text": "text",
     "vision": "text",
     "embedding": "embedding",
+    "rerank": "embedding",
     "transcription": "transcription",
     "speech": "speech",
     "image": "image",

@@ -151,7 +151,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
-        """Have vectors made by one of the servers; raises as ``run`` does."""
+        """Have vectors or scores made by one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> EmbeddingDone:
             return await asyncio.to_thread(embedding_done, job, await _whole(answer))

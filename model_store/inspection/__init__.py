@@ -27,7 +27,7 @@ from model_store.kinds import (
     read_any_json,
     read_json,
 )
-from model_store.manifest import ADAPTER, EMBEDDING, VISION, Manifest
+from model_store.manifest import ADAPTER, EMBEDDING, RERANK, VISION, Manifest
 from model_store.selection import required
 
 __all__ = [
@@ -46,6 +46,7 @@ _CAPABILITIES = {
     "text": ("completion", "chat"),
     "vision": ("completion", "chat", VISION),
     "embedding": (EMBEDDING,),
+    "rerank": (RERANK,),
     "transcription": ("speech-to-text",),
     "speech": ("text-to-speech",),
     "image": ("text-to-image",),

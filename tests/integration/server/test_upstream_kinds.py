@@ -1,7 +1,8 @@
-"""Models of another gateway that make files: sounds and pictures, over real HTTP."""
+"""Models of another gateway that speak, draw and rank, over real HTTP."""
 
 import asyncio
 import io
+import struct
 import wave
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
@@ -73,17 +74,34 @@ async def paint(job: protocol.ImageJob) -> AsyncIterator[protocol.JobEvent]:
 async def work(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     """Make what the workers there make."""
     ASKED.append(job)
-    assert isinstance(job, protocol.SpeechJob | protocol.ImageJob)
-    made = speak(job) if isinstance(job, protocol.SpeechJob) else paint(job)
-    async for event in made:
-        yield event
+    match job:
+        case protocol.EmbeddingJob():
+            scores = [-float(len(text)) for text in job.texts]
+            vectors = struct.pack(f"<{len(scores)}f", *scores)
+            yield protocol.EmbeddingDone(id=job.id, vectors=vectors, dimensions=1, prompt_tokens=9)
+        case protocol.SpeechJob():
+            async for event in speak(job):
+                yield event
+        case protocol.ImageJob():
+            async for event in paint(job):
+                yield event
 
 
-def speech_model(folder: Path) -> Path:
-    write(folder / "config.json", {"architectures": ["VitsModel"], "model_type": "vits"})
+def model_folder(folder: Path, **config: Any) -> Path:
+    write(folder / "config.json", config)
     write(folder / "vocab.json", {"a": 0})
     save_file(llama_tensors(), folder / "model.safetensors")
     return folder
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "voice": {"architectures": ["VitsModel"], "model_type": "vits"},
+    "ranker": {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "num_labels": 1,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +109,11 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("there")
     voices = {"speech": {"voice_aliases": {"nova": "second"}}}
     with serve(root, work, models={"voice": voices}) as served:
-        body = {"path": str(speech_model(root / "vits")), "name": "voice"}
-        url = f"{served.url}/api/v1/models/import"
-        made = httpx.post(url, json=body, headers=served.headers("admin"), timeout=60)
-        assert made.is_success, made.text
+        for name, config in OTHERS.items():
+            body = {"path": str(model_folder(root / name, **config)), "name": name}
+            url = f"{served.url}/api/v1/models/import"
+            made = httpx.post(url, json=body, headers=served.headers("admin"), timeout=60)
+            assert made.is_success, made.text
         yield served
 
 
@@ -105,6 +124,7 @@ def here(there: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     far = {"url": f"{there.url}/v1", "key_file": str(root / "key")}
     models: dict[str, Any] = {
         "talking": {"upstream": {**far, "model": "voice", "kind": "speech"}},
+        "ranking": {"upstream": {**far, "model": "ranker", "kind": "rerank"}},
         "drawing": {"upstream": {**far, "model": "painter", "kind": "image"}},
     }
     with serve(root, models=models) as served:
@@ -239,3 +259,17 @@ def test_upstream_s_pictures_are_not_made_from_others(client: httpx.Client) -> N
     assert streamed.status_code == 200
     listed = client.get("/api/v1/models/drawing").json()
     assert (listed["type"], "loras" in listed["supported_parameters"]) == ("image", False)
+
+
+def test_upstream_ranks(client: httpx.Client) -> None:
+    body = {"model": "ranking", "query": "which", "documents": ["long one", {"text": "one"}]}
+    answer = client.post("/v1/rerank", json=body).json()
+    results = [(each["index"], each["relevance_score"]) for each in answer["results"]]
+    assert results == [(1, -3.0), (0, -8.0)]
+    assert answer["usage"]["prompt_tokens"] == 9
+    (job,) = ASKED
+    assert isinstance(job, protocol.EmbeddingJob)
+    assert (job.query, job.texts) == ("which", ("long one", "one"))
+    vectors = client.post("/v1/embeddings", json={"model": "ranking", "input": "one"})
+    assert (vectors.status_code, "/v1/rerank" in vectors.text) == (400, True)
+    assert client.get("/api/v1/models/ranking").json()["task"] == "text-ranking"
