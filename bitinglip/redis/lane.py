@@ -6,6 +6,7 @@ answers within ``timeout`` seconds; else all fail that wait, because the connect
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from bitinglip.redis.scripts import Script
 _AT_ONCE = 256  #: calls of one write
 _REST_SECONDS = 0.005  #: for which calls that nothing waits for look for company
 _MOST_WAITING = 4096  #: more are refused: Redis is too slow for them then
+#: errors of a script that met keys which another program has spoiled
+_OF_KEYS = re.compile(r"WRONGTYPE|(ERR )?(user_script:|Error running script)")
 #: what went wrong, in words without anything that a client or the operator has sent
 _REASONS: dict[type[BaseException], str] = {
     AuthenticationError: "it refuses the password",
@@ -136,7 +139,7 @@ class Lane:
             try:
                 answers = await self._exchanged(calls)
             except BaseException as error:
-                fault = _fault(error)
+                fault = fault_of(error)
                 self._fail([*calls, *self._take(len(self._waiting))], fault)
                 await self.drop()
                 if not isinstance(error, (RedisError, OSError, RedisAway)):
@@ -183,10 +186,14 @@ class Lane:
         return answers
 
     def _refused(self, call: _Call, error: ResponseError) -> None:
-        """Redis answers, and cannot do it: it has no memory left, loads its data or only reads."""
-        fault = _fault(error)
+        """Redis answers, and cannot do it: it has no memory left, loads its data or only reads.
+
+        What a script found spoiled is a fault of its keys, and none of Redis.
+        """
+        fault = fault_of(error)
         call.answer.set_exception(fault)
-        self._on_fault(str(fault))
+        if call.script is None or not _OF_KEYS.match(str(error)):
+            self._on_fault(str(fault))
 
     def _take(self, most: int) -> list[_Call]:
         taken, self._waiting = self._waiting[:most], self._waiting[most:]
@@ -199,11 +206,13 @@ class Lane:
                 call.answer.set_exception(fault)
 
 
-def _fault(error: BaseException) -> RedisAway:
+def fault_of(error: BaseException) -> RedisAway:
+    """Return what users of Redis are told of an error of the library or the system."""
     if isinstance(error, RedisAway):
         return error
     for kind, reason in _REASONS.items():
-        if isinstance(error, kind):
+        # While it connects, the library may wrap what Redis said in another error.
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
             return RedisAway(reason)
     return RedisAway("it cannot be reached")
 

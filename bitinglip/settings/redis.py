@@ -11,8 +11,8 @@ from bitinglip.settings.sections import Section, span_in_seconds
 _SCHEMES = ("redis", "rediss", "unix")
 #: what a URL may say after its question mark; all else has a setting, or is ours to decide
 _QUERY = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
-#: to the last @ before the query: of a password that is not escaped, too, nothing is shown
-_PASSWORD = re.compile(r"(//[^:@/?]*):[^?]*@")
+#: to the last @: of a password that is not escaped, too, nothing is shown
+_PASSWORD = re.compile(r"(//[^:@/?]*):.*@", re.DOTALL)
 
 
 def _is_redis(url: str) -> str:
@@ -29,8 +29,11 @@ def _is_redis(url: str) -> str:
             "must be a URL such as redis://host:6379/0, rediss://host:6379/0 (TLS) or "
             "unix:///run/redis/redis.sock; null shares nothing with other gateways"
         )
-    if parts.netloc.count("@") > 1 or (parts.scheme != "unix" and "@" in parts.path):
-        raise ValueError("has an @ too many: in names and passwords write %40 for @, and %2F for /")
+    rest = parts.query + parts.fragment + ("" if parts.scheme == "unix" else parts.path)
+    if parts.netloc.count("@") > 1 or "@" in rest:
+        raise ValueError(
+            "has an @ too many: in names and passwords write %40 for @, %2F for / and %3F for ?"
+        )
     if parts.scheme != "unix" and number and not number.isdecimal():
         raise ValueError("ends with the number of the database, as in redis://host:6379/0")
     if unknown := [name for name, _ in parse_qsl(parts.query) if name not in _QUERY]:

@@ -6,6 +6,7 @@ long as it lives; what it gives back is sent after what it took, and is not wait
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,9 @@ from bitinglip.access.limits import gcra
 from bitinglip.access.limits.gcra import FULL, Rate
 from bitinglip.access.limits.store import Cell, Decision
 from bitinglip.access.shared.ticks import asked, given, ticks
+from bitinglip.access.usage.quotas import Plan
 from bitinglip.errors import LimitsUnavailable
+from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.scripts import Script
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ _TAKE, _GIVE, _RENEW = (
 )
 _MICROSECONDS = 1_000_000
 _AT_ONCE = 500  #: places and reservations that one call renews
+_MOST = 1 << 63  #: what Redis counts to
 _HEAD = 5  #: numbers of an answer before those of the rates
 
 
@@ -50,6 +54,7 @@ class Quotas(NamedTuple):
 
     day: str  #: 2026-11-27
     plan: tuple[Drawn, ...]
+    of: Plan  #: what ``plan`` was made of; the key's own may be another once Redis answers
     reserve: tuple[int, ...] = ()  #: amounts, by unit; none where it only asks
 
 
@@ -134,7 +139,7 @@ class SharedLimits:
         except asyncio.CancelledError:
             call.add_done_callback(partial(self._undo, key_id, rates, reads, name, places))
             raise
-        taken = _read(answer, rates, len(plan))
+        taken = _understood(answer, rates, len(plan))
         if taken.passes and not reads and name:
             self._hold(key_id, name, places is not None, quotas)
         return taken
@@ -216,8 +221,9 @@ class SharedLimits:
         """Give back what was taken for a request that has gone. A reservation ends by itself."""
         if call.cancelled() or call.exception() is not None:
             return
-        if not reads and _read(call.result(), rates, 0).passes:
-            self.give(key_id, rates, place=name if places is not None else "")
+        with suppress(RedisAway):
+            if not reads and _understood(call.result(), rates, 0).passes:
+                self.give(key_id, rates, place=name if places is not None else "")
 
 
 def _discard(held: dict[str, Any], key_id: str, name: str) -> None:
@@ -231,6 +237,21 @@ def _discard(held: dict[str, Any], key_id: str, name: str) -> None:
         del held[key_id]
 
 
+def _understood(answer: Any, rates: Sequence[Asked], quotas: int) -> Taken:
+    """Read an answer. Raises RedisAway for one that another program has spoiled."""
+    try:
+        return _read(answer, rates, quotas)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        raise RedisAway("it holds what is no count") from None
+
+
+def _count(text: Any) -> int:
+    """Return a number as scripts write it. Raises ValueError for one that is none of theirs."""
+    if abs(number := int(text)) > _MOST:
+        raise ValueError("no such number is ours")
+    return number
+
+
 def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
     """Compute what the limits have left, from the states that one call found."""
     now, room, places, passes, unknown = map(int, answer[:_HEAD])
@@ -238,8 +259,8 @@ def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
     readings, refusing, states, wait = [], [], [], 0
     for index, each in enumerate(rates):
         rate: Rate = each.cell.rate
-        whole, part = answer[_HEAD + 2 * index], answer[_HEAD + 2 * index + 1]
-        tat = ticks(int(whole), int(part), rate)
+        whole, part = map(_count, answer[_HEAD + 2 * index : _HEAD + 2 * index + 2])
+        tat = ticks(whole, part, rate)
         new, longer = gcra.step(rate, tat, now, each.cost, each.share)
         if longer:
             refusing.append(index)
@@ -248,6 +269,7 @@ def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
         readings.append(gcra.read(rate, left, now, each.share))
         states.append(max(0, -(-left // rate.quota) - now))
     rest = answer[_HEAD + 2 * len(rates) :]
-    used = tuple((int(rest[2 * n]), int(rest[2 * n + 1])) for n in range(quotas if rest else 0))
+    counts = list(map(_count, rest))
+    used = tuple((counts[2 * n], counts[2 * n + 1]) for n in range(quotas if rest else 0))
     decision = Decision(wait, tuple(readings), tuple(refusing))
     return Taken(decision, tuple(states), bool(room), places, took, bool(unknown), used, now)

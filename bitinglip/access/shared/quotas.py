@@ -76,7 +76,7 @@ class SharedQuotas:
         if quotas is None:
             return None
         wanted = wanted or _wanted(quotas)
-        return self._meter.counted(key_id, self._meter.plan(key_id), taken.used, wanted)
+        return self._meter.counted(key_id, quotas.of, taken.used, wanted)
 
     async def reserve(self, key_id: str, estimate: Callable[[], Units]) -> Held | None:
         """Reserve what a request may use; None where the meter itself is to do so.
@@ -134,13 +134,15 @@ class SharedQuotas:
         """Give back what was reserved for a request that has not begun."""
         if held.taken is not None:
             self._rates.settle(held.taken, 0)
+        self._limits.settled(key_id, held.name)
         if self._meter.plan(key_id):
             self._charge(key_id, held.name, (0,) * len(NAMES))
 
     # ---- what the meter calls ------------------------------------------------------------------
 
     def settle(self, reservation: Reservation, units: Units, told: Callable[[], None]) -> None:
-        if not self._meter.plan(reservation.key_id):
+        if not self._meter.plan(reservation.key_id):  # it has none any more
+            self._limits.settled(reservation.key_id, reservation.name)
             told()
             return
         call = self._charge(reservation.key_id, reservation.name, units)
@@ -174,7 +176,8 @@ class SharedQuotas:
                 await self._raise(key_id, day)
             except RedisAway:
                 self._charged.add(key_id)
-                return
+                if self._limits.link.away is not None:
+                    return
             except BaseException:
                 self._charged.add(key_id)
                 raise
@@ -219,7 +222,7 @@ class SharedQuotas:
             Drawn(quota.period == MONTHLY, quota.unit, quota.limit, bool(wanted[quota.unit]))
             for quota in plan
         ]
-        return Quotas(self._meter.today.name, tuple(drawn))
+        return Quotas(self._meter.today.name, tuple(drawn), plan)
 
 
 def _wanted(quotas: Quotas) -> list[int]:

@@ -168,13 +168,13 @@ class Meter:
         plan, account = self._plan_of(key_id), self._account(key_id)
         rates = self._rates
         limited = rates is not None and rates.limit(key_id) is not None
-        if not plan and not limited:
-            return Reservation(key_id, model, account, NO_UNITS, recorded)
-        if held is not None:
+        if held is not None:  # whatever limits the key has by now: it is to be given back
             _add(account.reserved, held.wanted)
             shared = Reservation(key_id, model, account, held.wanted, recorded, held.taken)
             shared.name = held.name
             return shared
+        if not plan and not limited:
+            return Reservation(key_id, model, account, NO_UNITS, recorded)
         wanted, taken = estimate(), None
         if not admitted:
             if error := self._refusal(plan, account, wanted):

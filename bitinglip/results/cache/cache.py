@@ -154,6 +154,11 @@ class ResponseCache:
             if chosen(flight.event_log.job.model):
                 del self._flights[key]
 
+    async def forget(self) -> None:
+        """Forget what Redis has of all models, so that no gateway answers from it."""
+        if self._together is not None:
+            await self._together.forget()
+
     async def expire(self) -> None:
         """Remove what is too old; requests do that too, while there are any."""
         self.entries.expire()
@@ -237,7 +242,7 @@ class ResponseCache:
 
     async def _settle(self, key: bytes, flight: _Flight) -> None:
         """Keep the answer of a job that succeeded, and wake who waits for it."""
-        event_log = flight.event_log
+        event_log, kept = flight.event_log, False
         try:
             final = await event_log.end()
             if isinstance(final, protocol.Succeeds):
@@ -251,10 +256,11 @@ class ResponseCache:
         finally:
             if self._flights.get(key) is flight:  # else it was cleared, or another has begun
                 del self._flights[key]
-                if flight.answer is not None:
+                if kept := flight.answer is not None:
                     self.entries.put(key, event_log.job.key_id, event_log.job.model, flight.answer)
             flight.ended.set()
-        if self._together is not None and flight.answer is not None:
+        # What was cleared may have been checked for other words than those that name it now.
+        if kept and self._together is not None and flight.answer is not None:
             await self._together.put(key, flight.answer)
 
     async def _pack(self, event_log: EventLog) -> Answer | None:

@@ -1,5 +1,6 @@
 """Requests at once: one job runs for equal ones; each keeps its client, key and deadline."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,10 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from bitinglip.redis.link import RedisLink
+from bitinglip.results.cache.together import AnswersInRedis
+from bitinglip.settings.redis import Redis as RedisSettings
+from bitinglip.telemetry.health import Health
 from tests.support.api_server import Served, serve
 from tests.support.cache_rig import (
     WAIT_SECONDS,
@@ -21,6 +26,7 @@ from tests.support.cache_rig import (
 )
 from tests.support.http_client import NATIVE, error_of
 from tests.support.raw_http import asked
+from tests.support.redis import RedisServer
 from tests.support.wait import eventually
 
 
@@ -232,3 +238,42 @@ def test_cache_does_not_keep_what_was_cleared_while_it_ran(
     engine.gate.set()
     assert outcome(answer.result()) == "MISS"
     assert outcome(client.post(NATIVE, json=ask("!gate clear"))) == "MISS"
+
+
+@pytest.fixture
+def answers(served: Served, redis: RedisServer) -> Iterator[RedisServer]:
+    """Have the server keep its answers in a Redis."""
+    cache = served.services.cache
+
+    async def connect() -> RedisLink:
+        settings = RedisSettings(url=redis.url, timeout_ms=5000)
+        link = await RedisLink.opened(settings, Health())
+        cache._together = AnswersInRedis(link, b"s" * 32, ttl=60, most=1 << 20)
+        return link
+
+    async def leave(link: RedisLink) -> None:
+        assert cache._together is not None
+        await cache._together.close()
+        await link.close()
+
+    link = asyncio.run_coroutine_threadsafe(connect(), served.loop).result(WAIT_SECONDS)
+    yield redis
+    asyncio.run_coroutine_threadsafe(leave(link), served.loop).result(WAIT_SECONDS)
+    cache._together = None
+
+
+def test_cache_gives_others_nothing_that_was_cleared_while_it_ran(
+    served: Served, answers: RedisServer, rush: Rush, client: httpx.Client, engine: Engine
+) -> None:
+    """Words that are forbidden since would name it as checked for them."""
+    cache = served.services.cache
+    running = rush.post(ask("!gate words"))
+    eventually(lambda: engine.runs["!gate words"] == 1)
+    served.loop.call_soon_threadsafe(cache.clear)
+    eventually(lambda: not cache._flights)
+    engine.gate.set()
+    assert outcome(running.result()) == "MISS"
+    assert outcome(client.post(NATIVE, json=ask("kept for all"))) == "MISS"
+    eventually(lambda: not cache._settling)
+    with answers.client() as others:
+        assert len(others.keys("bitinglip:answer:*")) == 1

@@ -114,10 +114,14 @@ def test_broadcast_takes_what_it_does_not_understand_for_nothing(redis: RedisSer
             hearer = Hearer()
             two.subscribe(RowsChanged, hearer.hear, hearer.reload)
             await until(lambda: hearer.reloads)
-            for letter in (b"", b"\xc1", b"\x92\xa1x\x81\xa4type\xa3new"):
+            nested = b"\x93\xa1x\x81\xa4type\xa4rows" + b"\x91" * 100_000
+            broken = b"\x92\xa1\xff\x81\xa4type\xa4rows"
+            gaps = two.gaps
+            for letter in (b"", b"\xc1", b"\x92\xa1x\x81\xa4type\xa3new", nested, broken):
                 await one._link.command("PUBLISH", "bitinglip:broadcast", letter)
             one.publish(RowsChanged())
             await until(lambda: hearer.heard == [RowsChanged()])
+            assert two.gaps == gaps  # it went on to listen
 
     asyncio.run(run())
 

@@ -12,6 +12,7 @@ from bitinglip.results.cache.together import AnswersInRedis
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
 from tests.support.redis import RedisServer
+from tests.support.wait import until
 
 ANSWER = Answer(b"events" * 100, b"final", (b"a picture",))
 SECRET, KEY = b"s" * 32, b"k" * 32
@@ -32,9 +33,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def opened(redis: RedisServer) -> AsyncIterator[Rig]:
+async def opened(redis: RedisServer, *, timeout_ms: int = 5000) -> AsyncIterator[Rig]:
     redis.flush()
-    link = await RedisLink.opened(RedisSettings(url=redis.url, timeout_ms=5000), Health())
+    link = await RedisLink.opened(RedisSettings(url=redis.url, timeout_ms=timeout_ms), Health())
     rig = Rig(link)
     try:
         yield rig
@@ -51,6 +52,7 @@ def test_answer_is_another_gateway_s_with_the_same_secret_and_words(redis: Redis
             assert await rig.gateway().get(KEY) == ANSWER
             assert await rig.gateway(b"t" * 32).get(KEY) is None
             assert await rig.gateway(words=lambda: b"others").get(KEY) is None
+            assert await rig.gateway(version="of another").get(KEY) is None
             assert await rig.gateway().get(b"l" * 32) is None
 
     asyncio.run(run())
@@ -92,6 +94,26 @@ def test_answer_ends_with_its_age(redis: RedisServer) -> None:
     asyncio.run(run())
 
 
+def test_answers_that_are_forgotten_are_no_gateway_s(redis: RedisServer) -> None:
+    async def run() -> None:
+        async with opened(redis) as rig:
+            own, other = rig.gateway(), rig.gateway()
+            await own.put(KEY, ANSWER)
+            await rig.link.command("SET", "bitinglip:another", "1")
+            [name] = await rig.link.command("KEYS", "bitinglip:answer:*")
+            held = await rig.link.command("GET", name)
+            await own.forget()
+            assert await other.get(KEY) is None
+            assert await rig.link.command("EXISTS", "bitinglip:another") == 1
+            await rig.link.command("SET", name, held)  # as if it had not been removed
+            assert await own.get(KEY) is None
+            rig.now += 1
+            await other.put(KEY, ANSWER)
+            assert await own.get(KEY) == ANSWER
+
+    asyncio.run(run())
+
+
 def test_answers_of_a_gateway_take_no_more_than_their_bound(redis: RedisServer) -> None:
     async def run() -> None:
         async with opened(redis) as rig:
@@ -114,5 +136,23 @@ def test_answers_are_none_while_redis_is_away(redis: RedisServer) -> None:
             rig.link.lost("it is cut off")
             assert await own.get(KEY) is None
             await own.put(b"m" * 32, ANSWER)
+
+    asyncio.run(run())
+
+
+def test_answers_tell_that_redis_has_gone_so_that_no_other_request_waits(
+    redis: RedisServer,
+) -> None:
+    async def run() -> None:
+        async with opened(redis, timeout_ms=50) as rig:
+            own = rig.gateway()
+            assert await own.get(KEY) is None
+            redis.freeze()
+            try:
+                assert await own.get(KEY) is None
+                await until(lambda: rig.link.away is not None)
+            finally:
+                redis.thaw()
+            await until(lambda: rig.link.away is None)
 
     asyncio.run(run())

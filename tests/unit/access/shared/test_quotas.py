@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bitinglip.access.usage.amounts import REQUESTS
+from bitinglip.access.usage.quotas import Quota
 from tests.support.redis import RedisServer
 from tests.support.shared_limits import Gateway, count_passing, gateways, passes
 from tests.support.wait import until
@@ -168,6 +169,54 @@ def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
     run(die())
 
 
+def test_quota_that_ends_while_a_request_runs_leaves_nothing_reserved(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async def end() -> None:
+        async with gateways(tmp_path, 1, server.url, {"daily": {"tokens": 100}, **FREE}) as [own]:
+            assert own.shared_counts is not None
+            shared, plan_of = own.shared_counts, own.meter._plan_of
+            running = await own.reserve(10)
+            reserving = asyncio.create_task(own.reserve(10))
+            dropped = await shared.quotas.reserve("k", lambda: (1, 10, 0, 0, 0))
+            assert running is not None
+            assert dropped is not None
+            own.meter._plan_of = lambda _key: ()
+            late = await reserving
+            assert late is not None
+            shared.quotas.drop("k", dropped)
+            for each in (running, late):
+                await own.settle(each, 10)
+            assert shared.limits.held == (0, 0)
+            own.meter._plan_of = plan_of
+            assert own.meter.read("k")[0].used <= 20
+
+    run(end())
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_quota_that_changes_while_redis_is_asked_is_that_which_was_asked(
+    tmp_path: Path, server: RedisServer, left: int
+) -> None:
+    async def change() -> None:
+        limits = {**FREE, "daily": {"requests": 1 + left}, "concurrent_requests": 5}
+        async with gateways(tmp_path, 1, server.url, limits) as [own]:
+            assert own.shared_counts is not None
+            assert await own.use()
+            entering = asyncio.create_task(own.enter("k", REQUESTS))
+            await asyncio.sleep(0)
+            smaller = (Quota("daily", REQUESTS, 1),)
+            own.meter._plan_of = lambda _key: smaller if left else ()
+            entered = await entering
+            assert (entered.refusal is None) == bool(left)
+            if left:
+                own.admission.leave(entered, refund=False)
+            assert own.admission.in_flight == 0
+            assert own.shared_counts.limits.held == (0, 0)
+
+    run(change())
+
+
 @pytest.fixture
 def restarting(server: RedisServer) -> Iterator[RedisServer]:
     yield server
@@ -197,3 +246,42 @@ def test_quota_charged_while_redis_was_away_counts_once_it_is_back(
             assert await count_passing(both, 4, REQUESTS + 1) == 0
 
     run(lose())
+
+
+@pytest.mark.parametrize("count", ["nan", "-nan", "1e5", "0x10", "many", "1" * 400])
+def test_quota_that_another_program_has_spoiled_is_this_gateway_s_own(
+    tmp_path: Path, server: RedisServer, count: str
+) -> None:
+    async def spoil() -> None:
+        async with gateways(tmp_path, 1, server.url, {"daily": {"requests": 2}, **FREE}) as [own]:
+            assert own.link is not None
+            assert own.shared_counts is not None
+            assert await own.use()
+            with server.client() as client:
+                for key in client.keys("bitinglip:{k}:used:*"):
+                    client.hset(key, "1", count)
+            passing = [await own.use() for _ in range(3)]
+            assert passing in ([True, False, False], [False, False, False])
+            assert await own.use(key="another")
+            assert own.link.away is None
+            assert own.shared_counts.limits.held == (0, 0)
+
+    run(spoil())
+
+
+@pytest.mark.parametrize("name", ["places", "reserved", "k:minute"])
+def test_limits_of_a_key_that_another_program_has_spoiled_leave_those_of_others(
+    tmp_path: Path, server: RedisServer, name: str
+) -> None:
+    async def spoil() -> None:
+        limits = {"daily": {"requests": 2}, "requests_per_minute": 5, "concurrent_requests": 5}
+        async with gateways(tmp_path, 1, server.url, limits) as [own]:
+            assert own.link is not None
+            with server.client() as client:
+                client.lpush(f"bitinglip:{{k}}:{name}", "spoiled")
+            assert await own.use()
+            assert await own.passes("k", REQUESTS)
+            assert await own.passes("another", REQUESTS)
+            assert own.link.away is None
+
+    run(spoil())
