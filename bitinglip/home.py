@@ -118,12 +118,18 @@ class Home:
         return self.root / "server.sock"
 
     def create(self) -> None:
-        """Makes what is missing, for the owner only; refuses a folder that others may write to."""
+        """Makes what is missing, for the owner only; refuses a folder that others may write to.
+
+        A folder in common must be there: one that is not mounted would be made on this machine
+        alone, where the other servers find no file of it.
+        """
+        if self.common is not None and not self.common.is_dir():
+            raise HomeError(f"gateways.folder: {self.common} is not there; mount it, or make it")
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
             for folder in (self.models, self.files, self.uploads, self.batches):
-                folder.mkdir(mode=0o700, parents=self.common is not None, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             found = refusal(self.root, write=True)
             text = str(found) if found is not None else f"{self.root}: {error.strerror}"
@@ -177,6 +183,11 @@ class Home:
 
     def adopt_secret(self, file: Path) -> None:
         """Take over a secret as this home's secret.key. Raises HomeError where it has another."""
+        if not os.path.lexists(file):
+            raise HomeError(
+                f"gateways.secret_file: {file} is not there; copy the secret.key of a server that "
+                "uses this database there, or make it: docs/gateways.md says how"
+            )
         secret = _read_secret(file)
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secret)

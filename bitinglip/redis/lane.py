@@ -142,7 +142,7 @@ class Lane:
             try:
                 answers = await self._exchanged(calls)
             except BaseException as error:
-                fault = _fault(error)
+                fault = fault_of(error)
                 self._fail([*calls, *self._take(len(self._waiting))], fault)
                 await self.drop()
                 if not isinstance(error, Exception):
@@ -195,7 +195,7 @@ class Lane:
 
         What a script found spoiled is a fault of its keys, and none of Redis.
         """
-        fault = _fault(error)
+        fault = fault_of(error)
         call.answer.set_exception(fault)
         if call.script is None or not _OF_KEYS.match(str(error)):
             self._on_fault(str(fault))
@@ -211,11 +211,13 @@ class Lane:
                 call.answer.set_exception(fault)
 
 
-def _fault(error: BaseException) -> RedisAway:
+def fault_of(error: BaseException) -> RedisAway:
+    """Return what users of Redis are told of an error of the library or the system."""
     if isinstance(error, RedisAway):
         return error
     for kind, reason in _REASONS.items():
-        if isinstance(error, kind):
+        # While it connects, the library may wrap what Redis said in another error.
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
             return RedisAway(reason)
     return RedisAway("it cannot be reached")
 

@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bitinglip.redis.errors import RedisAway
-from bitinglip.redis.lane import Lane
+from bitinglip.redis.lane import Lane, fault_of
 from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
@@ -56,9 +56,10 @@ class RedisLink:
     async def opened(cls, settings: RedisSettings, health: Health) -> "RedisLink":
         """Try it once; where it is away the server begins without. Raises SettingsError."""
         link = cls(settings, health)
-        connection = await link._tried()
-        if connection is None:
-            link.lost("it cannot be reached")
+        try:
+            connection = await link._tried()
+        except RedisAway as error:
+            link.lost(str(error))
         else:
             await link._lane.adopt(connection)
         return link
@@ -144,25 +145,31 @@ class RedisLink:
     def _lost(self, reason: str) -> None:
         if self.away is not None:
             return
-        self.away = reason
         self.faults += 1
+        self._say_why(reason)
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._revive())
+
+    def _say_why(self, reason: str) -> None:
+        self.away = reason
         what = (
             "limited requests are refused"
             if self.settings.when_away == "refuse"
             else ("limits are this gateway's own")
         )
         self._health.degrade(CHECK, PART, f"{reason}; {what}")
-        if self._reviving is None or self._reviving.done():
-            self._reviving = asyncio.create_task(self._revive())
 
     async def _revive(self) -> None:
-        """Try until it answers; then tell."""
+        """Try until it answers; then tell. Why it does not may change meanwhile."""
         delay = _SHORTEST
         while True:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(2 * delay, _LONGEST)
-            if (connection := await self._tried()) is not None:
+            try:
+                connection = await self._tried()
                 break
+            except RedisAway as error:
+                self._say_why(str(error))
         await self._lane.adopt(connection)
         self.away = None
         self._health.recover(CHECK, PART)
@@ -172,8 +179,8 @@ class RedisLink:
             except Exception:  # the next one has to be told, too
                 log.exception("a part could not go on with Redis")
 
-    async def _tried(self) -> Connection | None:
-        """Return a new connection; None where Redis takes no writes by it."""
+    async def _tried(self) -> Connection:
+        """Return a new connection. Raises RedisAway where Redis takes no writes by it."""
         opened: Any = self._pool
         connection: Connection = opened.make_connection()
         try:
@@ -182,9 +189,8 @@ class RedisLink:
                 await connection.send_command("SET", f"{self.prefix}alive", "1", "PX", "1000")
                 await connection.read_response()
         except Exception as error:  # noqa: BLE001  what speaks there may be no Redis
-            log.debug("Redis cannot be used", reason=type(error).__name__)
             await connection.disconnect(nowait=True)
-            return None
+            raise fault_of(error) from None
         return connection
 
 
@@ -213,5 +219,6 @@ def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
             options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise SettingsError([f"redis.password_file: {reason}"]) from None
+            told = f"redis.password_file: {reason}: {settings.password_file}"
+            raise SettingsError([told]) from None
     return options

@@ -52,6 +52,6 @@ class Health:
         """Map each degraded check to its problems in words."""
         found: dict[str, str] = {}
         for (check, part), detail in self._problems.items():
-            text = f"{part}: {detail}"
+            text = detail if part == check else f"{part}: {detail}"
             found[check] = f"{found[check]}; {text}" if check in found else text
         return found

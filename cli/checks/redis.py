@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _OLDEST = (5, 0)  #: Lua scripts of older ones may not ask for the time
 _SECONDS = 2.0
+_PASSWORD = "correct redis.password_file, or user and password in redis.url"
 
 
 def redis(settings: "Settings") -> Iterator[Finding]:
@@ -33,18 +34,20 @@ def redis(settings: "Settings") -> Iterator[Finding]:
             )
         else:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            problem = f"redis.password_file cannot be read: {reason}"
+            problem = f"redis.password_file: {reason}: {own.password_file}"
             yield Finding("redis", "error", problem, "correct the setting, or the file's rights")
         return
+    from redis.exceptions import AuthenticationError, AuthorizationError
+
+    from bitinglip.redis.lane import fault_of
+
     try:
         info = _info(own.url, password)
     except Exception as error:  # noqa: BLE001  the library's own, and the system's
-        yield Finding(
-            "redis",
-            "warning",
-            f"{shown} does not answer ({type(error).__name__}); " + _MEANWHILE[own.when_away],
-            "start it, or correct redis.url",
-        )
+        problem = f"{shown}: {fault_of(error)}; {_MEANWHILE[own.when_away]}"
+        refused = isinstance(error, (AuthenticationError, AuthorizationError))
+        advice = _PASSWORD if refused else "start it, or correct redis.url"
+        yield Finding("redis", "warning", problem, advice)
         return
     yield from _judged(shown, info)
 

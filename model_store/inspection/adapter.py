@@ -34,8 +34,11 @@ _PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _TOLD = "lora_adapter_metadata"  #: in the metadata of a file of weights: the adapters' configs
 _DEFAULT_RANK = 8  #: the library's
-#: settings by which the library would import a module of any name, or change the layers' number
-_REFUSED = ("megatron_config", "layer_replication")
+#: settings by which the library would import a module of any name, or change the layers' number, or
+#: add to some tokens of a text only, which it does in no merged model
+_REFUSED = ("megatron_config", "layer_replication", "alora_invocation_tokens", "arrow_config")
+#: settings by which the library computes more of a pair, or of other matrices, than their product
+_VARIANTS = ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config")
 
 
 def is_adapter(folder: Path, paths: list[str]) -> bool:
@@ -125,6 +128,8 @@ def _why_merged(config: dict[str, Any], tensors: dict[str, Tensor]) -> str | Non
     """Say what of an adapter is more than pairs beside linear layers; None if it is no more."""
     if config.get("use_dora"):
         return "it has DoRA"
+    if variant := next((each for each in _VARIANTS if config.get(each)), None):
+        return f"it is no plain LoRA: {variant} is set"
     if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
         return "it was begun from its base's own weights"
     if any(not _PLAIN_NAME.fullmatch(str(key)) for key in config.get("alpha_pattern") or ()):

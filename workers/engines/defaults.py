@@ -12,6 +12,8 @@ CONTEXT_BYTES = 500 * _MIB
 TEXT_ROWS = 64  #: sequences at once
 TEXT_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
 TEXT_STEP_TOKENS = {"cpu": 256, "cuda": 2048}  #: tokens of a step over all rows
+#: Ranks of LoRAs are rounded up to multiples of it: products of such sizes are quick.
+LORA_RANK_STEP = 8
 
 IMAGE_BATCH = 4  #: images in one pass
 

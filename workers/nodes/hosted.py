@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import operator
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -19,12 +20,24 @@ from workers.framing import (
     encode_frame,
 )
 from workers.launcher import SpawnedWorker
-from workers.nodes.files import send_file, take_file
-from workers.nodes.job_files import inputs_of, load_refusal, results_of, with_files
+from workers.nodes.files import IncomingFiles, NotKept, send_file
+from workers.nodes.job_files import inputs_of, is_within, load_refusal, results_of, with_files
 from workers.nodes.link import Link, LinkLost, set_done
 from workers.nodes.messages import Kind, Launched, OpenWorker, ProcessEnd, ProcessState
 from workers.output import last_bytes
-from workers.protocol import Command, Ends, Event, Imported, Job, Load, LoadFailed, OfJob, Ready
+from workers.protocol import (
+    Command,
+    Ends,
+    Event,
+    Failed,
+    Imported,
+    Job,
+    Load,
+    LoadFailed,
+    OfJob,
+    Ready,
+    TextJob,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +87,9 @@ class HostedWorker:
         self._jobs: set[str] = set()
         self._inputs: dict[str, list[str]] = {}  #: files by job that it reads
         self._uses: Counter[str] = Counter()  #: jobs by file
+        self._files = IncomingFiles(host.inputs, self._prefix)
+        self._missing: set[str] = set()  #: files that could not be kept here
+        self._loras: set[str] = set()  #: folders of LoRAs that jobs may name
         self._imported = False
         self._loading = True
         self._cause: str | None = None
@@ -85,6 +101,7 @@ class HostedWorker:
             while await self._run_process(fresh=fresh):
                 fresh = True  # the spare's libraries had started the driver
         finally:
+            self._files.close()
             for name in list(self._uses):
                 self._remove(name)
 
@@ -136,8 +153,10 @@ class HostedWorker:
         end = asyncio.create_task(ended.wait())
         try:
             await asyncio.wait({listen, events, end}, return_when=asyncio.FIRST_COMPLETED)
-            if listen.done() and not listen.cancelled() and (error := listen.exception()):
-                raise error
+            if listen.done():
+                if not listen.cancelled() and (error := listen.exception()):
+                    raise error
+                return False  # it was told to end: no other takes its place
             if events.done() and not events.cancelled() and (error := events.exception()):
                 if isinstance(error, _TooLate):
                     return True
@@ -161,13 +180,23 @@ class HostedWorker:
             kind, payload = await self._link.receive()
             if kind == Kind.KILL:
                 return
-            if kind == Kind.FILE:
-                name = await take_file(self._link, payload, self._host.inputs, self._prefix)
-                self._uses.setdefault(name, 0)
+            if kind in (Kind.FILE, Kind.DATA):
+                await self._take_file(kind, payload)
             elif kind == Kind.COMMANDS:
                 self._take(payload)
             else:
                 raise BadFrame(f"a frame {kind.name} is no gateway's")
+
+    async def _take_file(self, kind: Kind, payload: bytes) -> None:
+        try:
+            name = await self._files.take(kind, payload)
+        except NotKept as error:  # its job fails, and no other
+            log.warning("%s: %s", self._spec.name, error)
+            self._missing.add(error.name)
+            return
+        if name is not None:
+            self._missing.discard(name)
+            self._uses.setdefault(name, 0)
 
     def _take(self, payload: bytes) -> None:
         assert self._process is not None
@@ -175,8 +204,11 @@ class HostedWorker:
             commands = decode_commands(payload)
         except Exception as error:  # nonsense has many names
             raise BadFrame("commands do not decode") from error
-        changed = [self._placed(command) for command in commands]
-        same = all(ours is theirs for ours, theirs in zip(changed, commands, strict=True))
+        able = [each for each in commands if not self._refuses(each)]
+        changed = [self._placed(command) for command in able]
+        if commands and not changed:
+            return
+        same = len(able) == len(commands) and all(map(operator.is_, changed, commands))
         payload = payload if same else encode_commands(changed)
         loads = [each for each in commands if isinstance(each, Load)]
         if loads:
@@ -189,6 +221,38 @@ class HostedWorker:
                 return
             self._load = payload
         self._process.send(payload)
+
+    def _refuses(self, command: Command) -> bool:
+        """Return True for a job that cannot be run here; its failure is told."""
+        if not isinstance(command, Job):
+            return False
+        failed = self._without_files(command) or self._without_lora(command)
+        if failed is not None:
+            self._link.send(Kind.EVENTS, encode_frame([failed]))
+        return failed is not None
+
+    def _without_files(self, job: Job) -> Failed | None:
+        """Fail a job whose files could not be kept here."""
+        names = {os.path.basename(path) for path in inputs_of(job)} if self._missing else set()
+        if not self._missing & names:
+            return None
+        self._missing -= names
+        for name in names:
+            if not self._uses.get(name):
+                self._remove(name)
+        text = f"The node {self._spec.node} could not keep the files of the request: is it full?"
+        return Failed(id=job.id, code="DISK_FULL", message=text)
+
+    def _without_lora(self, job: Job) -> Failed | None:
+        """Fail a job that names a LoRA outside the folders that models are read from."""
+        path = job.lora.path if isinstance(job, TextJob) and job.lora is not None else None
+        if path is None or path in self._loras:
+            return None
+        if not is_within(path, self._host.roots):
+            text = f"The node {self._spec.node} may not read the LoRA from where its files are."
+            return Failed(id=job.id, code="INFERENCE_FAILED", message=text)
+        self._loras.add(path)
+        return None
 
     def _placed(self, command: Command) -> Command:
         """Return a command with files of this machine, and note what its job needs."""
@@ -246,6 +310,8 @@ class HostedWorker:
         for name, size in results_of(event):
             if folder is not None and os.sep not in name:
                 await send_file(self._link, folder / name, size)
+                with contextlib.suppress(OSError):  # there is none
+                    (folder / name).unlink()
         if isinstance(event, Ends):
             self._jobs.discard(event.id)
             for name in self._inputs.pop(event.id, ()):

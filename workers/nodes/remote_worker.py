@@ -17,7 +17,7 @@ from workers.faults import NODE_LOST, RAM
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, decode_commands, encode_frame
 from workers.launcher import End
-from workers.nodes.files import send_file, take_file
+from workers.nodes.files import IncomingFiles, NotKept, send_file
 from workers.nodes.job_files import inputs_of
 from workers.nodes.link import Link, LinkLost, decode, set_done
 from workers.nodes.messages import (
@@ -69,6 +69,7 @@ class RemoteWorker:
         for fd in (self.events_fd, self._events, self.output_fd, self._output):
             os.set_blocking(fd, False)
         self.folder: Path | None = self._make_folder()
+        self._files = IncomingFiles(self.folder)  #: what it has made
         self._link: Link | None = None
         self._unsent: deque[bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -162,13 +163,11 @@ class RemoteWorker:
             link = self._link = await place.open_worker(opened)
             self._send_on()
             while self._code is None:
-                await self._take(link, *await link.receive())
+                await self._take(*await link.receive())
         except LinkLost as error:
             self._finish(self._lost(f"lost the connection to its node {place.name} ({error})"))
         except BadFrame as error:
             self._finish(End(_KILLED, f"wrote a malformed frame ({error})"))
-        except OSError as error:
-            self._finish(End(_KILLED, f"made a file that cannot be kept here ({error.strerror})"))
         except asyncio.CancelledError:
             self._finish(End(_KILLED))
             raise
@@ -176,11 +175,12 @@ class RemoteWorker:
             log.exception("%s: its connection has failed", self._name)
             self._finish(End(_KILLED, "sent what could not be processed"))
         finally:
+            self._files.close()
             place.discard(self)
             if link is not None:
                 link.abort()
 
-    async def _take(self, link: Link, kind: Kind, payload: bytes) -> None:
+    async def _take(self, kind: Kind, payload: bytes) -> None:
         match kind:
             case Kind.EVENTS:
                 await self._pass_on(self._events, payload)
@@ -188,8 +188,11 @@ class RemoteWorker:
                 await self._pass_on(self._output, payload)
             case Kind.STATE:
                 self._state = decode(payload, ProcessState)
-            case Kind.FILE:
-                await take_file(link, payload, self.folder)
+            case Kind.FILE | Kind.DATA:
+                try:
+                    await self._files.take(kind, payload)
+                except NotKept as error:  # its job fails for want of it, and no other
+                    log.warning("%s: %s", self._name, error)
             case Kind.LAUNCHED:
                 self.pid = decode(payload, Launched).pid
             case Kind.REFUSED:

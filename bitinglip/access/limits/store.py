@@ -1,4 +1,4 @@
-"""Keeps the states of limits: behind an interface, in memory so far."""
+"""Keeps the states of limits in memory; ``access.shared`` has those of several gateways."""
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -217,7 +217,8 @@ class Dispatcher:
 
     def tick(self, lag_seconds: float) -> None:
         """Measure the overload; called at even intervals."""
-        waits = [self.oldest_wait(model_queue.model) or 0.0 for model_queue in self._model_queues]
+        waiting = [self.delivery.waiting(each.model) for each in self._model_queues]
+        waits = [self._clock() - each.since for each in waiting if each is not None]
         self.overload.observe(
             Pressure(
                 lag_seconds=lag_seconds,

@@ -33,6 +33,8 @@ class RecentJobs:
         size = event_log.close()
         job = event_log.job
         job_id, key_id = job.work.id, job.key_id
+        if job_id in self._kept:  # a task that another server had meanwhile
+            self._forget(job_id)
         of_key = self._keys.get(key_id)
         if of_key is None:
             of_key = self._keys[key_id] = _OfKey()
@@ -56,8 +58,13 @@ class RecentJobs:
         return (event_log for event_log, _ in reversed(self._kept.values()))
 
     def _drop_oldest_of(self, key_id: str) -> None:
+        self._forget(self._keys[key_id].ids[0])
+
+    def _forget(self, job_id: str) -> None:
+        event_log, size = self._kept.pop(job_id)
+        key_id = event_log.job.key_id
         of_key = self._keys[key_id]
-        _, size = self._kept.pop(of_key.ids.popleft())
+        of_key.ids.remove(job_id)  # the first one, unless it is there again
         self.bytes -= size
         of_key.bytes -= size
         if not of_key.ids:

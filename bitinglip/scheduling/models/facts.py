@@ -52,7 +52,7 @@ class ResourceFacts:
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
-        self.lora_bytes: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
+        self.lora_numbers: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class ResourceFacts:
             max_batch=own.max_batch,
             prefix_ram_bytes=own.text.prefix_ram_bytes,
             graphs=own.text.graphs != "off",
-            lora_bytes=self.lora_bytes(manifest),
+            lora_numbers=self.lora_numbers(manifest),
             claimed_bytes=own.claimed_bytes(manifest.engine),
             context_bytes=self._contexts.of(
                 each.name for each in self.devices if each.kind == kind

@@ -8,6 +8,7 @@ from model_store.adapters import adapters_of
 from model_store.lending import stamped
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
+from workers.engines.defaults import LORA_RANK_STEP
 from workers.protocol import TextLora
 
 #: What of a LoRA's settings its base's worker leaves to it; all else is for a worker of its own.
@@ -27,7 +28,8 @@ class Hosting:
 
     def host(self, name: str) -> str:
         """Return the model whose workers run this one's requests; itself if it is not known."""
-        manifest = self._store.listing.find(name)
+        # Not by a look at the disk for a name that has gone: the books of its queue are kept.
+        manifest = self._store.listing.all().get(name)
         if manifest is None or manifest.adapter_of is None or not self._is_guest(manifest):
             return name
         return manifest.adapter_of
@@ -39,7 +41,7 @@ class Hosting:
         """Return what a worker of its base is told of a LoRA: of one that has gone meanwhile, a
         path that it finds nothing at."""
         self._used.add(name)
-        manifest, path = self._store.listing.find(name), self._store.lent.path(name)
+        manifest, path = self._store.listing.all().get(name), self._store.lent.path(name)
         if manifest is None or path is None:
             return TextLora(path="")
         return TextLora(path=path, stamps={e.path: (e.size, e.mtime_ns) for e in stamped(manifest)})
@@ -71,18 +73,28 @@ class Hosting:
         there = adapters_of(name, self._store.listing.all())
         return [each for each in there if self._is_guest(each)]
 
-    def lora_bytes(self, manifest: Manifest) -> int:
-        """Return what the LoRAs of a model take beside its weights, as they are stored: each that
-        is there has room for the largest, up to as many as a worker holds."""
+    def lora_numbers(self, manifest: Manifest) -> int:
+        """Count about the numbers that a model's worker holds for its LoRAs beside its weights.
+
+        Each slot has room for the largest rank in all layers that are changed, and their number
+        doubles when they grow, up to as many as a worker holds.
+        """
         if manifest.kind != "text" or manifest.adapter_of is not None:
             return 0
-        sizes = [each.weight_bytes - manifest.weight_bytes for each in self.guests(manifest.name)]
+        guests = self.guests(manifest.name)
+        if not guests:
+            return 0
+        widths = ((each.parameters - manifest.parameters) / each.lora_rank for each in guests)
+        rank = max(each.lora_rank for each in guests)
         most = self._settings.model(manifest.name).text.max_loras
-        return max(sizes, default=0) * min(most, len(sizes))
+        slots = min(most, 1 << (len(guests) - 1).bit_length())
+        return int(max(widths) * slots * -(-rank // LORA_RANK_STEP) * LORA_RANK_STEP)
 
 
 def _of_a_worker(own: Model) -> str | None:
     """Return the first setting of a LoRA that only a worker of its own can keep to, if any is."""
+    if own.text.merge_lora:
+        return "text.merge_lora"
     for name in sorted(own.model_fields_set - _SHARED):
         if getattr(own, name) != getattr(_DEFAULTS, name):
             return name

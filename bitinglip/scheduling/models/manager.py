@@ -61,7 +61,7 @@ class ModelManager:
         self.rules = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
         self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
         self.hosting = Hosting(settings, store)
-        self.facts, facts.lora_bytes = facts, self.hosting.lora_bytes
+        self.facts, facts.lora_numbers = facts, self.hosting.lora_numbers
         self.deaths = Deaths(facts)
         self.models: dict[str, ModelState] = {}
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all

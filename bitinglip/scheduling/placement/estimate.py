@@ -78,7 +78,7 @@ class LoadConfig:
     claimed_bytes: int | None = None  #: of a model without weights: what it takes, exactly
     context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     prefix_ram_bytes: int = 0  #: text: of RAM for prefixes that leave the cache
-    lora_bytes: int = 0  #: text: of LoRAs beside the weights
+    lora_numbers: int = 0  #: text: of LoRAs beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
         return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
-        weights=weights + load_config.lora_bytes,
+        weights=weights + load_config.lora_numbers * _lora_element(manifest, load_config),
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0)
         + _step(manifest, load_config, kind),
@@ -279,6 +279,11 @@ def _element(manifest: Manifest, load_config: LoadConfig) -> int:
     if manifest.kind == "text" and load_config.device == "cuda":
         own = min(2, own)
     return _BYTES.get(load_config.dtype or "", own)
+
+
+def _lora_element(manifest: Manifest, load_config: LoadConfig) -> int:
+    """Return the bytes of a number of a LoRA: on a CPU they are in full precision."""
+    return _element(manifest, load_config) if load_config.device == "cuda" else 4
 
 
 def own_dtype(manifest: Manifest) -> str | None:

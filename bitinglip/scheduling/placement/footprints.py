@@ -116,7 +116,7 @@ def _key(manifest: Manifest, load_config: LoadConfig) -> str:
     """Return the same key for the same files under the same settings on the same kind of device."""
     config = dataclasses.asdict(load_config)
     del config["context_bytes"]  # no setting: what is learned stays when it is measured
-    del config["lora_bytes"]  # nor this: LoRAs come and go
+    del config["lora_numbers"]  # nor this: LoRAs come and go
     facts = (manifest.name, [f.sha256 for f in manifest.files], tuple(config.values()))
     return hashlib.blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
 

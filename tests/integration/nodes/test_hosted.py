@@ -18,13 +18,16 @@ from workers.exit_watch import has_ended
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import SpawnedWorker, SpawnLauncher
-from workers.nodes.files import send_file, take_file
+from workers.nodes import hosted as hosted_workers
+from workers.nodes.files import IncomingFiles, send_file
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost
 from workers.nodes.messages import CHUNK_BYTES, PROTOCOL, File, Kind, OpenWorker, ProcessEnd
 from workers.nodes.spare import Spare
 from workers.protocol import (
+    Ends,
     Event,
+    Failed,
     LoadFailed,
     Ready,
     Sampling,
@@ -32,6 +35,7 @@ from workers.protocol import (
     SpeechJob,
     TextDelta,
     TextJob,
+    TextLora,
 )
 from workers.protocol import Load as LoadCommand
 
@@ -73,6 +77,16 @@ async def linked() -> AsyncIterator[tuple[Link, Link]]:
     finally:
         for link in links:
             link.abort()
+
+
+async def received(link: Link, files: IncomingFiles) -> str:
+    """Take the frames of a file."""
+    try:
+        while (name := await files.take(*await link.receive())) is None:
+            pass
+    finally:
+        files.close()
+    return name
 
 
 async def heard(gateway: Link) -> tuple[list[Event], ProcessEnd]:
@@ -171,6 +185,8 @@ def test_worker_gets_no_file_of_others_sent_as_its_result(tmp_path: Path) -> Non
             if kind == Kind.EVENTS:
                 ended += sum(isinstance(each, SpeechDone) for each in reader.feed(payload))
         assert files == [b"sound!!"], "the link is not followed"
+        (folder,) = (tmp_path / "work").iterdir()
+        await until(lambda: not list(folder.iterdir()))  # the worker runs on
 
     with_hosted(tmp_path, test, entry(node_workers.speaks))
 
@@ -186,16 +202,13 @@ def test_files_keep_their_names_and_sizes_or_are_refused(tmp_path: Path) -> None
             for frame in frames:
                 agent.send(*frame)
             agent.close()
-            kind, payload = await gateway.receive()
-            assert kind == Kind.FILE
             with pytest.raises((BadFrame, LinkLost)):
-                await take_file(gateway, payload, taken)
+                await received(gateway, IncomingFiles(taken))
 
     async def run() -> None:
         async with linked() as (gateway, agent):
             sending = asyncio.create_task(send_file(agent, whole))
-            _, payload = await gateway.receive()
-            assert await take_file(gateway, payload, taken, "1-") == "whole.png"
+            assert await received(gateway, IncomingFiles(taken, "1-")) == "whole.png"
             assert await sending
             assert not await send_file(agent, whole, 3), "it is of another size"
             (tmp_path / "link").symlink_to(whole)
@@ -209,6 +222,7 @@ def test_files_keep_their_names_and_sizes_or_are_refused(tmp_path: Path) -> None
 
     asyncio.run(run())
     assert (taken / "1-whole.png").read_bytes() == whole.read_bytes()
+    assert [each.name for each in taken.iterdir()] == ["1-whole.png"], "nothing else is left"
 
 
 def test_pictures_that_were_sent_go_with_their_job(tmp_path: Path) -> None:
@@ -227,5 +241,77 @@ def test_pictures_that_were_sent_go_with_their_job(tmp_path: Path) -> None:
                 texts += [each.text for each in told if isinstance(each, TextDelta)]
         assert texts == ["abc"], "it has read the file at its place on the node"
         await until(lambda: not list(agent.inputs.iterdir()))
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))
+
+
+def test_file_that_cannot_be_kept_on_a_node_fails_its_job_only(tmp_path: Path) -> None:
+    async def test(gateway: Link, agent: StandInAgent) -> None:
+        (agent.inputs / ".1-a.png").mkdir()  # as good as a full disk
+        sampling, jobs = Sampling(max_tokens=1, seed=1), []
+        for name in ("a", "b"):
+            gateway.tell(Kind.FILE, File(f"{name}.png", 3))
+            gateway.send(Kind.DATA, b"abc")
+            messages = (node_workers.message(f"/uploads/{name}.png"),)
+            jobs.append(TextJob(id=name, messages=messages, sampling=sampling, stream=False))
+        gateway.send(Kind.COMMANDS, encode_commands(jobs))
+        reader, ended = FrameReader(), dict[str, str]()
+        while len(ended) < 2:
+            kind, payload = await gateway.receive()
+            for event in reader.feed(payload) if kind == Kind.EVENTS else ():
+                if isinstance(event, Ends):
+                    ended[event.id] = event.code if isinstance(event, Failed) else "done"
+        assert ended == {"a": "DISK_FULL", "b": "done"}
+        await until(lambda: [each.name for each in agent.inputs.iterdir()] == [".1-a.png"])
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))
+
+
+def test_files_of_a_gateway_that_ends_while_it_sends_are_removed(tmp_path: Path) -> None:
+    async def test(gateway: Link, agent: StandInAgent) -> None:
+        gateway.tell(Kind.FILE, File("a.png", 6))
+        gateway.send(Kind.DATA, b"abc")
+        await until(lambda: list(agent.inputs.iterdir()))
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))
+    assert not list((tmp_path / "inputs").iterdir())
+
+
+def test_worker_that_is_killed_as_its_cards_are_chosen_too_late_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    async def killed() -> None:
+        pass
+
+    async def too_late() -> None:
+        raise hosted_workers._TooLate
+
+    async def run() -> None:
+        opened = OpenWorker(
+            protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
+        )
+        async with linked() as (_, link):
+            hosted = HostedWorker(link, StandInAgent(tmp_path), opened, 1, lambda _: None)
+            both = [asyncio.create_task(killed()), asyncio.create_task(too_late())]
+            await asyncio.wait(both)
+            assert not await hosted._until_end(asyncio.Event(), both)
+
+    asyncio.run(run())
+
+
+def test_lora_is_read_from_the_folders_of_models_only(tmp_path: Path) -> None:
+    async def test(gateway: Link, _: StandInAgent) -> None:
+        sampling = Sampling(max_tokens=1, seed=1)
+        (tmp_path / "out").symlink_to("/")
+        for name, path in (("a", "/etc"), ("b", f"{tmp_path}/../x"), ("c", f"{tmp_path}/out/etc")):
+            lora = TextLora(path)
+            job = TextJob(id=name, prompt="x", lora=lora, sampling=sampling, stream=False)
+            gateway.send(Kind.COMMANDS, encode_commands([job]))
+        reader, failed = FrameReader(), list[str]()
+        while len(failed) < 3:
+            kind, payload = await gateway.receive()
+            events = reader.feed(payload) if kind == Kind.EVENTS else ()
+            failed += [each.id for each in events if isinstance(each, Failed)]
+        assert failed == ["a", "b", "c"]
 
     with_hosted(tmp_path, test, entry(node_workers.speaks))

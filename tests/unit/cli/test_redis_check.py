@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from bitinglip.settings import Settings
-from cli.checks.redis import _judged, redis
+from cli.checks.redis import _judged
+from cli.checks.redis import redis as redis_check
 from tests.support.redis import RedisServer
 
 
 def check(**own: Any) -> list[tuple[str, str]]:
-    found = redis(Settings.model_validate({"redis": own}))
+    found = redis_check(Settings.model_validate({"redis": own}))
     return [(str(each.level), each.detail) for each in found]
 
 
@@ -44,7 +45,17 @@ def test_redis_check_tells_what_happens_without_it_and_no_password(tmp_path: Pat
     for file in (tmp_path / "none", binary):
         [(level, text)] = check(url=url, password_file=str(file))
         assert level == "error"
+        assert str(file) in text
         assert "hunter2" not in text
+
+
+def test_redis_check_says_that_the_password_is_refused(redis: RedisServer) -> None:
+    [finding] = redis_check(
+        Settings.model_validate({"redis": {"url": f"unix://:wrong@{redis.socket}"}})
+    )
+    assert "refuses the password" in finding.detail
+    assert "redis.password_file" in finding.advice
+    assert "wrong" not in finding.detail
 
 
 @pytest.mark.parametrize(

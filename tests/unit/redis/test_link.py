@@ -124,7 +124,25 @@ def test_link_begins_without_redis(tmp_path: Path) -> None:
         async with opened(f"unix://{tmp_path}/none", health) as link:
             with pytest.raises(RedisAway):
                 await link.command("PING")
-            assert "cannot be reached" in health.problems()["redis"]
+            assert health.problems()["redis"].startswith("it cannot be reached")
+
+    asyncio.run(run())
+
+
+def test_link_says_why_redis_is_away_also_when_that_changes(server: RedisServer) -> None:
+    health = Health()
+
+    def said(words: str) -> bool:
+        return words in health.problems().get("redis", "")
+
+    async def run() -> None:
+        async with opened(f"unix://:wrong@{server.socket}", health) as link:
+            assert said("refuses the password")
+            server.kill()
+            await until(lambda: said("cannot be reached"))
+            assert link.faults == 1
+            server.start()
+            await until(lambda: said("refuses the password"))
 
     asyncio.run(run())
 

@@ -146,6 +146,21 @@ def test_recent_jobs_are_bounded_in_bytes_by_the_key_that_holds_most() -> None:
     assert recent.get("0") is None
 
 
+def test_recent_jobs_bear_a_job_that_comes_again() -> None:
+    recent = RecentJobs(2)
+    again = EventLog(job("1"))
+    for event_log in (EventLog(job("0")), EventLog(job("1")), again):
+        recent.add(event_log)
+    assert recent.get("1") is again
+    for number in range(2, 5):
+        recent.add(EventLog(job(str(number))))
+    assert [event_log.job.id for event_log in recent] == ["4", "3"]
+    alone = RecentJobs(2)
+    for number in (3, 4):
+        alone.add(EventLog(job(str(number))))
+    assert recent.bytes == alone.bytes
+
+
 def test_recent_jobs_hold_no_prompt() -> None:
     recent = RecentJobs(2)
     event_log = EventLog(job("a", prompt="long " * 1000))
@@ -170,5 +185,5 @@ def test_quarantine_is_by_model_and_bounded() -> None:
         held.add(job(prompt=str(number)))
     assert job() not in held
     assert job(prompt="1999") in held
-    held.release("m")
+    held.release({"m"})
     assert job(prompt="1999") not in held

@@ -182,6 +182,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "megatron_config is not supported",
     ),
     "layers that are doubled": (changed(layer_replication=[[0, 2]]), "layer_replication"),
+    "what begins at some tokens": (changed(alora_invocation_tokens=[3]), "alora_invocation_tokens"),
+    "what chooses among others": (changed(arrow_config={"top_k": 2}), "arrow_config"),
     "a huge rank": (changed(r=10**6), "another rank"),
     "a huge rank of layers": (changed(rank_pattern={"q_proj": 10**9}), "another rank"),
     "a huge rank beside a pattern": (changed(r=10**9, rank_pattern={"x": 1}), "another rank"),

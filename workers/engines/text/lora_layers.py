@@ -80,10 +80,11 @@ class Stack:
         self._b = torch.zeros(slots, rank, sizes[1], dtype=dtype, device=device)
 
     def grow(self, slots: int, rank: int) -> None:
-        """Make room for more slots, or more of each."""
+        """Make room for so many slots of such a rank, at least."""
         for name in ("_a", "_b"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros(slots, rank, old.shape[2])
+            # Where memory ran out when all stacks were to grow, this one has grown already.
+            new = old.new_zeros(max(slots, old.shape[0]), max(rank, old.shape[1]), old.shape[2])
             new[: old.shape[0], : old.shape[1]] = old
             setattr(self, name, new)
 
@@ -186,6 +187,10 @@ class JoinedLoras:
             self._made_of = stacks
         self._rows = rows
         return self._made
+
+    def forget(self) -> None:
+        """Let go of stacks that are held no more: those that take their place need the room."""
+        self._made, self._made_of = [], []
 
     def _around(self, layer: Any, index: int) -> Any:
         changed = {}

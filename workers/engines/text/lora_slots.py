@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from workers.engines import torch_env
+from workers.engines.defaults import LORA_RANK_STEP
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_files import FAULT, LoraWeights, linear_layers, read_lora, sizes
 from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, Stack
@@ -30,7 +31,6 @@ class LoraBounds:
 
 
 _MOST_READ = 4  #: LoRAs in RAM that wait for slots
-_STEP = 8  #: ranks are rounded up to multiples of it: products of such sizes are quick
 
 
 class LoraSlots:
@@ -139,11 +139,14 @@ class LoraSlots:
                 stack.clear(slot)
             if not stack.slots:
                 del self._stacks[path]
+                self.joined.forget()
+        if not self._stacks:
+            self._room = (0, 0)
 
     def _fill(self, slot: int, weights: LoraWeights) -> None:
         """Write a LoRA's pairs into its slot, which is empty. Raises Refused; then it is again."""
         try:
-            self._make_room(slot + 1, -(-weights.rank // _STEP) * _STEP)
+            self._make_room(slot + 1, -(-weights.rank // LORA_RANK_STEP) * LORA_RANK_STEP)
             for path, pair in weights.pairs.items():
                 if path not in self._stacks:
                     self._stacks[path] = self._stack(path)

@@ -11,15 +11,17 @@ class PrefixKeys:
     """Makes the keys of a sequence's full blocks.
 
     A key is a digest of the block's tokens, of the key of the block before it, and, at the
-    beginning, of a scope: sequences of different scopes share nothing. Keys are made when they are
-    first asked for.
+    beginning, of a scope and the LoRA that the blocks are computed with: sequences of different
+    ones share nothing. The scope alone says whose the blocks are. Keys are made when they are first
+    asked for.
     """
 
-    def __init__(self, scope: str, block_size: int) -> None:
+    def __init__(self, scope: str, block_size: int, *, lora: str | None = None) -> None:
+        """``lora``: the path of its files; None: there is none."""
         self.scope = scope
         self._block_size = block_size
         self._keys: list[bytes] = []
-        self._last = _digest(scope.encode())
+        self._last = _digest((scope if lora is None else f"{scope}\0{lora}").encode())
 
     def of(self, tokens: list[int], first: int, last: int) -> Iterator[bytes]:
         """Yield the keys of the blocks ``first`` to ``last``, without the latter."""

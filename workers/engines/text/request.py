@@ -100,9 +100,7 @@ class Request:
         scope, size = self.job.prefix_scope, self._block_size
         if scope is None or size is None:
             return None
-        # What a LoRA has computed is of use to it alone.
-        own = scope if self.job.lora is None else f"{scope}\0{self.job.lora.path}"
-        return PrefixKeys(own, size)
+        return PrefixKeys(scope, size, lora=None if self.job.lora is None else self.job.lora.path)
 
     @property
     def produced(self) -> int:

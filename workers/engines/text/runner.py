@@ -8,11 +8,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from workers.engines import torch_env
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Capture
 from workers.engines.eight_bit_linear import take_over
 from workers.engines.text import ragged
-from workers.engines.text.batch import BatchBuilder, Carry
+from workers.engines.text.batch import Batch, BatchBuilder, Carry
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decode_graphs import DecodeGraphs
@@ -104,7 +105,7 @@ class Runner:
             self._compile_kernels()
         if capture is not None:
             self._graphs = DecodeGraphs(
-                self._decoder.forward,
+                self._forward,
                 self._cache,
                 rows=min(self.rows, self.blocks),
                 context=min(cache_plan.context, self.blocks * cache_plan.block_size),
@@ -124,7 +125,7 @@ class Runner:
         assert one.paged is not None
         for longest in lengths_of_variants(self.blocks * self._cache.block_size):
             batch = replace(one, paged=replace(one.paged, longest=longest), elsewhere={})
-            self._decoder.forward(batch, self._cache)
+            self._forward(batch, self._cache)
         self.scrub([1])
 
     def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
@@ -164,9 +165,13 @@ class Runner:
         if self._graphs is not None and (found := self._graphs.run(plan, carry)) is not None:
             return found
         batch = self._builder.build(plan, carry)
+        return batch.order, self._forward(batch, self._cache), batch.void
+
+    def _forward(self, batch: Batch, cache: PagedCache) -> Tensor:
+        """Compute a batch's logits with its LoRAs. A graph would keep those of the step before."""
         if self._hooks is not None:
             self._hooks.apply(batch.lora)
-        return batch.order, self._decoder.forward(batch, self._cache), batch.void
+        return self._decoder.forward(batch, cache)
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
@@ -176,8 +181,16 @@ class Runner:
 
     @torch.inference_mode()
     def hold_numbers(self, blocks: Rows[int]) -> bool:
-        """Return whether all that blocks hold are numbers; waits for the device."""
-        return self._cache.hold_numbers(blocks)
+        """Return whether all that blocks hold are numbers; waits for the device.
+
+        Copies of theirs are looked at: where memory does not suffice for these, the answer is no.
+        """
+        try:
+            return self._cache.hold_numbers(blocks)
+        except Exception as error:
+            if not torch_env.is_out_of_memory(error):
+                raise
+        return False
 
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""

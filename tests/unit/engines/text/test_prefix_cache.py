@@ -60,6 +60,14 @@ def test_prefix_key_is_that_of_the_whole_text_when_it_grows() -> None:
     assert pieces == list(PrefixKeys("a", _SIZE).of(tokens, 0, 10))
 
 
+def test_prefix_of_a_lora_has_other_keys_and_the_same_owner() -> None:
+    """Else a key that uses many LoRAs would have the shares of many in the cache."""
+    tokens = list(range(8))
+    plain, one, other = (PrefixKeys("a", _SIZE, lora=each) for each in (None, "x", "y"))
+    assert len({key for each in (plain, one, other) for key in each.of(tokens, 0, 2)}) == 6
+    assert plain.scope == one.scope == other.scope
+
+
 def test_prefix_of_an_ended_request_is_not_computed_again() -> None:
     scheduler, allocator = make()
     prompt = list(range(20))

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.hosting import Hosting
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from model_store.adapters import why_merged
 from model_store.lending import LENT
 from model_store.listing import Listing
-from model_store.manifest import Manifest
+from model_store.manifest import ADAPTER, Manifest
 from model_store.store import ModelStore
 from tests.support.lora_files import write_text_lora
 from tests.support.model_folders import llama
@@ -57,6 +59,16 @@ def test_lora_is_run_by_its_base(store: ModelStore) -> None:
     ]
 
 
+def test_lora_that_has_gone_is_asked_about_without_a_look_at_the_disk(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    store.remove("tuned")
+    (tmp_path / "models").rename(tmp_path / "away")  # as a disk that is unplugged
+    found = hosting(store)
+    assert (found.host("tuned"), found.host("base")) == ("tuned", "base")
+    assert found.lora("tuned").path == ""
+
+
 @pytest.mark.parametrize(
     ("models", "why"),
     [
@@ -73,7 +85,7 @@ def test_lora_has_a_worker_of_its_own_by_setting(
     assert found.host("tuned") == "tuned"
     assert why in (found.why_merged(store.get("tuned")) or "")
     assert found.guests("base") == []
-    assert found.lora_bytes(store.get("base")) == 0
+    assert found.lora_numbers(store.get("base")) == 0
 
 
 def test_lora_with_settings_that_its_base_s_worker_keeps_to_is_run_there(store: ModelStore) -> None:
@@ -93,6 +105,7 @@ def test_lora_that_was_used_is_recorded_as_used(store: ModelStore) -> None:
     ("config", "why"),
     [
         ({"use_dora": True}, "DoRA"),
+        ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
         ({"init_lora_weights": "pissa"}, "begun from its base's own weights"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern"),
     ],
@@ -106,31 +119,59 @@ def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(
     assert store.lent.path("other") is None
 
 
-def test_lora_bytes_are_those_of_as_many_as_a_worker_holds(
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("LlamaForCausalLM", None),
+        ("T5ForConditionalGeneration", "its base has an encoder"),
+        ("Gemma3ForConditionalGeneration", "its base reads pictures"),  # if it had a processor
+    ],
+)
+def test_lora_of_a_base_whose_worker_has_no_room_for_any_is_merged(
+    store: ModelStore, architecture: str, why: str | None
+) -> None:
+    own, base = Listing.all(store.listing)["tuned"], store.get("base")
+    own = replace(own, kind=ADAPTER, engine="text", merged=None)
+    assert why_merged(own, replace(base, architecture=architecture)) == why
+
+
+def test_lora_numbers_are_of_as_many_slots_as_a_worker_makes(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
-    one = hosting(store).lora_bytes(store.get("base"))
-    assert one > 0
+    """Of the rank 8 each, which the LoRA's own is rounded up to."""
+    one = hosting(store).lora_numbers(store.get("base"))
+    assert one == 4 * (store.get("tuned").parameters - store.get("base").parameters)
     for number in range(2):
         add(store, base, tmp_path / str(number), f"more{number}")
-    assert hosting(store).lora_bytes(store.get("base")) == 3 * one
+    assert hosting(store).lora_numbers(store.get("base")) == 4 * one, "they double"
     two = hosting(store, base={"text": {"max_loras": 2}})
-    assert two.lora_bytes(store.get("base")) == 2 * one
+    assert two.lora_numbers(store.get("base")) == 2 * one
 
 
-def test_lora_bytes_are_planned_with_the_base_and_learned_sizes_stay(store: ModelStore) -> None:
+def test_lora_numbers_are_of_the_largest_rank_in_all_that_is_changed(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA of few layers with a high rank makes room of that rank in all layers of another."""
+    tuned, found = store.get("tuned"), hosting(store)
+    narrow = replace(tuned, name="narrow", lora_rank=32, parameters=tuned.parameters + 10)
+    monkeypatch.setattr(found, "guests", lambda _: [tuned, narrow])
+    own = (tuned.parameters - store.get("base").parameters) // tuned.lora_rank
+    assert found.lora_numbers(store.get("base")) == 2 * 32 * own
+
+
+def test_lora_numbers_are_planned_with_the_base_and_learned_sizes_stay(store: ModelStore) -> None:
     settings = Settings.model_validate({"models": {"base": {"device": "cpu"}}})
     footprints = Footprints()
     facts = ResourceFacts(settings, Devices.find([("card", 10**12)]), footprints)
     base = store.get("base")
     before = facts.need(base, "cpu").bytes
-    facts.lora_bytes = Hosting(settings, store).lora_bytes
+    facts.lora_numbers = Hosting(settings, store).lora_numbers
     after = facts.need(base, "cpu").bytes
-    assert after - before == facts.lora_bytes(base) > 0
+    assert after - before == 4 * facts.lora_numbers(base) > 0
     learned = 2 * after
     footprints.observe(base, facts.load_config(base, "cpu"), memory_bytes=learned)
     store.remove("tuned")
-    assert facts.lora_bytes(base) == 0
+    assert facts.lora_numbers(base) == 0
     assert facts.need(base, "cpu").bytes >= learned
 
 

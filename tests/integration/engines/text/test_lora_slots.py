@@ -1,0 +1,97 @@
+"""LoRAs beside graphs that are captured, and after memory that did not suffice."""
+
+from pathlib import Path
+from weakref import ref
+
+import pytest
+import torch
+
+from tests.integration.engines.text.test_loras import LORAS, Family, asked, check, open_engine
+from tests.support.engine_runs import finals, run_to_end, submit
+from tests.support.models.adapters import make_text_lora
+from tests.support.models.text import make_tiny_model
+from tests.support.text_harness import done
+from workers.engines.text import runners
+from workers.engines.text.lora_files import LoraWeights
+from workers.engines.text.lora_layers import Stack
+from workers.engines.text.runner import Runner
+from workers.protocol import Failed
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    root = tmp_path_factory.mktemp("gpt2")
+    return Family(make_tiny_model("gpt2", root / "base"), root, LORAS["gpt2"])
+
+
+def test_lora_of_the_step_before_is_no_part_of_a_graph_that_is_captured(
+    gpt2: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the library's own forward has LoRAs by hooks, which a capture would record."""
+    monkeypatch.setattr(runners, "_capture", lambda _loaded, _graphs: lambda step: step)
+    engine = open_engine(gpt2.base, text={"graphs": "lazy"})
+    try:
+        jobs = [asked("0", gpt2.loras[0], max_tokens=4), asked("None", None, max_tokens=12)]
+        ends = done(run_to_end(engine, *jobs))
+        for lora in (0, None):
+            check(gpt2, engine, lora, "one two", ends[str(lora)])
+        assert isinstance(engine._runner, Runner)
+        assert engine._runner.graphs
+    finally:
+        engine.close()
+
+
+def test_lora_that_leaves_leaves_its_memory_to_the_next(tmp_path: Path) -> None:
+    """The fused decoder's layers have been around the matrices of the first."""
+    base = make_tiny_model("llama", tmp_path / "base")
+    loras = [make_text_lora(base, tmp_path / f"{rank}", r=rank) for rank in (16, 4)]
+    engine = open_engine(base, most=1)
+    try:
+        run_to_end(engine, asked("0", loras[0]))
+        slots = engine._runner.loras
+        assert slots is not None
+        left = [ref(each) for each in slots._stacks.values()]
+        submit(engine, asked("1", loras[1]))
+        filled: list[int] = []
+        fill = slots._fill
+
+        def filling(slot: int, weights: LoraWeights) -> None:
+            filled.append(sum(each() is not None for each in left))
+            fill(slot, weights)
+
+        slots._fill = filling  # type: ignore[method-assign]
+        done(run_to_end(engine))
+        assert left
+        assert filled == [0]
+        assert {len(each._a[0]) for each in slots._stacks.values()} == {8}
+    finally:
+        engine.close()
+
+
+def test_lora_is_held_after_memory_ran_out_for_a_larger_one(
+    gpt2: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some stacks have grown by then, and others have not."""
+    engine = open_engine(gpt2.base, most=3, rank=32)
+    grow, left = Stack.grow, 3
+
+    def growing(stack: Stack, slots: int, rank: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError
+        grow(stack, slots, rank)
+
+    try:
+        large = make_text_lora(gpt2.base, tmp_path, target_modules=["c_attn"], r=32)
+        submit(engine, asked("0", gpt2.loras[0], max_tokens=20))
+        engine.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(Stack, "grow", growing)
+            submit(engine, asked("large", large))
+            assert isinstance(finals(engine.step())["large"], Failed)
+        ends = done(run_to_end(engine, asked("1", gpt2.loras[1])))
+        for lora in (0, 1):
+            check(gpt2, engine, lora, "one two", ends[str(lora)])
+    finally:
+        engine.close()
