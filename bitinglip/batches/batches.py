@@ -160,6 +160,10 @@ class Batches:
         batches = [*here, *await self._rows.elsewhere()]
         return {file for kept in batches for file in files_of(kept.batch)}
 
+    def _uses(self, file_id: str) -> bool:
+        """Return whether a batch of this server that has not ended reads or writes a file."""
+        return any(file_id in files_of(run.kept.batch) for run in self._open.values())
+
     # ---- other servers ---------------------------------------------------------------------------
 
     async def look_elsewhere(self) -> None:
@@ -206,7 +210,8 @@ class Batches:
         """Remove what has expired. Raises OSError, DiskFull or DatabaseUnavailable."""
         await self._rows.clean()
         in_use = await self.files_in_use()
-        await self.files.clean(in_use.__contains__)
+        # What begins here meanwhile is asked for as it is then.
+        await self.files.clean(lambda file_id: file_id in in_use or self._uses(file_id))
 
     # ---- one batch -------------------------------------------------------------------------------
 
@@ -247,7 +252,7 @@ class Batches:
         except Exception:  # a fault of one batch ends no other
             log.critical("a batch is lost until the next start", batch=batch.id, exc_info=True)
             return
-        if batch.ended or not await self._rows.is_own(batch.id):
+        if batch.ended or not await run.is_own():
             del self._open[batch.id]
 
     async def _run_again(self, run: Run) -> None:

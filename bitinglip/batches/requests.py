@@ -13,6 +13,7 @@ from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.usage.amounts import REQUESTS, TOKENS
 from bitinglip.errors import (
+    LimitsUnavailable,
     Overloaded,
     QueueFull,
     RateLimitExceeded,
@@ -98,8 +99,8 @@ class Requests:
         """Return the response to a request, which ``read`` returns the body of.
 
         It takes the rates of its key as a request does, and waits where these, or a queue, have
-        nothing left; what waits holds no text in memory. Raises what the route raises, and
-        TaskCancelled once its ``holder`` has ended.
+        nothing left, or cannot be asked; what waits holds no text in memory. Raises what the route
+        raises, and TaskCancelled once its ``holder`` has ended.
         """
         await self._take_rates(holder, endpoint)
         while True:
@@ -117,7 +118,7 @@ class Requests:
                     if prepared.ignored:
                         self._count_ignored()
                     return Answer(body, prepared.ignored)
-                except (QueueFull, Overloaded, RateLimitExceeded) as refused:
+                except (QueueFull, Overloaded, RateLimitExceeded, LimitsUnavailable) as refused:
                     wait = refused.retry_after
                 except Timeout:  # of one that no worker has had: it has waited only
                     if event_log is None or event_log.dispatched is not None:
@@ -132,10 +133,15 @@ class Requests:
         units = (REQUESTS, TOKENS)
         while True:
             caller = _held(holder)
-            refused = await self._admission.charge(caller, LimitClass.INFERENCE, endpoint, units)
+            try:
+                refused = await self._admission.charge(
+                    caller, LimitClass.INFERENCE, endpoint, units
+                )
+            except LimitsUnavailable as away:
+                refused = away
             if refused is None:
                 return
-            if not isinstance(refused, RateLimitExceeded):
+            if not isinstance(refused, RateLimitExceeded | LimitsUnavailable):
                 raise refused
             await _rest(refused.retry_after)
 

@@ -81,9 +81,9 @@ class _Dropped:
         self.total = 0
         self.unsaid = 0
 
-    def count(self) -> None:
-        self.total += 1
-        self.unsaid += 1
+    def count(self, lines: int = 1) -> None:
+        self.total += lines
+        self.unsaid += lines
 
 
 _dropped = _Dropped()
@@ -143,14 +143,17 @@ class _Writer(logging.Handler):
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = ""
         try:
+            # First of all: lines of requests that are not asked for now would never be again.
+            text = record.getMessage()
             if _dropped.unsaid:
                 self._write(self._notice())
                 _dropped.unsaid = 0
-            if text := record.getMessage():
+            if text:
                 self._write(f"{text}\n")
         except (OSError, ValueError):
-            _dropped.count()
+            _dropped.count(1 + text.count("\n"))
 
     def _notice(self) -> str:
         text = f"{_dropped.unsaid} log lines were dropped"

@@ -78,7 +78,8 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
 class KnownContexts:
     """Remembers what callers have for models: it changes only with the caller.
 
-    A key's caller is one object until the key is changed, and another one then.
+    A key's caller is one object until the key is changed, and another one then. That of a token is
+    another one at each request, so nothing is remembered of it.
     """
 
     def __init__(self) -> None:
@@ -91,6 +92,8 @@ class KnownContexts:
         self, caller: Caller, asked: _AskedOfCaller, make: Callable[[], JobContext]
     ) -> JobContext:
         """Return the context of a caller's requests for what is ``asked``; made if it is new."""
+        if caller.token:
+            return make()
         key = (id(caller), *asked)
         found = self._known.get(key)
         if found is None:

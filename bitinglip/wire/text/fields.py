@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -246,7 +247,11 @@ class SamplingFields(Body):
         )
 
     def _others(self) -> dict[str, Any]:
-        """Return the parameters that the request alone decides, as far as it does."""
+        """Return the parameters that the request alone decides, where they change something.
+
+        One that says what holds anyway is left out: the message, and so the cache's key of it, are
+        those of a request without it.
+        """
         fields: dict[str, Any] = {
             "min_p": self.min_p,
             "typical_p": self.typical_p,
@@ -259,12 +264,18 @@ class SamplingFields(Body):
             "seed": None if self.seed is None else self.seed % _SEEDS,
             "ignore_eos": self.ignore_eos,
         }
-        given = {name: value for name, value in fields.items() if value is not None}
+        given = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and value != _WITHOUT[name]
+        }
         if self.top_k is not None:
             given["top_k"] = max(0, self.top_k) or None
         return given
 
 
+#: what holds without a parameter
+_WITHOUT = {each.name: each.default for each in msgspec.structs.fields(protocol.Sampling)}
 #: the fields of ``SamplingFields._others``
 _OTHERS = frozenset(SamplingFields.model_fields) - {"max_tokens", "temperature", "top_p", "n"}
 

@@ -18,6 +18,7 @@ from bitinglip.telemetry.request_lines import (
     RequestLines,
     write_line,
 )
+from tests.support.wait import eventually
 
 KEY = credentials.make().text
 Write = Callable[..., None]
@@ -100,6 +101,36 @@ def test_request_lines_about_strangers_are_limited_and_counted() -> None:
 def test_request_line_is_for_a_person_on_a_terminal() -> None:
     [line] = lines([row()], format="console")
     assert line.startswith("08:00:00 info    request  method=POST")
+
+
+class _Broken(io.StringIO):
+    """Takes nothing while it is broken, as a pipe without a reader or a full disk."""
+
+    broken = True
+
+    def write(self, text: str) -> int:
+        if self.broken:
+            raise OSError
+        return super().write(text)
+
+
+def test_request_lines_come_again_after_a_reader_that_was_away() -> None:
+    stream = _Broken()
+    lost = logs.dropped_lines()
+    stop = logs.configure(Logging(format="json"), stream)
+    try:
+        for number in range(1, 4):  # the second fails as it would tell of the first
+            write_line("/v1/embeddings", row(), None)
+            write_line("/v1/embeddings", row(), None)
+            want = lost + 2 * number
+            eventually(lambda want=want: logs.dropped_lines() == want, 5)
+        stream.broken = False
+        write_line("/v1/embeddings", row(request_id="req-later"), None)
+    finally:
+        stop()
+    notice, line = map(json.loads, stream.getvalue().splitlines())
+    assert notice["event"] == "6 log lines were dropped"
+    assert line["request_id"] == "req-later"
 
 
 def test_request_lines_that_wait_are_one_entry_of_the_queue_and_bounded() -> None:

@@ -27,6 +27,13 @@ def test_known_contexts_are_made_once_for_each_caller_and_what_it_asks_for() -> 
     assert len(made) == 4
 
 
+def test_known_contexts_are_none_of_tokens_whose_caller_is_never_seen_again() -> None:
+    known = KnownContexts()
+    for _ in range(2):
+        known.of(replace(CALLER, token="t"), ("m", "normal", 0), job_context)
+    assert len(known) == 0
+
+
 def test_known_contexts_are_bounded() -> None:
     known = KnownContexts()
     for number in range(10_000):

@@ -75,6 +75,22 @@ def test_numbers_have_bounds(
 
 
 @pytest.mark.parametrize(("model", "body"), SURFACES)
+def test_sampling_that_says_what_holds_anyway_makes_the_same_message(
+    model: Any, body: dict[str, Any]
+) -> None:
+    def told(**fields: Any) -> bytes:
+        job = read(model, body, **fields).to_job(job_context())
+        return msgspec.msgpack.encode(job.traits.canonical({}))  # as the cache's keys are made
+
+    off: dict[str, Any] = {"min_p": 0, "typical_p": 1.0, "min_tokens": 0, "stop_token_ids": []}
+    off |= {"repetition_penalty": 1, "presence_penalty": 0.0, "frequency_penalty": 0}
+    off |= {"logit_bias": {}, "ignore_eos": False, "top_k": 0, "seed": None}
+    for field, value in off.items():
+        assert told(**{field: value}) == told(**{field: None}) == told(), field
+    assert told(min_p=0.5) != told()
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
 def test_max_tokens_beyond_every_context_is_the_largest(model: Any, body: dict[str, Any]) -> None:
     for large in (1_000_001, 100_000_000, 1e9):
         assert message_of(read(model, body, max_tokens=large)).sampling.max_tokens == 1_000_000
