@@ -161,13 +161,22 @@ def test_node_refuses_to_load_from_outside_its_folders(tmp_path: Path) -> None:
     with_nodes(tmp_path, test, {"a": {}}, "n1", models_of=tmp_path / "elsewhere")
 
 
-def test_cluster_without_a_node_says_so_in_its_errors(tmp_path: Path) -> None:
-    async def test(rig: Rig, _: StaticAgents) -> None:
+def test_cluster_without_a_node_says_so_in_its_errors_and_loads_once_there_is_one(
+    tmp_path: Path,
+) -> None:
+    async def test(rig: Rig, static: StaticAgents) -> None:
+        rig.manager.preload("a")
         with pytest.raises(errors.ModelDoesNotFit, match="No node of the cluster answers") as why:
             await answer(rig, job("one", 1, model="a"))
         assert why.value.retry_after is not None
+        late = await asyncio.to_thread(AgentProcess, tmp_path / "late", tmp_path / "models")
+        try:
+            static.agents["late"] = late
+            await until(lambda: nodes_of(rig, "a") == ["late:fake0"])
+        finally:
+            await asyncio.to_thread(late.stop)
 
-    with_nodes(tmp_path, test, {"a": {}}, wait_seconds=0.1)
+    with_nodes(tmp_path, test, {"a": {"preload": True}}, wait_seconds=0.1)
 
 
 def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Path) -> None:
