@@ -118,18 +118,28 @@ class Home:
         return self.root / "server.sock"
 
     def create(self) -> None:
-        """Makes what is missing, for the owner only; refuses a folder that others may write to."""
+        """Makes what is missing, for the owner only; refuses a folder that others may write to.
+
+        A folder in common must be there: one that is not mounted would be made on this machine
+        alone, where the other servers find no file of it.
+        """
+        if self.common is not None and not self.common.is_dir():
+            raise HomeError(f"gateways.folder: {self.common} is not there; mount it, or make it")
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
             for folder in (self.models, self.files, self.uploads, self.batches):
-                folder.mkdir(mode=0o700, parents=self.common is not None, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             found = refusal(self.root, write=True)
             text = str(found) if found is not None else f"{self.root}: {error.strerror}"
             raise HomeError(text) from error
         if (why := self.refusal()) is not None:
             raise HomeError(str(why))
+        if self.common is not None:
+            for folder in (self.common, self.files, self.uploads, self.batches):
+                if folder.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                    raise HomeError(f"{folder}: others may write to this folder; chmod o-w it")
 
     def refusal(self) -> Refusal | None:
         """Say what of the home is another user's, or mounted read-only; None if it can be used.
@@ -173,6 +183,11 @@ class Home:
 
     def adopt_secret(self, file: Path) -> None:
         """Take over a secret as this home's secret.key. Raises HomeError where it has another."""
+        if not os.path.lexists(file):
+            raise HomeError(
+                f"gateways.secret_file: {file} is not there; copy the secret.key of a server that "
+                "uses this database there, or make it: docs/gateways.md says how"
+            )
         secret = _read_secret(file)
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secret)
@@ -334,11 +349,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise HomeError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG((found := os.fstat(fd)).st_mode):  # a pipe would be waited for
+        os.close(fd)
+        raise HomeError(f"{path}: this is no file")
     with open(fd, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        mode = stat.S_IMODE(found.st_mode)
         secret = file.read()
     if mode & 0o077:
         raise HomeError(f"{path}: others may read this secret (mode {mode:04o}); chmod 600 it")

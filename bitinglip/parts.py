@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from bitinglip.access.key_age import KeyAge
-from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.keys import PEPPER, KeyRing, refuse_other_pepper
 from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.store import MemoryStore
@@ -134,6 +134,7 @@ async def share(
         return None
     sharing = Sharing(db, home.identity(), settings.gateways, health)
     await db.claim(sharing.own)
+    await refuse_other_pepper(db, home.secret(PEPPER))
     await sharing.join()
     stack.push_async_callback(flush_at_end, sharing.leave)
     return sharing

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from model_store.errors import BadFiles, BaseOfAdapters
+from model_store.kinds import known_names
 from model_store.manifest import ADAPTER, HUB, VISION, Manifest
 
 _COMPONENT = "lora"  #: among those of a pipeline
@@ -104,7 +105,12 @@ def why_merged(own: Manifest, base: Manifest) -> str | None:
         return None
     if own.facts < _OF_PAIRS:
         return _UNKNOWN
-    return "its base reads pictures" if VISION in base.capabilities else own.merged
+    # A base of these is computed by its library's own steps, with pictures or without.
+    if VISION in base.capabilities or base.architecture in known_names("vision"):
+        return "its base reads pictures"
+    if base.architecture in known_names("seq2seq"):
+        return "its base has an encoder"
+    return own.merged
 
 
 def _join(own: Manifest, base: Manifest) -> Manifest:

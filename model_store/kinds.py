@@ -38,7 +38,10 @@ UPSTREAM_KINDS = {
     "text": "text",
     "vision": "text",
     "embedding": "embedding",
+    "rerank": "embedding",
     "transcription": "transcription",
+    "speech": "speech",
+    "image": "image",
 }
 _MOST_JSON_BYTES = 20_000_000
 #: of vocabularies, of which 30 MB are common, and of indices
@@ -67,9 +70,14 @@ def read_any_json(path: Path) -> Any:
         raise BadFiles(f"{path.name} is not valid JSON.") from error
 
 
+def is_pipeline(folder: Path) -> bool:
+    """Tell whether a folder holds a pipeline of diffusers."""
+    return (folder / "model_index.json").exists()
+
+
 def kind_of(folder: Path) -> str:
     """Return text, image, speech, vocoder, transcription or embedding; raises BadFiles if none."""
-    if (folder / "model_index.json").exists():
+    if is_pipeline(folder):
         return "image"
     if (folder / "modules.json").exists() or (
         folder / "config_sentence_transformers.json"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from sqlmodel import select, update
+from sqlmodel import col, select, update
 
 from bitinglip.access import credentials
 from bitinglip.access.admin_key import replace_admin_key
@@ -26,6 +26,7 @@ from bitinglip.access.usage.quotas import KeyQuotas
 from bitinglip.audit.entry import SERVER, Action, Actor
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
+from bitinglip.db.files import DatabaseError
 from bitinglip.db.loading import loading
 from bitinglip.db.tables import ApiKey
 from bitinglip.errors import (
@@ -40,6 +41,24 @@ from bitinglip.home import Home, replace_private
 #: what the home's secret is derived for, to make the pepper of the digests
 PEPPER = "api keys"
 _log = logging.getLogger(__name__)
+
+
+async def refuse_other_pepper(db: Database, pepper: bytes) -> None:
+    """Raise DatabaseError where all keys that work were made with another secret.
+
+    A server that went on with its own would seal the common audit log with it, too.
+    """
+    with loading("keys"):
+        async with db.read() as session:
+            found = await session.scalars(
+                select(ApiKey.pepper_id).where(col(ApiKey.revoked_at).is_(None)).distinct()
+            )
+            peppers = set(found)
+    if peppers and credentials.pepper_id(pepper) not in peppers:
+        raise DatabaseError(
+            "This home's secret.key is not the one of the servers that share the database; move "
+            "it away, and name theirs by gateways.secret_file, or copy it here"
+        )
 
 
 class KeyRing:

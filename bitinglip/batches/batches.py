@@ -252,7 +252,7 @@ class Batches:
         except Exception:  # a fault of one batch ends no other
             log.critical("a batch is lost until the next start", batch=batch.id, exc_info=True)
             return
-        if batch.ended or not await self._rows.is_own(batch.id):
+        if batch.ended or not await run.is_own():
             del self._open[batch.id]
 
     async def _run_again(self, run: Run) -> None:

@@ -1,9 +1,11 @@
 """Keeps batches in the database: each change of state is there before clients see it."""
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
+import structlog
 from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, select, update
 
@@ -15,6 +17,8 @@ from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
 from bitinglip.gateways.owner import ALONE, ownerless, to_take_up
 from bitinglip.wire.batches import Batch
+
+log = structlog.get_logger(__name__)
 
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
 MOST_BYTES = 64 << 20  #: of ended batches; the key that holds most loses its oldest first
@@ -42,6 +46,17 @@ class KeptBatch:
         if row.cancel_asked and batch.status in CANCELLABLE:  # its owner does not know yet
             batch.status, batch.cancelling_at = "cancelling", int(time.time())
         return cls(batch, credential)
+
+    @classmethod
+    def each(cls, rows: Iterable[StoredBatch]) -> "list[KeptBatch]":
+        """Read rows, all but those that another version of the server wrote in another way."""
+        found = []
+        for row in rows:
+            try:
+                found.append(cls.of(row))
+            except (msgspec.DecodeError, ValueError):
+                log.warning("a batch of another version cannot be read", batch=row.id)
+        return found
 
 
 class BatchRows:
@@ -80,12 +95,13 @@ class BatchRows:
     async def find(self, batch_id: str) -> KeptBatch | None:
         async with self._db.read() as session:
             row = await session.get(StoredBatch, batch_id)
-        return None if row is None else KeptBatch.of(row)
+        return None if row is None else next(iter(KeptBatch.each([row])), None)
 
     async def open(self) -> list[KeptBatch]:
         """Take up the batches that have not ended, and are this server's or nobody's.
 
-        The oldest comes first. Raises DiskFull or DatabaseUnavailable.
+        The oldest comes first; one that cannot be read is left to a start of another version.
+        Raises DiskFull or DatabaseUnavailable.
         """
         return await self._take(to_take_up(StoredBatch.gateway, self._owner))
 
@@ -104,7 +120,7 @@ class BatchRows:
             rows = (await session.scalars(query)).all()
             for row in rows:
                 row.gateway = self._owner
-        return [KeptBatch.of(row) for row in rows]
+        return KeptBatch.each(rows)
 
     async def is_own(self, batch_id: str) -> bool:
         """Return whether a batch is this server's still. Raises DatabaseUnavailable."""
@@ -120,7 +136,7 @@ class BatchRows:
             return []
         async with self._db.read() as session:
             rows = await session.scalars(select(StoredBatch).where(~self._mine(), _OPEN))
-            return [KeptBatch.of(row) for row in rows]
+            return KeptBatch.each(rows)
 
     async def ask_cancel(self, batch_id: str) -> None:
         """Have the server that owns a batch cancel it. Raises DiskFull or DatabaseUnavailable."""
@@ -146,7 +162,7 @@ class BatchRows:
             query = query.where(col(StoredBatch.id) < after)
         async with self._db.read() as session:
             rows = await session.scalars(query.order_by(col(StoredBatch.id).desc()).limit(most))
-            return [KeptBatch.of(row) for row in rows]
+            return KeptBatch.each(rows)
 
     async def clean(self) -> None:
         """Remove ended batches that are too old, or hold too much.

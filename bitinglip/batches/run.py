@@ -136,7 +136,7 @@ class Run:
         await self._show_results()
         await self._work(results, [each for each in found.lines if each.mark not in results.done])
         await results.settle()
-        if self._why is not Ends.SUSPENDED and await self._is_own():
+        if self._why is not Ends.SUSPENDED and await self.is_own():
             await self._end(results, found.lines)
 
     async def _work(self, results: Results, todo: list[Line]) -> None:
@@ -167,7 +167,7 @@ class Run:
         for line in left:
             result = None if self._stopped.is_set() else await self._run_line(line)
             # Where this server was taken for dead, another one runs the batch.
-            if result is None or not await self._is_own():
+            if result is None or not await self.is_own():
                 return
             await results.add([result])
             await self._show_results()
@@ -256,7 +256,8 @@ class Run:
             await _kept(lambda: self._files.register(self._error_id, key_id, filename))
             batch.error_file_id = self._error_id
 
-    async def _is_own(self) -> bool:
+    async def is_own(self) -> bool:
+        """Return whether it is this server's still; wait for a database that is away."""
         return await _kept(lambda: self._rows.is_own(self.kept.batch.id))
 
     async def _save(self) -> None:

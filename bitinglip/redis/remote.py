@@ -77,19 +77,24 @@ class RedisBroadcast(Broadcast):
     async def _listen(self) -> None:
         """Hear messages for as long as the server runs."""
         while True:
-            client = self._link.client(connections=1, timeout=_DEAD_SECONDS)
             try:
-                async with client.pubsub() as channel:
-                    await channel.subscribe(self._channel)
-                    await self._hear(channel)
+                await self._listen_once()
             except (RedisError, OSError):
                 self._link.doubt()
                 await asyncio.sleep(_RETRY_SECONDS / 2)
             except Exception:  # a bug in a handler must not end all that follows
                 log.exception("listening to other gateways failed")
                 await asyncio.sleep(_RETRY_SECONDS)
-            finally:
-                await client.aclose(close_connection_pool=True)
+
+    async def _listen_once(self) -> None:
+        """Hear messages for as long as one connection lives. Raises RedisError or OSError."""
+        client = self._link.client(connections=1, timeout=_DEAD_SECONDS)
+        try:
+            async with client.pubsub() as channel:
+                await channel.subscribe(self._channel)
+                await self._hear(channel)
+        finally:
+            await client.aclose(close_connection_pool=True)  # which may fail, too
 
     async def _hear(self, channel: PubSub) -> None:
         """Hand messages on. Raises RedisError once the connection is silent for too long."""

@@ -15,8 +15,8 @@ class Gateways(Section):
     )
     folder: str | None = Field(
         None,
-        description="folder that all servers of a shared database reach by this same path; it "
-        "holds the files of tasks, uploads and batches",
+        description="folder that all servers of a shared database reach by this same path, and "
+        "that is there before they start; it holds the files of tasks, uploads and batches",
     )
     secret_file: str | None = Field(
         None,

@@ -20,10 +20,12 @@ class Upstream(Section):
     model: str | None = Field(
         None, description="name of the model on those servers; null is its name here"
     )
-    kind: Literal["text", "vision", "embedding", "transcription"] = Field(
-        "text",
-        description="what the model on those servers does: text, vision (texts about pictures, "
-        "too), embedding or transcription",
+    kind: Literal["text", "vision", "embedding", "rerank", "transcription", "speech", "image"] = (
+        Field(
+            "text",
+            description="what the model on those servers does: text, vision (texts about pictures, "
+            "too), embedding, rerank, transcription, speech or image",
+        )
     )
     key_file: str | None = Field(
         None, description="file that holds the API key for those servers; null sends none"

@@ -17,8 +17,10 @@ from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
+from bitinglip.upstreams.images import image_done, image_request, most_bytes
 from bitinglip.upstreams.request import encoded, reads_files, request_of
 from bitinglip.upstreams.servers import Server, Servers
+from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
     transcript_done,
     transcript_fields,
@@ -30,6 +32,10 @@ from workers.protocol import (
     EmbeddingDone,
     EmbeddingJob,
     Event,
+    ImageDone,
+    ImageJob,
+    SpeechDone,
+    SpeechJob,
     TextDone,
     TextJob,
     TranscriptionDone,
@@ -145,7 +151,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
-        """Have vectors made by one of the servers; raises as ``run`` does."""
+        """Have vectors or scores made by one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> EmbeddingDone:
             return await asyncio.to_thread(embedding_done, job, await _whole(answer))
@@ -162,6 +168,25 @@ class UpstreamClient:
         path = transcript_path(job)
         form = Form(transcript_fields(job, self._model), Path(job.path))
         return await self._ask(self.servers.order(), path, form, job.trace, read)
+
+    async def speak(self, job: SpeechJob, tell: Tell) -> SpeechDone:
+        """Have a text spoken by one of the servers, into the job's file; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> SpeechDone:
+            media_type = answer.headers.get("content-type", "")
+            return await speech_done(job, media_type, answer.aiter_raw(), tell)
+
+        path, body = speech_request(job, self._model)
+        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+
+    async def draw(self, job: ImageJob) -> ImageDone:
+        """Have pictures made by one of the servers, into files; raises as ``run`` does."""
+
+        async def read(answer: httpx.Response) -> ImageDone:
+            return await asyncio.to_thread(image_done, job, await _whole(answer, most_bytes(job)))
+
+        path, body = image_request(job, self._model)
+        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
 
     async def _ask(
         self,
@@ -246,12 +271,12 @@ class UpstreamClient:
         return message.encode(errors="replace").decode()
 
 
-async def _whole(answer: httpx.Response) -> bytes:
+async def _whole(answer: httpx.Response, most: int = _MOST_ANSWER) -> bytes:
     """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
     data = bytearray()
     async for part in answer.aiter_raw():
         data += part
-        if len(data) > _MOST_ANSWER:
+        if len(data) > most:
             raise BadAnswer("its answer is too long.")
     return bytes(data)
 

@@ -1,8 +1,11 @@
-"""Converts embedding jobs into requests of OpenAI's API, and its answers into vectors. Pure."""
+"""Converts embedding jobs into requests of OpenAI's API, and its answers into vectors. Pure.
+
+With a query, the request is one for scores: that which Cohere, Jina, vLLM and BitingLip take.
+"""
 
 import struct
 from base64 import b64decode
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +27,7 @@ class _Vector(msgspec.Struct):
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
+    total_tokens: int = 0  #: some tell these alone, of scores
 
 
 class _Answer(msgspec.Struct):
@@ -31,12 +35,26 @@ class _Answer(msgspec.Struct):
     usage: _Usage = msgspec.field(default_factory=_Usage)
 
 
+class _Score(msgspec.Struct):
+    index: int
+    relevance_score: Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+
+
+class _Ranking(msgspec.Struct):
+    results: list[_Score]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
 def embedding_request(job: EmbeddingJob, model: str) -> Request:
-    """Return the request for a job's vectors. Raises Refused for what the API has no field for."""
-    if job.query is not None or job.prompt_name is not None:
-        field = "query" if job.query is not None else "prompt_name"
-        text = f"'{field}' cannot be passed on to the server that this model stands for."
-        raise Refused("UNSUPPORTED_PARAMETER", text, param=field)
+    """Return the request for a job's vectors, or for its scores.
+
+    Raises Refused for what the API has no field for.
+    """
+    if job.prompt_name is not None:
+        text = "'prompt_name' cannot be passed on to the server that this model stands for."
+        raise Refused("UNSUPPORTED_PARAMETER", text, param="prompt_name")
+    if job.query is not None:
+        return _rerank_request(job, job.query, model)
     body: dict[str, Any] = {"model": model, "input": list(job.texts), "encoding_format": "base64"}
     if job.dimensions is not None:
         body["dimensions"] = job.dimensions
@@ -45,8 +63,17 @@ def embedding_request(job: EmbeddingJob, model: str) -> Request:
     return Request("embeddings", body)
 
 
+def _rerank_request(job: EmbeddingJob, query: str, model: str) -> Request:
+    body = {"model": model, "query": query, "documents": list(job.texts), "return_documents": False}
+    if job.truncate:
+        body["truncate"] = True
+    return Request("rerank", body)
+
+
 def embedding_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
     """Return the final event of an answer, which takes a while to read. Raises BadAnswer."""
+    if job.query is not None:
+        return _rerank_done(job, data)
     try:
         answer = msgspec.json.decode(data, type=_Answer)
         vectors = [_bytes(each) for each in sorted(answer.data, key=lambda each: each.index)]
@@ -59,10 +86,30 @@ def embedding_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
     size = len(vectors[0])
     if not size or size % 4 or size > 4 * _MOST_DIMENSIONS or {*map(len, vectors)} != {size}:
         raise BadAnswer(_FORM)
-    tokens = min(max(0, answer.usage.prompt_tokens), 2**31 - 1)
     return EmbeddingDone(
-        id=job.id, vectors=b"".join(vectors), dimensions=size // 4, prompt_tokens=tokens
+        id=job.id,
+        vectors=b"".join(vectors),
+        dimensions=size // 4,
+        prompt_tokens=_tokens(answer.usage),
     )
+
+
+def _rerank_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
+    """Return the scores of an answer in the order of the texts. Raises BadAnswer."""
+    try:
+        answer = msgspec.json.decode(data, type=_Ranking)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise BadAnswer(_FORM) from error
+    scores = sorted(answer.results, key=lambda each: each.index)
+    if [each.index for each in scores] != [*range(len(job.texts))]:
+        raise BadAnswer("The upstream's answer has not one score for each text.")
+    vectors = struct.pack(f"<{len(scores)}f", *(each.relevance_score for each in scores))
+    tokens = _tokens(answer.usage)
+    return EmbeddingDone(id=job.id, vectors=vectors, dimensions=1, prompt_tokens=tokens)
+
+
+def _tokens(usage: _Usage) -> int:
+    return min(max(0, usage.prompt_tokens or usage.total_tokens), 2**31 - 1)
 
 
 def _bytes(vector: _Vector) -> bytes:

@@ -25,11 +25,13 @@ from workers.protocol import (
     Event,
     Failed,
     Heartbeat,
+    ImageJob,
     Import,
     Imported,
     Load,
     LoadFailed,
     Ready,
+    SpeechJob,
     Started,
     Stop,
     TextJob,
@@ -37,6 +39,8 @@ from workers.protocol import (
 )
 
 log = structlog.get_logger(__name__)
+
+UpstreamJob = TextJob | EmbeddingJob | TranscriptionJob | SpeechJob | ImageJob
 
 _SLOTS = 64  #: jobs at once where the settings do not say; the servers have queues of their own
 _MOST_UNWRITTEN = 1 << 18  #: bytes of events; beyond them answers are not read on
@@ -115,12 +119,12 @@ class UpstreamWorker:
                 self._end(0)
             case Import():
                 pass  # there is nothing to be imported
-            case TextJob() | EmbeddingJob() | TranscriptionJob():
+            case TextJob() | EmbeddingJob() | TranscriptionJob() | SpeechJob() | ImageJob():
                 task = asyncio.create_task(self._run(command))
                 self._jobs[command.id] = task
                 task.add_done_callback(lambda done: self._ended(command.id, done))
             case _:
-                text = "Servers that models stand for are asked for no pictures and sounds."
+                text = "Servers that models stand for are not asked for this."
                 self._tell([Failed(id=command.id, code="UNSUPPORTED_PARAMETER", message=text)])
 
     async def _load(self, spec: Load) -> None:
@@ -152,7 +156,7 @@ class UpstreamWorker:
         if await self._client.probe(server) is None:
             log.info("an upstream server answers again", server=server.url)
 
-    async def _run(self, job: TextJob | EmbeddingJob | TranscriptionJob) -> None:
+    async def _run(self, job: UpstreamJob) -> None:
         final: Event
         reader = AnswerReader(job) if isinstance(job, TextJob) else None
         try:
@@ -161,6 +165,10 @@ class UpstreamWorker:
                 final = await self._client.embed(job)
             elif isinstance(job, TranscriptionJob):
                 final = await self._client.transcribe(job)
+            elif isinstance(job, SpeechJob):
+                final = await self._client.speak(job, self._pass_on)
+            elif isinstance(job, ImageJob):
+                final = await self._client.draw(job)
             else:
                 assert reader is not None
                 final = await self._client.run(job, reader, self._pass_on)

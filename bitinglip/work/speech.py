@@ -33,7 +33,7 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
         return f"{self.work.voice}\0{self.work.language}"
 
     def input_bytes(self) -> int:
-        return getsizeof(self.work.text)
+        return getsizeof(self.work.text) + getsizeof(self.work.instructions)
 
     def without_input(self) -> protocol.Job:
         """Return the whole message: the usage tells the number of characters of its text."""
@@ -47,7 +47,8 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
         return Amounts(audio_us=round(seconds * MILLION))
 
     def texts(self) -> dict[str, str]:
-        return {"text": self.work.text}
+        texts = {"text": self.work.text, "instructions": self.work.instructions}
+        return {name: text for name, text in texts.items() if text is not None}
 
     def repeatable(self, seeded: bool) -> bool:
         return seeded

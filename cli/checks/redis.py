@@ -27,13 +27,14 @@ def redis(settings: "Settings") -> Iterator[Finding]:
     try:
         check_redis(own)
         password = None if own.password_file is None else _read(own.password_file)
-    except (SettingsError, OSError) as error:
+    except (SettingsError, OSError, UnicodeDecodeError) as error:
         if isinstance(error, SettingsError):
             yield Finding(
                 "redis", "error", "redis is not installed", "pip install 'bitinglip[redis]'"
             )
         else:
-            problem = f"redis.password_file: {error.strerror}: {own.password_file}"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            problem = f"redis.password_file: {reason}: {own.password_file}"
             yield Finding("redis", "error", problem, "correct the setting, or the file's rights")
         return
     from redis.exceptions import AuthenticationError, AuthorizationError

@@ -22,11 +22,12 @@ from model_store.inspection.weights import CODE, check_indices
 from model_store.kinds import (
     WITHOUT_WEIGHTS,
     asked_of_upstream,
+    is_pipeline,
     kind_of,
     read_any_json,
     read_json,
 )
-from model_store.manifest import ADAPTER, EMBEDDING, VISION, Manifest
+from model_store.manifest import ADAPTER, EMBEDDING, RERANK, VISION, Manifest
 from model_store.selection import required
 
 __all__ = [
@@ -45,7 +46,10 @@ _CAPABILITIES = {
     "text": ("completion", "chat"),
     "vision": ("completion", "chat", VISION),
     "embedding": (EMBEDDING,),
+    "rerank": (RERANK,),
     "transcription": ("speech-to-text",),
+    "speech": ("text-to-speech",),
+    "image": ("text-to-image",),
 }
 
 
@@ -54,7 +58,7 @@ def inspect(folder: Path) -> Inspection:
     kind = inspect_texts(folder)
     if kind == ADAPTER:
         found = inspect_adapter(folder)
-    elif kind == "image":
+    elif is_pipeline(folder):
         found = inspect_pipeline(folder)
     else:
         config = read_json(folder / "config.json")
@@ -111,6 +115,6 @@ def inspect_texts(folder: Path) -> str:
     if is_adapter(folder, paths):
         return ADAPTER
     kind = kind_of(folder)
-    if kind == "image":
+    if is_pipeline(folder):
         check_index(folder)
     return kind

@@ -34,6 +34,7 @@ class Pair:
 def running_pair(folder: Path, url: str, *args: str) -> Iterator[Pair]:
     """Start two servers that share a database; the second takes over the first one's secret."""
     common = ("--set", f"database.url={url}", "--set", "gateways.shared=true")
+    (folder / "common").mkdir()
     own = (*common, "--set", f"gateways.folder={folder / 'common'}", *SHORT, *args)
     first = start_server(folder / "one", own)
     pair = Pair(own, [first])

@@ -185,19 +185,29 @@ def test_secret_of_another_home_is_taken_over_and_never_replaces_one(
     with pytest.raises(HomeError, match="another secret"):
         third.adopt_secret(home.secret_key)
     assert third.secret("keys") == own
-    with pytest.raises(HomeError):
+    with pytest.raises(HomeError, match=r"gateways\.secret_file: .*missing is not there"):
         third.adopt_secret(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("pipe", "other"):
+        with pytest.raises(HomeError):
+            third.adopt_secret(tmp_path / name)
 
 
 def test_home_that_shares_its_files_keeps_them_elsewhere_and_has_one_name(tmp_path: Path) -> None:
-    shared = Home(tmp_path / "home", common=tmp_path / "a" / "common")
+    shared = Home(tmp_path / "home", common=tmp_path / "common")
+    with pytest.raises(HomeError, match=r"gateways\.folder.* mount it"):
+        shared.create()
+    (tmp_path / "common").mkdir()
     shared.create()
     assert [shared.files, shared.uploads, shared.batches] == [
-        tmp_path / "a" / "common" / name for name in ("files", "uploads", "batches")
+        tmp_path / "common" / name for name in ("files", "uploads", "batches")
     ]
     assert not list((tmp_path / "home").glob("*es"))
     name = shared.identity()
     assert shared.identity() == name
+    (shared.common or shared.root).chmod(0o777)
+    with pytest.raises(HomeError, match="chmod o-w"):
+        shared.create()
     shared.gateway_id.write_text("../x")
     with pytest.raises(HomeError, match=r"gateway\.id"):
         shared.identity()

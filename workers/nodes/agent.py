@@ -24,6 +24,7 @@ from workers.nodes.handshake import SECONDS, AgentIdentity, NotTrusted, prove_to
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost, decode, keep_alive
 from workers.nodes.messages import (
+    FROM_GATEWAY,
     PROTOCOL,
     AgentConfig,
     Kind,
@@ -69,7 +70,7 @@ class Agent:
         self._oom_kills = OomKills()
         self._serial = itertools.count(1)
         self._pids: dict[int, int] = {}  #: processes of workers, by their serial number
-        self._unproved = 0
+        self._unproved: dict[asyncio.Task[None], None] = {}  #: the oldest first
         self._warned = -_WARN_SECONDS
         self._connections: set[asyncio.Task[None]] = set()
         self._facts: NodeFacts | None = None
@@ -142,13 +143,20 @@ class Agent:
                 log.warning("no connection could be taken: %s", error.strerror)
                 await asyncio.sleep(1.0)
                 continue
-            if self._unproved >= _MOST_UNPROVED or len(self._connections) >= _MOST_CONNECTIONS:
+            if len(self._connections) >= _MOST_CONNECTIONS:
                 sock.close()
                 continue
-            self._unproved += 1
+            if len(self._unproved) >= _MOST_UNPROVED:
+                # A gateway needs milliseconds to prove itself: who takes longest is a stranger.
+                oldest = next(iter(self._unproved))
+                del self._unproved[oldest]
+                oldest.cancel()
             task = asyncio.create_task(self._connection(sock))
+            self._unproved[task] = None
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+            # Here: one that is cancelled before it begins does nothing of its own.
+            task.add_done_callback(lambda _, sock=sock: sock.close())  # type: ignore[misc]
 
     async def _connection(self, sock: socket.socket) -> None:
         """Serve one connection; nothing that comes by it ends the agent."""
@@ -160,10 +168,10 @@ class Agent:
                     keep_alive(writer)
                     certificate = self._identity.certificate
                     await prove_to_gateway(reader, writer, self._secret, certificate)
-                    link = Link(reader, writer)
+                    link = Link(reader, writer, FROM_GATEWAY)
                     kind, payload = await link.receive()
             finally:
-                self._unproved -= 1
+                self._unproved.pop(_this_task(), None)
             if kind != Kind.OPEN:
                 raise BadFrame(f"a connection that begins with {kind.name}")
             await self._open(link, payload)
@@ -176,8 +184,6 @@ class Agent:
         finally:
             if writer is not None:
                 await _close(writer)
-            else:
-                sock.close()
 
     def _warn(self, why: str) -> None:
         """Log why a connection was refused, unless another was a moment ago: strangers cause it."""
@@ -316,6 +322,12 @@ def _launcher(config: AgentConfig, root: Path, inputs: Path) -> SpawnLauncher:
     return SpawnLauncher(
         folders=WorkFolders(root / "work"), confinement=confinement, environ=environ
     )
+
+
+def _this_task() -> "asyncio.Task[None]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

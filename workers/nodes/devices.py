@@ -80,6 +80,7 @@ class ClusterDevices(Devices):
             id_on(node.name, device): usage
             for node, facts in self._well()
             for device, usage in facts.readings.items()
+            if any(device == each.id for each in facts.devices)
         }
 
     def take_reports(self) -> Sequence[Report]:

@@ -14,11 +14,6 @@ from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 MAGIC = b"bitinglip agent\n"
 SECONDS = 10.0  #: that a handshake may take
 LEAST_SECRET = 16  #: characters
@@ -54,6 +49,12 @@ class AgentIdentity:
 
     def __init__(self, folder: Path) -> None:
         """Make it; for a moment its key lies in a file of ``folder``. Raises OSError."""
+        # Here, as only agents need it: it is a noticeable part of a server's start.
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import NameOID
+
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
         now = datetime.now(UTC)
@@ -105,12 +106,17 @@ async def prove_to_gateway(
 
 
 async def prove_to_agent(reader: StreamReader, writer: StreamWriter, secret: str) -> None:
-    """Run the gateway's side. Raises NotTrusted; the caller bounds the time."""
+    """Run the gateway's side. Raises NotTrusted, or OSError for an end before the secret is of
+    matter; the caller bounds the time."""
     channel = writer.get_extra_info("ssl_object")
     certificate = channel.getpeercert(binary_form=True)
-    if await _read(reader, len(MAGIC)) != MAGIC:
+    try:
+        hello = await reader.readexactly(len(MAGIC) + _NONCE_BYTES)
+    except IncompleteReadError as error:
+        raise ConnectionResetError("the connection was closed") from error
+    if not hello.startswith(MAGIC):
         raise NotTrusted("what listens there is no agent")
-    theirs = await _read(reader, _NONCE_BYTES)
+    theirs = hello[len(MAGIC) :]
     nonce = os.urandom(_NONCE_BYTES)
     proofs = _Proofs(secret, theirs, nonce, certificate)
     writer.write(nonce + proofs.gateway)

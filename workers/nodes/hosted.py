@@ -21,7 +21,7 @@ from workers.framing import (
 )
 from workers.launcher import SpawnedWorker
 from workers.nodes.files import IncomingFiles, NotKept, send_file
-from workers.nodes.job_files import inputs_of, load_refusal, results_of, with_files
+from workers.nodes.job_files import inputs_of, is_within, load_refusal, results_of, with_files
 from workers.nodes.link import Link, LinkLost, set_done
 from workers.nodes.messages import Kind, Launched, OpenWorker, ProcessEnd, ProcessState
 from workers.output import last_bytes
@@ -36,6 +36,7 @@ from workers.protocol import (
     LoadFailed,
     OfJob,
     Ready,
+    TextJob,
 )
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class HostedWorker:
         self._uses: Counter[str] = Counter()  #: jobs by file
         self._files = IncomingFiles(host.inputs, self._prefix)
         self._missing: set[str] = set()  #: files that could not be kept here
+        self._loras: set[str] = set()  #: folders of LoRAs that jobs may name
         self._imported = False
         self._loading = True
         self._cause: str | None = None
@@ -202,7 +204,7 @@ class HostedWorker:
             commands = decode_commands(payload)
         except Exception as error:  # nonsense has many names
             raise BadFrame("commands do not decode") from error
-        able = [each for each in commands if not self._lacks_file(each)]
+        able = [each for each in commands if not self._refuses(each)]
         changed = [self._placed(command) for command in able]
         if commands and not changed:
             return
@@ -220,21 +222,37 @@ class HostedWorker:
             self._load = payload
         self._process.send(payload)
 
-    def _lacks_file(self, command: Command) -> bool:
-        """Return True for a job whose files could not be kept here; its failure is told."""
-        if not self._missing or not isinstance(command, Job):
+    def _refuses(self, command: Command) -> bool:
+        """Return True for a job that cannot be run here; its failure is told."""
+        if not isinstance(command, Job):
             return False
-        names = {os.path.basename(path) for path in inputs_of(command)}
+        failed = self._without_files(command) or self._without_lora(command)
+        if failed is not None:
+            self._link.send(Kind.EVENTS, encode_frame([failed]))
+        return failed is not None
+
+    def _without_files(self, job: Job) -> Failed | None:
+        """Fail a job whose files could not be kept here."""
+        names = {os.path.basename(path) for path in inputs_of(job)} if self._missing else set()
         if not self._missing & names:
-            return False
+            return None
         self._missing -= names
         for name in names:
             if not self._uses.get(name):
                 self._remove(name)
         text = f"The node {self._spec.node} could not keep the files of the request: is it full?"
-        failed = Failed(id=command.id, code="DISK_FULL", message=text)
-        self._link.send(Kind.EVENTS, encode_frame([failed]))
-        return True
+        return Failed(id=job.id, code="DISK_FULL", message=text)
+
+    def _without_lora(self, job: Job) -> Failed | None:
+        """Fail a job that names a LoRA outside the folders that models are read from."""
+        path = job.lora.path if isinstance(job, TextJob) and job.lora is not None else None
+        if path is None or path in self._loras:
+            return None
+        if not is_within(path, self._host.roots):
+            text = f"The node {self._spec.node} may not read the LoRA from where its files are."
+            return Failed(id=job.id, code="INFERENCE_FAILED", message=text)
+        self._loras.add(path)
+        return None
 
     def _placed(self, command: Command) -> Command:
         """Return a command with files of this machine, and note what its job needs."""

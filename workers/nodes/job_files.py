@@ -81,7 +81,7 @@ def load_refusal(load: Load, node: str, roots: tuple[str, ...]) -> str | None:
     ``node`` is what the gateway calls the machine; ``roots``: where it may load from.
     """
     for path in model_files(load):
-        if not _is_within(path, roots):
+        if not is_within(path, roots):
             return (
                 f"The node {node} may not load {load.model} from where its files are: the folders "
                 "that it reads models from are others than the gateway's."
@@ -95,7 +95,7 @@ def load_refusal(load: Load, node: str, roots: tuple[str, ...]) -> str | None:
     return None
 
 
-def _is_within(path: str, roots: tuple[str, ...]) -> bool:
+def is_within(path: str, roots: tuple[str, ...]) -> bool:
     """Return True for a path at or below one of the roots, links resolved."""
     real = os.path.realpath(path)
     return any(

@@ -9,19 +9,22 @@ import socket
 import ssl
 import struct
 import sys
+from collections.abc import Container
 from typing import TypeVar
 
 import msgspec
 
 from workers.framing import BadFrame
 from workers.nodes.handshake import SECONDS, NotTrusted, client_context, prove_to_agent
-from workers.nodes.messages import MOST_BYTES, Kind
+from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind
 
 _HEAD = struct.Struct("!BI")
+_TURN = 64  #: frames, after which others on the event loop have theirs
 _encoder = msgspec.msgpack.Encoder()
-#: The system finds a machine that is gone within about 20 seconds. A process that was stopped is
-#: none: its system goes on to answer.
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+#: The system finds a machine that is gone within about two minutes; a gateway misses heartbeats
+#: long before. The time must be longer than a process may stand still: its system goes on to
+#: answer, but a connection whose buffers are full ends after it nonetheless.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 120_000}
 
 Message = TypeVar("Message")
 
@@ -33,7 +36,15 @@ class LinkLost(Exception):
 class Link:
     """Sends and receives frames on an open connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        takes: Container[Kind] = frozenset(Kind),
+    ) -> None:
+        """``takes``: the kinds of frames that the other side may send."""
+        self._takes = takes
+        self._received = 0
         self._reader = reader
         self._writer = writer
 
@@ -56,9 +67,14 @@ class Link:
     async def receive(self) -> tuple[Kind, bytes]:
         """Wait for the next frame. Raises LinkLost at the end, BadFrame for one that is too long or
         of no kind."""
+        self._received += 1
+        if not self._received % _TURN:  # what is there already is read without a pause
+            await asyncio.sleep(0)
         try:
             number, length = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
             kind = _kind(number)
+            if kind not in self._takes:
+                raise BadFrame(f"a frame {kind.name} is not this side's to get")
             if length > MOST_BYTES[kind]:
                 raise BadFrame(f"a frame {kind.name} of {length} bytes is over its limit")
             return kind, await self._reader.readexactly(length)
@@ -92,7 +108,7 @@ async def connect(host: str, port: int, secret: str) -> Link:
             reader, writer = await asyncio.open_connection(host, port, ssl=client_context())
             keep_alive(writer)
             await prove_to_agent(reader, writer, secret)
-            link, writer = Link(reader, writer), None
+            link, writer = Link(reader, writer, FROM_AGENT), None
             return link
     except TimeoutError as error:
         raise LinkLost(f"no answer within {SECONDS:g} s") from error

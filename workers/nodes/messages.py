@@ -16,6 +16,7 @@ from workers.devices.device import Device, DeviceUsage
 from workers.devices.xid import Report
 from workers.framing import MAX_FRAME_BYTES
 from workers.protocol import Command, ConfineMode, Event
+from workers.protocol.bounds import Message
 
 CHUNK_BYTES = 1 << 18  #: of a file, in one frame
 
@@ -55,7 +56,7 @@ class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
     """Asks for the node's facts and signs of life."""
 
     protocol: str
-    beat_seconds: float = 1.0
+    beat_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 1.0
 
 
 class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ Open = OpenNode | OpenWorker
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """Says why an agent does not do what a connection was opened for."""
 
-    message: str
+    message: Message
     code: LoadCode = "MODEL_LOAD_FAILED"
 
 
@@ -126,7 +127,7 @@ class File(msgspec.Struct, frozen=True):
 class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None
     short_of_ram: bool = False  #: the kernel has ended processes for want of RAM
-    cause: str | None = None  #: why the agent ended it
+    cause: Message | None = None  #: why the agent ended it
 
 
 class Kind(IntEnum):
@@ -148,6 +149,10 @@ class Kind(IntEnum):
     END = 14
     KILL = 15
 
+
+#: What a gateway may send, and what an agent: a frame of another kind ends the connection.
+FROM_GATEWAY = frozenset({Kind.OPEN, Kind.PROBE, Kind.COMMANDS, Kind.FILE, Kind.DATA, Kind.KILL})
+FROM_AGENT = frozenset(Kind) - FROM_GATEWAY | {Kind.FILE, Kind.DATA}
 
 #: bytes of a frame of each kind; one that claims more ends its connection
 MOST_BYTES: Mapping[Kind, int] = dict.fromkeys(Kind, 1 << 20) | {

@@ -21,6 +21,7 @@ from workers.nodes.messages import (
     Refused,
 )
 from workers.nodes.remote_worker import RemoteWorker
+from workers.nodes.told_facts import check_facts
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ NodeState = Literal["joining", "well", "lost", "refused"]
 
 _PROBE_SECONDS = 150.0
 _MOST_REPORTS = 256
+_MOST_FRAMES = 1000  #: between two looks; those of minutes come at once after a pause
 
 
 class Address(NamedTuple):
@@ -50,6 +52,7 @@ class Node:
         self.reports: deque[Report] = deque(maxlen=_MOST_REPORTS)  #: faults, not taken yet
         self.silence = 0.0  #: seconds since it said something, while the gateway listened
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
+        self._frames = 0  #: since the last look
         self._secret = secret
         self._on_change = on_change
         self._workers: set[RemoteWorker] = set()
@@ -98,13 +101,14 @@ class Node:
 
         Looks are counted, not the clock's seconds: a pause of the gateway is no silence of a node.
         """
+        self._frames = 0
         if self.state != "well":
             self.lost_for += interval
             return
         self.silence += interval
         if self.silence > patience:
-            if self._link is not None:
-                self._link.abort()
+            if self._running is not None:
+                self._running.cancel()  # which ends the connection; why it did is known here
             self._lose(f"its agent has been silent for {patience:g} s")
 
     async def probe(self, ids: Sequence[str]) -> dict[str, str]:
@@ -138,6 +142,9 @@ class Node:
             while True:
                 self._take(*await link.receive())
                 self.silence = 0.0
+                self._frames += 1
+                if self._frames > _MOST_FRAMES:
+                    raise BadFrame("there are too many at once")
         except _NotWanted as error:
             self._refuse(str(error))
             return
@@ -169,8 +176,10 @@ class Node:
             case Kind.BEAT:
                 pass
             case Kind.FACTS:
-                self.facts = decode(payload, NodeFacts)
-                self.reports += self.facts.reports
+                facts = decode(payload, NodeFacts)
+                check_facts(facts)
+                self.facts, known = facts, {each.id for each in facts.devices}
+                self.reports += (each for each in facts.reports if each.device in known)
                 if self.state != "well":
                     log.info("node %s has joined: %d devices", self.name, len(self.facts.devices))
                     self.state, self.reason, self.lost_for = "well", None, 0.0

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -206,14 +206,22 @@ def _look(client: RayClient) -> Told:
         return Told(trouble=f"Ray does not tell of its nodes: {_last_line(error)}")
 
 
-def _say(told: Told) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
-    sys.stdout.flush()
+def _say(out: BinaryIO, told: Told) -> None:
+    out.write(msgspec.json.encode(told) + b"\n")
+    out.flush()
+
+
+def _own_output() -> BinaryIO:
+    """Return where this process writes what it tells; what Ray prints goes to the log."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return out
 
 
 def main() -> int:
     """Look at the cluster until the input ends; return the exit code."""
     config = msgspec.json.decode(sys.stdin.buffer.readline(_MOST_CONFIG), type=RayConfig)
+    out = _own_output()
     ended = threading.Event()
 
     def wait_for_end() -> None:
@@ -225,10 +233,10 @@ def main() -> int:
     client = RayClient(config)
     try:
         if (why := client.connect()) is not None:
-            _say(Told(trouble=why))
+            _say(out, Told(trouble=why))
             return 1
         while not ended.is_set():
-            _say(_look(client))
+            _say(out, _look(client))
             ended.wait(_LOOK_SECONDS)
     finally:
         client.close()

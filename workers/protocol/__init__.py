@@ -26,7 +26,14 @@ from workers.protocol.events import (
     Word,
     Working,
 )
-from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
+from workers.protocol.files import (
+    SOFTWARE,
+    SOUND_LABEL,
+    AudioFormat,
+    ImageFormat,
+    audio_file_name,
+    image_file_name,
+)
 from workers.protocol.jobs import (
     EmbeddingJob,
     ImageJob,
@@ -79,6 +86,8 @@ __all__ = [
     "MOST_DRAFTS",
     "MOST_LORAS",
     "MOST_LORA_RANK",
+    "SOFTWARE",
+    "SOUND_LABEL",
     "Activity",
     "Attention",
     "AudioDelta",

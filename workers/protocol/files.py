@@ -4,6 +4,8 @@ from typing import Literal
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 AudioFormat = Literal["wav", "flac", "ogg", "mp3", "aac"]
+#: what is written into sounds, so that they are known as a machine's
+SOUND_LABEL, SOFTWARE = "Made by a machine (text to speech)", "BitingLip"
 
 
 def image_file_name(job_id: str, index: int, image_format: str) -> str:

@@ -59,6 +59,7 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     text: str
     voice: str | None = None
     language: str | None = None
+    instructions: str | None = None  #: how to speak; models here take none
     seed: int
     speed: float | None = None
     stretch: bool = False  #: where the model has no speed, change that of the sound

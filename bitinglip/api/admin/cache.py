@@ -23,5 +23,6 @@ async def clear_cache(request: Request) -> Response:
     services = services_of(request)
     caller = caller_of(request)
     services.cache.clear(caller.may_use)
+    await services.cache.forget()
     note_change(request, target=",".join(caller.models or ("*",)))
     return Response(status_code=204)

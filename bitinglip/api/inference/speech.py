@@ -9,7 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import read_body
+from bitinglip.api.body import note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.job_context import job_context
@@ -44,7 +44,11 @@ async def create_speech(request: Request) -> Response:
     services = services_of(request)
     body = await read_body(request, openai_wire.SpeechRequest)
     manifest = find_model_of(request, body.model, "speech")
-    voices = voices_of(manifest, services.settings.model(manifest.name).speech.voices)
+    own = services.settings.model(manifest.name)
+    elsewhere = bool(own.upstream.url)
+    if body.instructions is not None and not elsewhere:
+        note_fields(request, ["instructions"])
+    voices = None if elsewhere else voices_of(manifest, own.speech.voices)
     job = body.to_job(job_context(request, body.model), voices)
     view = partial(
         SpeechView,

@@ -154,6 +154,11 @@ class ResponseCache:
             if chosen(flight.event_log.job.model):
                 del self._flights[key]
 
+    async def forget(self) -> None:
+        """Forget what Redis has of all models, so that no gateway answers from it."""
+        if self._together is not None:
+            await self._together.forget()
+
     async def expire(self) -> None:
         """Remove what is too old; requests do that too, while there are any."""
         self.entries.expire()

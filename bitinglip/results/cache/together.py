@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 CACHING = "cached answers"
 LARGEST = 4 << 20  #: bytes of an answer; larger ones would take too long on their way
 _NONCE = 12  #: bytes
+_AT_ONCE = 1000  #: names that are looked for or removed in one command
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +75,8 @@ class AnswersInRedis:
         self._clock = clock
         self._own: deque[tuple[float, int]] = deque()  #: when what was written ends, and its size
         self._bytes = 0
+        self._all = f"{link.prefix}answer:*"
+        self._cleared = 0.0  #: Unix time before which no answer is taken
 
     async def get(self, key: bytes, max_age: float | None = None) -> Answer | None:
         """Return an answer that is at most ``max_age`` seconds old; None if there is none."""
@@ -94,7 +97,11 @@ class AnswersInRedis:
         except (InvalidTag, msgspec.DecodeError, ValueError):  # of another secret or version
             return None
         age = self._clock() - kept.stored
-        if age > self._ttl or (max_age is not None and age > max_age):
+        if (
+            kept.stored <= self._cleared
+            or age > self._ttl
+            or (max_age is not None and age > max_age)
+        ):
             return None
         return Answer(kept.output, kept.final, kept.files)
 
@@ -116,6 +123,20 @@ class AnswersInRedis:
             return
         self._own.append((now + self._ttl, size))
         self._bytes += size
+
+    async def forget(self) -> None:
+        """Have no gateway answer from what is kept now: names tell nothing, so it is all of it.
+
+        What Redis cannot remove now, this gateway does not take.
+        """
+        self._cleared = self._clock()
+        try:
+            names = [each async for each in self._client.scan_iter(self._all, count=_AT_ONCE)]
+            for start in range(0, len(names), _AT_ONCE):
+                await self._client.unlink(*names[start : start + _AT_ONCE])
+        except (RedisError, OSError) as error:
+            log.warning("cached answers are in Redis still", reason=type(error).__name__)
+            self._link.doubt()
 
     async def close(self) -> None:
         await self._client.aclose(close_connection_pool=True)

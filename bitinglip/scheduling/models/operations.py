@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -324,8 +324,8 @@ class Operations(ModelViews):
                 for device in replica.devices:
                     before = self._answered_at.get(device, 0.0)
                     self._answered_at[device] = max(before, replica.answered_at)
-        if known and self._known_devices - known:
-            self._use_found_cards()
+        if known and (found := self._known_devices - known):
+            self._use_found(found)
         self._end_workers_of_lost_cards()
         self._growth.replace(self._manager)
 
@@ -334,9 +334,11 @@ class Operations(ModelViews):
         if await asyncio.to_thread(self._manager.facts.ask_torch):
             self._manager.replan()
 
-    def _use_found_cards(self) -> None:
-        """Move models that run on the CPU for want of a card, and preload those that could not."""
-        for replica in list(self._manager.replicas()):
+    def _use_found(self, devices: Collection[str]) -> None:
+        """Move models that run on the CPU for want of a card, if there is one among these devices,
+        and preload those that could not."""
+        no_card = all(map(is_processor, devices))  # as of a node that joins
+        for replica in () if no_card else list(self._manager.replicas()):
             own = self._settings.model(replica.model)
             if own.device is None and all(map(is_processor, replica.devices)):
                 self._manager.drain_replica(replica, "a card was found")

@@ -36,8 +36,8 @@ class CustomVoice(OpenAIBody):
 class SpeechRequest(OpenAIRequest):
     """Holds the body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not.
 
-    ``instructions`` of how to speak are hints that no model here takes: they are left out of
-    account, and said to be.
+    ``instructions`` of how to speak are hints that only models of other servers may take: for
+    those here they are left out of account, and said to be.
     """
 
     model: ModelName
@@ -46,14 +46,15 @@ class SpeechRequest(OpenAIRequest):
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = None  #: mp3
     speed: Speed | None = None
     stream_format: Literal["audio", "sse"] | None = None  #: audio
+    instructions: Annotated[str, Field(max_length=16_384)] | None = None
     language: Language | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     sample_rate: SampleRate | None = None
 
-    def to_job(self, context: JobContext, voices: Sequence[Mapping[str, str | None]]) -> Job:
+    def to_job(self, context: JobContext, voices: Sequence[Mapping[str, str | None]] | None) -> Job:
         """Make the job that this request asks for of a model with these voices.
 
-        Raises InvalidRequest.
+        None: another server knows them, and may take instructions. Raises InvalidRequest.
         """
         if self.stream_format == "sse" and self.response_format != "pcm":
             raise UnsupportedParameter(
@@ -66,6 +67,7 @@ class SpeechRequest(OpenAIRequest):
             param="input",
             voice=self._voice(context, voices),
             language=self.language,
+            instructions=self.instructions if voices is None else None,
             seed=self.seed,
             speed=None if self.speed == 1.0 else self.speed,
             stretch=True,
@@ -75,10 +77,12 @@ class SpeechRequest(OpenAIRequest):
             stream=is_pcm,
         )
 
-    def _voice(self, context: JobContext, voices: Sequence[Mapping[str, str | None]]) -> str | None:
+    def _voice(
+        self, context: JobContext, voices: Sequence[Mapping[str, str | None]] | None
+    ) -> str | None:
         """Return the voice, by the settings' names, the model's own, or OpenAI's."""
         name = self.voice.id if isinstance(self.voice, CustomVoice) else self.voice
-        if name is None or name in context.model_settings.speech.voice_aliases:
+        if name is None or voices is None or name in context.model_settings.speech.voice_aliases:
             return name
         language = named_language(self.language) or context.model_settings.speech.language
         return own_voice(name, voices, language)

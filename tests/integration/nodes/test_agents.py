@@ -42,6 +42,7 @@ def with_nodes(
     heartbeat_timeout: float = 10,
     models_of: Path | None = None,
     wait_seconds: float = 20,
+    **config: Any,
 ) -> None:
     """Run a test on scheduling over agents of these names; its books must balance."""
 
@@ -62,7 +63,7 @@ def with_nodes(
                     task.cancel()
                 await rig.operations.close()
 
-    with agents(models_of or root, *names) as there:
+    with agents(models_of or root, *names, **config) as there:
         asyncio.run(run(StaticAgents(there)))
 
 
@@ -116,10 +117,31 @@ def test_node_that_is_silent_is_lost_by_its_missing_heartbeats_and_used_again(
         agent.send_signal(signal.SIGSTOP)
         with rig.dispatcher.open(job("two", 1, model="a")) as event_log:
             await until(lambda: not rig.manager.serving("a"))
+            (device,) = rig.operations.devices()
+            assert "has been silent" in (device.reason or "")
             agent.send_signal(signal.SIGCONT)
             await event_log.result()
 
     with_nodes(tmp_path, test, {"a": {}}, "n1", heartbeat_timeout=1)
+
+
+def test_processor_that_joins_moves_no_model_as_a_card_would(tmp_path: Path) -> None:
+    async def test(rig: Rig, static: StaticAgents) -> None:
+        assert await answer(rig, job("one", 1, model="a")) == "one"
+        (worker,) = rig.operations.workers()
+        late = await asyncio.to_thread(
+            AgentProcess, tmp_path / "on-n2", tmp_path / "models", fake=()
+        )
+        try:
+            static.agents["n2"] = late
+            await until(lambda: len(rig.operations.devices()) == 2)
+            await rig.operations.sample_devices()
+            (replica,) = rig.manager.replicas()
+            assert (replica.state, replica.worker and replica.worker.pid) == ("ready", worker.pid)
+        finally:
+            await asyncio.to_thread(late.stop)
+
+    with_nodes(tmp_path, test, {"a": {}}, "n1", fake=())
 
 
 def test_node_reports_crashes_as_those_of_a_worker_here(tmp_path: Path) -> None:
@@ -175,6 +197,20 @@ def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Pat
         assert (await still.receive())[0] in (Kind.BEAT, Kind.FACTS)
         for each in (long, worker, node, still):
             each.abort()
+
+    with agents(tmp_path, "n1") as there:
+        asyncio.run(run(there["n1"]))
+
+
+def test_strangers_that_say_nothing_keep_no_gateway_out(tmp_path: Path) -> None:
+    async def run(agent: AgentProcess) -> None:
+        silent = [await asyncio.open_connection(*agent.address) for _ in range(20)]
+        link = await connect(*agent.address, SECRET)
+        link.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL))
+        assert (await link.receive())[0] in (Kind.BEAT, Kind.FACTS)
+        link.abort()
+        for _, writer in silent:
+            writer.transport.abort()
 
     with agents(tmp_path, "n1") as there:
         asyncio.run(run(there["n1"]))

@@ -18,6 +18,7 @@ from workers.exit_watch import has_ended
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import SpawnedWorker, SpawnLauncher
+from workers.nodes import hosted as hosted_workers
 from workers.nodes.files import IncomingFiles, send_file
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost
@@ -34,6 +35,7 @@ from workers.protocol import (
     SpeechJob,
     TextDelta,
     TextJob,
+    TextLora,
 )
 from workers.protocol import Load as LoadCommand
 
@@ -273,3 +275,43 @@ def test_files_of_a_gateway_that_ends_while_it_sends_are_removed(tmp_path: Path)
 
     with_hosted(tmp_path, test, entry(node_workers.speaks))
     assert not list((tmp_path / "inputs").iterdir())
+
+
+def test_worker_that_is_killed_as_its_cards_are_chosen_too_late_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    async def killed() -> None:
+        pass
+
+    async def too_late() -> None:
+        raise hosted_workers._TooLate
+
+    async def run() -> None:
+        opened = OpenWorker(
+            protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
+        )
+        async with linked() as (_, link):
+            hosted = HostedWorker(link, StandInAgent(tmp_path), opened, 1, lambda _: None)
+            both = [asyncio.create_task(killed()), asyncio.create_task(too_late())]
+            await asyncio.wait(both)
+            assert not await hosted._until_end(asyncio.Event(), both)
+
+    asyncio.run(run())
+
+
+def test_lora_is_read_from_the_folders_of_models_only(tmp_path: Path) -> None:
+    async def test(gateway: Link, _: StandInAgent) -> None:
+        sampling = Sampling(max_tokens=1, seed=1)
+        (tmp_path / "out").symlink_to("/")
+        for name, path in (("a", "/etc"), ("b", f"{tmp_path}/../x"), ("c", f"{tmp_path}/out/etc")):
+            lora = TextLora(path)
+            job = TextJob(id=name, prompt="x", lora=lora, sampling=sampling, stream=False)
+            gateway.send(Kind.COMMANDS, encode_commands([job]))
+        reader, failed = FrameReader(), list[str]()
+        while len(failed) < 3:
+            kind, payload = await gateway.receive()
+            events = reader.feed(payload) if kind == Kind.EVENTS else ()
+            failed += [each.id for each in events if isinstance(each, Failed)]
+        assert failed == ["a", "b", "c"]
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))

@@ -83,8 +83,6 @@ SURFACES: dict[Model, tuple[str, dict[str, Any]]] = {
 FILES = {"file", "image", "mask", "markup"}
 #: given to chat templates that know them, else ignored and said
 GIVEN_TO_TEMPLATES = {"reasoning_effort", "verbosity"}
-#: hints that nothing here takes: ignored and said
-HINTS = {"instructions"}
 MOST_DEPTH = 5
 _PLAIN: dict[Any, tuple[Any, ...]] = {
     str: ("text",),
@@ -157,7 +155,7 @@ def test_field_of_openai_s_schema_is_taken_or_refused_by_name(model: Model) -> N
 def _check_field(model: Model, name: str, hint: Any) -> None:
     least = SURFACES[model][1]
     treatment = treatments(model).get(name)
-    assert treatment is not None or name in GIVEN_TO_TEMPLATES | HINTS, name
+    assert treatment is not None or name in GIVEN_TO_TEMPLATES, name
     for value in [*values(hint), None]:
         if value is None and name in least:
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitinglip.access import credentials
-from bitinglip.access.keys import KeyRing
+from bitinglip.access.keys import KeyRing, refuse_other_pepper
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
@@ -120,6 +120,24 @@ def test_revocation_holds_at_once_and_for_ever(home: Home) -> None:
 
     using(home, first)
     using(home, second)
+
+
+def test_pepper_that_made_no_key_of_a_shared_database_is_refused(home: Home) -> None:
+    async def run() -> None:
+        database = await Database.open(home.database)
+        try:
+            await refuse_other_pepper(database, b"another")  # there is no key yet
+            ring = await KeyRing.open(database, PEPPER, AuditLog(database, PEPPER))
+            record, _ = await ring.create(name="a")
+            await refuse_other_pepper(database, PEPPER)
+            with pytest.raises(DatabaseError, match=r"gateways\.secret_file"):
+                await refuse_other_pepper(database, b"another")
+            await ring.revoke(record.id)
+            await refuse_other_pepper(database, b"another")
+        finally:
+            await database.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.sqlite

@@ -82,3 +82,20 @@ def test_batches_of_the_key_that_holds_most_go_first(
 
     monkeypatch.setattr(module, "MOST_BYTES", 5000)
     using(tmp_path, act)
+
+
+@pytest.mark.parametrize("spoiled", [{"batch": b'{"id": 7}'}, {"credential": b"\xc1"}])
+def test_batch_of_another_version_ends_no_server(tmp_path: Path, spoiled: dict[str, bytes]) -> None:
+    async def act(rows: BatchRows, db: Database) -> None:
+        own, other = (BatchRows(db, retention=60, owner=name) for name in ("own", "other"))
+        for name in ("bad", "good"):
+            await other.save(made(name, status="in_progress"))
+        async with db.write() as session:
+            bad = update(StoredBatch).where(StoredBatch.id == "bad")  # type: ignore[arg-type]
+            await session.execute(bad.values(**spoiled))
+        lists = [await own.elsewhere(), await own.list(key_id=None, after=None, most=9)]
+        lists += [await own.take_up(), await own.open(), await rows.open()]
+        assert [[each.batch.id for each in found] for found in lists] == [["good"]] * 5
+        assert await own.find("bad") is None
+
+    using(tmp_path, act)

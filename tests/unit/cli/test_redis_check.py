@@ -41,9 +41,12 @@ def test_redis_check_tells_what_happens_without_it_and_no_password(tmp_path: Pat
     assert level == "warning"
     assert "limited requests are refused" in text
     assert "hunter2" not in text
-    [(level, text)] = check(url=url, password_file=str(tmp_path / "none"))
-    assert level == "error"
-    assert str(tmp_path / "none") in text
+    (binary := tmp_path / "binary").write_bytes(b"hunter2\xff")
+    for file in (tmp_path / "none", binary):
+        [(level, text)] = check(url=url, password_file=str(file))
+        assert level == "error"
+        assert str(file) in text
+        assert "hunter2" not in text
 
 
 def test_redis_check_says_that_the_password_is_refused(redis: RedisServer) -> None:

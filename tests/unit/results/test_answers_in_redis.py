@@ -94,6 +94,26 @@ def test_answer_ends_with_its_age(redis: RedisServer) -> None:
     asyncio.run(run())
 
 
+def test_answers_that_are_forgotten_are_no_gateway_s(redis: RedisServer) -> None:
+    async def run() -> None:
+        async with opened(redis) as rig:
+            own, other = rig.gateway(), rig.gateway()
+            await own.put(KEY, ANSWER)
+            await rig.link.command("SET", "bitinglip:another", "1")
+            [name] = await rig.link.command("KEYS", "bitinglip:answer:*")
+            held = await rig.link.command("GET", name)
+            await own.forget()
+            assert await other.get(KEY) is None
+            assert await rig.link.command("EXISTS", "bitinglip:another") == 1
+            await rig.link.command("SET", name, held)  # as if it had not been removed
+            assert await own.get(KEY) is None
+            rig.now += 1
+            await other.put(KEY, ANSWER)
+            assert await own.get(KEY) == ANSWER
+
+    asyncio.run(run())
+
+
 def test_answers_of_a_gateway_take_no_more_than_their_bound(redis: RedisServer) -> None:
     async def run() -> None:
         async with opened(redis) as rig:

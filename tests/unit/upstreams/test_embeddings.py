@@ -29,12 +29,8 @@ def test_embedding_request_asks_for_what_the_job_wants() -> None:
         "encoding_format": "base64",
         "dimensions": 2,
     }
-    for field, job in (
-        ("query", EmbeddingJob(id="e", texts=("a",), query="q")),
-        ("prompt_name", EmbeddingJob(id="e", texts=("a",), prompt_name="p")),
-    ):
-        with pytest.raises(Refused, match=field):
-            embedding_request(job, "there")
+    with pytest.raises(Refused, match="prompt_name"):
+        embedding_request(EmbeddingJob(id="e", texts=("a",), prompt_name="p"), "there")
 
 
 def test_embedding_answer_is_read_in_both_forms_and_any_order() -> None:
@@ -64,3 +60,47 @@ def test_embedding_answer_is_read_in_both_forms_and_any_order() -> None:
 def test_embedding_answer_of_another_form_is_refused(data: bytes) -> None:
     with pytest.raises(BadAnswer):
         embedding_done(JOB, data)
+
+
+RANKED = EmbeddingJob(id="e", texts=("one", "two"), query="which", truncate=True)
+
+
+def ranking(*scores: object, **more: object) -> bytes:
+    results = [{"index": n, "relevance_score": each} for n, each in enumerate(scores)]
+    return json.dumps({"results": results[::-1], **more}).encode()
+
+
+def test_rerank_request_asks_for_the_scores_of_all_documents() -> None:
+    path, body = embedding_request(RANKED, "there")
+    assert path == "rerank"
+    assert body == {
+        "model": "there",
+        "query": "which",
+        "documents": ["one", "two"],
+        "return_documents": False,
+        "truncate": True,
+    }
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "total_tokens"])
+def test_rerank_answer_is_in_the_order_of_the_texts(name: str) -> None:
+    done = embedding_done(RANKED, ranking(0.5, -1, usage={name: 9}))
+    assert (done.vectors, done.dimensions, done.prompt_tokens) == (ONE, 1, 9)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"results": []}',
+        ranking(1),
+        ranking(1, 2, 3),
+        ranking(1, "2"),
+        ranking(1, 1e300),
+        ranking(1, 2).replace(b'"index": 1', b'"index": 0'),
+    ],
+)
+def test_rerank_answer_of_another_form_is_refused(data: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        embedding_done(RANKED, data)

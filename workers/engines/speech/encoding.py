@@ -11,10 +11,8 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from workers.engines.base import Refused
-from workers.protocol import SpeechJob, audio_file_name
+from workers.protocol import SOFTWARE, SOUND_LABEL, SpeechJob, audio_file_name
 
-_LABEL = "Made by a machine (text to speech)"
-_SOFTWARE = "BitingLip"
 #: format -> libsndfile's container and coding
 _KINDS = {
     "wav": ("WAV", "PCM_16"),
@@ -95,8 +93,8 @@ class AudioFile:
         except soundfile.LibsndfileError as error:
             raise OSError(str(error)) from error
         if job.metadata:
-            self._file.comment = _LABEL
-            self._file.software = _SOFTWARE
+            self._file.comment = SOUND_LABEL
+            self._file.software = SOFTWARE
 
     def write(self, samples: NDArray[np.float32]) -> None:
         self._file.write(np.clip(samples, -1, 1))

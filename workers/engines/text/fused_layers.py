@@ -142,11 +142,13 @@ def read_ends(model: Any) -> Ends:
     scale = getattr(inner.embed_tokens, "embed_scale", None)
     if scale is not None:
         scale = scale.to(inner.embed_tokens.weight.dtype)  # which rounds it, as the library does
-    divisor = getattr(config, "logits_scaling", None)
+    # By class: a config may hold settings of another one, which its own does not read.
+    divisor = config.logits_scaling if isinstance(model, GraniteForCausalLM) else None
+    capped = isinstance(model, (Gemma2ForCausalLM, Gemma3ForCausalLM))
     return Ends(
         embedding_scale=getattr(inner, "embedding_multiplier", scale),
         logit_scale=getattr(model, "logit_scale", None if divisor is None else 1 / divisor),
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        logit_softcap=config.final_logit_softcapping if capped else None,
     )
 
 

@@ -188,6 +188,10 @@ class JoinedLoras:
         self._rows = rows
         return self._made
 
+    def forget(self) -> None:
+        """Let go of stacks that are held no more: those that take their place need the room."""
+        self._made, self._made_of = [], []
+
     def _around(self, layer: Any, index: int) -> Any:
         changed = {}
         for name, ways in _JOINED.items():

@@ -139,6 +139,9 @@ class LoraSlots:
                 stack.clear(slot)
             if not stack.slots:
                 del self._stacks[path]
+                self.joined.forget()
+        if not self._stacks:
+            self._room = (0, 0)
 
     def _fill(self, slot: int, weights: LoraWeights) -> None:
         """Write a LoRA's pairs into its slot, which is empty. Raises Refused; then it is again."""

@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from workers.engines import torch_env
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Capture
 from workers.engines.eight_bit_linear import take_over
@@ -180,8 +181,16 @@ class Runner:
 
     @torch.inference_mode()
     def hold_numbers(self, blocks: Rows[int]) -> bool:
-        """Return whether all that blocks hold are numbers; waits for the device."""
-        return self._cache.hold_numbers(blocks)
+        """Return whether all that blocks hold are numbers; waits for the device.
+
+        Copies of theirs are looked at: where memory does not suffice for these, the answer is no.
+        """
+        try:
+            return self._cache.hold_numbers(blocks)
+        except Exception as error:
+            if not torch_env.is_out_of_memory(error):
+                raise
+        return False
 
     def release_workspace(self) -> None:
         """Free the memory that steps share; the next one takes it again."""

@@ -1,6 +1,7 @@
 """LoRAs beside graphs that are captured, and after memory that did not suffice."""
 
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.support.models.adapters import make_text_lora
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done
 from workers.engines.text import runners
+from workers.engines.text.lora_files import LoraWeights
 from workers.engines.text.lora_layers import Stack
 from workers.engines.text.runner import Runner
 from workers.protocol import Failed
@@ -35,6 +37,33 @@ def test_lora_of_the_step_before_is_no_part_of_a_graph_that_is_captured(
             check(gpt2, engine, lora, "one two", ends[str(lora)])
         assert isinstance(engine._runner, Runner)
         assert engine._runner.graphs
+    finally:
+        engine.close()
+
+
+def test_lora_that_leaves_leaves_its_memory_to_the_next(tmp_path: Path) -> None:
+    """The fused decoder's layers have been around the matrices of the first."""
+    base = make_tiny_model("llama", tmp_path / "base")
+    loras = [make_text_lora(base, tmp_path / f"{rank}", r=rank) for rank in (16, 4)]
+    engine = open_engine(base, most=1)
+    try:
+        run_to_end(engine, asked("0", loras[0]))
+        slots = engine._runner.loras
+        assert slots is not None
+        left = [ref(each) for each in slots._stacks.values()]
+        submit(engine, asked("1", loras[1]))
+        filled: list[int] = []
+        fill = slots._fill
+
+        def filling(slot: int, weights: LoraWeights) -> None:
+            filled.append(sum(each() is not None for each in left))
+            fill(slot, weights)
+
+        slots._fill = filling  # type: ignore[method-assign]
+        done(run_to_end(engine))
+        assert left
+        assert filled == [0]
+        assert {len(each._a[0]) for each in slots._stacks.values()} == {8}
     finally:
         engine.close()
 

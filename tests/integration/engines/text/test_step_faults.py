@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.engine_runs import run_to_end
 from tests.support.models.poisoned import make_poisoned_model
@@ -52,6 +53,27 @@ def test_nan_of_a_prompt_that_never_reached_its_end_is_not_left_in_the_cache(
     assert engine._runner.hold_numbers(range(1, engine._allocator.total + 1))
     for number in range(6):
         assert run(engine, job(str(number)))[str(number)].text == alone
+    engine.close()
+
+
+def test_blocks_that_memory_is_too_small_to_look_at_are_taken_for_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = load(make_poisoned_model(tmp_path), step_tokens=8)
+    cache = engine._runner.cache
+    assert cache is not None
+
+    def lacks(_blocks: Any) -> bool:
+        raise torch.OutOfMemoryError
+
+    engine.submit(engine.prepare(job("bad", "Z" * 40)))
+    for _ in range(3):
+        engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "hold_numbers", lacks)
+        engine.cancel("bad")
+        assert [type(event) for event in run_to_end(engine)] == [Cancelled]
+    assert cache.hold_numbers(range(1, engine._allocator.total + 1))
     engine.close()
 
 

@@ -61,7 +61,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.4,
         "logits_scaling": 2.0,
     },
-    "llama": {"attention_bias": True, "hidden_act": "gelu"},
+    "llama": {
+        "attention_bias": True,
+        "hidden_act": "gelu",
+        "logits_scaling": 2.0,  # which this class does not compute, nor this:
+        "final_logit_softcapping": 3.0,
+    },
     "ministral": _SLIDING,
     "mistral": {"sliding_window": 7},
     "olmo2": {},

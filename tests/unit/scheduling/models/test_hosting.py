@@ -13,9 +13,10 @@ from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.hosting import Hosting
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from model_store.adapters import why_merged
 from model_store.lending import LENT
 from model_store.listing import Listing
-from model_store.manifest import Manifest
+from model_store.manifest import ADAPTER, Manifest
 from model_store.store import ModelStore
 from tests.support.lora_files import write_text_lora
 from tests.support.model_folders import llama
@@ -116,6 +117,22 @@ def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(
     assert why in (other.merged or "")
     assert hosting(store).host("other") == "other"
     assert store.lent.path("other") is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("LlamaForCausalLM", None),
+        ("T5ForConditionalGeneration", "its base has an encoder"),
+        ("Gemma3ForConditionalGeneration", "its base reads pictures"),  # if it had a processor
+    ],
+)
+def test_lora_of_a_base_whose_worker_has_no_room_for_any_is_merged(
+    store: ModelStore, architecture: str, why: str | None
+) -> None:
+    own, base = Listing.all(store.listing)["tuned"], store.get("base")
+    own = replace(own, kind=ADAPTER, engine="text", merged=None)
+    assert why_merged(own, replace(base, architecture=architecture)) == why
 
 
 def test_lora_numbers_are_of_as_many_slots_as_a_worker_makes(

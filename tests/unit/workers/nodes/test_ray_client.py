@@ -1,15 +1,46 @@
 """What is told of a Ray cluster: names of nodes, and why it cannot be joined."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from workers.nodes.messages import AgentConfig
-from workers.nodes.ray_client import RayClient, RayConfig, _why_not_joined
+from workers.nodes.ray_client import RayClient, RayConfig, Told, _why_not_joined
+
+#: a library that prints what it likes, as Ray does when its daemon on the machine ends
+_TALKATIVE = '''
+import os
+def init(**_): os.write(1, b"[core] the raylet is gone\\n")
+def nodes(): print("a stack trace", flush=True); return []
+def shutdown(): pass
+'''
 
 
 def node(node_id: str, name: str, host: str) -> dict[str, Any]:
     return {"NodeID": node_id, "NodeName": name, "NodeManagerAddress": host, "Alive": True}
+
+
+def test_ray_client_writes_nothing_that_ray_prints(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text(_TALKATIVE)
+    agent = AgentConfig(folder="f", models=())
+    config = RayConfig(address="auto", namespace="n", bind_address=None, agent=agent)
+    path = os.pathsep.join((str(tmp_path), *sys.path))
+    ended = subprocess.run(
+        [sys.executable, "-m", "workers.nodes.ray_client"],
+        input=msgspec.json.encode(config) + b"\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=60,
+        check=True,
+    )
+    for line in ended.stdout.splitlines():
+        assert msgspec.json.decode(line, type=Told).trouble is None
+    assert b"the raylet is gone" in ended.stderr
 
 
 def test_ray_nodes_of_one_machine_have_names_of_their_own_that_stay() -> None:

@@ -1,0 +1,119 @@
+"""Converts image jobs into requests of OpenAI's API, and its answers into the jobs' files."""
+
+import os
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bitinglip.upstreams.answer import BadAnswer
+from bitinglip.upstreams.pictures import checked_picture
+from bitinglip.upstreams.request import Request
+from workers.engines.base import Refused
+from workers.protocol import ImageDone, ImageFile, ImageJob, image_file_name
+
+#: bytes of a pixel and of all else in a picture, and of what is around all of them: at most
+_PIXEL_BYTES, _PICTURE_BYTES, _ANSWER_BYTES = 5, 1 << 20, 1 << 20
+_UNKNOWN = "upstream"  #: where the other server chooses the scheduler
+
+
+class _Picture(msgspec.Struct):
+    b64_json: str
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Picture]
+
+
+def image_request(job: ImageJob, model: str) -> Request:
+    """Return the request for a job's pictures. Raises Refused for what the API has no field for."""
+    unsupported = {
+        "image": job.image is not None,
+        "mask": job.mask is not None,
+        "strength": job.strength is not None,
+        "loras": bool(job.adapters),
+        "preview": job.stream and job.preview_every > 0,
+        # Of a PNG alone what it tells can be left out here.
+        "metadata": not job.metadata and job.format != "png",
+    }
+    for field, asked in unsupported.items():
+        if asked:
+            text = f"'{field}' cannot be passed on to the server that this model stands for."
+            raise Refused("UNSUPPORTED_PARAMETER", text, param=field)
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": job.prompt,
+        "n": len(job.seeds),
+        "size": f"{job.width}x{job.height}",
+        "response_format": "b64_json",
+        # Not OpenAI's own, but BitingLip knows them.
+        "seed": job.seeds[0],  # the others count up from it, here and there
+        "steps": job.steps,
+    }
+    optional = {
+        "output_format": job.format if job.format != "png" else None,
+        "negative_prompt": job.negative_prompt,
+        "guidance_scale": job.guidance_scale,
+        "scheduler": job.scheduler,
+    }
+    body |= {name: value for name, value in optional.items() if value is not None}
+    return Request("images/generations", body)
+
+
+def most_bytes(job: ImageJob) -> int:
+    """Return how long the answer to a job may be: its pixels, unpacked, in base64."""
+    picture = _PICTURE_BYTES + _PIXEL_BYTES * job.width * job.height
+    return _ANSWER_BYTES + len(job.seeds) * picture * 4 // 3
+
+
+def image_done(job: ImageJob, data: bytes) -> ImageDone:
+    """Make a job's files of an answer, which takes a while: all of them, or none.
+
+    Raises BadAnswer, or Refused if the disk does not take them.
+    """
+    pictures, folder = _pictures(job, data), Path(job.folder)
+    paths = [folder / image_file_name(job.id, n, job.format) for n in range(len(pictures))]
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
+        for path, picture in zip(paths, pictures, strict=True):
+            draft = path.with_name(f"{path.name}.part")
+            draft.write_bytes(picture)
+            os.replace(draft, path)
+    except OSError as error:
+        for path in paths:
+            _remove(path)
+        raise Refused("DISK_FULL", "The images could not be written.") from error
+    return ImageDone(
+        id=job.id,
+        images=tuple(
+            ImageFile(
+                width=job.width, height=job.height, seed=seed, format=job.format, bytes=len(picture)
+            )
+            for seed, picture in zip(job.seeds, pictures, strict=True)
+        ),
+        steps=job.steps,
+        scheduler=job.scheduler or _UNKNOWN,
+        guidance_scale=job.guidance_scale,
+    )
+
+
+def _pictures(job: ImageJob, data: bytes) -> list[bytes]:
+    """Return the pictures in an answer, each checked. Raises BadAnswer."""
+    try:
+        found = msgspec.json.decode(data, type=_Answer).data
+        if len(found) != len(job.seeds):
+            raise BadAnswer("its answer has not as many pictures as were asked for.")
+        decoded = [b64decode(each.b64_json, validate=True) for each in found]
+    except (ValueError, msgspec.DecodeError) as error:
+        raise BadAnswer("its answer has another form.") from error
+    size = job.width, job.height
+    return [checked_picture(each, job.format, size, told=job.metadata) for each in decoded]
+
+
+def _remove(path: Path) -> None:
+    for each in (path, path.with_name(f"{path.name}.part")):
+        try:
+            each.unlink()
+        except OSError:
+            continue  # it is not there, or stays for the next cleaning
