@@ -39,7 +39,7 @@ def is_too_late(jobs: int, events: int, _death: int) -> None:
 
 def speaks(jobs: int, events: int, _death: int) -> None:
     """Speak ``file`` into a file, and any other text as a link to the path that it is; answer a
-    message with what the file of its picture holds."""
+    message with what the file of its picture holds, and nothing to a prompt."""
     read_commands(jobs)
     write_events(events, [Imported()])
     read_commands(jobs)
@@ -48,7 +48,7 @@ def speaks(jobs: int, events: int, _death: int) -> None:
         for job in commands:
             if isinstance(job, SpeechJob):
                 _speak(events, job)
-            elif isinstance(job, TextJob):
+            elif isinstance(job, TextJob) and job.messages is not None:
                 _read(events, job)
 
 

@@ -30,12 +30,14 @@ from workers.protocol import (
     Ends,
     Event,
     Failed,
+    ImageJob,
     Imported,
     Job,
     Load,
     LoadFailed,
     OfJob,
     Ready,
+    SpeechJob,
     TextJob,
 )
 
@@ -43,8 +45,6 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16
 _STATE_SECONDS = 1.0
-#: Marks of messages in their frames: only frames with one of them are decoded here.
-_FILES = (b"image_done", b"speech_done")
 
 
 class Host(Protocol):
@@ -84,7 +84,7 @@ class HostedWorker:
         self._process: SpawnedWorker | None = None
         self._was_spare = False
         self._load: bytes | None = None  #: as it was sent on, for another process
-        self._jobs: set[str] = set()
+        self._jobs: set[str] = set()  #: those that run and read or make files
         self._inputs: dict[str, list[str]] = {}  #: files by job that it reads
         self._uses: Counter[str] = Counter()  #: jobs by file
         self._files = IncomingFiles(host.inputs, self._prefix)
@@ -258,8 +258,9 @@ class HostedWorker:
         """Return a command with files of this machine, and note what its job needs."""
         if not isinstance(command, Job):
             return command
-        self._jobs.add(command.id)
         names = [os.path.basename(path) for path in inputs_of(command)]
+        if names or isinstance(command, ImageJob | SpeechJob):
+            self._jobs.add(command.id)
         if names:
             self._inputs[command.id] = names
             self._uses.update(names)
@@ -294,7 +295,7 @@ class HostedWorker:
 
         While a model loads there are few, and the process may be one to replace.
         """
-        if self._loading or self._inputs or any(mark in frame for mark in _FILES):
+        if self._loading or self._jobs:
             return FrameReader().feed(frame)
         return []
 

@@ -29,7 +29,7 @@ NodeState = Literal["joining", "well", "lost", "refused"]
 
 _PROBE_SECONDS = 150.0
 _MOST_REPORTS = 256
-_MOST_FRAMES = 1000  #: between two looks; those of minutes come at once after a pause
+_MOST_FRAMES = 5000  #: between two looks; those of half an hour may come at once after a pause
 
 
 class Address(NamedTuple):

@@ -94,6 +94,14 @@ class ResourceFacts:
         """Say that programs wait for RAM; None if they do not, or the kernel does not tell."""
         return self._devices.pressure()
 
+    def refused_target(self, model_state: ModelState) -> int:
+        """Return how many replicas a model that was refused is to have: those that it has, or what
+        is preloaded as soon as a machine of the cluster comes or comes back."""
+        own, there = self._settings.model(model_state.name), len(model_state.serving)
+        lost = any(each.node and each.condition.state != "well" for each in self.devices)
+        awaited = own.preload and (lost or not self.devices)
+        return max(there, own.replicas) if awaited else there
+
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one, or None."""
         if self._settings.devices.require == "auto":

@@ -275,7 +275,7 @@ class ModelManager:
         self.drain_replica(self.models[model].replicas[int(index)], eviction.reason)
 
     def _refuse(self, model_state: ModelState, *, forever: bool) -> None:
-        model_state.target = len(model_state.serving)
+        model_state.target = self.facts.refused_target(model_state)
         error = self.facts.does_not_fit(
             model_state.manifest, self.reservations(), self.rules, forever=forever
         )

@@ -51,6 +51,7 @@ class StandInAgent:
         self.inputs.mkdir()
         self.roots = (str(folder),)
         self.loads = 0
+        self.hosted: HostedWorker | None = None
         self.fresh: list[bool] = []
         folders = WorkFolders(folder / "work")
         self._launchers = [SpawnLauncher(each, folders=folders) for each in entries]
@@ -109,7 +110,7 @@ def with_hosted(
             protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
         )
         async with asyncio.timeout(SECONDS), linked() as (gateway, link):
-            hosted = HostedWorker(link, agent, opened, 1, lambda _: None)
+            hosted = agent.hosted = HostedWorker(link, agent, opened, 1, lambda _: None)
             running = asyncio.create_task(hosted.run())
             gateway.send(Kind.COMMANDS, LOAD)
             try:
@@ -313,5 +314,24 @@ def test_lora_is_read_from_the_folders_of_models_only(tmp_path: Path) -> None:
             events = reader.feed(payload) if kind == Kind.EVENTS else ()
             failed += [each.id for each in events if isinstance(each, Failed)]
         assert failed == ["a", "b", "c"]
+
+    with_hosted(tmp_path, test, entry(node_workers.speaks))
+
+
+def test_jobs_without_files_leave_nothing_on_a_node(tmp_path: Path) -> None:
+    async def test(gateway: Link, agent: StandInAgent) -> None:
+        sampling = Sampling(max_tokens=1, seed=1)
+        message = node_workers.message(str(tmp_path / "a.png"))
+        jobs = [TextJob(id="a", prompt="x", sampling=sampling, stream=False)]
+        jobs += [TextJob(id="b", messages=(message,), sampling=sampling, stream=False)]
+        gateway.tell(Kind.FILE, File("a.png", 0))
+        gateway.send(Kind.COMMANDS, encode_commands(jobs))
+        reader, ended = FrameReader(), 0
+        while not ended:
+            kind, payload = await gateway.receive()
+            events = reader.feed(payload) if kind == Kind.EVENTS else ()
+            ended += sum(isinstance(each, Ends) for each in events)
+        assert agent.hosted is not None
+        assert not agent.hosted._jobs
 
     with_hosted(tmp_path, test, entry(node_workers.speaks))

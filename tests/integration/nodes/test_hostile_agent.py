@@ -84,7 +84,7 @@ def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> 
 
 
 def test_node_that_tells_nonsense_or_too_much_is_lost(tmp_path: Path) -> None:
-    assert "too many at once" in (with_agent(tmp_path, {Kind.BEAT: b""}, 2000).reason or "")
+    assert "too many at once" in (with_agent(tmp_path, {Kind.BEAT: b""}, 6000).reason or "")
     bad = links._encoder.encode(told(replace(CARD, unified=True)))
     assert "malformed frame" in (with_agent(tmp_path, {Kind.FACTS: bad}).reason or "")
 

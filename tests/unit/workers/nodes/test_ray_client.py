@@ -13,12 +13,12 @@ from workers.nodes.messages import AgentConfig
 from workers.nodes.ray_client import RayClient, RayConfig, Told, _why_not_joined
 
 #: a library that prints what it likes, as Ray does when its daemon on the machine ends
-_TALKATIVE = '''
+_TALKATIVE = """
 import os
 def init(**_): os.write(1, b"[core] the raylet is gone\\n")
 def nodes(): print("a stack trace", flush=True); return []
 def shutdown(): pass
-'''
+"""
 
 
 def node(node_id: str, name: str, host: str) -> dict[str, Any]:
