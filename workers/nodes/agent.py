@@ -138,6 +138,7 @@ class Agent:
             self._spare.warm()
         while True:
             try:
+                await asyncio.sleep(0)  # one that is there is taken without: many would halt all
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
                 log.warning("no connection could be taken: %s", error.strerror)
