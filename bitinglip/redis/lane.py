@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 import redis.exceptions
+import structlog
 from redis.asyncio import Connection
 from redis.exceptions import (
     AuthenticationError,
@@ -27,6 +28,8 @@ from redis.exceptions import (
 
 from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.scripts import Script
+
+log = structlog.get_logger(__name__)
 
 _AT_ONCE = 256  #: calls of one write
 _REST_SECONDS = 0.005  #: for which calls that nothing waits for look for company
@@ -142,8 +145,10 @@ class Lane:
                 fault = fault_of(error)
                 self._fail([*calls, *self._take(len(self._waiting))], fault)
                 await self.drop()
-                if not isinstance(error, (RedisError, OSError, RedisAway)):
+                if not isinstance(error, Exception):
                     raise
+                if not isinstance(error, (RedisError, OSError, RedisAway)):
+                    log.warning("Redis says what is not understood", reason=type(error).__name__)
                 self._on_fault(str(fault))
                 return
             for call, answer in zip(calls, answers, strict=True):

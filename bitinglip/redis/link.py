@@ -16,7 +16,6 @@ import structlog
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from bitinglip.redis.errors import RedisAway
 from bitinglip.redis.lane import Lane, fault_of
@@ -189,7 +188,7 @@ class RedisLink:
                 await _connected(connection)
                 await connection.send_command("SET", f"{self.prefix}alive", "1", "PX", "1000")
                 await connection.read_response()
-        except (RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  what speaks there may be no Redis
             await connection.disconnect(nowait=True)
             raise fault_of(error) from None
         return connection

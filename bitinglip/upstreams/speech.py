@@ -87,8 +87,8 @@ async def speech_done(
         return await asyncio.to_thread(file.finish)
     except OSError as error:
         raise Refused("DISK_FULL", "The audio could not be written.") from error
-    finally:
-        file.discard()
+    finally:  # beside the event loop: a part may be on its way to the disk
+        await asyncio.to_thread(file.discard)
 
 
 class _SoundFile:

@@ -1,5 +1,7 @@
 """Converts transcription jobs into forms of OpenAI's API, and its answers back. Pure."""
 
+from bisect import bisect_left
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -10,6 +12,7 @@ from workers.protocol import Segment, TranscriptionDone, TranscriptionJob, Word
 
 _FORM = "The upstream's answer has another form."
 _CODE = 3  #: letters of a language's code, at most; longer ones are English names
+_start = attrgetter("start")
 _Time = Annotated[float, msgspec.Meta(ge=0, le=1e7)]
 _Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 
@@ -83,13 +86,20 @@ def transcript_done(job: TranscriptionJob, data: bytes) -> TranscriptionDone:
 
 
 def _segments(answer: _Answer, words: list[Word]) -> tuple[Segment, ...]:
-    """Return the segments, each with its words; one for all where the server tells none."""
+    """Return the segments, each with its words; one for all where the server tells none.
+
+    A text without a word has none.
+    """
     found = answer.segments or [_Segment(start=0.0, end=answer.duration, text=answer.text)]
-    made, last = [], len(found) - 1
+    if not (answer.segments or answer.text.strip()):
+        return ()
+    words = sorted(words, key=_start)
+    made, last, begin = [], len(found) - 1, 0
     for number, each in enumerate(found):
         end = found[number + 1].start if number < last else float("inf")
-        own = tuple(word for word in words if word.start < end)
-        words = words[len(own) :]
+        # Words of hours of speech are many: each is looked at for one segment only.
+        first, begin = begin, bisect_left(words, end, lo=begin, key=_start)
+        own = tuple(words[first:begin])
         made.append(
             Segment(
                 start=each.start,

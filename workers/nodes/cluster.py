@@ -17,6 +17,7 @@ from workers.nodes.remote_worker import RemoteWorker
 log = logging.getLogger(__name__)
 
 _FIND_SECONDS = 2.0  #: between two questions for the agents
+_GONE = "it has left the cluster; 'ray start' on it brings it back"
 _FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -186,10 +187,12 @@ class Cluster:
             else:
                 node.lack(found)
         for name, node in list(self._nodes.items()):
-            gone = name not in named
-            if gone and node.state != "well" and node.lost_for > _FORGET_SECONDS:
+            if name in named or node.state == "well":
+                continue
+            node.lack(_GONE)
+            if node.lost_for > _FORGET_SECONDS:
                 del self._nodes[name]
-                self._on_change()
+            self._on_change()
 
     async def _watch(self) -> None:
         interval = min(1.0, self._patience / 4)

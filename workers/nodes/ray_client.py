@@ -28,6 +28,7 @@ _MOST_TEXT = 500
 #: What Ray reads when it starts or joins a cluster: it reports nothing, and leaves the cards of
 #: processes alone that ask it for none.
 _ENVIRON = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_UNREACHED = "Ray does not reach the node"
 _MISMATCH = "version mismatch"
 
 
@@ -165,8 +166,10 @@ class RayClient:
         except ray.exceptions.GetTimeoutError:
             if time.monotonic() - node.asked_at > _START_SECONDS:
                 self._give_up(node, f"its agent did not listen within {_START_SECONDS:g} s")
-        except ray.exceptions.ActorUnavailableError as error:  # Ray starts it again
-            node.asked, node.port, node.trouble = None, None, _last_line(error)
+        except ray.exceptions.ActorUnavailableError:  # Ray starts it again
+            node.asked, node.port, node.trouble = None, None, _UNREACHED
+        except ray.exceptions.ActorUnschedulableError:  # Ray has noticed that the node is gone
+            self._give_up(node, _UNREACHED)
         except Exception as error:  # noqa: BLE001  Ray's are of many kinds
             self._give_up(node, _last_line(error))
         else:
@@ -195,7 +198,7 @@ def _why_not_joined(address: str, error: Exception) -> str:
 def _last_line(error: Exception) -> str:
     """Return what an error of an actor says in the end: before it stands where it was raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:_MOST_TEXT]
+    return (lines or [type(error).__name__])[-1][:_MOST_TEXT].rstrip(".")
 
 
 def _look(client: RayClient) -> Told:

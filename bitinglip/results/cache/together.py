@@ -32,6 +32,8 @@ CACHING = "cached answers"
 LARGEST = 4 << 20  #: bytes of an answer; larger ones would take too long on their way
 _NONCE = 12  #: bytes
 _AT_ONCE = 1000  #: names that are looked for or removed in one command
+#: ValueError: the library does not understand what is said
+_FAULTS = (RedisError, OSError, ValueError)
 
 
 class _Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +87,7 @@ class AnswersInRedis:
         name = self._name(key)
         try:
             found = await self._client.get(name)
-        except (RedisError, OSError) as error:
+        except _FAULTS as error:
             log.debug("no cached answer could be read", reason=type(error).__name__)
             self._link.doubt()
             return None
@@ -117,7 +119,7 @@ class AnswersInRedis:
         sealed = nonce + self._cipher.encrypt(nonce, kept, name.encode())
         try:
             await self._client.set(name, sealed, px=max(1, int(self._ttl * 1000)))
-        except (RedisError, OSError) as error:
+        except _FAULTS as error:
             log.debug("an answer could not be cached for others", reason=type(error).__name__)
             self._link.doubt()
             return
@@ -134,7 +136,7 @@ class AnswersInRedis:
             names = [each async for each in self._client.scan_iter(self._all, count=_AT_ONCE)]
             for start in range(0, len(names), _AT_ONCE):
                 await self._client.unlink(*names[start : start + _AT_ONCE])
-        except (RedisError, OSError) as error:
+        except _FAULTS as error:
             log.warning("cached answers are in Redis still", reason=type(error).__name__)
             self._link.doubt()
 

@@ -113,13 +113,17 @@ def test_prompt_of_a_task_is_stored_redacted(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "param"),
-    [("/v1/audio/speech", "input"), ("/api/v1/inference/text-to-speech", "text")],
+    ("path", "param", "said"),
+    [
+        ("/v1/audio/speech", "input", {"text": TEXT}),
+        ("/v1/audio/speech", "instructions", {"text": "hello", "instructions": TEXT}),
+        ("/api/v1/inference/text-to-speech", "text", {"text": TEXT}),
+    ],
 )
 def test_guard_names_the_text_of_speech_as_the_surface_does(
-    served: Served, path: str, param: str
+    served: Served, path: str, param: str, said: dict[str, Any]
 ) -> None:
-    work = protocol.SpeechJob(id="j", text=TEXT, seed=1, folder="f")
+    work = protocol.SpeechJob(id="j", seed=1, folder="f", **said)
     job = Job(work=work, model="m", key_id="k", guard=Modes(input="block"))
     scope = {"type": "http", "app": served.app, "path": path}
     RequestContext("r", served.services, {}).attach(scope)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from workers.nodes import link as links
 from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect
 from workers.nodes.messages import PROTOCOL, Kind, OpenNode, OpenWorker
+from workers.nodes.node import Address
 from workers.protocol import Failed
 
 Test = Callable[[Rig, StaticAgents], Awaitable[None]]
@@ -142,6 +143,28 @@ def test_processor_that_joins_moves_no_model_as_a_card_would(tmp_path: Path) -> 
             await asyncio.to_thread(late.stop)
 
     with_nodes(tmp_path, test, {"a": {}}, "n1", fake=())
+
+
+def test_node_that_has_left_the_cluster_says_how_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.nodes.cluster._FIND_SECONDS", 0.05)
+
+    class Leaving(StaticAgents):
+        async def find(self) -> Mapping[str, Address | str]:
+            return {} if self.left else {"n1": "Ray does not reach the node"}
+
+        left = False
+
+    async def run() -> None:
+        static = Leaving({})
+        async with cluster_of(tmp_path, static, wait_seconds=0) as cluster:
+            await until(lambda: "does not reach" in str(cluster.trouble))
+            static.left = True
+            await until(lambda: "'ray start'" in str(cluster.trouble))
+            assert [each.name for each in cluster.views()] == ["n1"]
+
+    asyncio.run(run())
 
 
 def test_node_reports_crashes_as_those_of_a_worker_here(tmp_path: Path) -> None:

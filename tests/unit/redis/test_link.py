@@ -180,3 +180,30 @@ def test_link_names_the_setting_of_a_password_that_cannot_be_read() -> None:
     settings = RedisSettings(url="redis://localhost", password_file="/nowhere/secret")
     with pytest.raises(SettingsError, match=r"redis\.password_file: No such file"):
         RedisLink(settings, Health())
+
+
+def test_link_tries_again_where_another_program_answers_in_place_of_redis(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    path, met = tmp_path / "s", []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(writer)
+        for reply in (b"+OK\r\n", b"+OK\r\n", b"-MOVED\r\n"):
+            asked = await reader.read(65536)
+            writer.write(reply * (asked.count(b"\r\n*") + 1))
+        await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        impostor = await asyncio.start_unix_server(answer, path)
+        async with opened(f"unix://{path}") as link:
+            assert link.away is not None
+            await until(lambda: len(met) > 2)
+            impostor.close()
+            path.unlink()
+            path.symlink_to(server.socket)
+            await until(lambda: link.away is None)
+            assert await link.command("PING") in (b"PONG", "PONG")
+
+    asyncio.run(run())

@@ -1,6 +1,7 @@
 """Transcripts from other servers: what they are asked for, and what is taken for an answer."""
 
 import json
+import time
 
 import pytest
 
@@ -43,6 +44,30 @@ def test_transcription_answer_has_its_words_in_their_segments() -> None:
     assert [[word.text for word in each.words] for each in done.segments] == [["a", "b"], ["c"]]
     plain = transcript_done(job(), b'{"text": "x", "duration": 3, "language": "de"}')
     assert (plain.language, plain.segments[0].end) == ("de", 3.0)
+
+
+def test_transcription_words_are_those_of_their_segments_in_any_order() -> None:
+    pieces = [{"start": n, "end": n + 1, "text": "s"} for n in range(3)]
+    words = [{"word": str(at), "start": at, "end": at} for at in (2, 0, 1.5, 1)]
+    told = {"text": "s", "duration": 3, "segments": pieces, "words": words}
+    done = transcript_done(job(), json.dumps(told).encode())
+    texts = [[word.text for word in each.words] for each in done.segments]
+    assert texts == [["0"], ["1", "1.5"], ["2"]]
+
+
+def test_transcription_of_hours_is_read_in_a_moment() -> None:
+    pieces = [{"start": n, "end": n + 1, "text": "s"} for n in range(20_000)]
+    words = [{"word": "w", "start": n / 2, "end": n / 2} for n in range(40_000)]
+    told = {"text": "s", "duration": 20_000, "segments": pieces, "words": words}
+    began = time.process_time()
+    done = transcript_done(job(), json.dumps(told).encode())
+    assert time.process_time() - began < 4  # to look at all words for each took eight
+    assert {len(each.words) for each in done.segments} == {2}
+
+
+def test_transcription_of_silence_has_no_segment() -> None:
+    told = b'{"text": "", "duration": 3, "segments": []}'
+    assert transcript_done(job(), told).segments == ()
 
 
 @pytest.mark.parametrize(

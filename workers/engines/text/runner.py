@@ -16,11 +16,12 @@ from workers.engines.text import ragged
 from workers.engines.text.batch import Batch, BatchBuilder, Carry
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.cache_plan import CachePlan
-from workers.engines.text.decode_graphs import DecodeGraphs
+from workers.engines.text.decode_graphs import DecodeGraphs, Forward
 from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.kernels import lengths_of_variants
 from workers.engines.text.loading import LoadedModel
+from workers.engines.text.lora_layers import LoraHooks
 from workers.engines.text.lora_slots import LoraBounds, LoraSlots
 from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
 from workers.engines.text.self_check import SelfCheck
@@ -57,7 +58,7 @@ class Runner:
         check = SelfCheck(loaded)
         take_over(loaded.model)
         self.loras = None if loras is None else LoraSlots.of(loaded, loras)
-        self._hooks = None if self.loras is None else self.loras.hooks
+        hooks = None if self.loras is None else self.loras.hooks
         library = LibraryDecoder(loaded.model)
         try:
             shapes = library.probe()
@@ -71,7 +72,8 @@ class Runner:
             library.close()
             fused = FusedDecoder(loaded.model, loaded.placed)
             fused.loras = None if self.loras is None else self.loras.joined
-            self._decoder, self._hooks = fused, None
+            self._decoder, hooks = fused, None
+        self._forward = _with_loras(self._decoder, hooks)
         self._cache = PagedCache(
             shapes,
             self.blocks,
@@ -167,12 +169,6 @@ class Runner:
         batch = self._builder.build(plan, carry)
         return batch.order, self._forward(batch, self._cache), batch.void
 
-    def _forward(self, batch: Batch, cache: PagedCache) -> Tensor:
-        """Compute a batch's logits with its LoRAs. A graph would keep those of the step before."""
-        if self._hooks is not None:
-            self._hooks.apply(batch.lora)
-        return self._decoder.forward(batch, cache)
-
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
         """Zero the blocks of a broken sequence, before they are freed."""
@@ -208,6 +204,19 @@ class Runner:
             library.close()
             raise Unsupported("the paged cache does not compute it as its library does")
         raise load_failed("The text engine does not compute this model as its library does.")
+
+
+def _with_loras(decoder: Decoder, hooks: LoraHooks | None) -> Forward:
+    """Return what computes a batch's logits with its LoRAs, in a graph's capture too: it would
+    keep those of the step before. ``hooks``: where these add them; None of a decoder that does."""
+    if hooks is None:
+        return decoder.forward
+
+    def forward(batch: Batch, cache: PagedCache) -> Tensor:
+        hooks.apply(batch.lora)
+        return decoder.forward(batch, cache)
+
+    return forward
 
 
 def _block_count(
