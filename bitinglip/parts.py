@@ -107,8 +107,11 @@ async def _open_audit(
         max_entries=settings.audit.max_entries,
     )
     await begin(audit, settings, owner)
-    end = Entry(Action.SERVER_STOP, target=owner)
-    stack.push_async_callback(flush_at_end, partial(audit.close, end))
+
+    async def close() -> None:
+        await audit.close(Entry(Action.SERVER_STOP, target=owner))  # of this time
+
+    stack.push_async_callback(flush_at_end, close)
     return audit
 
 

@@ -85,12 +85,12 @@ def missing_base(adapter: Manifest) -> str:
     if adapter.base is None:
         return (
             f"{adapter.name} is an adapter, and its files do not name the model that it was made "
-            "for: remove it, and import it again with that model as its base."
+            "for: remove it, and import it again with --base and the name of that model."
         )
     return (
         f"{adapter.name} is an adapter for {adapter.base}, which is not in the store as a model of "
-        f"the kind {adapter.engine}: pull or import that one, or import the adapter again with the "
-        "name that its base has here."
+        f"the kind {adapter.engine}: pull or import that one, or remove the adapter and import it "
+        "again with --base and the name that its base has here."
     )
 
 

@@ -104,9 +104,9 @@ class UpstreamClient:
                 key = await asyncio.to_thread(_read_key, path)
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or "it is no text"
-                raise _not_loaded(f"The upstream's key file cannot be read: {why}.") from error
+                raise _not_loaded(f"upstream.key_file cannot be read: {why}.") from error
             if not (key and key.isascii() and key.isprintable()):
-                raise _not_loaded("The upstream's key file must hold one line: the key.")
+                raise _not_loaded("upstream.key_file must hold one line: the key.")
             self._key = key
             self._headers["authorization"] = f"Bearer {key}"
         whys = await asyncio.gather(*(self.probe(each) for each in self.servers.all))

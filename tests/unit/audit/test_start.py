@@ -1,14 +1,19 @@
 """A start enters its settings in the audit log, and the daily check tells what it found."""
 
+import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitinglip.audit.entry import now
 from bitinglip.audit.log import DAY
 from bitinglip.audit.start import begin, look_after
+from bitinglip.db.database import Database
+from bitinglip.home import Home
+from bitinglip.parts import _open_audit
 from bitinglip.settings import Settings
 from bitinglip.telemetry.health import Health
 from tests.support.audit_log import entries, using
@@ -50,6 +55,28 @@ def test_audit_of_very_many_settings_tells_their_digest(path: Path) -> None:
     assert "settings" not in rows[0]["after"]
     assert [row["action"] for row in rows] == ["server.start"] * 3 + ["settings.change"]
     assert rows[3]["before"] == {"settings_sha256": rows[0]["after"]["settings_sha256"]}
+
+
+@pytest.mark.sqlite
+def test_audit_of_a_stop_tells_its_own_time(path: Path) -> None:
+    home = Home(path.parent / "home")
+    home.create()
+    stopped_after = 0
+
+    async def run() -> None:
+        nonlocal stopped_after
+        db = await Database.open(path)
+        try:
+            async with AsyncExitStack() as stack:
+                await _open_audit(Settings(), home, db, "", stack)
+                stopped_after = now()
+        finally:
+            await db.close()
+
+    asyncio.run(run())
+    with closing(sqlite3.connect(path)) as other:
+        [(at,)] = other.execute("SELECT at FROM audit_log WHERE action = 'server.stop'")
+    assert at >= stopped_after
 
 
 @pytest.mark.sqlite
