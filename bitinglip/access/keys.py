@@ -103,13 +103,24 @@ class KeyRing:
         return ring
 
     async def reload(self) -> None:
-        """Read what other servers, or commands, have changed. Raises DatabaseUnavailable."""
+        """Read what other servers, or commands, have changed. Raises DatabaseUnavailable.
+
+        A key that a newer version wrote in a way that this one cannot read is refused until it can.
+        """
         async with self._changing:
             for row in await self._rows():
-                if (held := self._keys.get(row.id)) is None:
-                    self._keys[row.id] = hold(row, self._age)
+                held = self._keys.get(row.id)
+                try:
+                    read = hold(row, self._age)
+                except Exception:  # noqa: BLE001  whatever it is, the other keys work
+                    _log.exception("the key %s cannot be read and is refused", row.id)
+                    if held is not None:
+                        held.ends = held.former_ends = 0.0
+                    continue
+                if held is None:
+                    self._keys[row.id] = read
                 else:
-                    held.renew(hold(row, self._age))
+                    held.renew(read)
             self._presented.forget()
 
     async def _rows(self) -> Sequence[ApiKey]:

@@ -33,7 +33,7 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
         return f"{self.work.voice}\0{self.work.language}"
 
     def input_bytes(self) -> int:
-        return getsizeof(self.work.text) + getsizeof(self.work.instructions)
+        return sum(getsizeof(each) for each in (self.work.text, self.work.instructions) if each)
 
     def without_input(self) -> protocol.Job:
         """Return the whole message: the usage tells the number of characters of its text."""

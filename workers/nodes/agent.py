@@ -138,6 +138,7 @@ class Agent:
             self._spare.warm()
         while True:
             try:
+                await asyncio.sleep(0)  # one that is there is taken without: many would halt all
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
                 log.warning("no connection could be taken: %s", error.strerror)
@@ -161,6 +162,7 @@ class Agent:
     async def _connection(self, sock: socket.socket) -> None:
         """Serve one connection; nothing that comes by it ends the agent."""
         writer: asyncio.StreamWriter | None = None
+        link: Link | None = None
         try:
             try:
                 async with asyncio.timeout(SECONDS):
@@ -182,8 +184,10 @@ class Agent:
         except Exception:  # the edge of a connection: whatever it was, others go on
             log.exception("a connection has failed")
         finally:
-            if writer is not None:
+            if link is not None and writer is not None:
                 await _close(writer)
+            elif writer is not None:
+                writer.transport.abort()  # a stranger gets no second of a place
 
     def _warn(self, why: str) -> None:
         """Log why a connection was refused, unless another was a moment ago: strangers cause it."""

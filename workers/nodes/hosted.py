@@ -246,7 +246,7 @@ class HostedWorker:
     def _without_lora(self, job: Job) -> Failed | None:
         """Fail a job that names a LoRA outside the folders that models are read from."""
         path = job.lora.path if isinstance(job, TextJob) and job.lora is not None else None
-        if path is None or path in self._loras:
+        if not path or path in self._loras:  # empty: it has gone, which the worker says
             return None
         if not is_within(path, self._host.roots):
             text = f"The node {self._spec.node} may not read the LoRA from where its files are."

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from bitinglip.access.tickets import LIFETIME, SharedTickets
 from bitinglip.audit.log import AuditLog
 from bitinglip.batches.rows import BatchRows, KeptBatch
 from bitinglip.db.database import Database
+from bitinglip.db.tables import ApiKey
 from bitinglip.disk_space import DiskSpace
-from bitinglip.errors import InvalidToken
+from bitinglip.errors import ExpiredApiKey, InvalidToken
 from bitinglip.gateways.changes import KEYS
 from bitinglip.gateways.sharing import Sharing
 from bitinglip.scheduling.event_log import EventLog
@@ -200,6 +202,25 @@ def test_keys_that_another_server_changed_are_read_again(tmp_path: Path) -> None
         assert here.get(record.id).revoked_at is not None
         # Neither makes a second first key.
         assert [len(ring.list()) for ring in (here, there)] == [1, 1]
+
+    using(tmp_path, act)
+
+
+def test_key_that_another_version_wrote_is_refused_and_ends_no_server(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        audit = AuditLog(db, bytes(32))
+        ring = await KeyRing.open(db, b"p" * 32, audit)
+        (bad, bad_text), (_, good_text) = [await ring.create(name=name) for name in ("a", "b")]
+        unknown = {"daily": {"hours": 1.0}}
+        for quotas, refused in ((unknown, True), (None, False)):
+            async with db.write() as session:
+                row = await session.get(ApiKey, bad.id)
+                assert row is not None
+                row.quotas = quotas
+            await ring.reload()
+            ring.authenticate(good_text)
+            with pytest.raises(ExpiredApiKey) if refused else nullcontext():
+                ring.authenticate(bad_text)
 
     using(tmp_path, act)
 

@@ -209,11 +209,10 @@ class Runner:
 def _with_loras(decoder: Decoder, hooks: LoraHooks | None) -> Forward:
     """Return what computes a batch's logits with its LoRAs, in a graph's capture too: it would
     keep those of the step before. ``hooks``: where these add them; None of a decoder that does."""
-    if hooks is None:
-        return decoder.forward
 
     def forward(batch: Batch, cache: PagedCache) -> Tensor:
-        hooks.apply(batch.lora)
+        if hooks is not None:
+            hooks.apply(batch.lora)
         return decoder.forward(batch, cache)
 
     return forward
