@@ -168,3 +168,12 @@ def test_log_stop_leaves_the_root_logger_as_it_was() -> None:
     with logged("auto", "debug"):
         assert root.level == logging.DEBUG
     assert (root.handlers, root.level) == before
+
+
+def test_log_leaves_out_what_libraries_say_of_their_own_start() -> None:
+    with logged("json", "info") as text:
+        for name in ("alembic.runtime.plugins", "alembic.runtime.migration"):
+            logging.getLogger(name).info("from %s", name)
+        told = text()
+    assert "runtime.migration" in told
+    assert "runtime.plugins" not in told
