@@ -194,7 +194,9 @@ class _Runner(HttpServer):
         if self._services is not None:
             # Who balances the load learns of the end before requests are refused.
             self._services.health.leaving = True
-            await asyncio.sleep(self._settings.server.drain_notice)
+            if notice := self._settings.server.drain_notice:
+                log.info("stopping soon; requests are still taken", seconds=notice)
+                await asyncio.sleep(notice)
             self._services.tasks.suspend()
             self._services.batches.suspend()
             self._services.downloads.suspend()

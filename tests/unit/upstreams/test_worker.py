@@ -131,7 +131,7 @@ def test_key_that_no_header_can_hold_is_refused(tmp_path: Path, key: str) -> Non
             send(worker, LOAD)
             *_, failed = await until(worker, LoadFailed)
             assert isinstance(failed, LoadFailed)
-            assert "key file" in failed.message
+            assert "key_file" in failed.message
             await ended(worker)
 
     asyncio.run(check())
