@@ -170,7 +170,9 @@ is refused, nothing fails, and nineteen of twenty requests wait less than 5 s. I
 scale, not what your models do: measure those with `bitinglip bench`. A gateway has 10 GPUs at most;
 1,000 are 100 such boxes, each with the same models: 3 on one GPU, 32 on ten, each once. Ten GPUs do
 not serve ten times as much then: a few of the models are asked for most, and those are on one GPU
-each; `models.<name>.replicas` is what spreads them.
+each; `models.<name>.replicas` is what spreads them. A card is busy while at least one request runs
+on it, so a busy one may have room for more. The rate is searched in steps of a fifth: with the next
+one requests were refused or waited longer, however short the waits before.
 
 | GPUs | gateways | requests/s | tokens/s | cards busy | 95 % wait less than |
 |---|---|---|---|---|---|"""

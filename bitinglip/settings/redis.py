@@ -90,6 +90,6 @@ class Redis(Section):
     )
     cache: bool = Field(
         False,
-        description="keep the answers of cache.responses in Redis too, so that all gateways "
-        "answer from them; who can read Redis can read these answers",
+        description="keep the answers of cache.responses in Redis too, encrypted by the home's "
+        "secret.key, so that all gateways with the same one answer from them",
     )
