@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import platform
+import secrets
 import sys
 import threading
 import time
@@ -146,6 +147,8 @@ class RayClient:
         host = self._config.bind_address or node.host
         agent = msgspec.structs.replace(self._config.agent, host=host)
         actor = ray.remote(AgentActor).options(
+            # One that Ray has not forgotten yet, or another server's, may have the node's name.
+            name=f"agent on {node.name} {secrets.token_hex(4)}",
             num_cpus=0,
             num_gpus=0,
             max_restarts=-1,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -69,3 +70,30 @@ def test_ray_cluster_that_cannot_be_joined_is_told_with_what_to_do(
     told = _why_not_joined("10.0.0.1:6379", error)
     assert "10.0.0.1:6379" in told
     assert advice in told
+
+
+def test_ray_actors_cost_no_cpu_and_have_names_of_their_own_in_the_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    actor = SimpleNamespace(remote=lambda *_: None)
+
+    class Remote:
+        def options(self, **given: Any) -> Any:
+            asked.append(given)
+            return actor
+
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=dict)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=lambda _: Remote()))
+    monkeypatch.setitem(sys.modules, "ray.util", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+    agent = AgentConfig(folder="f", models=())
+    client = RayClient(RayConfig(address="auto", namespace="n", bind_address=None, agent=agent))
+    client._see([node("aaaaaaaa", "big", "10.0.0.1")])
+    for _ in range(2):
+        client._start("aaaaaaaa", client._nodes["aaaaaaaa"])
+    assert len({each["name"] for each in asked}) == 2
+    for each in asked:
+        assert "big" in each["name"]
+        assert (each["num_cpus"], each["num_gpus"], each["max_restarts"]) == (0, 0, -1)
+        assert each["scheduling_strategy"] == {"node_id": "aaaaaaaa", "soft": False}
