@@ -152,8 +152,9 @@ def test_spare_of_a_node_is_given_once_and_never_a_dead_one() -> None:
         await until(lambda: has_ended(first.pid))
         first.reap()
         first.close()
+        before = {each.pid for each in psutil.Process().children()}
         spare.warm()
-        (process,) = [each for each in psutil.Process().children() if each.pid != first.pid]
+        (process,) = [each for each in psutil.Process().children() if each.pid not in before]
         process.kill()
         await until(lambda: has_ended(process.pid))
         assert spare.take() is None
