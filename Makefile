@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 # A file's tests stay together, so that those that share a server start it once. Files run in the
 # order of tests/conftest.py, the long ones first, so that all processes end at the same time. There
-# are three processes more than cores, as tests of real servers wait a third of their time.
-PROCESSES := $(shell $(PYTHON) -c "import os; print(min(5, (os.cpu_count() or 1) + 3))")
+# are three processes for each core, as tests of real servers wait most of their time.
+PROCESSES := $(shell $(PYTHON) -c "import os; print(min(6, (os.cpu_count() or 1) * 3))")
 BY_FILE := --dist loadfile --no-loadscope-reorder
 PARALLEL := --numprocesses $(PROCESSES) $(BY_FILE)
 # A test that fails is run once more, and one that passes then is listed under RERUN: it depends on
