@@ -76,7 +76,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def over(request: pytest.FixtureRequest) -> "Iterator[Databases | None]":
-    """What makes databases of PostgreSQL, where the command line asks for it."""
+    """Yield what makes databases of PostgreSQL, where the command line asks for it."""
     kind = request.config.getoption(_DATABASE)
     if kind == "sqlite":
         yield None

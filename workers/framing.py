@@ -143,41 +143,6 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-class FrameReader:
-    """Turns the bytes of a non-blocking pipe into events; keeps what is not yet a whole frame."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        """Return the events of all frames that ``data`` completes.
-
-        Raises :class:`BadFrame`, and nothing else; then it holds nothing any more.
-        """
-        try:
-            return self._feed(data)
-        except BadFrame:
-            self._buffer.clear()
-            raise
-        except Exception as error:  # nonsense has many names: RecursionError, UnicodeDecodeError...
-            self._buffer.clear()
-            raise BadFrame(f"a frame does not decode: {_explain(error)}") from error
-
-    def _feed(self, data: bytes) -> list[Event]:
-        self._buffer += data
-        events: list[Event] = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
-                raise BadFrame(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            events += _events.decode(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-        return events
-
-
 class FrameSplitter:
     """Cuts the bytes of a pipe into whole frames, to be passed on as they are."""
 
@@ -198,6 +163,34 @@ class FrameSplitter:
             frames.append(bytes(self._buffer[:end]))
             del self._buffer[:end]
         return frames
+
+    def clear(self) -> None:
+        """Forget the beginning of a frame that is held."""
+        self._buffer.clear()
+
+
+class FrameReader:
+    """Turns the bytes of a non-blocking pipe into events; keeps what is not yet a whole frame."""
+
+    def __init__(self) -> None:
+        self._splitter = FrameSplitter()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events of all frames that ``data`` completes.
+
+        Raises :class:`BadFrame`, and nothing else; then it holds nothing any more.
+        """
+        try:
+            events: list[Event] = []
+            for frame in self._splitter.feed(data):
+                events += _events.decode(memoryview(frame)[_LENGTH.size :])
+            return events
+        except BadFrame:
+            self._splitter.clear()
+            raise
+        except Exception as error:  # nonsense has many names: RecursionError, UnicodeDecodeError...
+            self._splitter.clear()
+            raise BadFrame(f"a frame does not decode: {_explain(error)}") from error
 
 
 def _explain(error: Exception) -> str:

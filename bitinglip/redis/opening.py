@@ -43,7 +43,7 @@ def check_redis(settings: RedisSettings) -> None:
     if settings.url is None:
         return
     try:
-        import hiredis  # noqa: F401
-        import redis.asyncio  # noqa: F401  tells whether the extra is there
+        import hiredis  # noqa: F401  both tell whether the extra is there
+        import redis.asyncio  # noqa: F401
     except ImportError:
         raise SettingsError([_MISSING]) from None

@@ -1,4 +1,4 @@
-"""What checks the limits of requests in a gateway, alone or with others over one Redis."""
+"""Builds what checks the limits of requests in a gateway, alone or with others over one Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

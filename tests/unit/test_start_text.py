@@ -1,4 +1,4 @@
-"""What a start prints: no line is wider than the terminal, and commands stay whole."""
+"""Tests that no line of a start is wider than the terminal, and that commands stay whole."""
 
 from pathlib import Path
 

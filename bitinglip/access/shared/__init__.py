@@ -1,1 +1,1 @@
-"""What gateways that share a Redis keep there of the limits, places and quotas of keys."""
+"""Keeps limits, places and quotas of keys in the Redis that gateways share."""

@@ -1,4 +1,4 @@
-"""What an agent makes of workers that are broken, or too late, or want other files."""
+"""Tests how an agent bears workers that are broken, or too late, or want other files."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the gateway bears of an agent that knows the secret and has been broken into."""
+"""Tests that the gateway bears an agent that knows the secret and has been broken into."""
 
 import asyncio
 import math

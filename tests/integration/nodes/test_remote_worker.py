@@ -1,4 +1,4 @@
-"""What the gateway makes of a worker on a node whose frames come in any order."""
+"""Tests that the gateway bears a worker on a node whose frames come in any order."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

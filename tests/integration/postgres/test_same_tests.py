@@ -1,4 +1,4 @@
-"""What is tested over files of SQLite holds over PostgreSQL, behind PgBouncer, too.
+"""Repeats tests of files of SQLite over PostgreSQL, behind PgBouncer.
 
 These are some of the tests of what the server keeps; all of them run so by
 ``pytest --database postgresql`` and ``--database pgbouncer``.
@@ -24,7 +24,7 @@ from tests.unit.tasks import test_tasks as tasks
 
 @pytest.fixture(scope="module")
 def over(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Databases]:
-    """What makes a database of PostgreSQL in the place of each file."""
+    """Yield what makes a database of PostgreSQL in the place of each file."""
     with (
         opened(postgres, "pgbouncer", request.config) as made,
         pytest.MonkeyPatch.context() as patch,

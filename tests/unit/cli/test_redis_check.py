@@ -1,4 +1,4 @@
-"""What doctor says of Redis."""
+"""Tests what doctor says of Redis."""
 
 from pathlib import Path
 from typing import Any

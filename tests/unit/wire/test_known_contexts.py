@@ -1,4 +1,4 @@
-"""What callers have for models is gathered once, and again when a caller is another object."""
+"""Tests that what callers have for models is gathered once, and again for another object."""
 
 from dataclasses import replace
 

@@ -59,7 +59,7 @@ def test_lora_that_leaves_leaves_its_memory_to_the_next(tmp_path: Path) -> None:
             filled.append(sum(each() is not None for each in left))
             fill(slot, weights)
 
-        slots._fill = filling  # type: ignore[method-assign]
+        slots._fill = filling  # type: ignore[method-assign]  # it looks first, then does the same
         done(run_to_end(engine))
         assert left
         assert filled == [0]

@@ -138,7 +138,7 @@ def test_lora_of_a_base_whose_worker_has_no_room_for_any_is_merged(
 def test_lora_numbers_are_of_as_many_slots_as_a_worker_makes(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
-    """Of the rank 8 each, which the LoRA's own is rounded up to."""
+    """Each has rank 8, which the LoRA's own is rounded up to."""
     one = hosting(store).lora_numbers(store.get("base"))
     assert one == 4 * (store.get("tuned").parameters - store.get("base").parameters)
     for number in range(2):
