@@ -202,7 +202,7 @@ def test_frame_that_is_invalid_is_refused_and_leaves_nothing_held(payload: bytes
     reader = FrameReader()
     with pytest.raises(BadFrame):
         reader.feed(struct.pack("!I", len(payload)) + payload + b"\x00" * 100)
-    assert len(reader._buffer) == 0
+    assert len(reader._splitter._buffer) == 0
 
 
 def test_frame_whose_length_is_over_the_limit_is_refused_before_it_is_read() -> None:
