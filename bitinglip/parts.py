@@ -294,6 +294,7 @@ class KeptWork(NamedTuple):
             retention=own.response_retention,
             max_bytes=own.response_max_bytes,
             space=space,
+            owner=owner_of(sharing),
         )
         rows = TaskStore(
             db,

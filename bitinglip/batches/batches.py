@@ -8,6 +8,7 @@ result was not written yet then runs again.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -183,7 +184,7 @@ class Batches:
         """Run no further what another server has taken up. Raises DatabaseUnavailable."""
         for run in list(self._open.values()):
             if not await self._rows.is_own(run.kept.batch.id):
-                run.stop(Ends.SUSPENDED)
+                run.stop(Ends.LOST)
 
     # ---- start and stop --------------------------------------------------------------------------
 
@@ -242,7 +243,11 @@ class Batches:
         batch_id = run.kept.batch.id
         task = asyncio.create_task(self._run(run), name=batch_id)
         self._tasks[batch_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(batch_id, None))
+        task.add_done_callback(partial(self._ended, batch_id))
+
+    def _ended(self, batch_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(batch_id) is task:
+            del self._tasks[batch_id]
 
     async def _run(self, run: Run) -> None:
         await self._resumed.wait()
@@ -253,7 +258,12 @@ class Batches:
             log.critical("a batch is lost until the next start", batch=batch.id, exc_info=True)
             return
         if batch.ended or not await run.is_own():
-            del self._open[batch.id]
+            self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        """Hold a batch no more, unless it was taken up again meanwhile."""
+        if self._open.get(run.kept.batch.id) is run:
+            del self._open[run.kept.batch.id]
 
     async def _run_again(self, run: Run) -> None:
         """Run a batch; after a fault of the disk from where it stands."""

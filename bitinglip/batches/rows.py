@@ -68,8 +68,8 @@ class BatchRows:
         self._owner = owner
         self._retention = Retention(retention)
 
-    async def save(self, kept: KeptBatch) -> None:
-        """Write a batch as it is now, unless it is another server's by now.
+    async def save(self, kept: KeptBatch) -> bool:
+        """Write a batch as it is now; return False where it is another server's by now.
 
         Raises DiskFull or DatabaseUnavailable.
         """
@@ -90,7 +90,8 @@ class BatchRows:
             again = added.on_conflict_do_update(
                 index_elements=["id"], set_=changed, where=self._mine()
             )
-            await session.execute(again)
+            saved = await session.scalars(again.returning(col(StoredBatch.id)))
+            return saved.first() is not None
 
     async def find(self, batch_id: str) -> KeptBatch | None:
         async with self._db.read() as session:

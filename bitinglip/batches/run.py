@@ -49,6 +49,7 @@ class Ends(Enum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     SUSPENDED = "suspended"  #: the server stops; the next start goes on
+    LOST = "lost"  #: another server runs it, since this one was taken for dead
 
 
 _NOT_RUN = {
@@ -95,8 +96,8 @@ class Run:
         batch = self.kept.batch
         if batch.status in CANCELLABLE:
             batch.status, batch.cancelling_at = "cancelling", int(time.time())
-            await self._rows.save(self.kept)
-            self.stop(Ends.CANCELLED)
+            own = await self._rows.save(self.kept)
+            self.stop(Ends.CANCELLED if own else Ends.LOST)
 
     async def settle(self) -> None:
         """Wait until the results that there are stand on the disk."""
@@ -125,6 +126,8 @@ class Run:
             batch.errors = LineErrors(found.errors)
             await self._save()
             return
+        if not await self.is_own():  # another server may be writing its results
+            return
         output, bad = self._files.path(self._output_id), self._files.path(self._error_id)
         results = self._results = await Results.open(output, bad, self._space)
         batch.request_counts.total = len(found.lines)
@@ -133,10 +136,12 @@ class Run:
             await self._save()
         if batch.status == "cancelling":
             self.stop(Ends.CANCELLED)
+        if self._why is Ends.LOST:
+            return
         await self._show_results()
         await self._work(results, [each for each in found.lines if each.mark not in results.done])
         await results.settle()
-        if self._why is not Ends.SUSPENDED and await self.is_own():
+        if self._why not in (Ends.SUSPENDED, Ends.LOST) and await self.is_own():
             await self._end(results, found.lines)
 
     async def _work(self, results: Results, todo: list[Line]) -> None:
@@ -166,8 +171,10 @@ class Run:
     async def _run_lines(self, results: Results, left: Iterator[Line]) -> None:
         for line in left:
             result = None if self._stopped.is_set() else await self._run_line(line)
-            # Where this server was taken for dead, another one runs the batch.
-            if result is None or not await self.is_own():
+            if result is None:
+                return
+            if not await self.is_own():
+                self.stop(Ends.LOST)
                 return
             await results.add([result])
             await self._show_results()
@@ -218,7 +225,8 @@ class Run:
             self._why = Ends.COMPLETED if self._why is Ends.EXPIRED else self._why
         if self._why is Ends.COMPLETED:
             batch.status, batch.finalizing_at = "finalizing", int(time.time())
-            await self._save()
+            if not await self._save():
+                return
         path = self._files.path(batch.input_file_id)
         for start in range(0, len(rest), _GROUP):
             group = rest[start : start + _GROUP]
@@ -260,8 +268,12 @@ class Run:
         """Return whether it is this server's still; wait for a database that is away."""
         return await _kept(lambda: self._rows.is_own(self.kept.batch.id))
 
-    async def _save(self) -> None:
-        await _kept(lambda: self._rows.save(self.kept))
+    async def _save(self) -> bool:
+        """Write its state; one that is another server's by now is run no further here."""
+        own = await _kept(lambda: self._rows.save(self.kept))
+        if not own:
+            self.stop(Ends.LOST)
+        return own
 
 
 def result_files(batch_id: str) -> tuple[str, str]:

@@ -161,14 +161,22 @@ def _engine(url: URL, size: int, overflow: int, patience: float) -> AsyncEngine:
 
 
 def address(url: str) -> URL:
-    """Return a URL for psycopg. Raises DatabaseError where that is not installed."""
+    """Return a URL for psycopg.
+
+    Raises DatabaseError where that is not installed, or for a parameter that is not one of the
+    server's own: psycopg would take it for one of its connections, such as autocommit.
+    """
     try:
-        import psycopg  # noqa: F401 (says at once whether the extra is there)
+        from psycopg.pq import Conninfo  # says at once whether the extra is there
     except ImportError as error:
         raise DatabaseError(
             f"{shown(url)} needs psycopg ({error}); run: pip install 'bitinglip[postgres]'"
         ) from error
-    return make_url(url).set(drivername="postgresql+psycopg")
+    made = make_url(url).set(drivername="postgresql+psycopg")
+    known = {each.keyword.decode() for each in Conninfo.get_defaults()}
+    if unknown := sorted(made.query.keys() - known):
+        raise DatabaseError(f"{shown(url)}: PostgreSQL has no parameter {unknown[0]}")
+    return made
 
 
 def shown(url: str | URL) -> str:

@@ -2,32 +2,46 @@
 
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
 from bitinglip.settings.sections import Section
 
 _SCHEMES = ("postgresql+psycopg", "postgresql", "postgres")
-#: to the last @ before the query: of a password that is not escaped, too, nothing is shown
-_PASSWORD = re.compile(r"(//[^:@/?]*):[^?]*@|([?&](?:ssl)?password=)[^&]*")
+#: to the last @: of a password that is not escaped, too, nothing is shown
+_PASSWORD = re.compile(r"(//[^:@/?]*):.*@|([?&](?:ssl)?password=)[^&]*")
+_UNESCAPED = re.compile(r"[@?#\s]")  #: in a path or a query it is the rest of a password, as a rule
 
 
 def _is_postgres(url: str) -> str:
     """Refuse what is no URL of PostgreSQL; never quote it, for it may hold a password."""
+    if url.partition(":")[0] in _SCHEMES and _has_unescaped(url):
+        raise ValueError(
+            "has an @, ?, #, / or space too many: in names and passwords write %40 for @, %3F for "
+            "?, %23 for #, %2F for / and %20 for a space"
+        )
     try:
         parts = urlsplit(url)
         name, _ = parts.path.lstrip("/"), parts.port
+        if parts.query:
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
     except ValueError:
         name, parts = "", urlsplit("")
     if parts.scheme not in _SCHEMES or not name:
         raise ValueError(
-            "must be a URL such as postgresql+psycopg://user@host/database; null keeps SQLite in "
-            "the home folder"
+            "must be a URL such as postgresql+psycopg://user@host/database, and parameters such as "
+            "?sslmode=require; null keeps SQLite in the home folder"
         )
-    if parts.netloc.count("@") > 1 or "@" in parts.path:
-        raise ValueError("has an @ too many: in names and passwords write %40 for @, and %2F for /")
     return url
+
+
+def _has_unescaped(url: str) -> bool:
+    """Return whether a part of a URL holds what only a name or a password would, unescaped."""
+    address, _, query = url.partition("?")
+    place, _, path = address.partition("://")[2].partition("/")
+    several = place.count("@") > 1 or "#" in place or bool(re.search(r"\s", place))
+    return several or any(_UNESCAPED.search(each) for each in (path, query))
 
 
 def without_password(url: str) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
-from sqlalchemy import literal
+from sqlalchemy import ColumnElement, exists, literal
 from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
@@ -20,6 +20,7 @@ from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredResponse, StoredTask
 from bitinglip.disk_space import DiskSpace
+from bitinglip.gateways.owner import ALONE
 from bitinglip.scheduling.event_log import EventLog
 
 OPEN = ("queued", "in_progress")  #: states of a response that has not ended
@@ -74,9 +75,12 @@ class Responses:
         retention: float,
         max_bytes: int,
         space: DiskSpace,
+        owner: str = ALONE,
     ) -> None:
-        """``max_bytes``: what ended responses may hold in the database."""
+        """``max_bytes``: what ended responses may hold in the database. ``owner``: this server's
+        name among those that share it."""
         self._db = db
+        self._owner = owner
         self._describe = describe
         self._retention = Retention(retention)
         self._max_bytes = max_bytes
@@ -115,7 +119,7 @@ class Responses:
     async def finish(self, event_log: EventLog) -> None:
         """Write the end of a background response, if this job makes one.
 
-        Raises DiskFull or DatabaseUnavailable.
+        One that another server makes by now is left to it. Raises DiskFull or DatabaseUnavailable.
         """
         response_id = event_log.job.response_id
         kept = None if response_id is None else await self._find(response_id)
@@ -126,7 +130,7 @@ class Responses:
         async with self._db.write() as session:
             await session.execute(
                 update(StoredResponse)
-                .where(col(StoredResponse.id) == kept.id)
+                .where(col(StoredResponse.id) == kept.id, *self._may_end(event_log.job.id))
                 .values(
                     status=response["status"],
                     response=told,
@@ -134,6 +138,14 @@ class Responses:
                     completed_at=datetime.now(UTC),
                 )
             )
+
+    def _may_end(self, task_id: str) -> list[ColumnElement[bool]]:
+        """Return what a row must be for this server to end it: open, and of a task of its own."""
+        is_open = col(StoredResponse.status).in_(OPEN)
+        if self._owner == ALONE:
+            return [is_open]
+        mine = (col(StoredTask.id) == task_id, col(StoredTask.gateway) == self._owner)
+        return [is_open, exists(select(col(StoredTask.id)).where(*mine))]
 
     async def get(self, response_id: str) -> KeptResponse:
         """Return a response. Raises NotFound."""

@@ -131,14 +131,20 @@ class TaskStore:
         async with self._db.write() as session:
             session.add(row)
 
-    async def begin(self, job: Job) -> None:
-        """Note that work on it has begun, so that it is never run from its start again."""
-        await self._change(job.id, state="running", started_at=datetime.now(UTC))
+    async def begin(self, job: Job) -> bool:
+        """Note that work on it has begun, so that it is never run from its start again.
 
-    async def end(self, event_log: EventLog) -> None:
-        """Write a task's final state; a later one changes nothing."""
+        Return False for one that is another server's by now, or is not there any more.
+        """
+        return await self._change(job.id, state="running", started_at=datetime.now(UTC))
+
+    async def end(self, event_log: EventLog) -> bool:
+        """Write a task's final state; a later one changes nothing.
+
+        Return whether it was open, and this server's.
+        """
         final, result = event_log.final, self._describe(event_log)
-        await self._change(
+        return await self._change(
             event_log.job.id,
             state=event_log.status,
             request=None,
@@ -258,12 +264,15 @@ class TaskStore:
             await shrink(session, StoredTask, StoredTask.completed_at, self._max_bytes)
         await self._db.shrink()
 
-    async def _change(self, task_id: str, **values: Any) -> None:
+    async def _change(self, task_id: str, **values: Any) -> bool:
+        """Change a row that is open, and this server's; return whether there was one."""
         # It is another's where this server was taken for dead.
         own = col(StoredTask.gateway) == self._owner
         still_open = (col(StoredTask.id) == task_id, own, self._open())
+        change = update(StoredTask).where(*still_open).values(**values)
         async with self._db.write() as session:
-            await session.execute(update(StoredTask).where(*still_open).values(**values))
+            changed = await session.scalars(change.returning(col(StoredTask.id)))
+            return changed.first() is not None
 
     def _where(self, wanted: Filter, excluding: Collection[str]) -> list[ColumnElement[bool]]:
         where = [

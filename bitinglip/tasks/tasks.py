@@ -319,8 +319,10 @@ class Tasks:
         with open_task.admission:
             await event_log.started()
             if event_log.final is None:
-                await self._retry(lambda: self._rows.begin(open_task.job))
-                open_task.state = "running"
+                if await self._retry(lambda: self._rows.begin(open_task.job)):
+                    open_task.state = "running"
+                else:  # another server computes it, or its client has removed it
+                    self._dispatcher.cancel(open_task.job.id)
             await event_log.end()
             await self._finish(open_task, event_log)
 
@@ -331,21 +333,25 @@ class Tasks:
         open_task.queued.set()
 
     async def _finish(self, open_task: AsyncTask, event_log: EventLog) -> None:
-        own = await self._retry(lambda: self._rows.is_own(open_task.job.id))
-        if own:
-            await self._write_end(open_task, event_log)
+        if await self._is_own(open_task) and await self._write_end(open_task, event_log):
             self._dispatcher.record(open_task.job.id)
             self._discard_uploads(open_task.job)
         self._open.pop(open_task.job.id, None)
         open_task.finished.set()
 
-    async def _write_end(self, open_task: AsyncTask, event_log: EventLog) -> None:
+    async def _is_own(self, open_task: AsyncTask) -> bool:
+        return await self._retry(lambda: self._rows.is_own(open_task.job.id))
+
+    async def _write_end(self, open_task: AsyncTask, event_log: EventLog) -> bool:
+        """Write a task's end; return False where another server has taken it up meanwhile."""
         try:
             await self._retry(lambda: self._finish_work(event_log))
-            await self._retry(lambda: self._rows.end(event_log))
+            ended = await self._retry(lambda: self._rows.end(event_log))
         except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=open_task.job.id)
-            await self._retry(lambda: self._rows.end(unwritable(open_task.job)))
+            ended = await self._retry(lambda: self._rows.end(unwritable(open_task.job)))
+        # It was written by the attempt before where the database did not get to say so.
+        return ended or await self._is_own(open_task)
 
     def _defer(self, open_task: AsyncTask) -> None:
         if open_task.deferred or open_task.state != "queued":

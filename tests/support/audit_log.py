@@ -1,17 +1,17 @@
 """Opens the audit log of a file as a server does, and reads it as another program does."""
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitinglip.audit.chain import SEALING, verify_file
+from bitinglip.audit.chain import SEALING, verify
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.query import Filter
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from tests.support import other_program
 
 KEY = b"k" * 32
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -35,13 +35,12 @@ def entries(run: Run, audit: AuditLog) -> list[dict[str, Any]]:
 
 
 def on_disk(home: Home, **wanted: object) -> list[dict[str, Any]]:
-    """Return the rows that the file holds now, read as another program reads it."""
-    with closing(sqlite3.connect(f"{home.database.as_uri()}?mode=ro", uri=True)) as file:
-        file.row_factory = sqlite3.Row
-        rows = [dict(row) for row in file.execute("SELECT * FROM audit_log ORDER BY seq")]
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    """Return the rows that the database holds now, read as another program reads it."""
+    found = other_program.rows(home.database, "SELECT * FROM audit_log ORDER BY seq")
+    return [row for row in found if all(row[name] == value for name, value in wanted.items())]
 
 
 def verdict(home: Home) -> tuple[bool, int, int | None]:
     """Return whether a home's log is whole, how many rows it has, and the first bad one."""
-    return verify_file(home.database, home.secret(SEALING))[:3]
+    with other_program.selecting(home.database) as select:
+        return verify(select, home.secret(SEALING))[:3]

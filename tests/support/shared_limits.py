@@ -103,7 +103,8 @@ async def _database(path: Path) -> Database:
         path.write_bytes(_migrated[0])  # noqa: ASYNC240  nothing else runs
         return await Database.open(path)
     await (await Database.open(path)).close()
-    _migrated.append(path.read_bytes())  # noqa: ASYNC240
+    if path.exists():  # noqa: ASYNC240  it is no database of PostgreSQL
+        _migrated.append(path.read_bytes())  # noqa: ASYNC240
     return await Database.open(path)
 
 

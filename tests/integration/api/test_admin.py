@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
+from tests.support.other_program import change
 from tests.support.raw_http import raw_request
 from tests.support.wait import eventually
 
@@ -162,13 +162,11 @@ def test_health_is_degraded_while_a_model_is_broken(served: Served, admin: httpx
 
 
 def test_health_is_unhealthy_while_the_database_fails(served: Served, client: httpx.Client) -> None:
-    with sqlite3.connect(served.home.database) as database:
-        database.execute("ALTER TABLE alembic_version RENAME TO lost")
+    change(served.home.database, "ALTER TABLE alembic_version RENAME TO lost")
     response = client.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "unhealthy")
     assert client.get("/readyz").status_code == 503
-    with sqlite3.connect(served.home.database) as database:
-        database.execute("ALTER TABLE lost RENAME TO alembic_version")
+    change(served.home.database, "ALTER TABLE lost RENAME TO alembic_version")
     assert client.get("/readyz").status_code == 200
 
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.support.api_server import Served, serve
 from tests.support.audit_log import on_disk, verdict
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
+from tests.support.other_program import change
 from tests.support.wait import eventually
 from tests.support.websocket_client import refusal
 
@@ -100,6 +99,7 @@ def test_audit_of_a_failure_has_its_code_and_a_bad_request_is_not_audited(
     assert len(on_disk(served.home)) <= before + 1
 
 
+@pytest.mark.sqlite  # by a pragma of its own
 def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_path: Path) -> None:
     with serve(tmp_path) as served, client_of(served, "admin") as admin:
 
@@ -221,6 +221,7 @@ def test_audit_holds_no_secret_wherever_one_is_put(
     assert on_disk(served.home, action="model.import")
     files = [file for file in served.home.root.glob("bitinglip.db*") if file.is_file()]
     stored = b"".join(file.read_bytes() for file in files)
+    stored += repr(on_disk(served.home)).encode()
     assert b"key.rotate" in stored
     for secret in secrets:
         # all but the public part of a key, the signature of a token
@@ -260,8 +261,7 @@ def test_audit_verify_says_where_the_log_was_changed(tmp_path: Path) -> None:
         with client_of(served, "cluster:write") as other:
             error_of(other.get(AUDIT), 403, "INSUFFICIENT_SCOPE")
             error_of(other.get(f"{AUDIT}/verify"), 403, "INSUFFICIENT_SCOPE")
-    with closing(sqlite3.connect(served.home.database)) as file, file:
-        file.execute("UPDATE audit_log SET actor = 'another' WHERE seq = 2")
+    change(served.home.database, "UPDATE audit_log SET actor = 'another' WHERE seq = 2")
     with serve(tmp_path) as again, client_of(again, "admin") as admin:
         # found at the start, told by the health check; the server goes on
         eventually(lambda: "audit log" in str(admin.get("/health").json()))
@@ -278,14 +278,12 @@ def test_audit_of_a_start_tells_changed_settings(tmp_path: Path) -> None:
     with serve(tmp_path, queue={"max_waiting": 7}) as served, client_of(served, "admin") as admin:
         rows = admin.get(AUDIT, params={"actor": "server", "from": "2000-01-01"}).json()["data"]
         by_action = {row["action"]: row for row in reversed(rows)}
-        change = by_action["settings.change"]
-        assert change["before"] == {"queue.max_waiting": None}
-        assert change["after"] == {"queue.max_waiting": 7}
+        changed = by_action["settings.change"]
+        assert changed["before"] == {"queue.max_waiting": None}
+        assert changed["after"] == {"queue.max_waiting": 7}
         assert by_action["server.start"]["after"]["settings"]["queue.max_waiting"] == 7
         assert "ended_without_stop" not in by_action["server.start"]["after"]
         assert "server.stop" in by_action
     assert Settings().queue.max_waiting != 7
-    with closing(sqlite3.connect(served.home.database)) as file:
-        (last,) = file.execute("SELECT action FROM audit_log ORDER BY seq DESC LIMIT 1").fetchone()
-    assert last == "server.stop"
+    assert on_disk(served.home)[-1]["action"] == "server.stop"
     assert verdict(served.home)[0]

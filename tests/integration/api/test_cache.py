@@ -291,7 +291,7 @@ def test_cache_writes_nothing_to_the_disk(served: Served, client: httpx.Client) 
     canary = "canary-4711-of-the-cache"
     assert [outcome(client.post(NATIVE, json=ask(canary))) for _ in range(2)] == ["MISS", "HIT"]
     files = [path for path in served.home.root.rglob("*") if path.is_file()]
-    assert served.home.database in files
+    assert served.home.secret_key in files
     assert not [path for path in files if canary.encode() in path.read_bytes()]
 
 

@@ -3,10 +3,9 @@
 import asyncio
 import random
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
+from tests.support.other_program import rows
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch, refusal
 
@@ -387,13 +387,7 @@ def test_limits_of_a_key_outlive_a_restart(tmp_path: Path) -> None:
             assert httpx.post(served.url + NATIVE, json={}, headers=headers).status_code == 400
         assert httpx.post(served.url + NATIVE, json={}, headers=headers).status_code == 429
         # What a kill at this moment would leave behind, after the second that a charge may take.
-        eventually(lambda: _rows(served.home.database) >= 1)
+        eventually(lambda: rows(served.home.database, "SELECT * FROM limit_cells"))
     with serve(tmp_path, limits=limits) as served:
         refused = httpx.post(served.url + NATIVE, json={}, headers=headers)
         error_of(refused, 429, "RATE_LIMIT_EXCEEDED")
-
-
-def _rows(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM limit_cells").fetchone()
-        return int(count)

@@ -1,9 +1,7 @@
 """Pictures in messages, from the request to the worker: files, the guard, the cache, the limits."""
 
-import sqlite3
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, error_of
 from tests.support.model_folders import llama, write
 from tests.support.models.vision import png
+from tests.support.other_program import change
 from tests.support.task_client import await_status, begin
 from tests.support.wait import eventually
 from workers import protocol
@@ -107,12 +106,11 @@ def test_message_pictures_of_a_response_that_cannot_be_kept_are_removed(
     url = f"data:image/png;base64,{b64encode(png(6)).decode()}"
     turn = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
     body = {"model": "seer", "input": [turn], "background": True}
-    with closing(sqlite3.connect(served.home.database)) as database:
-        database.execute("ALTER TABLE responses RENAME TO elsewhere")
-        try:
-            assert client.post("/v1/responses", json=body).status_code == 500
-        finally:
-            database.execute("ALTER TABLE elsewhere RENAME TO responses")
+    change(served.home.database, "ALTER TABLE responses RENAME TO elsewhere")
+    try:
+        assert client.post("/v1/responses", json=body).status_code == 500
+    finally:
+        change(served.home.database, "ALTER TABLE elsewhere RENAME TO responses")
     assert client.post("/v1/responses", json=body).status_code == 200
 
 

@@ -1,15 +1,15 @@
 """``bitinglip audit``, without a server and with one, and after that one was killed."""
 
 import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 
 from tests.support.cli_process import run
 from tests.support.model_folders import llama
+from tests.support.other_program import connected
 from tests.support.server import running_server
 
 
@@ -49,8 +49,9 @@ def test_audit_command_without_a_server(tmp_path: Path) -> None:
     assert run(home, "audit", "list", "--action", "nonsense").returncode == 1
     valid = json.loads(run(home, "audit", "verify", "--json").stdout)
     assert valid == {"valid": True, "rows": len(rows), "first_bad": None}
-    with closing(sqlite3.connect(home / "bitinglip.db")) as file, file:
-        file.execute("UPDATE audit_log SET actor_name = x'1b5b324a' WHERE seq = 2")
+    with connected(home / "bitinglip.db") as database:
+        update = text("UPDATE audit_log SET actor_name = :name WHERE seq = 2")
+        database.execute(update, {"name": "\x1b[2J"})
     broken = run(home, "audit", "verify", "--json")
     assert (broken.returncode, json.loads(broken.stdout)["first_bad"]) == (1, 2)
     assert "entry 2" in broken.stderr

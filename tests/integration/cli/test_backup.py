@@ -17,6 +17,8 @@ from bitinglip.home import Home
 from tests.support.cli_process import COMMAND, ROOT, environ, run
 from tests.support.server import running_server, start_server
 
+#: tests/integration/postgres copies homes out of PostgreSQL
+pytestmark = pytest.mark.sqlite
 NO_DEMO = ("--set", "demo=never")
 
 

@@ -355,6 +355,7 @@ def test_doctor_on_a_fresh_machine(home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.sqlite  # whose file is damaged
 def test_doctor_finds_what_is_wrong_and_says_what_to_do(home: Path, stub: Stub) -> None:
     sick = home.parent / "sick"
     sick.mkdir()

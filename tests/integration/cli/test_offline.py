@@ -36,6 +36,7 @@ def locked(stocked: Home) -> Iterator[Home]:
         yield stocked
 
 
+@pytest.mark.sqlite  # a database that a URL names is asked, and keys need the home's secret
 def test_offline_commands_that_read_make_nothing(home: Path) -> None:
     for arguments in (["models", "list"], ["keys", "list"], ["models", "show", "x"]):
         assert run(home, *arguments).stderr

@@ -158,6 +158,7 @@ def test_headers_without_end_take_no_memory(plain: Server) -> None:
 # ---- the database ------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite  # tests/integration/postgres has locks, and servers that go away
 def test_database_that_is_locked_degrades_the_server_until_it_is_free(plain: Server) -> None:
     with plain.client() as client, closing(sqlite3.connect(plain.home / "bitinglip.db")) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -186,6 +187,7 @@ def dropped_lines(client: httpx.Client) -> float:
     return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
+@pytest.mark.sqlite  # the disk of another database is not this server's
 def test_disk_that_fails_degrades_the_server_until_it_works(plain: Server) -> None:
     """A limit of the size of files stands for a quota, an I/O error, a read-only remount."""
     limits = resource.prlimit(plain.process.pid, resource.RLIMIT_FSIZE)
@@ -218,6 +220,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.sqlite
 def test_disk_that_is_full_degrades_the_server_until_there_is_room(small_disk: Path) -> None:
     with running_server(small_disk / "home", *FAKE) as server, server.client() as client:
         assert client.post(NATIVE, json=BODY).status_code == 200
@@ -272,6 +275,7 @@ def query(path: Path, sql: str) -> None:
         connection.commit()
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("name", DAMAGE)
 def test_start_with_a_damaged_database_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"

@@ -1,8 +1,6 @@
-"""The chain of the audit log, on real files that another program changes."""
+"""The chain of the audit log, in real databases that another program changes."""
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from bitinglip.audit.chain import Verdict, verify_file
 from bitinglip.audit.entry import SERVER, Action, Actor, Entry, changed
 from bitinglip.audit.query import Filter
+from bitinglip.db.database import Database
 from tests.support.audit_log import KEY, entries, using
 
 ROWS = 6
@@ -18,33 +17,34 @@ _COLUMNS = "seq, at, actor, actor_name, token, action, target, outcome, address,
 _COLUMNS += ', user_agent, "before", "after", seal'
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a database with six entries."""
-    path = tmp_path_factory.mktemp("audit") / "bitinglip.db"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database with six entries."""
+    path = tmp_path / "bitinglip.db"
     with using(path) as (run, audit):
-        run(audit.record(Entry(Action.SERVER_START)))
+        audit.remember(Entry(Action.SERVER_START))
         for name in "abcd":
             actor = Actor("k1", "laptop", address="10.0.0.1", request_id=f"r-{name}")
-            entry = Entry(Action.MODEL_LOAD, actor, name, before={"s": 0}, after={"s": 1})
-            run(audit.record(entry))
-        run(audit.record(Entry(Action.SERVER_STOP)))
-    return path.read_bytes()
-
-
-@pytest.fixture
-def path(tmp_path: Path, written: bytes) -> Path:
-    path = tmp_path / "bitinglip.db"
-    path.write_bytes(written)
+            audit.remember(Entry(Action.MODEL_LOAD, actor, name, before={"s": 0}, after={"s": 1}))
+        audit.remember(Entry(Action.SERVER_STOP))
+        run(audit.flush())
     return path
 
 
 def change(path: Path, *statements: str) -> Verdict:
-    """Let another program change the file, then check it."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
-    return verify_file(path, KEY)
+    """Let another program change the database, then check it."""
+
+    async def execute() -> None:
+        db = await Database.open(path)
+        async with db.write() as session:
+            for statement in statements:
+                await (await session.connection()).exec_driver_sql(statement)
+        await db.close()
+
+    asyncio.run(execute())
+    with using(path) as (run, audit):
+        found: Verdict = run(audit.verify())
+    return found
 
 
 @pytest.mark.sqlite
@@ -60,6 +60,7 @@ def test_audit_chain_of_an_empty_log_is_valid(tmp_path: Path) -> None:
         assert run(audit.verify()) == Verdict(True, 0, None)
 
 
+@pytest.mark.sqlite  # the types of its columns bind nobody, and its functions are its own
 @pytest.mark.parametrize(
     "assignment",
     [
@@ -145,7 +146,6 @@ def test_audit_chain_names_the_first_row_that_is_missing_swapped_or_forged(
     assert (found.valid, found.first_bad) == (False, first_bad)
 
 
-@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("statements", "first_bad"),
     [
@@ -167,8 +167,8 @@ def test_audit_chain_names_the_first_row_that_is_missing_swapped_or_forged(
             ],
             7,
         ),
-        (["UPDATE audit_head SET head_seal = zeroblob(32)"], 7),
-        (["UPDATE audit_head SET anchor = 'text'"], 7),
+        (["UPDATE audit_head SET head_seal = anchor"], 7),
+        (["UPDATE audit_head SET anchor = head_seal"], 1),
         (["DELETE FROM audit_head"], 7),
         (["DELETE FROM audit_head", "DELETE FROM audit_log WHERE seq > 2"], 3),
     ],
@@ -186,7 +186,6 @@ def test_audit_chain_whose_ends_were_changed_is_not_valid_and_stays_so(
         assert (found.valid, found.first_bad) == (False, first_bad)
 
 
-@pytest.mark.sqlite
 def test_audit_chain_continues_after_a_forged_row_and_reports_it(path: Path) -> None:
     change(path, f"INSERT INTO audit_log SELECT 7, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2")
     with using(path) as (run, audit):
@@ -198,7 +197,6 @@ def test_audit_chain_continues_after_a_forged_row_and_reports_it(path: Path) -> 
         assert run(audit.verify())[:3] == (False, ROWS + 3, 7)
 
 
-@pytest.mark.sqlite
 def test_audit_chain_cut_at_the_end_stays_invalid_when_it_goes_on(path: Path) -> None:
     change(path, "DELETE FROM audit_log WHERE seq > 4")
     with using(path) as (run, audit):
@@ -206,6 +204,7 @@ def test_audit_chain_cut_at_the_end_stays_invalid_when_it_goes_on(path: Path) ->
         assert run(audit.verify())[:3] == (False, 5, 5)
 
 
+@pytest.mark.sqlite
 def test_audit_chain_needs_the_home_s_secret(path: Path) -> None:
     """The file alone does not suffice to make seals: under another key no row is right."""
     assert verify_file(path, b"other")[:3] == (False, ROWS, 1)

@@ -12,6 +12,8 @@ from bitinglip.db import sqlite
 from bitinglip.db.database import Database
 from bitinglip.db.migrations.upgrade import upgrade
 
+pytestmark = pytest.mark.sqlite  # other databases care for their space themselves
+
 
 def test_log_of_the_database_shrinks_after_a_large_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,7 +119,8 @@ def test_end_of_a_task_is_not_written_by_a_server_that_was_taken_for_dead(tmp_pa
         event_log = EventLog(job)
         event_log.put(protocol.Cancelled(id=job.id))
         assert not await late.is_own(job.id)
-        await late.end(event_log)
+        assert not await late.end(event_log)
+        assert not await late.begin(job)
         task = await rows.get(job.id)
         assert task is not None
         assert task.status == "queued"
@@ -165,7 +166,7 @@ def test_batch_of_a_dead_server_goes_on_once_and_is_saved_by_its_owner_only(tmp_
             expires_at=2,
         )
         kept = KeptBatch(batch, Credential("k"))
-        await late.save(kept)
+        assert await late.save(kept)
         await rows.ask_cancel(batch.id)
         assert await late.to_cancel() == [batch.id]
         assert [each.batch.status for each in await rows.elsewhere()] == ["cancelling"]
@@ -173,7 +174,7 @@ def test_batch_of_a_dead_server_goes_on_once_and_is_saved_by_its_owner_only(tmp_
         (taken,) = await rows.take_up()
         assert taken.batch.status == "cancelling"
         batch.status = "completed"
-        await late.save(kept)
+        assert not await late.save(kept)
         found = await rows.find(batch.id)
         assert found is not None
         assert found.batch.status == "cancelling"

@@ -82,6 +82,7 @@ def test_limits_are_held_for_an_hour_at_most_if_the_calendar_went_back(tmp_path:
     asyncio.run(runs())
 
 
+@pytest.mark.sqlite  # another database refuses the damage
 def test_limits_in_a_damaged_table_end_in_one_clear_message(tmp_path: Path) -> None:
     async def runs() -> None:
         db = await Database.open(tmp_path / "db")
@@ -136,6 +137,7 @@ def test_limits_that_were_given_back_are_whole_after_a_restart(tmp_path: Path) -
     asyncio.run(runs())
 
 
+@pytest.mark.sqlite  # by a pragma of its own
 def test_limits_that_could_not_be_written_are_written_by_the_next_flush(tmp_path: Path) -> None:
     async def runs() -> None:
         path = tmp_path / "db"
