@@ -41,6 +41,7 @@ from workers.protocol import (
     TranscriptionDone,
     TranscriptionJob,
 )
+from workers.secret_files import SecretFileRefused, read_secret_text
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -101,10 +102,9 @@ class UpstreamClient:
         """Read the key, and find a server that answers. Raises Refused if none does."""
         if (path := self._upstream.key_file) is not None:
             try:
-                key = await asyncio.to_thread(_read_key, path)
-            except (OSError, UnicodeDecodeError) as error:
-                why = getattr(error, "strerror", None) or "it is no text"
-                raise _not_loaded(f"upstream.key_file cannot be read: {why}.") from error
+                key = await asyncio.to_thread(read_secret_text, path)
+            except SecretFileRefused as error:  # clients are told no path
+                raise _not_loaded(f"upstream.key_file {error.why}.") from error
             if not (key and key.isascii() and key.isprintable()):
                 raise _not_loaded("upstream.key_file must hold one line: the key.")
             self._key = key
@@ -330,10 +330,6 @@ async def _error_of(answer: httpx.Response) -> str:
         return _message(json.loads(bytes(data)))
     except (ValueError, RecursionError):
         return ""
-
-
-def _read_key(path: str) -> str:
-    return Path(path).expanduser().read_text().strip()
 
 
 def _message(body: Any) -> str:

@@ -86,6 +86,7 @@ def test_upstream_s_connection_is_kept_for_the_next_request(url: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "sk-\u00e9", "sk-1\nsk-2"])
 def test_upstream_s_key_file_that_holds_no_key_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_text(key)
     upstream = Upstream(url=["http://127.0.0.1:9/v1"], key_file=str(tmp_path / "key"))
 

@@ -125,6 +125,7 @@ def test_commands_after_the_end_begin_nothing() -> None:
 @pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines", "nul\0"])
 def test_key_that_no_header_can_hold_is_refused(tmp_path: Path, key: str) -> None:
     async def check() -> None:
+        (tmp_path / "key").touch(0o600)
         (tmp_path / "key").write_text(key)
         async with httpx.AsyncClient() as http:
             worker = stand_in(http, Upstream(url=[URL], key_file=str(tmp_path / "key")))
