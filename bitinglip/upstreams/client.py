@@ -5,6 +5,7 @@ import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +16,11 @@ import structlog
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
 from bitinglip.upstreams.images import image_done, image_request, most_bytes
-from bitinglip.upstreams.request import encoded, reads_files, request_of
+from bitinglip.upstreams.request import LONG, Request, encoded, request_of, takes_long
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
@@ -44,6 +46,7 @@ from workers.protocol import (
 from workers.secret_files import SecretFileRefused, read_secret_text
 
 T = TypeVar("T")
+J = TypeVar("J")
 log = structlog.get_logger(__name__)
 
 #: no bound of its own: each model runs as many requests at once as it has slots
@@ -89,8 +92,17 @@ class NothingSent(Exception):
 class UpstreamClient:
     """Asks the servers of one model."""
 
-    def __init__(self, http: httpx.AsyncClient, upstream: Upstream, name: str, servers: Servers):
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        memory: AnswerMemory,
+        upstream: Upstream,
+        name: str,
+        servers: Servers,
+    ) -> None:
+        """``memory`` is common to all models, as ``http`` is."""
         self._http = http
+        self._memory = memory
         self._upstream = upstream
         self._model = upstream.model or name
         self.servers = servers
@@ -144,26 +156,24 @@ class UpstreamClient:
         async def read(answer: httpx.Response) -> TextDone:
             return await self._read(answer, reader, tell)
 
-        if reads_files(job):
-            path, body = await asyncio.to_thread(_encoded_text, job, self._model)
-        else:
-            path, body = _encoded_text(job, self._model)
+        path, body = await _made(request_of, job, self._model, aside=takes_long(job))
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
         """Have vectors or scores made by one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> EmbeddingDone:
-            return await asyncio.to_thread(embedding_done, job, await _whole(answer))
+            return await self._memory.read(answer, _MOST_ANSWER, partial(embedding_done, job))
 
-        path, body = embedding_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        aside = sum(map(len, job.texts)) + len(job.query or "") > LONG
+        path, body = await _made(embedding_request, job, self._model, aside=aside)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
         """Have a sound transcribed by one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> TranscriptionDone:
-            return await asyncio.to_thread(transcript_done, job, await _whole(answer))
+            return await self._memory.read(answer, _MOST_ANSWER, partial(transcript_done, job))
 
         path = transcript_path(job)
         form = Form(transcript_fields(job, self._model), Path(job.path))
@@ -176,17 +186,18 @@ class UpstreamClient:
             media_type = answer.headers.get("content-type", "")
             return await speech_done(job, media_type, answer.aiter_raw(), tell)
 
-        path, body = speech_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        aside = len(job.text) > LONG
+        path, body = await _made(speech_request, job, self._model, aside=aside)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def draw(self, job: ImageJob) -> ImageDone:
         """Have pictures made by one of the servers, into files; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> ImageDone:
-            return await asyncio.to_thread(image_done, job, await _whole(answer, most_bytes(job)))
+            return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
 
-        path, body = image_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        path, body = await _made(image_request, job, self._model)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def _ask(
         self,
@@ -271,19 +282,19 @@ class UpstreamClient:
         return message.encode(errors="replace").decode()
 
 
-async def _whole(answer: httpx.Response, most: int = _MOST_ANSWER) -> bytes:
-    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
-    data = bytearray()
-    async for part in answer.aiter_raw():
-        data += part
-        if len(data) > most:
-            raise BadAnswer("its answer is too long.")
-    return bytes(data)
+async def _made(
+    make: Callable[[J, str], Request], job: J, model: str, *, aside: bool = False
+) -> tuple[str, bytes]:
+    """Return the path and the body of a request. Raises Refused.
 
+    ``aside``: that takes too long for the event loop.
+    """
 
-def _encoded_text(job: TextJob, model: str) -> tuple[str, bytes]:
-    path, body = request_of(job, model)
-    return path, encoded(body)
+    def made() -> tuple[str, bytes]:
+        path, body = make(job, model)
+        return path, encoded(body)
+
+    return await asyncio.to_thread(made) if aside else made()
 
 
 def _chunk(data: bytes) -> Any:

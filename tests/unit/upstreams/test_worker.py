@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from bitinglip.settings.upstream import Upstream
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
@@ -34,7 +35,9 @@ LOAD = Load(model="m", engine="upstream", path="", device="cpu")
 
 
 def stand_in(http: httpx.AsyncClient, upstream: Upstream) -> UpstreamWorker:
-    return UpstreamWorker(UpstreamClient(http, upstream, "m", Servers([URL], "least_work")))
+    return UpstreamWorker(
+        UpstreamClient(http, AnswerMemory(), upstream, "m", Servers([URL], "least_work"))
+    )
 
 
 def told(worker: UpstreamWorker, reader: FrameReader) -> list[Event]:
@@ -142,7 +145,9 @@ def test_address_that_cannot_be_asked_fails_the_load() -> None:
     async def check() -> None:
         async with httpx.AsyncClient() as http:
             servers = Servers(["http://upstream:99999/v1"], "least_work")
-            worker = UpstreamWorker(UpstreamClient(http, Upstream(url=[URL]), "m", servers))
+            worker = UpstreamWorker(
+                UpstreamClient(http, AnswerMemory(), Upstream(url=[URL]), "m", servers)
+            )
             send(worker, LOAD)
             assert isinstance((await until(worker, LoadFailed))[-1], LoadFailed)
             await ended(worker)
