@@ -43,6 +43,7 @@ from bitinglip.parts import (
 from bitinglip.periodic import start_keeping, start_periodic
 from bitinglip.redis.opening import Together, check_redis
 from bitinglip.results.cache.cache import ResponseCache
+from bitinglip.results.cache.clearing import Clearing
 from bitinglip.results.message_pictures import MessagePictures
 from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.models.facts import ResourceFacts
@@ -202,6 +203,7 @@ async def _open(
         storage.uploads,
         work.revocation,
         cache_metrics,
+        clearing=Clearing(db, sharing, together.broadcast),
         together=_answers(settings, home, together, guard),
     )
     stack.push_async_callback(cache.close)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from bitinglip.confinement import secret_paths
 from bitinglip.home import Home
 from bitinglip.settings import Model, Settings
 from bitinglip.settings.workers import port_range
@@ -60,14 +61,13 @@ def agent_config(settings: Settings, home: Home, secret: str) -> AgentConfig:
     """Return what the agents are started with; the secret only if no file has it there."""
     own, workers, devices = settings.workers.ray, settings.workers, settings.devices
     files = [path for each in settings.models.values() for path in _files_of(each)]
-    hidden = (settings.hub.token_file, settings.server.tls_key, own.secret_file)
     return AgentConfig(
         secret="" if own.secret_file else secret,
         secret_file=own.secret_file,
         ports=port_range(own.ports),
         folder=own.folder or str(Path(tempfile.gettempdir()) / f"bitinglip-{os.geteuid()}"),
         models=(str(home.models), *files),
-        hidden=(str(home.root), *filter(None, hidden)),
+        hidden=(str(home.root), *secret_paths(settings)),
         confine=workers.confine,
         perf_boost=devices.perf_boost,
         spare=workers.spare,

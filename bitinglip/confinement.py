@@ -2,7 +2,9 @@
 hides of itself."""
 
 import contextlib
+import os
 from collections.abc import MutableMapping
+from urllib.parse import parse_qsl, urlsplit
 
 from bitinglip.home import Home
 from bitinglip.settings import Settings
@@ -22,18 +24,32 @@ def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
     """Return what starts this server's workers, confined; sweeps what an earlier server left."""
     folders = WorkFolders(home.work)
     folders.sweep()
-    secrets = (settings.hub.token_file, settings.server.tls_key)
     host = Host()
     confinement = Confinement(
         mode=settings.workers.confine,
         inputs=str(home.uploads),
         caches=str(home.caches),
-        hidden=(str(home.root), *(path for path in secrets if path is not None)),
+        hidden=(str(home.root), *secret_paths(settings)),
         memory_bytes=host.total_bytes,
     )
     environ = {} if settings.devices.perf_boost else {"CUDA_DISABLE_PERF_BOOST": "1"}
     kept = KeptMemory(host.total_bytes, host.free)
     return SpawnLauncher(folders=folders, confinement=confinement, environ=environ, kept=kept)
+
+
+def secret_paths(settings: Settings) -> tuple[str, ...]:
+    """Return the files of secrets that the settings name, which no worker may open."""
+    url = "" if settings.redis.url is None else settings.redis.url
+    named = (
+        settings.hub.token_file,
+        settings.server.tls_key,
+        settings.redis.password_file,
+        dict(parse_qsl(urlsplit(url).query)).get("ssl_keyfile"),
+        settings.gateways.secret_file,
+        settings.workers.ray.secret_file,
+        *(each.upstream.key_file for each in settings.models.values()),
+    )
+    return tuple(os.path.expanduser(path) for path in named if path)
 
 
 def hide_secrets(environ: MutableMapping[str, str]) -> str | None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from model_store.rights import Refusal, refusal
+from workers.secret_files import SecretFileRefused, read_secret_file
 
 _SECRET_BYTES = 32
 #: a reader of server.json touches the lock for an instant; a start outwaits it
@@ -183,12 +184,15 @@ class Home:
 
     def adopt_secret(self, file: Path) -> None:
         """Take over a secret as this home's secret.key. Raises HomeError where it has another."""
-        if not os.path.lexists(file):
+        if not file.exists():
             raise HomeError(
                 f"gateways.secret_file: {file} is not there; copy the secret.key of a server that "
                 "uses this database there, or make it: docs/gateways.md says how"
             )
-        secret = _read_secret(file)
+        try:
+            secret = _long_enough(file, read_secret_file(file))
+        except SecretFileRefused as error:
+            raise HomeError(f"gateways.secret_file: {error}") from None
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secret)
         if _read_secret(self.secret_key) != secret:
@@ -360,6 +364,10 @@ def _read_secret(path: Path) -> bytes:
         secret = file.read()
     if mode & 0o077:
         raise HomeError(f"{path}: others may read this secret (mode {mode:04o}); chmod 600 it")
+    return _long_enough(path, secret)
+
+
+def _long_enough(path: Path, secret: bytes) -> bytes:
     if len(secret) < _SECRET_BYTES:
         raise HomeError(f"{path}: this secret is too short; restore it, or remove it with all keys")
     return secret

@@ -1,7 +1,6 @@
 """Checks the certificate and key of HTTPS, and takes new ones in when their files change."""
 
 import asyncio
-import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from bitinglip.file_stamp import FileStamp, file_stamp
 from bitinglip.settings import Server
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
+from workers.secret_files import SecretFileRefused, check_secret_file
 
 log = structlog.get_logger(__name__)
 
@@ -84,11 +84,18 @@ def check_tls(server: Server) -> list[str]:
     if server.tls_cert is None or server.tls_key is None:
         return []
     cert, key = Path(server.tls_cert), Path(server.tls_key)
-    _check_readable("server.tls_cert", cert)
-    _check_readable("server.tls_key", key)
+    try:
+        cert.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SettingsError([f"server.tls_cert: {cert} cannot be read ({reason})"]) from error
+    try:
+        check_secret_file(key)
+    except SecretFileRefused as error:
+        raise SettingsError([f"server.tls_key: {error}"]) from None
     ends = _expiry(cert)
     _check_pair(cert, key)
-    return [*_readable_by_others(key), *_expiring(cert, ends)]
+    return _expiring(cert, ends)
 
 
 async def warn(server: Server) -> None:
@@ -99,14 +106,6 @@ async def warn(server: Server) -> None:
         warnings = error.problems
     for warning in warnings:
         log.warning(warning)
-
-
-def _check_readable(setting: str, path: Path) -> None:
-    try:
-        path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise SettingsError([f"{setting}: {path} cannot be read ({reason})"]) from error
 
 
 def _expiry(cert: Path) -> datetime:
@@ -135,13 +134,6 @@ def _check_pair(cert: Path, key: Path) -> None:
     except ValueError as error:
         problem = f"server.tls_key: {key} is encrypted; the server can only use an open key"
         raise SettingsError([problem]) from error
-
-
-def _readable_by_others(key: Path) -> list[str]:
-    mode = os.stat(key).st_mode & 0o777
-    if not mode & 0o077:
-        return []
-    return [f"others may read the TLS key {key} (mode {mode:04o}); chmod 600 it"]
 
 
 def _expiring(cert: Path, ends: datetime) -> list[str]:

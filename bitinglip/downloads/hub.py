@@ -1,15 +1,29 @@
 """How downloads reach the hub: its address, the server's own token, the share of the line."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from bitinglip.downloads.download import Fault, Wanted
 from bitinglip.downloads.process import network_environment
 from bitinglip.errors import BitingLipError, DownloadFailed, answer
 from bitinglip.settings import Settings
-from model_store.errors import StoreError
+from bitinglip.settings.hub import Hub
+from model_store.errors import StoreError, TokenRefused
 from model_store.hub.messages import Order
-from model_store.hub.tokens import find_token
+from model_store.hub.tokens import check_token, find_token
+from workers.secret_files import SecretFileRefused, read_secret_text
+
+
+def hub_token(hub: Hub, environ: Mapping[str, str]) -> str | None:
+    """Return the token of hub.token_file, else that of the environment. Raises TokenRefused."""
+    if hub.token_file is None:
+        return find_token(environ, login=hub.endpoint is None)
+    try:
+        text = read_secret_text(hub.token_file)
+    except SecretFileRefused as error:
+        raise TokenRefused(f"The file of hub.token_file {error.why}.") from None
+    return check_token(text, "hub.token_file") if text else None
 
 
 class HubAccess:
@@ -63,9 +77,7 @@ class HubAccess:
 
     def _find_token(self) -> str | None:
         """Return the server's own token. Raises TokenRefused."""
-        hub = self._settings.hub
-        environ = {**os.environ, "HF_TOKEN": self._token or ""}
-        return find_token(hub.token_file, environ, login=hub.endpoint is None)
+        return hub_token(self._settings.hub, {**os.environ, "HF_TOKEN": self._token or ""})
 
     def fault(self, error: BitingLipError | StoreError) -> Fault:
         """Return an error as a download keeps it."""

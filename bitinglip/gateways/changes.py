@@ -6,7 +6,7 @@ from sqlmodel import col, select
 from bitinglip.db.dialects import insert
 from bitinglip.db.tables import Change
 
-KEYS, TOKENS = "keys", "revoked tokens"
+KEYS, TOKENS, CACHE = "keys", "revoked tokens", "cached answers"
 
 
 async def count_change(session: AsyncSession, what: str) -> None:

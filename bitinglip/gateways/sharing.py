@@ -75,6 +75,11 @@ class Sharing:
         """Have something read again once another server may have changed it."""
         self._on_change[what] = read
 
+    def did(self, what: str) -> None:
+        """Take a change that this server has counted itself as known here."""
+        if what in self._known:
+            self._known[what] += 1
+
     def on_look(self, work: Work) -> None:
         """Have work done at each look, such as taking up what belongs to nobody."""
         self._on_look.append(work)

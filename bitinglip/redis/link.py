@@ -9,7 +9,6 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -23,6 +22,7 @@ from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
+from workers.secret_files import SecretFileRefused, read_secret_text
 
 log = structlog.get_logger(__name__)
 
@@ -216,9 +216,7 @@ def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
     }
     if settings.password_file is not None:
         try:
-            options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            told = f"redis.password_file: {reason}: {settings.password_file}"
-            raise SettingsError([told]) from None
+            options["password"] = read_secret_text(settings.password_file)
+        except SecretFileRefused as error:
+            raise SettingsError([f"redis.password_file: {error}"]) from None
     return options

@@ -15,11 +15,15 @@ class RowsChanged(Message, frozen=True, tag="rows"):
     """Rows that gateways share were changed: keys, tokens, or what a gateway is asked to do."""
 
 
+class CacheCleared(Message, frozen=True, tag="cache"):
+    """Cached answers are to be forgotten."""
+
+
 class Missed(Message, frozen=True, tag="missed"):
     """A gateway could not tell what it had to tell: anything may have changed."""
 
 
-Told = RowsChanged | Missed
+Told = RowsChanged | CacheCleared | Missed
 
 
 class Letter(msgspec.Struct, frozen=True, array_like=True):

@@ -20,9 +20,8 @@ class Gateways(Section):
     )
     secret_file: str | None = Field(
         None,
-        description="file of mode 0600 whose secret is taken over into a new home as its "
-        "secret.key, so that keys, tokens and links of one server work on the others; null: the "
-        "home makes its own",
+        description="file whose secret is taken over into a new home as its secret.key, so that "
+        "keys, tokens and links of one server work on the others; null: the home makes its own",
     )
     heartbeat: Annotated[float, Field(ge=0.1, le=60)] = Field(
         1,

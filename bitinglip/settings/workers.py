@@ -67,8 +67,8 @@ class Ray(Section):
     )
     secret_file: Annotated[str | None, AfterValidator(_is_absolute)] = Field(
         None,
-        description="file with the secret by which gateway and agents know each other, of mode "
-        "0600 and at this path on every node; null makes one at each start, which is given to the "
+        description="file with the secret by which gateway and agents know each other, at this "
+        "path on every node; null makes one at each start, which is given to the "
         "agents through Ray",
     )
     models: Annotated[str, AfterValidator(_is_shared)] = Field(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,19 +13,20 @@ import structlog
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
 from bitinglip.upstreams.http import (
+    MOST_ANSWER,
     NothingSent,
     error_of,
     event_data,
     message_of,
     reason_of,
     send,
-    whole_body,
 )
 from bitinglip.upstreams.images import image_done, image_request, most_bytes
-from bitinglip.upstreams.request import encoded, reads_files, request_of
+from bitinglip.upstreams.request import LONG, Request, encoded, request_of, takes_long
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
@@ -47,8 +49,10 @@ from workers.protocol import (
     TranscriptionDone,
     TranscriptionJob,
 )
+from workers.secret_files import SecretFileRefused, read_secret_text
 
 T = TypeVar("T")
+J = TypeVar("J")
 log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS = 5.0
@@ -68,9 +72,16 @@ class UpstreamClient:
     """Asks the servers of one model."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, upstream: Upstream, name: str, servers: Servers
-    ):
+        self,
+        http: aiohttp.ClientSession,
+        memory: AnswerMemory,
+        upstream: Upstream,
+        name: str,
+        servers: Servers,
+    ) -> None:
+        """``memory`` is common to all models, as ``http`` is."""
         self._http = http
+        self._memory = memory
         self._upstream = upstream
         self._model = upstream.model or name
         self.servers = servers
@@ -84,10 +95,9 @@ class UpstreamClient:
         """Read the key, and find a server that answers. Raises Refused if none does."""
         if (path := self._upstream.key_file) is not None:
             try:
-                key = await asyncio.to_thread(_read_key, path)
-            except (OSError, UnicodeDecodeError) as error:
-                why = getattr(error, "strerror", None) or "it is no text"
-                raise _not_loaded(f"upstream.key_file cannot be read: {why}.") from error
+                key = await asyncio.to_thread(read_secret_text, path)
+            except SecretFileRefused as error:  # clients are told no path
+                raise _not_loaded(f"upstream.key_file {error.why}.") from error
             if not (key and key.isascii() and key.isprintable()):
                 raise _not_loaded("upstream.key_file must hold one line: the key.")
             self._key = key
@@ -127,26 +137,24 @@ class UpstreamClient:
         async def read(answer: aiohttp.ClientResponse) -> TextDone:
             return await self._read(answer, reader, tell)
 
-        if reads_files(job):
-            path, body = await asyncio.to_thread(_encoded_text, job, self._model)
-        else:
-            path, body = _encoded_text(job, self._model)
+        path, body = await _made(request_of, job, self._model, aside=takes_long(job))
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
         """Have vectors or scores made by one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> EmbeddingDone:
-            return await asyncio.to_thread(embedding_done, job, await whole_body(answer))
+            return await self._memory.read(answer, MOST_ANSWER, partial(embedding_done, job))
 
-        path, body = embedding_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        aside = sum(map(len, job.texts)) + len(job.query or "") > LONG
+        path, body = await _made(embedding_request, job, self._model, aside=aside)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
         """Have a sound transcribed by one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> TranscriptionDone:
-            return await asyncio.to_thread(transcript_done, job, await whole_body(answer))
+            return await self._memory.read(answer, MOST_ANSWER, partial(transcript_done, job))
 
         path = transcript_path(job)
         form = Form(transcript_fields(job, self._model), Path(job.path))
@@ -159,19 +167,18 @@ class UpstreamClient:
             media_type = answer.headers.get("content-type", "")
             return await speech_done(job, media_type, answer.content.iter_any(), tell)
 
-        path, body = speech_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        aside = len(job.text) > LONG
+        path, body = await _made(speech_request, job, self._model, aside=aside)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def draw(self, job: ImageJob) -> ImageDone:
         """Have pictures made by one of the servers, into files; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> ImageDone:
-            return await asyncio.to_thread(
-                image_done, job, await whole_body(answer, most_bytes(job))
-            )
+            return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
 
-        path, body = image_request(job, self._model)
-        return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
+        path, body = await _made(image_request, job, self._model)
+        return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def _ask(
         self,
@@ -247,9 +254,19 @@ class UpstreamClient:
         return message.encode(errors="replace").decode()
 
 
-def _encoded_text(job: TextJob, model: str) -> tuple[str, bytes]:
-    path, body = request_of(job, model)
-    return path, encoded(body)
+async def _made(
+    make: Callable[[J, str], Request], job: J, model: str, *, aside: bool = False
+) -> tuple[str, bytes]:
+    """Return the path and the body of a request. Raises Refused.
+
+    ``aside``: that takes too long for the event loop.
+    """
+
+    def made() -> tuple[str, bytes]:
+        path, body = make(job, model)
+        return path, encoded(body)
+
+    return await asyncio.to_thread(made) if aside else made()
 
 
 def _chunk(data: bytes) -> Any:
@@ -257,10 +274,6 @@ def _chunk(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadAnswer("an event of its answer is no JSON.") from error
-
-
-def _read_key(path: str) -> str:
-    return Path(path).expanduser().read_text().strip()
 
 
 def _refused(status: int, message: str) -> Refused:

@@ -70,7 +70,7 @@ def _rerank_request(job: EmbeddingJob, query: str, model: str) -> Request:
     return Request("rerank", body)
 
 
-def embedding_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
+def embedding_done(job: EmbeddingJob, data: bytes | bytearray) -> EmbeddingDone:
     """Return the final event of an answer, which takes a while to read. Raises BadAnswer."""
     if job.query is not None:
         return _rerank_done(job, data)
@@ -94,7 +94,7 @@ def embedding_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
     )
 
 
-def _rerank_done(job: EmbeddingJob, data: bytes) -> EmbeddingDone:
+def _rerank_done(job: EmbeddingJob, data: bytes | bytearray) -> EmbeddingDone:
     """Return the scores of an answer in the order of the texts. Raises BadAnswer."""
     try:
         answer = msgspec.json.decode(data, type=_Ranking)

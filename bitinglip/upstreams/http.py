@@ -21,7 +21,7 @@ _HEADERS = {"accept-encoding": "identity", "user-agent": f"bitinglip/{__version_
 _IDLE_SECONDS = 30.0  #: for which a connection that nothing uses is kept
 _UNTAKEN_MS = 120_000  #: milliseconds for which a server may take nothing of what was sent
 _MOST_LINE = 1 << 20  #: bytes of one event of an answer
-_MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
+MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _DONE = b"[DONE]"  #: the data of the last event
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
@@ -97,16 +97,6 @@ async def _within(
     async for part in parts:
         _expect(silence, patience)
         yield part
-
-
-async def whole_body(answer: aiohttp.ClientResponse, most: int = _MOST_ANSWER) -> bytes:
-    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
-    data = bytearray()
-    async for part in answer.content.iter_any():
-        data += part
-        if len(data) > most:
-            raise BadAnswer("its answer is too long.")
-    return bytes(data)
 
 
 async def event_data(answer: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:

@@ -1,7 +1,6 @@
 """Converts image jobs into requests of OpenAI's API, and its answers into the jobs' files."""
 
 import os
-from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ _UNKNOWN = "upstream"  #: where the other server chooses the scheduler
 
 
 class _Picture(msgspec.Struct):
-    b64_json: str
+    b64_json: bytes  #: msgspec decodes it on its way
 
 
 class _Answer(msgspec.Struct):
@@ -67,30 +66,29 @@ def most_bytes(job: ImageJob) -> int:
     return _ANSWER_BYTES + len(job.seeds) * picture * 4 // 3
 
 
-def image_done(job: ImageJob, data: bytes) -> ImageDone:
+def image_done(job: ImageJob, data: bytes | bytearray) -> ImageDone:
     """Make a job's files of an answer, which takes a while: all of them, or none.
 
     Raises BadAnswer, or Refused if the disk does not take them.
     """
-    pictures, folder = _pictures(job, data), Path(job.folder)
+    folder, pictures = Path(job.folder), _pictures(job, data)
     paths = [folder / image_file_name(job.id, n, job.format) for n in range(len(pictures))]
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
-        for path, picture in zip(paths, pictures, strict=True):
-            draft = path.with_name(f"{path.name}.part")
-            draft.write_bytes(picture)
-            os.replace(draft, path)
-    except OSError as error:
+        sizes = [_write(job, path, pictures.pop(0)) for path in paths]
+        for path in paths:
+            os.replace(_draft(path), path)
+    except BaseException as error:
         for path in paths:
             _remove(path)
-        raise Refused("DISK_FULL", "The images could not be written.") from error
+        if isinstance(error, OSError):
+            raise Refused("DISK_FULL", "The images could not be written.") from error
+        raise
     return ImageDone(
         id=job.id,
         images=tuple(
-            ImageFile(
-                width=job.width, height=job.height, seed=seed, format=job.format, bytes=len(picture)
-            )
-            for seed, picture in zip(job.seeds, pictures, strict=True)
+            ImageFile(width=job.width, height=job.height, seed=seed, format=job.format, bytes=size)
+            for seed, size in zip(job.seeds, sizes, strict=True)
         ),
         steps=job.steps,
         scheduler=job.scheduler or _UNKNOWN,
@@ -98,21 +96,30 @@ def image_done(job: ImageJob, data: bytes) -> ImageDone:
     )
 
 
-def _pictures(job: ImageJob, data: bytes) -> list[bytes]:
-    """Return the pictures in an answer, each checked. Raises BadAnswer."""
+def _pictures(job: ImageJob, data: bytes | bytearray) -> list[bytes]:
+    """Return the pictures in an answer, none of them checked. Raises BadAnswer."""
     try:
-        found = msgspec.json.decode(data, type=_Answer).data
-        if len(found) != len(job.seeds):
-            raise BadAnswer("its answer has not as many pictures as were asked for.")
-        decoded = [b64decode(each.b64_json, validate=True) for each in found]
+        found = [each.b64_json for each in msgspec.json.decode(data, type=_Answer).data]
     except (ValueError, msgspec.DecodeError) as error:
         raise BadAnswer("its answer has another form.") from error
-    size = job.width, job.height
-    return [checked_picture(each, job.format, size, told=job.metadata) for each in decoded]
+    if len(found) != len(job.seeds):
+        raise BadAnswer("its answer has not as many pictures as were asked for.")
+    return found
+
+
+def _write(job: ImageJob, path: Path, picture: bytes) -> int:
+    """Write a picture's draft, and return its size. Raises BadAnswer or OSError."""
+    checked = checked_picture(picture, job.format, (job.width, job.height), told=job.metadata)
+    _draft(path).write_bytes(checked)
+    return len(checked)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
 def _remove(path: Path) -> None:
-    for each in (path, path.with_name(f"{path.name}.part")):
+    for each in (path, _draft(path)):
         try:
             each.unlink()
         except OSError:

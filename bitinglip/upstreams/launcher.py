@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bitinglip.settings.models import Model
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
@@ -18,6 +19,7 @@ class UpstreamLauncher:
         self.kept = kept_by(local)
         self._models = {name: own for name, own in models.items() if own.upstream.url}
         self._http = open_http()
+        self._memory = AnswerMemory()
 
     def launch(self, name: str, imports: Sequence[str], visible_devices: str | None) -> Handle:
         model = name.rpartition("/")[0]
@@ -25,7 +27,8 @@ class UpstreamLauncher:
         if own is None:
             return self._local.launch(name, imports, visible_devices)
         servers = Servers(own.upstream.url, own.balancing)
-        return UpstreamWorker(UpstreamClient(self._http, own.upstream, model, servers))
+        client = UpstreamClient(self._http, self._memory, own.upstream, model, servers)
+        return UpstreamWorker(client)
 
     async def close(self) -> None:
         """Close the connections; the workers have ended."""

@@ -16,6 +16,9 @@ from workers.protocol import ChatMessage, Grammar, Picture, Sampling, TextJob, T
 _PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}
 
 
+LONG = 1 << 16  #: characters, or tokens: about a millisecond's work
+
+
 class Request(NamedTuple):
     path: str  #: below the server's address
     body: dict[str, Any]
@@ -132,9 +135,16 @@ def _part(part: str | Picture) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def reads_files(job: TextJob) -> bool:
-    """Return whether ``request_of`` reads files, which is not for the event loop."""
-    return job.messages is not None and any(each.pictures for each in job.messages)
+def takes_long(job: TextJob) -> bool:
+    """Return whether ``request_of`` and ``encoded`` are not for the event loop.
+
+    They are where files are read, or where the request is long.
+    """
+    messages = job.messages or ()
+    if any(each.pictures for each in messages):
+        return True
+    texts = sum(len(each.content) for each in messages) + len(job.prompt or "")
+    return texts + sum(map(len, job.prompts or ())) > LONG
 
 
 def encoded(body: dict[str, Any]) -> bytes:

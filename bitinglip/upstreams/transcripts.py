@@ -66,7 +66,7 @@ def transcript_fields(job: TranscriptionJob, model: str) -> list[tuple[str, str]
     return fields
 
 
-def transcript_done(job: TranscriptionJob, data: bytes) -> TranscriptionDone:
+def transcript_done(job: TranscriptionJob, data: bytes | bytearray) -> TranscriptionDone:
     """Return the final event of an answer. Raises BadAnswer."""
     try:
         answer = msgspec.json.decode(data, type=_Answer, strict=False)

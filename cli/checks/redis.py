@@ -1,7 +1,6 @@
 """Checks whether Redis answers and suits limits, where the settings name one."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.checks.findings import Finding
@@ -19,6 +18,7 @@ def redis(settings: "Settings") -> Iterator[Finding]:
     from bitinglip.redis.opening import check_redis
     from bitinglip.settings.redis import without_password
     from bitinglip.settings_loader import SettingsError
+    from workers.secret_files import SecretFileRefused, read_secret_text
 
     own = settings.redis
     if own.url is None:
@@ -26,16 +26,14 @@ def redis(settings: "Settings") -> Iterator[Finding]:
     shown = without_password(own.url)
     try:
         check_redis(own)
-        password = None if own.password_file is None else _read(own.password_file)
-    except (SettingsError, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, SettingsError):
-            yield Finding(
-                "redis", "error", "redis is not installed", "pip install 'bitinglip[redis]'"
-            )
-        else:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            problem = f"redis.password_file: {reason}: {own.password_file}"
-            yield Finding("redis", "error", problem, "correct the setting, or the file's rights")
+    except SettingsError:
+        yield Finding("redis", "error", "redis is not installed", "pip install 'bitinglip[redis]'")
+        return
+    try:
+        password = None if own.password_file is None else read_secret_text(own.password_file)
+    except SecretFileRefused as error:
+        advice = "correct the setting, or the file's rights"
+        yield Finding("redis", "error", f"redis.password_file: {error}", advice)
         return
     from redis.exceptions import AuthenticationError, AuthorizationError
 
@@ -56,10 +54,6 @@ _MEANWHILE = {
     "refuse": "limited requests are refused",
     "local": "each gateway applies limits by itself",
 }
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8").strip()
 
 
 def _info(url: str, password: str | None) -> dict[str, Any]:

@@ -169,11 +169,11 @@ def _files(count: int) -> str:
 
 def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
     """Return how the settings say that the hub is spoken to. Raises TokenRefused."""
+    from bitinglip.downloads.hub import hub_token
     from model_store.hub.pull import HubOptions
-    from model_store.hub.tokens import find_token
 
     hub = place.settings().hub
-    token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)
+    token = token or hub_token(hub, os.environ)
     return HubOptions(
         hub.endpoint,
         token,

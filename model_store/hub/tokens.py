@@ -11,18 +11,14 @@ _TOKEN = re.compile(r"[!-~]{1,4096}", re.ASCII)  #: visible characters: it becom
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-def find_token(
-    token_file: str | None, environ: Mapping[str, str], *, login: bool = True
-) -> str | None:
-    """Return the token that the settings or the environment name; None if there is none.
+def find_token(environ: Mapping[str, str], *, login: bool = True) -> str | None:
+    """Return the token that the environment names; None if there is none.
 
-    In this order: the file of hub.token_file, HF_TOKEN (and its older name), the file where the
-    hub's own login puts it (HF_TOKEN_PATH, else HF_HOME/token), unless
-    HF_HUB_DISABLE_IMPLICIT_TOKEN is set or not ``login``, as for an address that is not the
-    hub's own. Raises TokenRefused for one that cannot be used.
+    In this order: HF_TOKEN (and its older name), the file where the hub's own login puts it
+    (HF_TOKEN_PATH, else HF_HOME/token), unless HF_HUB_DISABLE_IMPLICIT_TOKEN is set or not
+    ``login``, as for an address that is not the hub's own. Raises TokenRefused for one that cannot
+    be used.
     """
-    if token_file is not None:
-        return _of_file(Path(token_file).expanduser(), "hub.token_file")
     for name in _VARIABLES:
         if text := environ.get(name, "").strip():
             return check_token(text, name)
@@ -30,7 +26,7 @@ def find_token(
     if barred or not login:
         return None
     own = _own_file(environ)
-    return _of_file(own, "the hub's own login") if own.is_file() else None
+    return _of_login(own) if own.is_file() else None
 
 
 def read_token(stream: IO[str]) -> str:
@@ -45,7 +41,8 @@ def check_token(text: str, source: str) -> str:
     return text
 
 
-def _of_file(path: Path, source: str) -> str | None:
+def _of_login(path: Path) -> str | None:
+    source = "the hub's own login"
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -187,6 +187,13 @@ def test_secret_of_another_home_is_taken_over_and_never_replaces_one(
     assert third.secret("keys") == own
     with pytest.raises(HomeError, match=r"gateways\.secret_file: .*missing is not there"):
         third.adopt_secret(tmp_path / "missing")
+    (mounted := tmp_path / "mounted").write_bytes(home.secret_key.read_bytes())
+    mounted.chmod(0o440)
+    (tmp_path / "link").symlink_to(mounted)
+    other.adopt_secret(tmp_path / "link")
+    mounted.chmod(0o444)
+    with pytest.raises(HomeError, match=r"gateways\.secret_file: .*link holds.* chmod 600 it"):
+        other.adopt_secret(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe", 0o600)
     for name in ("pipe", "other"):
         with pytest.raises(HomeError):

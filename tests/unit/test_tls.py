@@ -41,7 +41,9 @@ def test_tls_check_refuses_what_is_no_pair(tmp_path: Path) -> None:
     _, other = make_certificate(tmp_path, name="other")
     _, locked = make_certificate(tmp_path, name="locked", password=b"secret")
     text = tmp_path / "text.pem"
+    text.touch(0o600)
     text.write_text("hello")
+    cert.chmod(0o600)
     for server, expected in [
         (https(text, key), f"{text} holds no certificate"),
         (https(cert, text), f"{text} holds no private key"),
@@ -62,11 +64,18 @@ def test_tls_check_warns_of_the_expiry(tmp_path: Path, days: float, expected: st
     assert [f"{cert} {expected}" in each for each in warnings] == ([True] if expected else [])
 
 
-def test_tls_check_warns_of_a_key_that_others_may_read(tmp_path: Path) -> None:
+def test_tls_check_refuses_a_key_that_others_may_read_and_takes_a_group_s_link(
+    tmp_path: Path,
+) -> None:
     cert, key = make_certificate(tmp_path)
+    (link := tmp_path / "link.key").symlink_to(key)
+    key.chmod(0o640)
+    assert check_tls(https(cert, link)) == []
     key.chmod(0o644)
-    [warning] = check_tls(https(cert, key))
-    assert f"{key} (mode 0644); chmod 600 it" in warning
+    with pytest.raises(SettingsError) as refused:
+        check_tls(https(cert, link))
+    [problem] = refused.value.problems
+    assert problem.startswith(f"server.tls_key: {link} holds a secret that others may read")
 
 
 def test_doctor_reports_tls_and_a_proxy_before_loopback(tmp_path: Path) -> None:

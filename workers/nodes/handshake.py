@@ -14,6 +14,8 @@ from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from workers.secret_files import SecretFileRefused, read_secret_text
+
 MAGIC = b"bitinglip agent\n"
 SECONDS = 10.0  #: that a handshake may take
 LEAST_SECRET = 16  #: characters
@@ -31,14 +33,11 @@ class BadSecret(Exception):
 
 
 def read_secret(path: str) -> str:
-    """Read a secret from a file that only its owner may open. Raises BadSecret."""
+    """Read the secret of a cluster from its file. Raises BadSecret."""
     try:
-        with open(path, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise BadSecret(f"{path} holds a secret and may be opened by others: chmod 600 it.")
-            secret = file.read(4096).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSecret(f"The secret of the cluster in {path} cannot be read: {error}.") from error
+        secret = read_secret_text(path)
+    except SecretFileRefused as error:
+        raise BadSecret(str(error)) from None
     if len(secret) < LEAST_SECRET:
         raise BadSecret(f"The secret in {path} has fewer than {LEAST_SECRET} characters.")
     return secret

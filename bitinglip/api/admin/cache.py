@@ -18,11 +18,13 @@ router = APIRouter(prefix="/api/v1/cache", tags=["cluster"])
 @requires_scope(Scope.CLUSTER_WRITE)
 @audited(Action.CACHE_CLEAR)
 async def clear_cache(request: Request) -> Response:
-    """Forget the cached answers of all models that the caller's key is for."""
+    """Forget the cached answers of all models that the caller's key is for.
+
+    Other gateways that share the database or Redis forget those of all models.
+    """
     check_query(request)
     services = services_of(request)
     caller = caller_of(request)
-    services.cache.clear(caller.may_use)
-    await services.cache.forget()
+    await services.cache.clear_everywhere(caller.may_use)
     note_change(request, target=",".join(caller.models or ("*",)))
     return Response(status_code=204)

@@ -21,6 +21,7 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.usage.meter import Held
 from bitinglip.errors import TaskCancelled, Timeout
 from bitinglip.errors import answer as answer_to
+from bitinglip.results.cache.clearing import Clearing
 from bitinglip.results.cache.control import CacheControl
 from bitinglip.results.cache.entries import Answer, Entries
 from bitinglip.results.cache.identity import Identity, repeatable
@@ -99,6 +100,7 @@ class ResponseCache:
         revocation: Revocation,
         metrics: CacheMetrics,
         *,
+        clearing: Clearing,
         together: "AnswersInRedis | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,6 +115,8 @@ class ResponseCache:
         self._revocation = revocation
         self._metrics = metrics
         self._together = together
+        self._clearing = clearing
+        clearing.hear(self._clear_all)
         self._flights: dict[bytes, _Flight] = {}
         self._settling: set[asyncio.Task[None]] = set()
         metrics.watch(lambda: (self.entries.bytes, len(self.entries), self.entries.evicted))
@@ -154,10 +158,22 @@ class ResponseCache:
             if chosen(flight.event_log.job.model):
                 del self._flights[key]
 
-    async def forget(self) -> None:
-        """Forget what Redis has of all models, so that no gateway answers from it."""
+    async def clear_everywhere(self, chosen: Callable[[str], bool]) -> None:
+        """Forget the answers of the models that are chosen, and have other gateways forget all.
+
+        So is what Redis has, whose names tell nothing. Raises DiskFull or DatabaseUnavailable where
+        others cannot be told.
+        """
+        self.clear(chosen)
         if self._together is not None:
             await self._together.forget()
+        await self._clearing.tell()
+
+    def _clear_all(self) -> None:
+        """Forget everything, because another gateway was told to."""
+        self.clear()
+        if self._together is not None:
+            self._together.refuse_older()
 
     async def expire(self) -> None:
         """Remove what is too old; requests do that too, while there are any."""

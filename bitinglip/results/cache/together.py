@@ -126,12 +126,16 @@ class AnswersInRedis:
         self._own.append((now + self._ttl, size))
         self._bytes += size
 
+    def refuse_older(self) -> None:
+        """Take no answer any more that was kept before now."""
+        self._cleared = self._clock()
+
     async def forget(self) -> None:
         """Have no gateway answer from what is kept now: names tell nothing, so it is all of it.
 
         What Redis cannot remove now, this gateway does not take.
         """
-        self._cleared = self._clock()
+        self.refuse_older()
         try:
             names = [each async for each in self._client.scan_iter(self._all, count=_AT_ONCE)]
             for start in range(0, len(names), _AT_ONCE):

@@ -33,15 +33,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("downloads")
+    (root / "token").touch(0o600)
     (root / "token").write_text("hf_of_the_server\n")
-    settings = {
-        "endpoint": hub.url,
-        "max_downloads": 1,
-        "max_queued_per_key": 3,
-        "token_file": str(root / "token"),
-    }
-    often, first = {"stream_comment_interval": 0.2}, {"first": {"preload": True}}
-    with serve(root, hub=settings, server=often, models=first) as served:
+    bounds = {"max_downloads": 1, "max_queued_per_key": 3}
+    settings = {"endpoint": hub.url, "token_file": str(root / "token"), **bounds}
+    often, models = {"stream_comment_interval": 0.2}, {"first": {"preload": True}}
+    with serve(root, hub=settings, server=often, models=models) as served:
         yield served
 
 

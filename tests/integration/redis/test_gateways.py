@@ -170,6 +170,36 @@ def test_answer_of_one_gateway_is_the_other_s(
         assert other.post(NATIVE, json=body).headers["X-Cache"] == "MISS"
 
 
+@pytest.mark.parametrize("redis_answers", [True, False])
+def test_cache_that_one_gateway_clears_is_cleared_in_the_other_s_memory(
+    pair: Pair,
+    new_key: Callable[[str], dict[str, str]],
+    redis: RedisServer,
+    redis_answers: bool,
+) -> None:
+    headers = new_key("pro")
+    body = {**ECHO, "prompt": f"cleared {redis_answers}", "temperature": 0}
+    with (
+        pair.servers[0].client() as admin,
+        pair.servers[1].client(headers=headers) as other,
+    ):
+
+        def outcome() -> str:
+            return str(other.post(NATIVE, json=body).headers["X-Cache"])
+
+        assert [outcome(), outcome()] == ["MISS", "HIT"]
+        if not redis_answers:
+            redis.freeze()
+        try:
+            assert admin.delete("/api/v1/cache").status_code == 204
+            eventually(lambda: outcome() == "MISS")
+            assert outcome() == "HIT", "what is computed after it is kept"
+        finally:
+            if not redis_answers:
+                redis.thaw()
+                eventually(lambda: admin.get("/health").json()["checks"]["redis"]["ok"])
+
+
 def test_metrics_show_what_gateways_share(pair: Pair) -> None:
     with pair.servers[1].client() as client:
         text = client.get("/metrics").text

@@ -120,6 +120,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def here(there: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
+    (root / "key").touch(0o600)
     (root / "key").write_text(there.keys["admin"])
     far = {"url": f"{there.url}/v1", "key_file": str(root / "key")}
     models: dict[str, Any] = {

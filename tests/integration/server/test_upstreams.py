@@ -126,6 +126,7 @@ def here(
     there: Served, script: Any, vectors: Any, heard: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
+    (root / "key").touch(0o600)
     (root / "key").write_text(there.keys["admin"] + "\n")
     key = {"key_file": str(root / "key")}
     models: dict[str, Any] = {

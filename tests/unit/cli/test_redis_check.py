@@ -41,8 +41,10 @@ def test_redis_check_tells_what_happens_without_it_and_no_password(tmp_path: Pat
     assert level == "warning"
     assert "limited requests are refused" in text
     assert "hunter2" not in text
-    (binary := tmp_path / "binary").write_bytes(b"hunter2\xff")
-    for file in (tmp_path / "none", binary):
+    (binary := tmp_path / "binary").touch(0o600)
+    binary.write_bytes(b"hunter2\xff")
+    (open_ := tmp_path / "open").write_text("hunter2")
+    for file in (tmp_path / "none", binary, open_):
         [(level, text)] = check(url=url, password_file=str(file))
         assert level == "error"
         assert str(file) in text

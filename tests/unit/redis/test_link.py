@@ -163,6 +163,7 @@ def test_link_counts_what_refuses_writes_as_away(server: RedisServer) -> None:
 
 def test_link_takes_the_password_from_a_file(server: RedisServer, tmp_path: Path) -> None:
     secret = tmp_path / "password"
+    secret.touch(0o600)
     secret.write_text("s3cret\n")
 
     async def run() -> None:
@@ -178,7 +179,9 @@ def test_link_takes_the_password_from_a_file(server: RedisServer, tmp_path: Path
 
 def test_link_names_the_setting_of_a_password_that_cannot_be_read() -> None:
     settings = RedisSettings(url="redis://localhost", password_file="/nowhere/secret")
-    with pytest.raises(SettingsError, match=r"redis\.password_file: No such file"):
+    with pytest.raises(
+        SettingsError, match=r"redis\.password_file: /nowhere/secret cannot be read .no such file"
+    ):
         RedisLink(settings, Health())
 
 

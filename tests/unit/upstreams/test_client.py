@@ -6,19 +6,23 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
+from bitinglip.upstreams.request import LONG, encoded
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.engines.base import Refused
 from workers.framing import FrameReader, encode_commands
-from workers.protocol import Cancel, Cancelled, ChatMessage, Sampling, TextJob
+from workers.protocol import Cancel, Cancelled, ChatMessage, EmbeddingJob, Sampling, TextJob
 
 ANSWER = (
     b'data: {"choices": [{"index": 0, "delta": {"content": "so"}, "finish_reason": "stop"}]}\n\n',
@@ -67,7 +71,7 @@ def job() -> TextJob:
 
 
 def client(http: aiohttp.ClientSession, upstream: Upstream) -> UpstreamClient:
-    return UpstreamClient(http, upstream, "m", Servers(upstream.url, "least_work"))
+    return UpstreamClient(http, AnswerMemory(), upstream, "m", Servers(upstream.url, "least_work"))
 
 
 def test_upstream_s_connection_is_kept_for_the_next_request(url: str) -> None:
@@ -87,6 +91,7 @@ def test_upstream_s_connection_is_kept_for_the_next_request(url: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "sk-\u00e9", "sk-1\nsk-2"])
 def test_upstream_s_key_file_that_holds_no_key_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_text(key)
     upstream = Upstream(url=["http://127.0.0.1:9/v1"], key_file=str(tmp_path / "key"))
 
@@ -111,3 +116,33 @@ def test_cancel_of_an_upstream_s_job_before_it_begins_has_its_final_event(url: s
             return told
 
     assert Cancelled(id="j", completion_tokens=0) in FrameReader().feed(asyncio.run(run()))
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_long_request_is_encoded_beside_the_event_loop(
+    url: str, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(body: dict[str, Any]) -> bytes:
+        threads.append(threading.current_thread())
+        return encoded(body)
+
+    text = "a" * (LONG + 1 if long else 1)
+    texts = replace(job(), messages=(ChatMessage("user", text),))
+    monkeypatch.setattr("bitinglip.upstreams.client.encoded", noted)
+
+    async def run() -> None:
+        async def tell(_: object) -> None:
+            pass
+
+        async with open_http() as http:
+            asked = client(http, Upstream(url=[url]))
+            await asked.run(texts, AnswerReader(job()), tell)
+            with pytest.raises(Refused):  # this server streams its answers
+                await asked.embed(EmbeddingJob(id="e", texts=(text,)))
+            with pytest.raises(Refused):
+                await asked.embed(EmbeddingJob(id="r", texts=("b",), query=text))
+
+    asyncio.run(run())
+    assert [each is threading.main_thread() for each in threads] == [not long] * 3

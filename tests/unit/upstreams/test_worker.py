@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from bitinglip.settings.upstream import Upstream
+from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
@@ -42,7 +43,8 @@ LOAD = Load(model="m", engine="upstream", path="", device="cpu")
 
 
 def stand_in(http: aiohttp.ClientSession, upstream: Upstream) -> UpstreamWorker:
-    return UpstreamWorker(UpstreamClient(http, upstream, "m", Servers(upstream.url, "least_work")))
+    servers = Servers(upstream.url, "least_work")
+    return UpstreamWorker(UpstreamClient(http, AnswerMemory(), upstream, "m", servers))
 
 
 @asynccontextmanager
@@ -71,10 +73,12 @@ async def until(worker: UpstreamWorker, last: type[Event]) -> list[Event]:
     """Return all that it says up to an event of a type."""
     events, reader = list[Event](), FrameReader()
     async with asyncio.timeout(30):
-        while not any(isinstance(each, last) for each in events):
-            events += told(worker, reader)
+        while True:
+            new = told(worker, reader)
+            events += new
+            if any(isinstance(each, last) for each in new):
+                return events
             await asyncio.sleep(0)
-    return events
 
 
 def send(worker: UpstreamWorker, *commands: Command) -> None:
@@ -172,6 +176,7 @@ def test_commands_after_the_end_begin_nothing() -> None:
 @pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines", "nul\0"])
 def test_key_that_no_header_can_hold_is_refused(tmp_path: Path, key: str) -> None:
     async def check() -> None:
+        (tmp_path / "key").touch(0o600)
         (tmp_path / "key").write_text(key)
         async with open_http() as http:
             worker = stand_in(http, Upstream(url=[URL], key_file=str(tmp_path / "key")))
@@ -188,7 +193,9 @@ def test_address_that_cannot_be_asked_fails_the_load() -> None:
     async def check() -> None:
         async with open_http() as http:
             servers = Servers(["http://upstream:99999/v1"], "least_work")
-            worker = UpstreamWorker(UpstreamClient(http, Upstream(url=[URL]), "m", servers))
+            worker = UpstreamWorker(
+                UpstreamClient(http, AnswerMemory(), Upstream(url=[URL]), "m", servers)
+            )
             send(worker, LOAD)
             assert isinstance((await until(worker, LoadFailed))[-1], LoadFailed)
             await ended(worker)
