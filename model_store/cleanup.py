@@ -78,7 +78,7 @@ def plan(
     partial = store.root / PARTIAL
     try:
         recover(store.root, partial)
-        store.listing.look()
+        store.listing.refresh()
         found = [
             *_left_over(partial, partials_kept),
             *_drafts(store),
@@ -141,7 +141,7 @@ def _models(
     found = {each.name: dict(_files(store.folder(each.name) / FILES)) for each in manifests}
     names = Counter(inode for files in found.values() for inode in files)
     names.update(inode for inode, _ in _files(store.blobs.folder))
-    names.update(inode for inode, _ in _files(store.lent.folder))
+    names.update(inode for inode, _ in _files(store.adapter_links.folder))
     taken = {
         inode: stat.st_size
         for files in found.values()

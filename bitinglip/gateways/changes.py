@@ -1,4 +1,4 @@
-"""Counts changes of what servers hold in memory, so that the others read them again."""
+"""Counts changes of tables that servers hold in memory, so that others reload them."""
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
@@ -17,5 +17,5 @@ async def count_change(session: AsyncSession, what: str) -> None:
 
 
 async def counts(session: AsyncSession) -> dict[str, int]:
-    """Return how often each has changed."""
+    """Return the number of changes by table."""
     return {row.id: row.count for row in await session.scalars(select(Change))}

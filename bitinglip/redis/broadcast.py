@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from bitinglip.redis.messages import Message, Told
+from bitinglip.redis.messages import Message, Notice
 
 M = TypeVar("M", bound=Message)
 
@@ -14,7 +14,7 @@ class Broadcast:
     heard = 0  #: messages of others
     gaps = 0  #: how often messages may have been missed
 
-    def publish(self, message: Told) -> None:
+    def publish(self, message: Notice) -> None:
         """Tell all other gateways, if there are any. It neither waits nor fails.
 
         What cannot be told now makes them reload everything once it can.

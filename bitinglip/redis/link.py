@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bitinglip.redis.errors import RedisAway
-from bitinglip.redis.lane import Lane, fault_of
+from bitinglip.redis.pipeline import Pipeline, fault_of
 from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
@@ -48,7 +48,7 @@ class RedisLink:
         self._options = _options(settings, self._seconds)
         # The lane has a time-out for all of a write; those of the library take a task each.
         self._pool = self._new_pool(max_connections=2, timeout=None)
-        self._lane = Lane(self._connect, self._seconds, self._lost)
+        self._pipeline = Pipeline(self._connect, self._seconds, self._lost)
         self._returns: list[Hook] = []
         self._reviving: asyncio.Task[None] | None = None
 
@@ -61,7 +61,7 @@ class RedisLink:
         except RedisAway as error:
             link.lost(str(error))
         else:
-            await link._lane.adopt(connection)
+            await link._pipeline.adopt(connection)
         return link
 
     # ---- calls ---------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class RedisLink:
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
     ) -> "asyncio.Future[Any]":
         """Run a script, after all that was called before; the future may have RedisAway."""
-        return self._failed() if self.away is not None else self._lane.call(script, keys, args)
+        return self._failed() if self.away is not None else self._pipeline.call(script, keys, args)
 
     def tell(
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
@@ -78,11 +78,11 @@ class RedisLink:
         """Do as ``call`` does, a few milliseconds later: no request waits for the answer."""
         if self.away is not None:
             return self._failed()
-        return self._lane.call(script, keys, args, waits=False)
+        return self._pipeline.call(script, keys, args, waits=False)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command, as ``call`` does."""
-        return self._failed() if self.away is not None else self._lane.command(*words)
+        return self._failed() if self.away is not None else self._pipeline.command(*words)
 
     def client(self, *, connections: int, timeout: float | None = None) -> Redis:
         """Return a client with connections of its own, for what must not delay the calls.
@@ -96,7 +96,7 @@ class RedisLink:
         """Have something called whenever Redis is back, and may have lost what it knew."""
         self._returns.append(hook)
 
-    def doubt(self) -> None:
+    def check_now(self) -> None:
         """Find out whether it still answers, because another of its connections does not work.
 
         Where no limits are asked for, nothing else would tell.
@@ -110,7 +110,7 @@ class RedisLink:
     @property
     def writes(self) -> tuple[int, float]:
         """Return how often was written, and the seconds until all answers were there."""
-        return self._lane.writes, self._lane.seconds
+        return self._pipeline.writes, self._pipeline.seconds
 
     async def close(self) -> None:
         if self._reviving is not None:
@@ -118,7 +118,7 @@ class RedisLink:
             await asyncio.gather(self._reviving, return_exceptions=True)
         with suppress(RedisAway):  # what was told before goes with it
             await self.command("PING")
-        await self._lane.close()
+        await self._pipeline.close()
         await self._pool.disconnect()
 
     # ---- inside --------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class RedisLink:
                 break
             except RedisAway as error:
                 self._say_why(str(error))
-        await self._lane.adopt(connection)
+        await self._pipeline.adopt(connection)
         self.away = None
         self._health.recover(CHECK, PART)
         for hook in self._returns:

@@ -19,11 +19,11 @@ class Missed(Message, frozen=True, tag="missed"):
     """A gateway could not tell what it had to tell: anything may have changed."""
 
 
-Told = RowsChanged | Missed
+Notice = RowsChanged | Missed
 
 
-class Letter(msgspec.Struct, frozen=True, array_like=True):
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
     """Is a message with its sender, which does not hear itself."""
 
     gateway: str
-    told: Told
+    told: Notice

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.broadcast import Broadcast, M
 from bitinglip.redis.link import RedisLink
-from bitinglip.redis.messages import Letter, Message, Missed, Told
+from bitinglip.redis.messages import Envelope, Message, Missed, Notice
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +24,7 @@ _DEAD_SECONDS = 6.0  #: of silence, after which it does not
 _RETRY_SECONDS = 1.0  #: between two attempts to reload, or to listen again
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Letter).decode
+_decode = msgspec.msgpack.Decoder(Envelope).decode
 
 
 class _Subscription(NamedTuple):
@@ -45,9 +45,9 @@ class RedisBroadcast(Broadcast):
         self._listening: asyncio.Task[None] | None = None
         link.on_return(self._tell_of_gap)
 
-    def publish(self, message: Told) -> None:
-        letter = _encode(Letter(self._link.gateway, message))
-        told = self._link.command("PUBLISH", self._channel, letter)
+    def publish(self, message: Notice) -> None:
+        envelope = _encode(Envelope(self._link.gateway, message))
+        told = self._link.command("PUBLISH", self._channel, envelope)
         told.add_done_callback(self._note)
 
     def subscribe(
@@ -80,7 +80,7 @@ class RedisBroadcast(Broadcast):
             try:
                 await self._listen_once()
             except (RedisError, OSError):
-                self._link.doubt()
+                self._link.check_now()
                 await asyncio.sleep(_RETRY_SECONDS / 2)
             except Exception:  # a bug in a handler must not end all that follows
                 log.exception("listening to other gateways failed")
@@ -121,19 +121,19 @@ class RedisBroadcast(Broadcast):
         if message["type"] != "message":
             return
         try:
-            letter = _decode(message["data"])
+            envelope = _decode(message["data"])
         except (msgspec.DecodeError, ValueError, RecursionError):  # of another version, or not ours
             log.debug("a message of other gateways is not understood")
             return
-        if letter.gateway == self._link.gateway:
+        if envelope.gateway == self._link.gateway:
             return
         self.heard += 1
-        if isinstance(letter.told, Missed):
+        if isinstance(envelope.told, Missed):
             self.miss()
             return
         for index, each in enumerate(self._subscriptions):
-            if isinstance(letter.told, each.kind):
-                await self._run(index, each.handler(letter.told))
+            if isinstance(envelope.told, each.kind):
+                await self._run(index, each.handler(envelope.told))
 
     def miss(self) -> None:
         """Have every subscriber reload."""

@@ -208,7 +208,7 @@ class Tasks:
             open_task = self._open[job.id] = AsyncTask(job)
             self._start(open_task, self._requeue(open_task))
 
-    async def look_elsewhere(self) -> None:
+    async def poll_others(self) -> None:
         """Take up what other servers have left, and cancel what they were asked to cancel.
 
         While this one drains it leaves to them what waits here. Raises DiskFull or

@@ -85,12 +85,12 @@ def pull(
     A running server does it, and goes on without this command.
     """
     from cli.commands.downloads import pull_by_server
-    from cli.commands.pull import Asked, plan_pull, pull_model
+    from cli.commands.pull import PullArguments, plan_pull, pull_model
     from model_store.hub.tokens import read_token
 
     repo_id, _, revision = repo.partition("@")
     place = CliContext.of(home, config)
-    asked = Asked(repo_id, revision or None, name, tuple(include or ()), allow_pickles)
+    asked = PullArguments(repo_id, revision or None, name, tuple(include or ()), allow_pickles)
     alone = dry_run or token_stdin
     if alone and os.environ.get("BITINGLIP_URL"):
         raise Failure(

@@ -283,7 +283,7 @@ class Agent:
         """Look at the devices again and again; a look that fails leaves the last one."""
         while True:
             try:
-                self._oom_kills.look()
+                self._oom_kills.refresh()
                 facts = await asyncio.to_thread(self._read, list(self._pids.values()))
                 async with self._looked:
                     self._facts = facts

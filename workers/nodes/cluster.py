@@ -71,7 +71,7 @@ class Cluster:
         self._secret = secret
         self._folders = folders
         self._uploads = uploads
-        self._patience = heartbeat_timeout
+        self._timeout = heartbeat_timeout
         self._nodes: dict[str, Node] = {}
         self._trouble: str | None = None  #: why the agents cannot be asked for
         self._tasks: list[asyncio.Task[None]] = []
@@ -183,23 +183,23 @@ class Cluster:
             if (node := self._nodes.get(name)) is None:
                 node = self._nodes[name] = Node(name, self._secret, self._on_change)
             if isinstance(found, Address):
-                node.meet(found)
+                node.connect(found)
             else:
-                node.lack(found)
+                node.set_unavailable(found)
         for name, node in list(self._nodes.items()):
             if name in named or node.state == "well":
                 continue
-            node.lack(_GONE)
+            node.set_unavailable(_GONE)
             if node.lost_for > _FORGET_SECONDS:
                 del self._nodes[name]
             self._on_change()
 
     async def _watch(self) -> None:
-        interval = min(1.0, self._patience / 4)
+        interval = min(1.0, self._timeout / 4)
         while True:
             await asyncio.sleep(interval)
             for node in self.nodes:
-                node.look(interval, self._patience)
+                node.tick(interval, self._timeout)
 
     def _on_change(self) -> None:
         self.devices.refresh()

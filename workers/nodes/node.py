@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from workers.devices.xid import Report
 from workers.framing import BadFrame
+from workers.nodes.facts_check import check_facts
 from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
@@ -21,7 +22,6 @@ from workers.nodes.messages import (
     Refused,
 )
 from workers.nodes.remote_worker import RemoteWorker
-from workers.nodes.told_facts import check_facts
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Node:
 
     # ---- its life ------------------------------------------------------------------------------
 
-    def meet(self, address: Address) -> None:
+    def connect(self, address: Address) -> None:
         """Connect to its agent, if there is no connection to that one."""
         if self._running is not None and not self._running.done() and address == self.address:
             return
@@ -91,13 +91,13 @@ class Node:
         self.address = address
         self._running = asyncio.create_task(self._run())
 
-    def lack(self, why: str) -> None:
+    def set_unavailable(self, why: str) -> None:
         """Take note of why it has no agent that could be met; one that is connected stays so."""
         if self.state != "well":
             self.reason = f"The node has no agent: {why}."
 
-    def look(self, interval: float, patience: float) -> None:
-        """Count one interval of silence; more than ``patience`` seconds of it is its end.
+    def tick(self, interval: float, timeout: float) -> None:
+        """Count one interval of silence; more than ``timeout`` seconds of it is its end.
 
         Looks are counted, not the clock's seconds: a pause of the gateway is no silence of a node.
         """
@@ -106,10 +106,10 @@ class Node:
             self.lost_for += interval
             return
         self.silence += interval
-        if self.silence > patience:
+        if self.silence > timeout:
             if self._running is not None:
                 self._running.cancel()  # which ends the connection; why it did is known here
-            self._lose(f"its agent has been silent for {patience:g} s")
+            self._lose(f"its agent has been silent for {timeout:g} s")
 
     async def probe(self, ids: Sequence[str]) -> dict[str, str]:
         """Return what is wrong with its cards by what CUDA_VISIBLE_DEVICES says of each."""

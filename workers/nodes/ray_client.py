@@ -40,7 +40,7 @@ class RayConfig(msgspec.Struct, frozen=True, kw_only=True):
     agent: AgentConfig
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class FoundAgent(msgspec.Struct, frozen=True, kw_only=True):
     """Tells of a node: where its agent listens, or why it does not."""
 
     host: str
@@ -48,8 +48,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    nodes: dict[str, Found] = {}
+class ClusterReport(msgspec.Struct, frozen=True, kw_only=True):
+    nodes: dict[str, FoundAgent] = {}
     trouble: str | None = None  #: why Ray tells nothing
 
 
@@ -90,7 +90,7 @@ class RayClient:
             return _why_not_joined(self._config.address, error)
         return None
 
-    def look(self) -> Told:
+    def refresh(self) -> ClusterReport:
         """Look at the nodes once; takes about a second."""
         import ray
 
@@ -106,9 +106,9 @@ class RayClient:
             ray.wait(asked, num_returns=len(asked), timeout=_LOOK_SECONDS)
         for node in self._nodes.values():
             self._hear(node)
-        return Told(
+        return ClusterReport(
             nodes={
-                node.name: Found(host=node.host, port=node.port, trouble=node.trouble)
+                node.name: FoundAgent(host=node.host, port=node.port, trouble=node.trouble)
                 for node in self._nodes.values()
             }
         )
@@ -204,15 +204,15 @@ def _last_line(error: Exception) -> str:
     return (lines or [type(error).__name__])[-1][:_MOST_TEXT].rstrip(".")
 
 
-def _look(client: RayClient) -> Told:
+def _cluster_report(client: RayClient) -> ClusterReport:
     """Look at the cluster; while its head is away, say so: agents go on without it."""
     try:
-        return client.look()
+        return client.refresh()
     except Exception as error:  # noqa: BLE001  Ray's are of many kinds
-        return Told(trouble=f"Ray does not tell of its nodes: {_last_line(error)}")
+        return ClusterReport(trouble=f"Ray does not tell of its nodes: {_last_line(error)}")
 
 
-def _say(out: BinaryIO, told: Told) -> None:
+def _say(out: BinaryIO, told: ClusterReport) -> None:
     out.write(msgspec.json.encode(told) + b"\n")
     out.flush()
 
@@ -239,10 +239,10 @@ def main() -> int:
     client = RayClient(config)
     try:
         if (why := client.connect()) is not None:
-            _say(out, Told(trouble=why))
+            _say(out, ClusterReport(trouble=why))
             return 1
         while not ended.is_set():
-            _say(out, _look(client))
+            _say(out, _cluster_report(client))
             ended.wait(_LOOK_SECONDS)
     finally:
         client.close()

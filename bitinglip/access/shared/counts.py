@@ -33,7 +33,7 @@ class SharedCounts(NamedTuple):
         """Have a meter and its rates count together with those of other gateways."""
         limits = SharedLimits(link)
         quotas = SharedQuotas(limits, meter, rates, usage.sums_of, write_behind.flush)
-        rates.shared, meter.together = limits, quotas
+        rates.shared, meter.shared = limits, quotas
         return cls(limits, quotas)
 
     def reading(self, broadcast: Broadcast) -> RedisReading:

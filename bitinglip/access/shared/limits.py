@@ -32,7 +32,7 @@ _MOST = 1 << 63  #: what Redis counts to
 _HEAD = 5  #: numbers of an answer before those of the rates
 
 
-class Asked(NamedTuple):
+class RateRequest(NamedTuple):
     """Describes units of one rate that a request takes."""
 
     cell: Cell
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     share: int = FULL
 
 
-class Drawn(NamedTuple):
+class QuotaLimit(NamedTuple):
     """Describes a quota as a script knows it."""
 
     monthly: bool
@@ -49,16 +49,16 @@ class Drawn(NamedTuple):
     wanted: bool  #: whether the request draws on it
 
 
-class Quotas(NamedTuple):
+class QuotaRequest(NamedTuple):
     """Describes what a request draws on of its key's quotas."""
 
     day: str  #: 2026-11-27
-    plan: tuple[Drawn, ...]
+    plan: tuple[QuotaLimit, ...]
     of: Plan  #: what ``plan`` was made of; the key's own may be another once Redis answers
     reserve: tuple[int, ...] = ()  #: amounts, by unit; none where it only asks
 
 
-class Taken(NamedTuple):
+class TakeResult(NamedTuple):
     """Tells what became of a request; all of it belongs to one moment."""
 
     decision: Decision  #: of its rates
@@ -66,7 +66,7 @@ class Taken(NamedTuple):
     room: bool  #: whether there was a place
     places: int  #: that the key had before
     passes: bool
-    unknown: bool  #: what was used is not known to Redis: ``Quotas`` have to be told first
+    unknown: bool  #: what was used is not known to Redis: ``QuotaRequest`` have to be told first
     used: tuple[tuple[int, int], ...]  #: by quota: what is used, and what is reserved
     now: int  #: Redis's time, in microseconds
 
@@ -105,13 +105,13 @@ class SharedLimits:
     async def take(
         self,
         key_id: str,
-        rates: Sequence[Asked] = (),
+        rates: Sequence[RateRequest] = (),
         *,
         reads: bool = False,
         name: str = "",
         places: int | None = None,
-        quotas: Quotas | None = None,
-    ) -> Taken:
+        quotas: QuotaRequest | None = None,
+    ) -> TakeResult:
         """Take all that is asked for, or nothing. Raises RedisAway.
 
         ``name`` is that of the place and of the reservation. A caller that is cancelled meanwhile
@@ -120,7 +120,7 @@ class SharedLimits:
         keys = [self.key(key_id, each.cell.id) for each in rates]
         if places is not None:
             keys.append(self._of_places(key_id))
-        plan: tuple[Drawn, ...] = ()
+        plan: tuple[QuotaLimit, ...] = ()
         args: list[Any] = [len(rates), int(reads), -1 if places is None else places, name]
         if quotas is not None:
             plan = quotas.plan
@@ -144,7 +144,7 @@ class SharedLimits:
             self._hold(key_id, name, places is not None, quotas)
         return taken
 
-    def give(self, key_id: str, rates: Iterable[Asked] = (), *, place: str = "") -> None:
+    def give(self, key_id: str, rates: Iterable[RateRequest] = (), *, place: str = "") -> None:
         """Give back units, and a place by its name; it need not have happened at once."""
         rates = list(rates)
         keys = [self.key(key_id, each.cell.id) for each in rates]
@@ -202,7 +202,9 @@ class SharedLimits:
     def _of_places(self, key_id: str) -> str:
         return self.key(key_id, "places")
 
-    def _hold(self, key_id: str, name: str, place: bool, quotas: Quotas | None = None) -> None:
+    def _hold(
+        self, key_id: str, name: str, place: bool, quotas: QuotaRequest | None = None
+    ) -> None:
         if place:
             self._places.setdefault(key_id, set()).add(name)
         if quotas is not None and quotas.reserve:
@@ -212,7 +214,7 @@ class SharedLimits:
     def _undo(
         self,
         key_id: str,
-        rates: Sequence[Asked],
+        rates: Sequence[RateRequest],
         reads: bool,
         name: str,
         places: int | None,
@@ -237,7 +239,7 @@ def _discard(held: dict[str, Any], key_id: str, name: str) -> None:
         del held[key_id]
 
 
-def _understood(answer: Any, rates: Sequence[Asked], quotas: int) -> Taken:
+def _understood(answer: Any, rates: Sequence[RateRequest], quotas: int) -> TakeResult:
     """Read an answer. Raises RedisAway for one that another program has spoiled."""
     try:
         return _read(answer, rates, quotas)
@@ -252,7 +254,7 @@ def _count(text: Any) -> int:
     return number
 
 
-def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
+def _read(answer: Sequence[Any], rates: Sequence[RateRequest], quotas: int) -> TakeResult:
     """Compute what the limits have left, from the states that one call found."""
     now, room, places, passes, unknown = map(int, answer[:_HEAD])
     took = bool(passes)
@@ -272,4 +274,4 @@ def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
     counts = list(map(_count, rest))
     used = tuple((counts[2 * n], counts[2 * n + 1]) for n in range(quotas if rest else 0))
     decision = Decision(wait, tuple(readings), tuple(refusing))
-    return Taken(decision, tuple(states), bool(room), places, took, bool(unknown), used, now)
+    return TakeResult(decision, tuple(states), bool(room), places, took, bool(unknown), used, now)

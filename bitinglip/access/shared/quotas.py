@@ -12,9 +12,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from bitinglip.access.limits.token_rates import Taken as TakenTokens
-from bitinglip.access.limits.token_rates import TokenRates, refused_tokens
-from bitinglip.access.shared.limits import Asked, Drawn, Quotas, SharedLimits, Taken
+from bitinglip.access.limits.token_rates import TakenTokens, TokenRates, refused_tokens
+from bitinglip.access.shared.limits import (
+    QuotaLimit,
+    QuotaRequest,
+    RateRequest,
+    SharedLimits,
+    TakeResult,
+)
 from bitinglip.access.usage.amounts import NAMES, TOKENS, Units
 from bitinglip.access.usage.meter import CACHED, Held, Meter, Reservation
 from bitinglip.access.usage.quotas import MONTHLY, Plan
@@ -50,15 +55,15 @@ class SharedQuotas:
         self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._untold: set[asyncio.Future[Any]] = set()
 
-    def asked(self, key_id: str, units: Iterable[int]) -> Quotas | None:
+    def asked(self, key_id: str, units: Iterable[int]) -> QuotaRequest | None:
         """Return what to ask for a request that would use some of these units."""
         if not units or not (plan := self._meter.plan(key_id)):
             return None
         return self._drawn(plan, [int(unit in units) for unit in range(len(NAMES))])
 
     async def take(
-        self, key_id: str, rates: Sequence[Asked], quotas: Quotas | None, **asked: Any
-    ) -> Taken:
+        self, key_id: str, rates: Sequence[RateRequest], quotas: QuotaRequest | None, **asked: Any
+    ) -> TakeResult:
         """Take as ``SharedLimits.take`` does, once Redis knows what was used. Raises RedisAway."""
         taken = await self._limits.take(key_id, rates, quotas=quotas, **asked)
         if quotas is None or not taken.unknown:
@@ -70,7 +75,11 @@ class SharedQuotas:
         return taken
 
     def refusal(
-        self, key_id: str, quotas: Quotas | None, taken: Taken, wanted: Sequence[int] = ()
+        self,
+        key_id: str,
+        quotas: QuotaRequest | None,
+        taken: TakeResult,
+        wanted: Sequence[int] = (),
     ) -> QuotaExceeded | None:
         """Return the refusal of a quota, if it was one; the meter takes over the counts."""
         if quotas is None:
@@ -117,7 +126,7 @@ class SharedQuotas:
         self._meter.settle(reservation, CACHED)
         return True
 
-    async def look(self, key_id: str) -> None:
+    async def refresh(self, key_id: str) -> None:
         """Have the meter and the rates know what all gateways count of a key, if Redis answers."""
         plan, tokens = self._meter.plan(key_id), self._rates.asked(key_id, 1)
         rates = [] if tokens is None else [tokens._replace(cost=0)]
@@ -217,15 +226,15 @@ class SharedQuotas:
         self._untold.discard(call)
         told()
 
-    def _drawn(self, plan: Plan, wanted: Sequence[int]) -> Quotas:
+    def _drawn(self, plan: Plan, wanted: Sequence[int]) -> QuotaRequest:
         drawn = [
-            Drawn(quota.period == MONTHLY, quota.unit, quota.limit, bool(wanted[quota.unit]))
+            QuotaLimit(quota.period == MONTHLY, quota.unit, quota.limit, bool(wanted[quota.unit]))
             for quota in plan
         ]
-        return Quotas(self._meter.today.name, tuple(drawn), plan)
+        return QuotaRequest(self._meter.today.name, tuple(drawn), plan)
 
 
-def _wanted(quotas: Quotas) -> list[int]:
+def _wanted(quotas: QuotaRequest) -> list[int]:
     """Return one of each unit that a request draws on."""
     wanted = {each.unit for each in quotas.plan if each.wanted}
     return [int(unit in wanted) for unit in range(len(NAMES))]

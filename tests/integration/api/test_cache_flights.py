@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bitinglip.redis.link import RedisLink
-from bitinglip.results.cache.together import AnswersInRedis
+from bitinglip.results.cache.redis_answers import AnswersInRedis
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
 from tests.support.api_server import Served, serve
@@ -248,18 +248,18 @@ def answers(served: Served, redis: RedisServer) -> Iterator[RedisServer]:
     async def connect() -> RedisLink:
         settings = RedisSettings(url=redis.url, timeout_ms=5000)
         link = await RedisLink.opened(settings, Health())
-        cache._together = AnswersInRedis(link, b"s" * 32, ttl=60, most=1 << 20)
+        cache._shared = AnswersInRedis(link, b"s" * 32, ttl=60, most=1 << 20)
         return link
 
     async def leave(link: RedisLink) -> None:
-        assert cache._together is not None
-        await cache._together.close()
+        assert cache._shared is not None
+        await cache._shared.close()
         await link.close()
 
     link = asyncio.run_coroutine_threadsafe(connect(), served.loop).result(WAIT_SECONDS)
     yield redis
     asyncio.run_coroutine_threadsafe(leave(link), served.loop).result(WAIT_SECONDS)
-    cache._together = None
+    cache._shared = None
 
 
 def test_cache_gives_others_nothing_that_was_cleared_while_it_ran(

@@ -44,7 +44,7 @@ class Bench:
     def report(self, number: int, device: str = "fake0") -> None:
         """Let a card report an Xid, and the next look find it."""
         self.devices.reports += (Report(device, number),)
-        self.deaths.look(self.now)
+        self.deaths.refresh(self.now)
 
     def device(self, name: str = "fake0") -> Device:
         return next(each for each in self.devices.list() if each.id == name)
@@ -147,10 +147,10 @@ def test_device_is_tried_again_ten_minutes_after_it_was_put_in_question() -> Non
     bench.now += 400
     bench.die("a")  # which is its fault too
     bench.now += 199
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     assert bench.state() == "doubtful"
     bench.now += 1
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     assert bench.state() == "well"
 
 
@@ -234,7 +234,7 @@ def test_device_in_question_that_is_found_to_fail_stays_so_and_says_why() -> Non
     assert bench.deaths.due(bench.now) == []
     assert bench.deaths.due(bench.now + 30) == ["fake0"]
     bench.now += 599
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     told = bench.device().condition.reason or ""
     assert told.startswith(sentence(119))
     assert told.endswith("does not compute on it, either (CUDA error: unknown error).")

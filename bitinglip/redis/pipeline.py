@@ -60,7 +60,7 @@ class _Call(NamedTuple):
         return ("EVAL", self.script.text, *self.command[2:])
 
 
-class Lane:
+class Pipeline:
     """Owns a connection. ``connect`` opens one; ``on_fault`` is told why it was given up."""
 
     def __init__(
