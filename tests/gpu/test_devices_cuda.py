@@ -56,7 +56,8 @@ input()
 
 @contextmanager
 def running(code: str, cards: Sequence[Device]) -> Iterator[tuple[int, list[str]]]:
-    """A process with a worker's environment: its id, and the lines that it prints at first."""
+    """Yield a process with a worker's environment: its id, and the lines that it prints at
+    first."""
     environ = worker_environment(dict(os.environ), platform.release())
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(card.pin for card in cards)
     child = subprocess.Popen(

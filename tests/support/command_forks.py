@@ -46,7 +46,7 @@ MODULES = (
 
 
 class Forked:
-    """A command that runs: what tests use of ``subprocess.Popen``."""
+    """Implements what tests use of ``subprocess.Popen``, for a command in a forked process."""
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid

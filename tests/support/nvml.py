@@ -20,7 +20,7 @@ class NVMLError(Exception):
 
 @dataclass
 class StandInCard:
-    """One card; an answer that is an exception is raised."""
+    """Simulates one card; an answer that is an exception is raised."""
 
     name: Any = "NVIDIA H100"
     uuid: Any = "GPU-0"  #: an exception: no handle of it can be had
@@ -42,7 +42,7 @@ class StandInCard:
 
 
 class StandInNvml:
-    """The functions of pynvml that the product calls."""
+    """Implements the functions of pynvml that the product calls."""
 
     NVMLError = NVMLError
     NVML_ERROR_NOT_SUPPORTED = 3

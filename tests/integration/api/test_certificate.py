@@ -28,7 +28,7 @@ class Https:
     key: Path
 
     def shown(self) -> int:
-        """The serial number of the certificate that a new connection is given."""
+        """Return the serial number of the certificate that a new connection is given."""
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
@@ -44,7 +44,7 @@ class Https:
         asyncio.run_coroutine_threadsafe(looking, self.served.loop).result(60)
 
     def replace(self, cert: Path, key: Path) -> None:
-        """As programs that renew certificates do it: new files are moved over the old ones."""
+        """Move new files over the old ones, as programs that renew certificates do."""
         for new, old in ((cert, self.cert), (key, self.key)):
             Path(shutil.copy(new, old.with_suffix(".new"))).rename(old)
 

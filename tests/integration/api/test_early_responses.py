@@ -29,13 +29,13 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 
 
 def head(*headers: bytes, version: bytes = b"1.1") -> bytes:
-    """The request line and headers of a request without a key."""
+    """Return the request line and headers of a request without a key."""
     lines = [b"POST %b HTTP/%b" % (NATIVE.encode(), version), b"Host: localhost", *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 

@@ -43,7 +43,7 @@ SILENT = {
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 

@@ -28,7 +28,7 @@ GB = 1_000_000_000
 
 
 def settings(models: dict[str, dict[str, Any]], card: int = 24, **values: Any) -> dict[str, Any]:
-    """Fake models of so many GB each on one card."""
+    """Return settings of fake models with so many GB each on one card."""
     shaped = {}
     for name, own in models.items():
         fake = {"memory_bytes": own.pop("gb", 1) * GB, **own.pop("fake", {})}

@@ -20,7 +20,7 @@ from workers.protocol import TextDone
 
 
 class Machine:
-    """The clocks of a machine that can be suspended, and the cards that it comes back with."""
+    """Simulates the clocks of a machine that can be suspended, and its cards after it resumes."""
 
     def __init__(self) -> None:
         self.suspended = 0.0

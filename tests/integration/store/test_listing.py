@@ -38,7 +38,7 @@ def test_list_sees_two_changes_within_one_tick_of_the_clock(
 
 
 class SlowListing(Listing):
-    """Its first look at the folder takes until ``go_on`` is set."""
+    """Delays its first read of the folder until ``go_on`` is set."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

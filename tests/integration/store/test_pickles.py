@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def only_pickles(folder: Path, *, shards: int = 1) -> Path:
-    """Its weights as repositories of old have them."""
+    """Replace a model's weights by pickles, as old repositories have them."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -125,7 +125,7 @@ def _text(path: Path) -> None:
 
 
 def _huge(path: Path) -> None:
-    """One number that stands for a table of terabytes."""
+    """Return one number that stands for a table of terabytes."""
     torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
 
 

@@ -28,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def hub(served: FakeHub) -> Iterator[FakeHub]:
-    """The hub, with its files as they were at first."""
+    """Provide the hub, with its files as they were at first."""
     before = dict(served.files)
     served.sent.clear()
     yield served
@@ -107,7 +107,7 @@ def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: 
     digest = hashlib.sha256(hub.files[FIRST]).hexdigest()
 
     def first_is_there() -> bool:
-        """The second shard stalls, and the first is a blob."""
+        """Return True once the second shard stalls and the first is a blob."""
         return bool(list(store.partial.glob(f"pull-*/{digest}.held")))
 
     refused(store, hub, PullCancelled, cancelled=first_is_there)

@@ -58,7 +58,8 @@ ctypes.CDLL = CDLL
 
 @pytest.fixture(scope="module")
 def raised() -> dict[str, str]:
-    """What each kind's imports raise, all in one process: imports take seconds."""
+    """Provide the errors that each engine's imports raise, all in one process: imports take
+    seconds."""
     modules = [module for kind in KINDS for module in ENGINES[kind].preimport]
     command = [sys.executable, "-c", TRAPPED, *modules]
     done = subprocess.run(command, check=True, timeout=100, capture_output=True, text=True)

@@ -20,7 +20,7 @@ _COLUMNS += ', user_agent, "before", "after", seal'
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a database with six entries."""
+    """Provide the bytes of a database with six entries."""
     path = tmp_path_factory.mktemp("audit") / "bitinglip.db"
     with using(path) as (run, audit):
         run(audit.record(Entry(Action.SERVER_START)))

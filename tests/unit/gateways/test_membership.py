@@ -30,7 +30,7 @@ from workers import protocol
 
 
 class Now:
-    """A clock that the test sets."""
+    """Holds a clock that the test sets."""
 
     def __init__(self) -> None:
         self.at = 0.0

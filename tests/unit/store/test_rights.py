@@ -27,7 +27,7 @@ def folder() -> Iterator[Path]:
 
 
 def created(home: Home) -> str:
-    """The line with which a start in this home is refused."""
+    """Return the line with which a start in this home is refused."""
     try:
         home.create()
     except HomeError as error:

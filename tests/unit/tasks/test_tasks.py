@@ -105,7 +105,7 @@ def test_row_gives_each_field_of_a_job_back(tmp_path: Path) -> None:
 
 
 class FakeDispatcher:
-    """A dispatcher's side of jobs without any workers: the test puts the events."""
+    """Simulates a dispatcher without workers: the test puts the events."""
 
     def __init__(self) -> None:
         self.open_now: dict[str, EventLog] = {}
@@ -168,7 +168,7 @@ def rows_of(db: Database, retention: float = 60, max_bytes: int = 10**6) -> Task
 
 
 async def made_nothing(_event_log: EventLog) -> None:
-    """What a text job leaves to be kept."""
+    """Make no files, as a text job does."""
 
 
 def job(**more: Any) -> Job:

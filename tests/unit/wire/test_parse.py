@@ -57,7 +57,7 @@ def test_json_depth_has_a_bound() -> None:
 
 
 def _padded(elements: int) -> bytes:
-    """A body of so many elements and more than a megabyte."""
+    """Return a body of so many elements and more than a megabyte."""
     return b'{"x":"' + b'\\"[,{' * 200_000 + b'","y":[' + b"1," * (elements - 3) + b"1]}"
 
 

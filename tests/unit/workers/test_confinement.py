@@ -26,7 +26,7 @@ def answer(
     programs: bool = False,
     unix_sockets: bool = False,
 ) -> int:
-    """What the kernel would make of the filter for a call: 0 allows it, else the error."""
+    """Return the filter's verdict on a call: 0 allows it, else the error."""
     code = list(seccomp.program(arch, PID, programs=programs, unix_sockets=unix_sockets))
     words = {0: number, 4: arch.audit if audit is None else audit}
     words |= {16 + 8 * place: value for place, value in enumerate((*arguments, *[0] * 6)[:6])}

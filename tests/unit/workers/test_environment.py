@@ -91,7 +91,7 @@ def test_environment_names_the_variables_that_have_no_effect() -> None:
 
 
 class StandInDriver:
-    """libcuda.so.1, of which one function is called."""
+    """Stands in for libcuda.so.1, of which one function is called."""
 
     def __init__(self, answer: int) -> None:
         self._answer = answer

@@ -11,7 +11,7 @@ V1 = "30 24 0:26 {root} {mounted} rw - cgroup cgroup rw,memory\n"
 
 
 def kernel(tmp_path: Path, mount: str, line: str) -> Path:
-    """Files of the kernel: a group that this process is in, and the machine's counters."""
+    """Write the kernel's files: the group that this process is in, and the machine's counters."""
     group = tmp_path / "cgroup" / "server"
     group.mkdir(parents=True)
     proc = tmp_path / "proc"

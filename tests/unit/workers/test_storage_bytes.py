@@ -13,7 +13,8 @@ SIZE = 8 << 20
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file that is on the disk; skips where files have no disk, or reads of one are not told."""
+    """Provide a file that is on the disk; skip where files have no disk, or reads are not
+    counted."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(os.urandom(SIZE))
     drop(path)

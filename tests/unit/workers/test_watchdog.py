@@ -33,7 +33,7 @@ DOG = Watchdog(heartbeat_timeout=2, load_timeout=4)
 
 
 class Process:
-    """What the watchdog asks of a process."""
+    """Implements what the watchdog reads of a process."""
 
     read = 0
     stopped = False
@@ -52,7 +52,7 @@ def worker(state: str, spec: Load | None = None, **ready: Any) -> Worker:
 
 
 def looks(one: Worker, dog: Watchdog = DOG) -> float:
-    """Seconds that the watchdog has counted when it ends the worker."""
+    """Return the seconds that the watchdog has counted when it ends the worker."""
     for number in range(1, 1000):
         if dog.tick(one):
             return number * dog.interval

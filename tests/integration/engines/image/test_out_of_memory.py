@@ -51,7 +51,7 @@ def fail_when(
 
 
 def open_half_harness(folder: Path) -> ImageHarness:
-    """A tiny SDXL in float16, whose decoder is cast to float32 for each call."""
+    """Return a tiny SDXL in float16, whose decoder is cast to float32 for each call."""
     harness = open_image_harness("sdxl", folder, dtype="float16")
     assert harness.engine._pipelines.base.vae.dtype is torch.float16
     return harness

@@ -58,7 +58,7 @@ def said(harness: SpeechHarness, text: str, seed: int) -> Any:
 
 
 def trimmed(samples: Any) -> Any:
-    """One sentence's sound as it goes into the file."""
+    """Return one sentence's sound as it goes into the file."""
     joiner = Joiner(24_000)
     return np.concatenate([joiner.push(samples), joiner.finish()])
 

@@ -96,7 +96,7 @@ def mixed_jobs() -> list[TextJob]:
 
 @pytest.fixture(scope="module")
 def alone(plain: TextEngine) -> dict[str, TextDone]:
-    """The answers of the mixed jobs, each made by itself and step by step."""
+    """Provide the answers of the mixed jobs, each made by itself and step by step."""
     return {one.id: run(plain, one)[one.id] for one in mixed_jobs()}
 
 

@@ -59,7 +59,8 @@ def repetitive(name: str, prompt: str = PROMPTS[0], **sampling: Any) -> TextJob:
 
 
 def told(end: TextDone) -> TextDone:
-    """The answer without what it took to make it, and logprobs to what rounding leaves of them."""
+    """Return an answer in a comparable form: without its other fields, and with rounded
+    logprobs."""
     choices = [
         msgspec.structs.replace(
             choice,

@@ -40,7 +40,7 @@ def server(redis: RedisServer) -> RedisServer:
 
 @pytest.fixture(params=["memory", "redis"])
 def url(request: pytest.FixtureRequest, server: RedisServer) -> str | None:
-    """Where limits are kept: nowhere but in the gateway, or in Redis."""
+    """Provide the place where limits are kept: the gateway's memory, or Redis."""
     return server.url if request.param == "redis" else None
 
 

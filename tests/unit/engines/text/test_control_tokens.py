@@ -34,7 +34,7 @@ INJECTED: dict[str, Talk] = {
 
 
 class Chat:
-    """A tokenizer with its template, as the engine uses them."""
+    """Holds a tokenizer with its template, as the engine uses them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, folder: Path = Path("none")) -> None:
         self.tokenizer = tokenizer

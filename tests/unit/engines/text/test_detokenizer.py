@@ -62,7 +62,7 @@ def test_detokenizer_gives_a_character_split_at_every_byte_whole(
 
 
 def _byte_order() -> list[int]:
-    """The code points of the letters for the bytes 0 to 255 in byte-level BPE."""
+    """Return the code points of the letters for the bytes 0 to 255 in byte-level BPE."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [byte if byte in shown else next(others) for byte in range(256)]

@@ -14,7 +14,7 @@ from workers.engines.text.speculation import _fair_share, by_chunk, sampled_plac
 
 
 def latest_earlier_place(tokens: list[int]) -> int | None:
-    """Where the last three tokens have been before, looked for in all of the text."""
+    """Return the place where the last three tokens were before, by a search of the whole text."""
     for place in range(len(tokens) - 1, 2, -1):
         if tokens[place - 3 : place] == tokens[-3:]:
             return place

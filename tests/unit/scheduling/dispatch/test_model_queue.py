@@ -202,7 +202,8 @@ def test_sessions_of_one_key_push_out_no_other_key_s() -> None:
 
 
 class ModelQueueMachine(RuleBasedStateMachine):
-    """Random lives of flights: each is in exactly one place, and the replicas' books add up."""
+    """Plays random lives of flights: each is in exactly one place, and the replicas' books add
+    up."""
 
     def __init__(self) -> None:
         super().__init__()

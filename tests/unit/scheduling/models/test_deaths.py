@@ -18,7 +18,7 @@ CRASH = "exited with code 13"
 
 
 class Reporting(Devices):
-    """Made-up cards that report faults."""
+    """Simulates cards that report faults."""
 
     reports: tuple[Report, ...] = ()
 
@@ -28,7 +28,7 @@ class Reporting(Devices):
 
 
 class Bench:
-    """Two made-up cards and a clock that is turned by hand."""
+    """Simulates two cards and a clock that the test moves."""
 
     def __init__(self) -> None:
         self.devices = Reporting(fake=[("card", GB), ("other", GB)])

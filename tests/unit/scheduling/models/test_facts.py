@@ -106,7 +106,7 @@ def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
 
 
 def learned(ours: ResourceFacts, loaded: Replica, beats: Sequence[int]) -> list[int]:
-    """What is reserved after each heartbeat of a worker of a text model. In MB."""
+    """Return the reservation after each heartbeat of a worker of a text model, in MB."""
     manifest = Manifest(
         name="t",
         kind="text",

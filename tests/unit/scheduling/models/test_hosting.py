@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(base: Path, tmp_path: Path) -> ModelStore:
-    """A store as a server has it, with a base and a LoRA of it."""
+    """Provide a store as a server has it, with a base and a LoRA of it."""
     found = ModelStore(tmp_path / "models")
     found.import_folder(base, "base")
     add(found, base, tmp_path / "lora", "tuned")

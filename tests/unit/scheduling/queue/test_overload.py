@@ -25,7 +25,7 @@ def under(value: float) -> OverloadController:
 
 
 def model_queue(**waiting: int) -> ModelQueue:
-    """One with so many waiting of each key."""
+    """Return a model queue with so many jobs waiting of each key."""
     queue: FairQueue[InFlightJob] = FairQueue(10.0)
     for key, count in waiting.items():
         for number in range(count):
