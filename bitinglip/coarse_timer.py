@@ -42,7 +42,7 @@ class CoarseTimer(Generic[T]):
         return slot
 
     def discard(self, item: T, slot: Slot) -> None:
-        """Forget an item; it is no harm if it has rung."""
+        """Forget an item; does nothing if it has expired."""
         held = self._slots.get(slot)
         if held is not None:
             held.pop(item, None)

@@ -108,7 +108,7 @@ class Client:
 
     @contextmanager
     def follow(self, path: str) -> Iterator[Iterator[Event]]:
-        """The events of what goes on without this command."""
+        """Yield the events of work that goes on without this command."""
         with self._events("GET", path) as events:
             yield events
 

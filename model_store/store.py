@@ -1,6 +1,6 @@
 """Stores models on disk: one folder each, ``files/`` in Hugging Face layout and a manifest.
 
-A folder without a manifest does not exist for anybody. New ones are made under ``.partial`` and
+A folder without a manifest is not listed. New ones are made under ``.partial`` and
 moved into place whole; removed ones are moved away first.
 """
 

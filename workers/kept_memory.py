@@ -20,7 +20,7 @@ _LEAST_FREE = 0.1  #: of the machine's RAM, below which unused memory is freed
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """Memory of one model, as an open file without a name."""
+    """Holds memory of one model, as an open file without a name."""
 
     model: str
     size: int

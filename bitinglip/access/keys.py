@@ -17,7 +17,7 @@ from bitinglip.access.key_age import KeyAge
 from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
-from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
+from bitinglip.access.key_records import NO_DIGEST, HeldKey, hold, shown
 from bitinglip.access.key_records import Caller as Caller
 from bitinglip.access.key_records import KeyRecord as KeyRecord
 from bitinglip.access.presented import Presented
@@ -144,7 +144,7 @@ class KeyRing:
         if key_id is None:
             raise InvalidApiKey
         held = self._keys.get(key_id)
-        digests = (held.digest, held.former_digest) if held else (NOBODY, NOBODY)
+        digests = (held.digest, held.former_digest) if held else (NO_DIGEST, NO_DIGEST)
         current, former = credentials.matches(self._pepper, credential, *digests)
         if held is None or not (current or former):
             raise InvalidApiKey

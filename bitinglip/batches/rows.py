@@ -98,7 +98,7 @@ class BatchRows:
         return None if row is None else next(iter(KeptBatch.each([row])), None)
 
     async def open(self) -> list[KeptBatch]:
-        """Take up the batches that have not ended, and are this server's or nobody's.
+        """Take up the batches that have not ended, and are this server's or have no living owner.
 
         The oldest comes first; one that cannot be read is left to a start of another version.
         Raises DiskFull or DatabaseUnavailable.

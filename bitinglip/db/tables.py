@@ -190,7 +190,7 @@ class StoredBatch(Table, table=True):
 
 
 class StoredDownload(Table, table=True):
-    """A download of a model: what was asked for, and how it ended."""
+    """Stores a download of a model: what was asked for, and how it ended."""
 
     __tablename__ = "downloads"
     __table_args__ = (Index(None, "ended_at"), Index(None, "model"))

@@ -9,7 +9,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Broadcast:
-    """Is that of a gateway which is alone: it tells nothing and hears nothing."""
+    """Is the broadcast of a gateway that is alone: it sends and receives nothing."""
 
     heard = 0  #: messages of others
     gaps = 0  #: how often messages may have been missed

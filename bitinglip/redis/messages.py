@@ -12,7 +12,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True):
 
 
 class RowsChanged(Message, frozen=True, tag="rows"):
-    """Rows that gateways share were changed: keys, tokens, or what a gateway is asked to do."""
+    """Says that shared rows were changed: keys, tokens, or requests to a gateway."""
 
 
 class Missed(Message, frozen=True, tag="missed"):

@@ -136,7 +136,7 @@ class Pipeline:
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
-        """Send what waits, until nothing does."""
+        """Send waiting calls until none is left."""
         while self._waiting:
             calls = self._take(_AT_ONCE)
             try:
@@ -191,9 +191,10 @@ class Pipeline:
         return answers
 
     def _refused(self, call: _Call, error: ResponseError) -> None:
-        """Redis answers, and cannot do it: it has no memory left, loads its data or only reads.
+        """Fail a call that Redis has refused: it has no memory left, loads its data or is
+        read-only.
 
-        What a script found spoiled is a fault of its keys, and none of Redis.
+        Spoiled data that a script found is a fault of its keys, and none of Redis.
         """
         fault = fault_of(error)
         call.answer.set_exception(fault)

@@ -1,4 +1,4 @@
-"""Several servers over one database: the settings under ``gateways``."""
+"""Declares the settings under ``gateways``: several servers over one database."""
 
 from typing import Annotated
 

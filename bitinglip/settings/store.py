@@ -1,4 +1,4 @@
-"""Settings of the store of models."""
+"""Declares the settings of the store of models."""
 
 from pydantic import Field
 

@@ -1,4 +1,5 @@
-"""Another server that a model stands for, under ``models.<name>.upstream``."""
+"""Declares the settings under ``models.<name>.upstream``: another server that answers for a
+model."""
 
 from typing import Annotated, Any, Literal, Self
 

@@ -1,4 +1,4 @@
-"""The processes that run models, here or on the nodes of a Ray cluster."""
+"""Declares the settings of processes that run models, here or on the nodes of a Ray cluster."""
 
 import re
 from pathlib import Path

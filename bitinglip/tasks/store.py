@@ -178,7 +178,7 @@ class TaskStore:
             return [_task_of(row, answer) for row, answer in rows]
 
     async def recover(self) -> list[Job]:
-        """Take up what this server left open, or nobody does; see ``take_up``."""
+        """Claim the tasks that this server left open or that have no owner; see ``take_up``."""
         return await self._take(claimable(StoredTask.gateway, self._owner))
 
     async def take_up(self) -> list[Job]:

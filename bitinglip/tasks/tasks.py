@@ -211,7 +211,7 @@ class Tasks:
     async def poll_others(self) -> None:
         """Take up what other servers have left, and cancel what they were asked to cancel.
 
-        While this one drains it leaves to them what waits here. Raises DiskFull or
+        While this one drains it releases its own waiting tasks to them. Raises DiskFull or
         DatabaseUnavailable.
         """
         if self._suspended:

@@ -23,7 +23,7 @@ _FALL, _GROWTH, _LEAST = 0.5, 1.1, 1 / 16
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One of them: how it is, and how much it does for us."""
+    """Holds one server's health, and its number of running jobs."""
 
     url: str
     running: int = 0
@@ -93,7 +93,7 @@ class Servers:
         server.again_at = self._clock() + _pause(server)
 
     def answered(self, server: Server) -> None:
-        """Believe in a server again, and by and by in all that it can do."""
+        """Count a success: a server that had failed gets requests again, more and more of them."""
         server.failures, server.again_at = 0, 0.0
         server.weight = min(1.0, server.weight * _GROWTH)
 

@@ -1,4 +1,4 @@
-"""``bitinglip models``: what is in the store."""
+"""Runs ``bitinglip models``: lists, imports, pulls, loads and removes models of the store."""
 
 import os
 import sys
@@ -179,7 +179,8 @@ def import_model(
 def list_models(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All models in the store; `models show` tells more of one, with its parameters and voices."""
+    """List all models in the store; `models show` tells more of one, with its parameters and
+    voices."""
     place = CliContext.of(home, config)
     server = place.server()
     found = _listed(server) if server else _listed_here(place)
@@ -225,7 +226,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One model: what it is, where it came from, what it can do."""
+    """Show one model: what it is, where it came from, what it can do."""
     from cli.client import path_of
 
     place = CliContext.of(home, config)

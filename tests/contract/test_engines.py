@@ -1,4 +1,4 @@
-"""What every engine promises the worker's loop, asked of each of them alike."""
+"""The contract that every engine keeps with the worker's loop."""
 
 import re
 from collections.abc import Iterator

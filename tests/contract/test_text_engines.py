@@ -1,4 +1,4 @@
-"""What the two engines of text, the fake one and the real one, promise beyond the contract."""
+"""The contract of both text engines, fake and real, beyond that of all engines."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -119,7 +119,7 @@ def test_torch_tells_of_the_cards_as_nvml_does(devices: Devices) -> None:
 
 
 def test_xid_events_of_a_card_are_taken_without_waiting(devices: Devices) -> None:
-    """Whether this fault has an Xid is the driver's affair; to look for one costs nothing."""
+    """Check that reading costs nothing; whether this fault has an Xid depends on the driver."""
     cards = tuple(each for each in devices.list() if each.kind == "cuda")
     assert not any("(Xid)" in (each.note or "") for each in cards if not each.pin.startswith("MIG"))
     with running(WRONG, cards[:1]):

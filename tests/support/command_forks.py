@@ -212,7 +212,7 @@ def _serve(address: str) -> None:
 
 
 def _listen(address: str, told: "socket.socket | None" = None) -> None:
-    """Fork for each connection, until all that wished it to stay have ended."""
+    """Fork for each connection, until all clients that keep it open have ended."""
     gc.collect()
     gc.freeze()  # a collector's marks in the forks would copy what they share
     staying: list[socket.socket] = []

@@ -1,6 +1,6 @@
-"""What pynvml would say on machines that we do not have: scripted answers and errors.
+"""Simulates pynvml for machines that we do not have: scripted answers and errors.
 
-There is no driver where these tests run, so this one part is stood in for; tests/gpu asks the real
+There is no driver where these tests run, so this one part is simulated; tests/gpu asks the real
 one.
 """
 # ruff: noqa: N802 - the names are pynvml's

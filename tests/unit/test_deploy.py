@@ -1,4 +1,4 @@
-"""What is shipped to run the server with fits what the server does by itself."""
+"""Files of deploy/ agree with the server."""
 
 import re
 import shutil

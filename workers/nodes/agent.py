@@ -1,7 +1,8 @@
 """Serves a gateway on another machine: starts workers here, and tells what devices there are.
 
-It runs jobs for whoever knows its secret, so it listens at one address only, bounds what those may
-do who have not proved that they know it, and opens no file outside the folders it was given.
+It runs jobs for every client that knows its secret. So it listens at one address only, bounds what
+clients may do before they have proved that they know it, and opens no file outside the folders it
+was given.
 """
 
 import asyncio

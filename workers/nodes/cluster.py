@@ -37,7 +37,7 @@ class Agents(Protocol):
 
 
 class AgentsLost(Exception):
-    """What starts the agents does not answer; the message says what is wrong."""
+    """The program that starts agents does not answer; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

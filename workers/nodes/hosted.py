@@ -65,7 +65,7 @@ class Host(Protocol):
 
 
 class HostedWorker:
-    """Runs one worker, from a gateway's wish to the end of its process."""
+    """Runs one worker for a gateway, from its request to the end of the process."""
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class Link:
             raise LinkLost(_why(error)) from error
 
     def close(self) -> None:
-        """Close it once what was sent has left; again is no harm."""
+        """Close it once what was sent has left; may be called twice."""
         self._writer.close()
 
     def abort(self) -> None:

@@ -83,7 +83,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Tells what devices a node has and how they get on, as its agent has seen at its last look."""
+    """Tells what devices a node has and their state, as its agent last read it."""
 
     devices: tuple[Device, ...]
     readings: Mapping[str, DeviceUsage]

@@ -40,7 +40,7 @@ class Address(NamedTuple):
 
 
 class Node:
-    """One machine of the cluster. Only its own methods change its state, on the event loop."""
+    """Is one node of the cluster. Only its own methods change its state, on the event loop."""
 
     def __init__(self, name: str, secret: str, on_change: Callable[[], None]) -> None:
         """``on_change``: called when it joins, is lost, or tells new facts."""
@@ -86,7 +86,7 @@ class Node:
         if self._running is not None and not self._running.done() and address == self.address:
             return
         if self._running is not None and not self._running.done():
-            self._lose("its agent has started anew")
+            self._lose("its agent has restarted")
             self._running.cancel()
         self.address = address
         self._running = asyncio.create_task(self._run())
@@ -200,7 +200,7 @@ class Node:
         self._on_change()
 
     def _lose(self, why: str) -> None:
-        """Take note that it does not answer; its workers end, and are blamed on nobody."""
+        """Note that it does not answer; its workers end, and no request is blamed for that."""
         if self.state == "well":
             log.warning("node %s is lost: %s", self.name, why)
             self.state, self.lost_for = "lost", 0.0

@@ -38,7 +38,7 @@ _UNREACHED = 1
 
 
 class WorkerNode(Protocol):
-    """The node that a worker runs on, as far as the worker needs it."""
+    """Is the node that a worker runs on, as far as the worker needs it."""
 
     @property
     def name(self) -> str: ...

@@ -37,7 +37,7 @@ class SharedCounts(NamedTuple):
         return cls(limits, quotas)
 
     def reading(self, broadcast: Broadcast) -> RedisReading:
-        """Tell the metrics how it stands with Redis."""
+        """Return the state of Redis, as the metrics export it."""
         link = self.limits.link
         held, counted = self.limits.held, (broadcast.heard, broadcast.gaps)
         return RedisReading(link.away is None, link.faults, *link.writes, *held, *counted)

@@ -36,7 +36,7 @@ Sums = Callable[[str, str], Awaitable[tuple[Units, Units]]]
 
 
 class SharedQuotas:
-    """Is the meter's way to other gateways. ``flush`` writes what the meter has counted."""
+    """Shares the meter's quotas with other gateways. ``flush`` writes the meter's counts."""
 
     def __init__(
         self,

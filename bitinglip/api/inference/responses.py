@@ -129,7 +129,7 @@ async def _asked(request: Request, body: ResponsesRequest) -> PreparedResponse:
 
 
 async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool) -> Response:
-    """Accept the response as a task; its row is there before anybody can ask for it."""
+    """Accept the response as a task; its row is stored before a client can ask for it."""
     services = services_of(request)
     context_of(request.scope).job = (job.model, job.id)
     if job.guard is not None:

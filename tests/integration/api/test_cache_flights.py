@@ -88,7 +88,7 @@ def rush(served: Served, crowd: ThreadPoolExecutor) -> Rush:
 def test_cache_follows_no_request_of_another_key(
     served: Served, rush: Rush, admin: httpx.Client, engine: Engine
 ) -> None:
-    """What another key asks right now neither answers a request nor speeds it up."""
+    """Check that a job of another key neither answers a request nor speeds it up."""
     keys = (served.headers("inference:text"), new_key(admin)[1])
     answers = [rush.post(ask("!gate"), key) for key in keys]
     eventually(lambda: engine.runs["!gate"] == 2)

@@ -84,7 +84,8 @@ def test_body_of_a_refused_request_is_read_up_to_a_bound(hurried: Served, framin
 
 
 def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
-    """However many arrive at once, one turn of the loop takes about as many as its share."""
+    """Check that one turn of the loop takes about its share of chunks, however many arrive at
+    once."""
     count = 95_000
     body = json.dumps(PROMPT).encode()
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: %b\r\n" % (

@@ -216,7 +216,7 @@ def test_slow_body_is_refused(hurried: Served) -> None:
 
 
 def test_body_that_comes_in_keeps_its_connection(hurried: Served) -> None:
-    """More than twice as long as a body may stand still, at a rate above the least."""
+    """Send for more than twice as long as a body may stall, at more than the least rate."""
     size, piece = 900_000, 75_000
 
     async def send() -> bytes:

@@ -1,4 +1,4 @@
-"""What is loaded where when a device is not well, over real worker processes."""
+"""Placement while a device is not well, over real worker processes."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

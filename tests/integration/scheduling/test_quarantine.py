@@ -1,4 +1,5 @@
-"""Which request killed the worker, which one only stood beside it, and which needs more memory."""
+"""Quarantine: the request that killed a worker, its bystanders, and requests that need more
+memory."""
 
 import asyncio
 from functools import partial

@@ -1,4 +1,4 @@
-"""What happens to work and workers when the machine was suspended, over real worker processes."""
+"""Resume: jobs and workers after the machine was suspended, over real worker processes."""
 
 import asyncio
 import threading

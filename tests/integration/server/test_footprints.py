@@ -1,4 +1,4 @@
-"""What is learned of memory: believed, kept over restarts, and close to what it was said to be."""
+"""Learned footprints: they are used, survive restarts, and are close to the real memory."""
 
 import asyncio
 from collections.abc import Iterator

@@ -330,7 +330,7 @@ def test_export_refuses_a_place_that_is_taken(shared: ModelStore, tmp_path: Path
 def test_adapter_stays_one_when_it_is_verified_and_its_base_stays_for_it(
     store: ModelStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In memory its manifest is joined with its base's; what is written must be its own."""
+    """Check the written manifest: in memory it is joined with its base's."""
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     store.import_folder(source, "base")
     store.import_folder(write_text_lora(source, tmp_path / "lora", named="base"), "lora")

@@ -151,7 +151,7 @@ def detail_of(client: httpx.Client, served: Served) -> str:
 def test_store_on_a_file_system_that_locks_no_folders(
     store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As NFS: an exclusive lock needs a file that is open for writing."""
+    """Simulate NFS: an exclusive lock needs a file that is open for writing."""
     real = fcntl.flock
 
     def flock(handle: int, how: int) -> None:

@@ -106,7 +106,7 @@ def test_list_keeps_what_was_seen_last(store: ModelStore, source: Path, tmp_path
 def test_list_costs_next_to_nothing(
     store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as no model has come or gone, no manifest is read again."""
+    """Check that no manifest is read again while no model comes or goes."""
     store.import_folder(source, "mine")
     time.sleep(0.15)
     store.names()

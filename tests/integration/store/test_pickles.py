@@ -266,7 +266,7 @@ def test_selection_of_the_pickles_of_a_model(names: list[str], taken: list[str])
 
 
 def test_commands_pull_pickles_only_when_told_to(tmp_path: Path) -> None:
-    """By the flag for once, or by the setting of the name that it is to have."""
+    """Allow pickles by the flag for one pull, and by the setting of the model's future name."""
     source, home = only_pickles(make_vits(tmp_path / "m")), tmp_path / "home"
     words = ("models", "import", str(source), "--name")
     refused = run(home, *words, "one")

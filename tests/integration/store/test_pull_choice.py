@@ -1,4 +1,4 @@
-"""What of a repository is fetched, and what is refused before any weights come."""
+"""Selection of a repository's files, and refusals before any weights are fetched."""
 
 import hashlib
 import json
@@ -102,7 +102,7 @@ def test_pull_reads_no_text_that_has_rotted_in_the_store(store: ModelStore, hub:
 
 
 def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:
-    """Not even after one that forgets at once what no model has."""
+    """Clean up with no grace for blobs that no model uses."""
     hub.faults[SECOND] = Fault(stall_after=0)
     digest = hashlib.sha256(hub.files[FIRST]).hexdigest()
 

@@ -321,7 +321,7 @@ def test_work_folder_lives_as_long_as_its_worker(place: Place) -> None:
 
 
 def test_work_folder_that_cannot_be_made_loosens_nothing(place: Place) -> None:
-    """On a full disk, say: models that write no files go on."""
+    """Simulate a full disk: models that write no files still run."""
     blocked = place.home / "blocked"
     blocked.touch()
     code = {"key": "read(HOME + '/admin.key')", "results": "write(HOME + '/files/new')"}

@@ -1,4 +1,5 @@
-"""How a worker process comes to see its own cards only, whatever its libraries do at import."""
+"""Visible devices: a worker process sees its own cards only, whatever its libraries do at
+import."""
 
 import asyncio
 import json

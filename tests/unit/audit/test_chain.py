@@ -176,7 +176,7 @@ def test_audit_chain_names_the_first_row_that_is_missing_swapped_or_forged(
 def test_audit_chain_whose_ends_were_changed_is_not_valid_and_stays_so(
     path: Path, statements: list[str], first_bad: int
 ) -> None:
-    """What is entered afterwards does not hide it."""
+    """Check that later entries do not hide the change."""
     found = change(path, *statements)
     assert (found.valid, found.first_bad) == (False, first_bad)
     with using(path) as (run, audit):
@@ -238,7 +238,7 @@ def test_audit_log_that_was_damaged_can_be_read_all_the_same(path: Path) -> None
 def test_audit_log_goes_on_whatever_another_program_has_written(
     path: Path, statement: str, emptied: bool, tmp_path: Path
 ) -> None:
-    """Nobody is locked out of keys by that, and the check stays negative."""
+    """Check that keys keep working, and the chain stays invalid."""
     change(path, statement, *(["DELETE FROM audit_log"] if emptied else []))
     with using(path, folder=tmp_path / "audit", max_entries=4) as (run, audit):
         for _ in range(2):

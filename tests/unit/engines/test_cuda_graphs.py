@@ -1,4 +1,4 @@
-"""What captures of CUDA graphs share, by stand-ins for the driver's objects."""
+"""Pools and streams that captures of CUDA graphs share, by stand-ins for the driver's objects."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""When a server is taken for dead."""
+"""Failure detection: when a server counts as dead."""
 
 from bitinglip.gateways.failure_detector import FailureDetector, Heartbeat
 

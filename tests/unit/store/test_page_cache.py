@@ -1,4 +1,4 @@
-"""What the page cache holds: our books, and what the kernel says of the files' pages."""
+"""Page cache: our counts, and the kernel's of the files' pages."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""What a worker inherits from the operator's environment, and what is set for it."""
+"""Environment of a worker: what it inherits from the operator's, and what is set for it."""
 
 import os
 

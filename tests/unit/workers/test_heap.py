@@ -1,4 +1,4 @@
-"""What the C library keeps of freed memory goes back to the system, seldom and when it is due."""
+"""Heap trims: freed memory goes back to the system, seldom and when it is due."""
 
 import ctypes
 

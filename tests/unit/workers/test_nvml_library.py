@@ -1,4 +1,4 @@
-"""Where NVML is looked for: by the loader's path, then in folders that it does not know."""
+"""Search for NVML: by the loader's path, then in folders that it does not know."""
 
 import ctypes.util
 from pathlib import Path

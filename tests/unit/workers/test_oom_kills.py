@@ -1,4 +1,4 @@
-"""Whether the kernel has ended a process because RAM ran out, by its counters."""
+"""OOM kills: whether the kernel has ended a process, by its counters."""
 
 from pathlib import Path
 

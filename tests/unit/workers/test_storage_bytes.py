@@ -1,4 +1,4 @@
-"""What a load reads from storage is counted, and what is cached is not."""
+"""Bytes that a load reads from storage are counted, cached ones are not."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
+"""Settings of an image model: LoRAs, cached steps, compiling, offload."""
 
 import gc
 import re

@@ -1,4 +1,4 @@
-"""Several choices, prompts and their scores in one job of the text engine, on a tiny model."""
+"""Choices, several prompts and their scores in one job of the text engine, on a tiny model."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How much RAM loading a text model onto a card takes: no copy of its weights is made there."""
+"""RAM for loading a text model onto a card: no copy of its weights is made there."""
 
 import subprocess
 import sys

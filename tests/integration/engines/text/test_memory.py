@@ -113,7 +113,7 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
 
 
 def test_move_copies_nothing_that_is_there_already(models: dict[str, Path]) -> None:
-    """By another name of the device: the library puts weights on "cuda:0" where "cuda" is said."""
+    """Move to another name of the same device: the library puts weights on "cuda:0" for "cuda"."""
     model = library_model(models["llama"])
     move(model, CPU, JOINED)
     before = [parameter.data_ptr() for parameter in model.parameters()]
@@ -188,7 +188,7 @@ def test_out_of_memory_at_load_is_not_a_fault_of_the_files(
     method: str,
     error: Exception,
 ) -> None:
-    """While the weights are read (onto the cards, if there are several) or for the cache."""
+    """Run out of memory while weights are read (onto several cards, too) and for the cache."""
 
     def fail(*_args: Any, **_settings: Any) -> Any:
         raise error

@@ -272,7 +272,7 @@ class NoReads(TorchDispatchMode):
 def test_overlap_reads_nothing_back_but_one_copy_a_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU nothing waits, so what would is forbidden while a step is queued."""
+    """Forbid reads while a step is queued: on a CPU they would not wait."""
     engine, _ = load(folder, step_tokens=16, text=ON)
     queue, copies, steps = engine._runner.launch, 0, 0
     launcher = engine._pipeline._launcher

@@ -1,4 +1,4 @@
-"""What clients say is text: it never becomes a control token, whatever a template does to it."""
+"""Text of clients never becomes a control token, whatever a template does to it."""
 
 import json
 from pathlib import Path

@@ -26,7 +26,8 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """Like Llama 2's: a word begins with U+2581, unknown characters are single bytes."""
+    """Return a tokenizer such as Llama 2's: a word begins with U+2581, unknown characters are
+    bytes."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += ["▁", "▁one", "▁two", "one", "two", "ab", *"abcdefghijklmnopqrstuvwxyz,.!"]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}

@@ -1,4 +1,4 @@
-"""What a worker's death is blamed on: the request, memory, or the device."""
+"""Causes of a worker's death: the request, memory, or the device."""
 
 from collections.abc import Sequence
 
@@ -122,7 +122,7 @@ def test_device_is_doubtful_once_two_groups_have_died_on_it() -> None:
 
 
 def test_device_is_not_put_in_question_by_workers_that_told_no_fault() -> None:
-    """Requests that crash workers of two models at once must not take the card from everybody."""
+    """Requests that crash workers of two models at once must not take the card from all models."""
     bench = Bench()
     for _ in range(9):
         assert [bench.die(model).blame for model in "ab"][1] == "device"

@@ -1,4 +1,4 @@
-"""Which workers run the requests of a LoRA: its base's, unless something says why not."""
+"""Hosting: the requests of a LoRA run on its base's workers, unless something speaks against it."""
 
 import asyncio
 import os

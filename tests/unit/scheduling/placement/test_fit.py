@@ -1,4 +1,4 @@
-"""Whether a model fits, after which evictions; each suggestion holds; the planner agrees."""
+"""Fit: where a model fits, after which evictions; suggestions hold; the planner agrees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""How loaded the server is, who gives up what first, and who may still wait."""
+"""Overload: its measure, and which tiers lose their limits first."""
 
 from typing import Any
 

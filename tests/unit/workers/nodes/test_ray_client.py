@@ -1,4 +1,4 @@
-"""What is told of a Ray cluster: names of nodes, and why it cannot be joined."""
+"""Reports about a Ray cluster: names of nodes, and why it cannot be joined."""
 
 import os
 import subprocess
