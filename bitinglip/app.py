@@ -169,9 +169,9 @@ async def _open(
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
-    if tracer is not None:
-        scheduling.dispatcher.on_traced = tracer.job_ended
+    scheduling = _schedule(
+        settings, machine, metrics, started.launcher, guard, counts, tracer, stack
+    )
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, membership, stack)
@@ -352,6 +352,7 @@ def _schedule(
     launcher: Launcher,
     guard: Guard,
     counts: Counts,
+    tracer: "Tracer | None",
     stack: AsyncExitStack,
 ) -> Scheduling:
     """Build the scheduling; once its workers have stopped, what they were doing is settled."""
@@ -364,10 +365,10 @@ def _schedule(
         launcher,
         guard=guard,
         meter=counts.meter,
+        shared=None if counts.shared_counts is None else counts.shared_counts.quotas,
+        **({} if tracer is None else {"on_traced": tracer.job_ended}),
         page_cache=machine.page_cache,
     )
-    if counts.shared_counts is not None:
-        scheduling.dispatcher.shared = counts.shared_counts.quotas
     stack.callback(scheduling.dispatcher.close)
     stack.push_async_callback(scheduling.operations.close)
     return scheduling

@@ -84,13 +84,13 @@ class Access(NamedTuple):
     ) -> "Access":
         audit = await _open_audit(settings, home, db, owner_of(membership), stack)
         age = KeyAge(settings.security.key_rotation)
-        keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
-        tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
+        told = {} if membership is None else {"notify": membership.tell}
+        keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age, **told)
+        tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit, **told)
         admin_key = await keys.ensure_admin_key(home)
         if membership is not None:
             membership.on_change(KEYS, keys.reload)
             membership.on_change(TOKENS, tokens.reload)
-            keys.tell = tokens.tell = membership.tell
         stack.push_async_callback(flush_at_end, keys.flush_last_used)
         return cls(audit, keys, tokens, admin_key)
 

@@ -148,8 +148,8 @@ def _watch_files(
     look = partial(asyncio.to_thread, services.store.listing.refresh)
     every(_STORE_SECONDS, look, "models on the disk", check="model_manager")
     if settings.guard.words_file is not None:
-        services.guard.on_change = services.cache.clear
-        every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
+        read = partial(services.guard.reload, services.cache.clear)
+        every(RELOAD_SECONDS, read, "read the list of words", check="guard")
     if certificate is not None:
         renew = partial(certificate.reload, services.health)
         every(tls.LOOK_SECONDS, renew, "files of the TLS certificate", check="cluster_manager")

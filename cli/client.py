@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Event = tuple[str, dict[str, Any]]
 Upload = tuple[str, IO[bytes]]  #: a name and what it holds
 _PAGE = 1000
-_PATIENCE = 30.0  #: seconds for an answer; a stream sends a sign of life twice as often
+_PATIENCE = 30.0  #: seconds for an answer; a stream sends a comment twice as often
 _LONGEST_LINE = 64 * 2**20
 
 

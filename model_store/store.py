@@ -49,7 +49,7 @@ class ModelStore:
     """Holds the models; safe for several processes, since every change is one rename.
 
     ``confine`` is the setting ``workers.confine``, for the process that reads pickles;
-    ``partials_kept`` the seconds for which a download that broke off can be resumed; ``bases``
+    ``partials_kept`` the seconds for which an interrupted download can be resumed; ``bases``
     the models that adapters which come in may be for, None: all.
     """
 

@@ -310,7 +310,7 @@ class Gateway(Table, table=True):
 
     id: str = Field(primary_key=True, max_length=64)
     run: str  #: of this start of it
-    beats: int = Field(sa_type=BigInteger)  #: its signs of life
+    beats: int = Field(sa_type=BigInteger)  #: its heartbeats so far
     version: str
     started_at: datetime = Field(sa_type=UtcTime)
 

@@ -133,7 +133,7 @@ class PullProcess:
         return [mask(line) for line in self._output.tail]
 
     def ending(self, code: int) -> str:
-        """Say how it ended, without a word of its own, with this exit code; no path is in it."""
+        """Say how it ended without a message, by its exit code; no path is in the text."""
         if code < 0:
             name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
             how = f"was ended from outside ({name})"

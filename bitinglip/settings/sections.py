@@ -275,7 +275,7 @@ class Files(Section):
     max_cache_bytes: Bytes = Field(
         10_737_418_240,
         description="maximum bytes of code compiled for models, kept between their loads; the "
-        "model that holds most loses its oldest first; looked at once an hour",
+        "model that holds most loses its oldest first; checked once an hour",
     )
     min_free_bytes: Bytes | None = Field(
         None,

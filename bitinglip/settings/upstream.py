@@ -35,7 +35,7 @@ class Upstream(Section):
         30, description="maximum seconds that connecting to a server may take"
     )
     read_timeout: Annotated[float, Field(gt=0, le=86_400)] = Field(
-        600, description="maximum seconds without a word from a server that answers"
+        600, description="maximum seconds of silence of a server that answers"
     )
 
     @model_validator(mode="before")

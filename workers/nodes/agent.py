@@ -254,7 +254,7 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat(self, link: Link, seconds: float) -> None:
-        """Give signs of life, whatever the driver is busy with."""
+        """Send heartbeats, whatever the driver is busy with."""
         while True:
             link.send(Kind.BEAT)
             await link.drain()
