@@ -10,7 +10,7 @@ KEYS, TOKENS = "keys", "revoked tokens"
 
 
 async def count_change(session: AsyncSession, what: str) -> None:
-    """Note a change in the transaction that makes it."""
+    """Count a change of a table, in the transaction that makes it."""
     added = insert(session, Change).values(id=what, count=1)
     more = {"count": col(Change.count) + 1}
     await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=more))

@@ -15,9 +15,9 @@ class Broadcast:
     gaps = 0  #: how often messages may have been missed
 
     def publish(self, message: Notice) -> None:
-        """Tell all other gateways, if there are any. It neither waits nor fails.
+        """Publish a notice to all other gateways, if there are any. It neither waits nor fails.
 
-        What cannot be told now makes them reload everything once it can.
+        A notice that cannot be sent makes them reload everything once Redis is back.
         """
 
     def subscribe(
@@ -34,4 +34,4 @@ class Broadcast:
         """
 
     async def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""

@@ -1,7 +1,7 @@
-"""Tells other gateways what has changed, by Redis's channels, which keep nothing.
+"""Tells other gateways what has changed, over Redis's channels, which keep nothing.
 
-So every gap ends with a reload: when a connection was made again, when a gateway could not tell
-something, and when a handler failed.
+So every gap ends with a reload: after a reconnect, after a notice that could not be sent, and after
+a handler that failed.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class RedisBroadcast(Broadcast):
             self.publish(Missed())
 
     async def _listen(self) -> None:
-        """Hear messages for as long as the server runs."""
+        """Receive messages for as long as the server runs."""
         while True:
             try:
                 await self._listen_once()
@@ -87,7 +87,7 @@ class RedisBroadcast(Broadcast):
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _listen_once(self) -> None:
-        """Hear messages for as long as one connection lives. Raises RedisError or OSError."""
+        """Receive messages for as long as one connection lives. Raises RedisError or OSError."""
         client = self._link.client(connections=1, timeout=_DEAD_SECONDS)
         try:
             async with client.pubsub() as channel:
@@ -97,7 +97,7 @@ class RedisBroadcast(Broadcast):
             await client.aclose(close_connection_pool=True)  # which may fail, too
 
     async def _hear(self, channel: PubSub) -> None:
-        """Hand messages on. Raises RedisError once the connection is silent for too long."""
+        """Pass messages on. Raises RedisError once the connection is silent for too long."""
         loop = asyncio.get_running_loop()
         heard = asked = loop.time()
         while True:

@@ -234,7 +234,7 @@ class Tasks:
         return set() if self._elsewhere is None else await self._rows.open_ids(own=False)
 
     async def drop_lost(self) -> None:
-        """End, without an event to clients, what other servers have taken up, as they took this one for dead.
+        """Drop the tasks that other servers have claimed, as they took this one for dead.
 
         Raises DatabaseUnavailable.
         """

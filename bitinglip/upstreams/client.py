@@ -67,7 +67,7 @@ _AWAY = "No server that this model stands for answers; try again later."
 
 
 def open_http() -> httpx.AsyncClient:
-    """Return what all models' requests go through; it keeps nothing that servers set."""
+    """Return the HTTP client of all upstream models; it keeps no cookies."""
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     trust = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE
     trust.load_verify_locations(certifi.where())
@@ -117,7 +117,7 @@ class UpstreamClient:
             raise _not_loaded(f"No server that this model stands for can be used: {whys[0]}.")
 
     async def probe(self, server: Server) -> str | None:
-        """Ask a server for its models; return what is wrong with it, if something is."""
+        """List a server's models; return what is wrong with the server, or None."""
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 url = f"{server.url}/models"
@@ -136,7 +136,7 @@ class UpstreamClient:
         return None
 
     async def run(self, job: TextJob, reader: AnswerReader, tell: Tell) -> TextDone:
-        """Have a text made by one of the servers; ``tell`` gets its events as they come.
+        """Run a text job on one of the servers; ``tell`` gets its events as they come.
 
         Raises Refused. A request goes to another server only if the first one did not take it.
         """
@@ -151,7 +151,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
-        """Have vectors or scores made by one of the servers; raises as ``run`` does."""
+        """Run an embedding job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> EmbeddingDone:
             return await asyncio.to_thread(embedding_done, job, await _whole(answer))
@@ -160,7 +160,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
 
     async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
-        """Have a sound transcribed by one of the servers; raises as ``run`` does."""
+        """Run a transcription job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> TranscriptionDone:
             return await asyncio.to_thread(transcript_done, job, await _whole(answer))
@@ -170,7 +170,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, form, job.trace, read)
 
     async def speak(self, job: SpeechJob, tell: Tell) -> SpeechDone:
-        """Have a text spoken by one of the servers, into the job's file; raises as ``run`` does."""
+        """Run a speech job on one of the servers, into the job's file; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> SpeechDone:
             media_type = answer.headers.get("content-type", "")
@@ -180,7 +180,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, encoded(body), job.trace, read)
 
     async def draw(self, job: ImageJob) -> ImageDone:
-        """Have pictures made by one of the servers, into files; raises as ``run`` does."""
+        """Run an image job on one of the servers, into files; raises as ``run`` does."""
 
         async def read(answer: httpx.Response) -> ImageDone:
             return await asyncio.to_thread(image_done, job, await _whole(answer, most_bytes(job)))
@@ -265,14 +265,14 @@ class UpstreamClient:
         return reader.done()
 
     def _tellable(self, message: str) -> str:
-        """Return what a server says as a client may read it: without our key, and as text."""
+        """Return a server's message as a client may read it: without our key, and as text."""
         if self._key:
             message = message.replace(self._key, "***")
         return message.encode(errors="replace").decode()
 
 
 async def _whole(answer: httpx.Response, most: int = _MOST_ANSWER) -> bytes:
-    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
+    """Read an answer that is one JSON object. Raises BadAnswer for one over the bound."""
     data = bytearray()
     async for part in answer.aiter_raw():
         data += part

@@ -92,7 +92,7 @@ class Agent:
         return self._oom_kills.have_risen()
 
     def loaded(self) -> None:
-        """Take note that a model has loaded: the next spare may start."""
+        """Note that a model has loaded: the next spare may start."""
         if self._spare is not None:
             self._spare.warm()
 
@@ -191,7 +191,7 @@ class Agent:
                 writer.transport.abort()  # a stranger gets no second of a place
 
     def _warn(self, why: str) -> None:
-        """Log why a connection was refused, unless another was a moment ago: strangers cause it."""
+        """Log why a connection was refused, at most once a moment: strangers cause it."""
         now = time.monotonic()
         if now - self._warned > _WARN_SECONDS:
             self._warned = now
@@ -281,7 +281,7 @@ class Agent:
             link.tell(Kind.PROBED, Probed(failed))
 
     async def _look(self) -> None:
-        """Look at the devices again and again; a look that fails leaves the last one."""
+        """Read the devices again and again; a read that fails leaves the last one."""
         while True:
             try:
                 self._oom_kills.refresh()
@@ -294,7 +294,7 @@ class Agent:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _ask_torch(self) -> None:
-        """Ask torch what only it knows of the cards, in a process of its own."""
+        """Ask torch, in a process of its own, about cards: NVML does not tell all."""
         while True:
             try:
                 await asyncio.to_thread(self._devices.ask_torch)

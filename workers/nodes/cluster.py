@@ -84,15 +84,15 @@ class Cluster:
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> RemoteWorker:
-        """Return what stands for a worker; its Load says on which node the process is started."""
+        """Return the stand-in for a worker; its Load says on which node the process is started."""
         del imports, visible_devices  # the node decides by the Load: it keeps a spare of its own
         return RemoteWorker(name, self._nodes.get, self._folders, self._uploads)
 
     # ---- its life ------------------------------------------------------------------------------
 
     async def open(self, wait_seconds: float) -> None:
-        """Begin to look for nodes; return once those that there are have told of their devices,
-        after that time, or when it is known that there can be none."""
+        """Begin to look for nodes; return once all known ones have sent their devices, after the
+        time is up, or when it is known that there are none."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
         with contextlib.suppress(TimeoutError):
@@ -120,7 +120,7 @@ class Cluster:
 
     @property
     def trouble(self) -> str | None:
-        """Say why no node can be had, and what to do; None if some can."""
+        """Say why no node is available, and what to do; None if one is."""
         if self._trouble is not None:
             return self._trouble
         if any(node.state == "well" for node in self._nodes.values()):
@@ -160,7 +160,7 @@ class Cluster:
     # ---- nodes ---------------------------------------------------------------------------------
 
     async def _find(self) -> None:
-        """Meet new agents, again and again."""
+        """Connect to new agents, at each interval."""
         while True:
             try:
                 self._meet(await self._agents.find())

@@ -60,7 +60,7 @@ class Host(Protocol):
 
     def short_of_ram(self) -> bool: ...
     def loaded(self) -> None:
-        """Take note that a model has loaded: the next spare may start."""
+        """Note that a model has loaded: the next spare may start."""
         ...
 
 

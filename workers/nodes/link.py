@@ -131,7 +131,7 @@ def keep_alive(writer: asyncio.StreamWriter) -> None:
 
 
 def set_done(future: "asyncio.Future[None]") -> None:
-    """End a future that may have ended already."""
+    """Complete a future, unless it is done already."""
     if not future.done():
         future.set_result(None)
 

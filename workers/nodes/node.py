@@ -92,14 +92,16 @@ class Node:
         self._running = asyncio.create_task(self._run())
 
     def set_unavailable(self, why: str) -> None:
-        """Take note of why it has no agent that could be met; one that is connected stays so."""
+        """Note why the node has no agent to connect to; a connected node stays connected."""
         if self.state != "well":
             self.reason = f"The node has no agent: {why}."
 
     def tick(self, interval: float, timeout: float) -> None:
-        """Count one interval of silence; more than ``timeout`` seconds of it is its end.
+        """Count one interval of silence; after more than ``timeout`` seconds of it the node is
+        lost.
 
-        Looks are counted, not the clock's seconds: a pause of the gateway is no silence of a node.
+        Intervals are counted, not the clock's seconds: a pause of the gateway is no silence of a
+        node.
         """
         self._frames = 0
         if self.state != "well":

@@ -91,7 +91,7 @@ class RayClient:
         return None
 
     def refresh(self) -> ClusterReport:
-        """Look at the nodes once; takes about a second."""
+        """Read the state of all nodes once; takes about a second."""
         import ray
 
         self._see([each for each in ray.nodes() if each["Alive"]])
@@ -124,7 +124,7 @@ class RayClient:
         ray.shutdown()
 
     def _see(self, alive: list[dict[str, Any]]) -> None:
-        """Take over which nodes there are; the names of those that are known stay."""
+        """Update the known nodes; those that are known keep their names."""
         there = {each["NodeID"]: each for each in alive}
         for gone in self._nodes.keys() - there.keys():
             del self._nodes[gone]
@@ -159,7 +159,7 @@ class RayClient:
         return actor.remote(msgspec.json.encode(agent), platform.python_version())
 
     def _hear(self, node: _Node) -> None:
-        """Take the answer of a node's actor, if there is one."""
+        """Take over the answer of a node's actor, if it has come."""
         import ray
 
         if node.asked is None:
@@ -199,13 +199,14 @@ def _why_not_joined(address: str, error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """Return what an error of an actor says in the end: before it stands where it was raised."""
+    """Return the last line of an actor's error, which is its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:_MOST_TEXT].rstrip(".")
 
 
 def _cluster_report(client: RayClient) -> ClusterReport:
-    """Look at the cluster; while its head is away, say so: agents go on without it."""
+    """Read the state of the cluster; while its head is away, report that: agents go on without
+    it."""
     try:
         return client.refresh()
     except Exception as error:  # noqa: BLE001  Ray's are of many kinds

@@ -30,7 +30,7 @@ class SharedCounts(NamedTuple):
         usage: UsageRows,
         write_behind: WriteBehind,
     ) -> Self:
-        """Have a meter and its rates count together with those of other gateways."""
+        """Build the shared counts, and have a meter and its rates use them."""
         limits = SharedLimits(link)
         quotas = SharedQuotas(limits, meter, rates, usage.sums_of, write_behind.flush)
         rates.shared, meter.shared = limits, quotas

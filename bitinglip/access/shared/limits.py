@@ -41,7 +41,7 @@ class RateRequest(NamedTuple):
 
 
 class QuotaLimit(NamedTuple):
-    """Describes a quota as a script knows it."""
+    """Describes a quota as a script reads it."""
 
     monthly: bool
     unit: int
@@ -59,7 +59,7 @@ class QuotaRequest(NamedTuple):
 
 
 class TakeResult(NamedTuple):
-    """Tells what became of a request; all of it belongs to one moment."""
+    """Holds the outcome of a request, all of it of one moment."""
 
     decision: Decision  #: of its rates
     states: tuple[int, ...]  #: by rate: microseconds until all is earned back
@@ -72,7 +72,7 @@ class TakeResult(NamedTuple):
 
 
 class SharedLimits:
-    """Owns what this gateway holds of shared limits."""
+    """Owns this gateway's places and reservations in shared limits."""
 
     def __init__(self, link: "RedisLink") -> None:
         self.link = link
@@ -94,12 +94,12 @@ class SharedLimits:
         return True
 
     def fall_back(self) -> None:
-        """Raise LimitsUnavailable where the settings refuse requests, for a call just failed."""
+        """Raise LimitsUnavailable, after a failed call, where the settings refuse requests then."""
         if self.link.settings.when_away == "refuse":
             raise LimitsUnavailable()
 
     def name(self) -> str:
-        """Return a name for a place or a reservation that no other has."""
+        """Return a new, unique name for a place or a reservation."""
         return f"{self.link.gateway}.{next(self._numbers)}"
 
     async def take(
@@ -145,7 +145,7 @@ class SharedLimits:
         return taken
 
     def give(self, key_id: str, rates: Iterable[RateRequest] = (), *, place: str = "") -> None:
-        """Give back units, and a place by its name; it need not have happened at once."""
+        """Give back units, and a place by its name, soon: the call is not waited for."""
         rates = list(rates)
         keys = [self.key(key_id, each.cell.id) for each in rates]
         args: list[Any] = [len(rates), place]
@@ -164,11 +164,12 @@ class SharedLimits:
         return name
 
     def settled(self, key_id: str, name: str) -> None:
-        """Hold a reservation no more."""
+        """Drop a reservation that has been settled."""
         _discard(self._reserved, key_id, name)
 
     async def renew(self) -> None:
-        """Hold what this gateway holds for another lease, all of it: Redis may know none of it."""
+        """Renew all places and reservations of this gateway for another lease; Redis may have lost
+        them."""
         for key_id in list(self._places.keys() | self._reserved.keys()):
             places = list(self._places.get(key_id, ()))
             reserved = list(self._reserved.get(key_id, {}).items())
@@ -190,7 +191,7 @@ class SharedLimits:
         return f"{self.link.prefix}{{{key_id}}}:{name}"
 
     def used_keys(self, key_id: str, day: str) -> list[str]:
-        """Return where it is counted what a key has used in a day, and in its month."""
+        """Return the names of the counts of a key's use in a day, and in its month."""
         month = day.rpartition("-")[0]
         return [self.key(key_id, f"used:{day}"), self.key(key_id, f"used:{month}")]
 
@@ -220,7 +221,8 @@ class SharedLimits:
         places: int | None,
         call: "asyncio.Future[Any]",
     ) -> None:
-        """Give back what was taken for a request that has gone. A reservation ends by itself."""
+        """Give back what was taken for a request that was cancelled. A reservation expires by
+        itself."""
         if call.cancelled() or call.exception() is not None:
             return
         with suppress(RedisAway):
@@ -240,7 +242,7 @@ def _discard(held: dict[str, Any], key_id: str, name: str) -> None:
 
 
 def _understood(answer: Any, rates: Sequence[RateRequest], quotas: int) -> TakeResult:
-    """Read an answer. Raises RedisAway for one that another program has spoiled."""
+    """Parse an answer. Raises RedisAway for one that another program has spoiled."""
     try:
         return _read(answer, rates, quotas)
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -248,7 +250,7 @@ def _understood(answer: Any, rates: Sequence[RateRequest], quotas: int) -> TakeR
 
 
 def _count(text: Any) -> int:
-    """Return a number as scripts write it. Raises ValueError for one that is none of theirs."""
+    """Parse a number as scripts write it. Raises ValueError for anything else."""
     if abs(number := int(text)) > _MOST:
         raise ValueError("no such number is ours")
     return number
