@@ -1,4 +1,4 @@
-"""Computes what 1, 10 and 1,000 GPUs serve, and which part gives way first.
+"""Computes what 1, 10 and 1,000 GPUs serve, and which part is the bottleneck.
 
     python -m benchmarks.capacity > docs/capacity.md
 
@@ -96,10 +96,10 @@ PARTS = (
         source="two gateways' writes in turn, fsync on, two cores at load 12: 91 a second",
     ),
     Part(
-        "PostgreSQL's work for signs of life",
+        "PostgreSQL's work for heartbeats",
         *(1.0, 0.0, 0.0, 1.14e-3),
         whole=True,
-        unit="seconds of a core: 0.78 ms a sign of life, 0.35 ms a look, each second a gateway",
+        unit="seconds of a core: 0.78 ms a heartbeat, 0.35 ms a poll, each second per gateway",
         source="CPU time of PostgreSQL 15's processes under these statements",
     ),
 )
@@ -161,7 +161,7 @@ def page(found: Sequence[tuple[Fleet, Served]]) -> str:
     return "\n".join([*text, "", _MEANING])
 
 
-_HEAD = """# What 1, 10 and 1,000 GPUs serve, and what gives way first
+_HEAD = """# Capacity: 1, 10 and 1,000 GPUs, and their bottlenecks
 
 `python -m benchmarks.capacity` writes this page. The cards' part is simulated: GPUs of 80 GB,
 models of 6 to 45 GB, the simulator's `mixed` trace, its model of a batch (50 tokens/s of one
@@ -176,9 +176,9 @@ one requests were refused or waited longer, however short the waits before.
 
 | GPUs | gateways | requests/s | tokens/s | cards busy | 95 % wait less than |
 |---|---|---|---|---|---|"""
-_PARTS_HEAD = "## How much of the other parts that takes\n"
+_PARTS_HEAD = "## Load on gateway, database and Redis\n"
 _UNITS = "What is counted, and where the limit is from:\n"
-_MEANING = """## What gives way first
+_MEANING = """## Bottlenecks
 
 - **On one box** the cards, long before anything else: then requests wait, and queues refuse.
 - **Among many** the turn to write: all gateways write one after the other, and each writes what its

@@ -57,7 +57,7 @@ def _checked(name: str, report: Report) -> Report:
 
 
 def throughput(servers: list[Server], asked: argparse.Namespace) -> dict[str, Any]:
-    """Requests/s of each, ours over the other's, and the CPU time that a request took."""
+    """Return requests per second of each side, their ratio, and the CPU time of a request."""
     speeds: dict[str, list[float]] = {server.name: [] for server in servers}
     costs: dict[str, list[list[float]]] = {server.name: [] for server in servers}
     for _ in range(asked.rounds):

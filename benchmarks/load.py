@@ -178,7 +178,7 @@ async def _gather(clients: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def run(work: Coroutine[Any, Any, Report]) -> Report:
-    """``asyncio.run`` on uvloop, for callers that are not async."""
+    """Run a coroutine on uvloop, for callers that are not async."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 

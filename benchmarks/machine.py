@@ -11,7 +11,8 @@ _BUSY = 0.5  #: a load average from which on the figures are not to be trusted
 
 
 def describe(load_before: float) -> str:
-    """``load_before``: the load average of the last minute, taken before the benchmark began."""
+    """Describe the machine in one line. ``load_before``: the load average of the last minute, taken
+    before the benchmark began."""
     facts = [datetime.now(UTC).date().isoformat(), f"{os.cpu_count()} cores of {_cpu_model()}"]
     facts.append(f"Python {platform.python_version()}")
     facts += [f"{name} {version(name)}" for name in _PACKAGES]

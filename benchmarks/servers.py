@@ -104,12 +104,13 @@ class Server:
         print(f"{self.name}: still busy after {_SETTLE_PATIENCE:g} s", file=sys.stderr)
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Return the exit code; None while it runs."""
         assert self._process is not None, "not started"
         return self._process.poll()
 
     def terminate(self, patience: float = _STOP_PATIENCE) -> int | None:
-        """SIGTERM; gives the exit code, or None if it still runs after ``patience`` seconds."""
+        """Send SIGTERM; return the exit code, or None if it still runs after ``patience``
+        seconds."""
         assert self._process is not None, "not started"
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -117,7 +118,7 @@ class Server:
         return self._process.poll()
 
     def stop(self) -> None:
-        """SIGTERM, patience, then SIGKILL for what is left of the group."""
+        """Send SIGTERM, wait, then send SIGKILL to the rest of the group."""
         if self._process is None:
             return
         if self._process.poll() is None and self.terminate() is None:

@@ -113,8 +113,7 @@ def _say(contestant: Contestant, streams: int) -> None:
 
 
 def _idle_share(server: Server) -> float:
-    """Return cPU seconds a second that a server takes while it does nothing: it runs beside the
-    others."""
+    """Return the CPU seconds per second that an idle server takes beside the measured one."""
     before = sum(server.cpu_seconds())
     time.sleep(1.0)
     return sum(server.cpu_seconds()) - before

@@ -23,7 +23,7 @@ from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.downloads.downloads import Downloads
 from bitinglip.downloads.hub import HubAccess
-from bitinglip.gateways.sharing import Sharing
+from bitinglip.gateways.membership import Membership
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
@@ -41,7 +41,7 @@ from bitinglip.parts import (
     tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
-from bitinglip.redis.opening import Together, check_redis
+from bitinglip.redis.opening import SharedRedis, check_redis
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.cache.clearing import Clearing
 from bitinglip.results.message_pictures import MessagePictures
@@ -66,7 +66,7 @@ from workers.launcher import Launcher, kept_by
 from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
-    from bitinglip.results.cache.together import AnswersInRedis
+    from bitinglip.results.cache.redis_answers import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
 
 
@@ -159,9 +159,9 @@ async def _open(
     health, metrics = Health(), Metrics()
     db = await Database.open(home.database, health, settings.database)
     stack.push_async_callback(db.close)
-    sharing, together = await _join(settings, home, db, health, stack)
-    access = await Access.open(settings, home, db, sharing, stack)
-    counts = await Counts.open(settings, db, access.keys, together.link, stack)
+    membership, shared_redis = await _join(settings, home, db, health, stack)
+    access = await Access.open(settings, home, db, membership, stack)
+    counts = await Counts.open(settings, db, access.keys, shared_redis.link, stack)
     machine = await Machine.open(settings, home, db, started.devices, stack)
     if (kept := kept_by(started.launcher)) is not None:
         machine.devices.discount(kept.unused_bytes)
@@ -170,12 +170,12 @@ async def _open(
     tracer = open_tracer(settings, SpanCounts(metrics.registry))
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.stop)
-    scheduling = _schedule(settings, machine, metrics, started.launcher, guard, counts, stack)
-    if tracer is not None:
-        scheduling.dispatcher.on_traced = tracer.job_ended
+    scheduling = _schedule(
+        settings, machine, metrics, started.launcher, guard, counts, tracer, stack
+    )
     dispatcher = scheduling.dispatcher
     storage = Storage.open(settings, home, db, health)
-    work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, sharing, stack)
+    work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, membership, stack)
     admission = counts.admission(settings, started.connections, dispatcher)
     pictures = MessagePictures(settings.limits.pictures, storage.uploads, dispatcher)
     requests = Requests(
@@ -191,7 +191,7 @@ async def _open(
     )
     caller_of = partial(text_caller, access.tokens, access.keys)
     batches = await Batches.open(
-        db, home.batches, requests, caller_of, settings, storage.space, sharing
+        db, home.batches, requests, caller_of, settings, storage.space, membership
     )
     stack.push_async_callback(batches.close)
     cache_metrics = CacheMetrics(metrics.registry)
@@ -203,8 +203,8 @@ async def _open(
         storage.uploads,
         work.revocation,
         cache_metrics,
-        clearing=Clearing(db, sharing, together.broadcast),
-        together=_answers(settings, home, together, guard),
+        clearing=Clearing(db, membership, shared_redis.broadcast),
+        shared=_answers(settings, home, shared_redis, guard),
     )
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
@@ -216,28 +216,31 @@ async def _open(
         DownloadMetrics(metrics.registry),
         partial(_arrived, cache, scheduling.operations),
         lambda expected: fit_note(scheduling.operations.fit(expected)),
-        owner_of(sharing),
+        owner_of(membership),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, started.connections)
-    counts.watch(metrics, together.broadcast)
+    counts.watch(metrics, shared_redis.broadcast)
     cluster = started.cluster
-    base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
+    base = _Base(settings, home, db, health, metrics, tracer, cluster, membership, shared_redis)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
 
 
 def _answers(
-    settings: Settings, home: Home, together: Together, guard: Guard
+    settings: Settings, home: Home, shared_redis: SharedRedis, guard: Guard
 ) -> "AnswersInRedis | None":
     """Return where answers are kept for all gateways, if the settings ask for it."""
-    if together.link is None or not (settings.redis.cache and settings.cache.responses):
+    if shared_redis.link is None or not (settings.redis.cache and settings.cache.responses):
         return None
-    from bitinglip.results.cache.together import CACHING, AnswersInRedis  # redis: rarely needed
+    from bitinglip.results.cache.redis_answers import (  # redis: rarely needed
+        CACHING,
+        AnswersInRedis,
+    )
 
     return AnswersInRedis(
-        together.link,
+        shared_redis.link,
         home.secret(CACHING),
         ttl=settings.cache.ttl,
         most=settings.cache.max_bytes,
@@ -247,13 +250,13 @@ def _answers(
 
 async def _join(
     settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
-) -> tuple[Sharing | None, Together]:
+) -> tuple[Membership | None, SharedRedis]:
     """Take this server's place among those that share its database, and what they share beside."""
-    sharing = await share(settings, home, db, health, stack)
-    together = await Together.open(settings.redis, health, stack)
-    if sharing is not None:
-        sharing.connect(together.broadcast)
-    return sharing, together
+    membership = await share(settings, home, db, health, stack)
+    shared_redis = await SharedRedis.open(settings.redis, health, stack)
+    if membership is not None:
+        membership.connect(shared_redis.broadcast)
+    return membership, shared_redis
 
 
 def _arrived(cache: ResponseCache, operations: Operations, name: str) -> None:
@@ -272,8 +275,8 @@ class _Base(NamedTuple):
     metrics: Metrics
     tracer: "Tracer | None"
     cluster: Cluster | None
-    sharing: Sharing | None
-    together: Together
+    membership: Membership | None
+    shared_redis: SharedRedis
 
 
 class _Requested(NamedTuple):
@@ -319,7 +322,7 @@ def _services(
         batches=requested.batches,
         downloads=requested.downloads,
         revocation=work.revocation,
-        tickets=tickets_of(base.sharing, base.db, base.home),
+        tickets=tickets_of(base.membership, base.db, base.home),
         links=Links(base.home.secret(SIGNATURES), base.settings.files.link_lifetime),
         files=storage.files,
         uploads=storage.uploads,
@@ -329,8 +332,8 @@ def _services(
         cluster=cluster,
         health=base.health,
         tracer=base.tracer,
-        sharing=base.sharing,
-        together=base.together,
+        membership=base.membership,
+        shared_redis=base.shared_redis,
         admission=requested.admission,
         write_behind=counts.write_behind,
         meter=counts.meter,
@@ -351,6 +354,7 @@ def _schedule(
     launcher: Launcher,
     guard: Guard,
     counts: Counts,
+    tracer: "Tracer | None",
     stack: AsyncExitStack,
 ) -> Scheduling:
     """Build the scheduling; once its workers have stopped, what they were doing is settled."""
@@ -363,10 +367,10 @@ def _schedule(
         launcher,
         guard=guard,
         meter=counts.meter,
+        shared=None if counts.shared_counts is None else counts.shared_counts.quotas,
+        **({} if tracer is None else {"on_traced": tracer.job_ended}),
         page_cache=machine.page_cache,
     )
-    if counts.shared_counts is not None:
-        scheduling.dispatcher.shared = counts.shared_counts.quotas
     stack.callback(scheduling.dispatcher.close)
     stack.push_async_callback(scheduling.operations.close)
     return scheduling

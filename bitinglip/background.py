@@ -29,7 +29,8 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Background:
-    """Tasks that live as long as the server. ``on_fatal`` is called once one has died of a bug."""
+    """Runs tasks that live as long as the server. ``on_fatal`` is called once one has died of a
+    bug."""
 
     def __init__(
         self, health: Health, on_fatal: Callable[[], None], *, first_delay: float = FIRST_DELAY

@@ -12,7 +12,7 @@ import structlog
 from bitinglip.api.services import Services
 from bitinglip.settings import Settings
 from bitinglip.settings.models import UPSTREAM
-from bitinglip.store_care import look_after_store
+from bitinglip.store_care import run_store_care
 from model_store.rights import unreadable_models
 from model_store.store import ModelStore
 
@@ -38,7 +38,7 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             services.batches.resume()
             services.downloads.resume()
     await asyncio.to_thread(_warn_of_unreadable, services.home.models)
-    await look_after_store(services)
+    await run_store_care(services)
 
 
 def _warn_of_unreadable(models: Path) -> None:

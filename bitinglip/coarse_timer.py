@@ -37,17 +37,17 @@ class CoarseTimer(Generic[T]):
         if held is None:
             held = self._slots[slot] = {}
             if self._timer is None:
-                self._timer = loop.call_later(self._step, self._look, context=Context())
+                self._timer = loop.call_later(self._step, self._tick, context=Context())
         held[item] = None
         return slot
 
     def discard(self, item: T, slot: Slot) -> None:
-        """Forget an item; it is no harm if it has rung."""
+        """Forget an item; does nothing if it has expired."""
         held = self._slots.get(slot)
         if held is not None:
             held.pop(item, None)
 
-    def _look(self) -> None:
+    def _tick(self) -> None:
         assert self._loop is not None
         now = int(self._loop.time() / self._step)
         for slot in [each for each in self._slots if each <= now]:
@@ -59,4 +59,4 @@ class CoarseTimer(Generic[T]):
                     self._loop.call_exception_handler(told)
         self._timer = None
         if self._slots:
-            self._timer = self._loop.call_later(self._step, self._look, context=Context())
+            self._timer = self._loop.call_later(self._step, self._tick, context=Context())

@@ -34,7 +34,8 @@ class HomeInUse(HomeError):
 
 
 def resolve_home(flag: Path | None, environ: Mapping[str, str]) -> Path:
-    """--home, else BITINGLIP_HOME, else ~/.bitinglip; always absolute. Raises HomeError."""
+    """Return the home: --home, else BITINGLIP_HOME, else ~/.bitinglip; always absolute. Raises
+    HomeError."""
     chosen = Path(flag or environ.get("BITINGLIP_HOME") or "~/.bitinglip")
     try:
         return chosen.expanduser().absolute()
@@ -233,7 +234,8 @@ class Home:
         self.server_json.unlink(missing_ok=True)
 
     def read_server_json(self) -> dict[str, Any] | None:
-        """``{url, pid}`` of the running server; None when none runs, whatever the file says."""
+        """Return ``{url, pid}`` of the running server; None when none runs, whatever the file
+        says."""
         if not HomeLock.is_held(self):
             return None
         return _read_json(self.server_json)

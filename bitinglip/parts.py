@@ -31,8 +31,8 @@ from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
 from bitinglip.gateways.changes import KEYS, TOKENS
+from bitinglip.gateways.membership import Membership
 from bitinglip.gateways.owner import ALONE
-from bitinglip.gateways.sharing import Sharing
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
 from bitinglip.machine import find_devices, open_page_cache
@@ -79,18 +79,18 @@ class Access(NamedTuple):
         settings: Settings,
         home: Home,
         db: Database,
-        sharing: Sharing | None,
+        membership: Membership | None,
         stack: AsyncExitStack,
     ) -> "Access":
-        audit = await _open_audit(settings, home, db, owner_of(sharing), stack)
+        audit = await _open_audit(settings, home, db, owner_of(membership), stack)
         age = KeyAge(settings.security.key_rotation)
-        keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
-        tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
+        told = {} if membership is None else {"notify": membership.tell}
+        keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age, **told)
+        tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit, **told)
         admin_key = await keys.ensure_admin_key(home)
-        if sharing is not None:
-            sharing.on_change(KEYS, keys.reload)
-            sharing.on_change(TOKENS, tokens.reload)
-            keys.tell = tokens.tell = sharing.tell
+        if membership is not None:
+            membership.on_change(KEYS, keys.reload)
+            membership.on_change(TOKENS, tokens.reload)
         stack.push_async_callback(flush_at_end, keys.flush_last_used)
         return cls(audit, keys, tokens, admin_key)
 
@@ -115,19 +115,19 @@ async def _open_audit(
     return audit
 
 
-def owner_of(sharing: Sharing | None) -> str:
+def owner_of(membership: Membership | None) -> str:
     """Return whose rows this server writes."""
-    return ALONE if sharing is None else sharing.own
+    return ALONE if membership is None else membership.own
 
 
-def tickets_of(sharing: Sharing | None, db: Database, home: Home) -> Tickets:
+def tickets_of(membership: Membership | None, db: Database, home: Home) -> Tickets:
     """Return what makes tickets: for this server, or for all that share the database."""
-    return Tickets() if sharing is None else SharedTickets(db, home.secret(TICKETS))
+    return Tickets() if membership is None else SharedTickets(db, home.secret(TICKETS))
 
 
 async def share(
     settings: Settings, home: Home, db: Database, health: Health, stack: AsyncExitStack
-) -> Sharing | None:
+) -> Membership | None:
     """Claim the database, alone or with others; return this server's place among these.
 
     Raises DatabaseError.
@@ -135,12 +135,12 @@ async def share(
     if not settings.gateways.shared:
         await db.claim()
         return None
-    sharing = Sharing(db, home.identity(), settings.gateways, health)
-    await db.claim(sharing.own)
+    membership = Membership(db, home.identity(), settings.gateways, health)
+    await db.claim(membership.own)
     await refuse_other_pepper(db, home.secret(PEPPER))
-    await sharing.join()
-    stack.push_async_callback(flush_at_end, sharing.leave)
-    return sharing
+    await membership.join()
+    stack.push_async_callback(flush_at_end, membership.leave)
+    return membership
 
 
 class Counts(NamedTuple):
@@ -221,7 +221,7 @@ class Machine(NamedTuple):
             confine=settings.workers.confine,
             partials_kept=settings.store.partials_kept,
         )
-        await asyncio.to_thread(store.listing.keep_in_memory, store.lent.follow)
+        await asyncio.to_thread(store.listing.keep_in_memory, store.adapter_links.follow)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:
@@ -284,7 +284,7 @@ class KeptWork(NamedTuple):
         storage: Storage,
         tokens: Tokens,
         dispatcher: Dispatcher,
-        sharing: Sharing | None,
+        membership: Membership | None,
         stack: AsyncExitStack,
     ) -> "KeptWork":
         kept, own, space = settings.tasks, settings.openai, storage.space
@@ -294,7 +294,7 @@ class KeptWork(NamedTuple):
             retention=own.response_retention,
             max_bytes=own.response_max_bytes,
             space=space,
-            owner=owner_of(sharing),
+            owner=owner_of(membership),
         )
         rows = TaskStore(
             db,
@@ -302,9 +302,9 @@ class KeptWork(NamedTuple):
             retention=kept.retention,
             max_bytes=kept.max_bytes,
             space=space,
-            owner=owner_of(sharing),
+            owner=owner_of(membership),
         )
-        elsewhere = None if sharing is None else Elsewhere(rows, sharing.tell)
+        elsewhere = None if membership is None else Elsewhere(rows, membership.tell)
         tasks = Tasks(
             rows,
             dispatcher,
@@ -313,9 +313,9 @@ class KeptWork(NamedTuple):
             retention=kept.retention,
             elsewhere=elsewhere,
         )
-        if sharing is not None:
-            sharing.on_look(tasks.look_elsewhere)
-            sharing.on_rejoin(tasks.drop_lost)
+        if membership is not None:
+            membership.on_poll(tasks.poll_others)
+            membership.on_rejoin(tasks.drop_lost)
         await tasks.recover()
         stack.push_async_callback(tasks.close)
         revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)

@@ -11,7 +11,7 @@ from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.api.services import Services
 from bitinglip.audit.log import DAY
-from bitinglip.audit.start import look_after
+from bitinglip.audit.start import clean_up
 from bitinglip.background import Background
 from bitinglip.batches.files import CLEAN_SECONDS as CLEAN_BATCHES
 from bitinglip.db.write_behind import FLUSH_SECONDS
@@ -22,7 +22,7 @@ from bitinglip.results.files import CLEAN_SECONDS
 from bitinglip.scheduling.models.recheck import CHECK_SECONDS
 from bitinglip.scheduling.models.resume import LOOK_SECONDS
 from bitinglip.store_care import CLEAN_SECONDS as CLEAN_STORE
-from bitinglip.store_care import look_after_store
+from bitinglip.store_care import run_store_care
 from bitinglip.tasks.responses import CLEAN_SECONDS as CLEAN_RESPONSES
 from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from model_store.names import folder_name
@@ -57,9 +57,9 @@ def start_periodic(
     background.run(operations.watch, "watch workers", check=manager)
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
-    every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(LOOK_SECONDS, services.resume.check, "cards after a suspension", check=manager)
     every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
-    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
+    every(CHECK_SECONDS, services.recheck.probe_due, "cards after faults", check=manager)
     every(_USES_SECONDS, operations.record_uses, "uses of LoRAs", check="model_manager")
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
@@ -82,7 +82,7 @@ def start_periodic(
 
     bound = partial(asyncio.to_thread, bound_caches)
     every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
-    care = partial(look_after_store, services)
+    care = partial(run_store_care, services)
     every(CLEAN_STORE, care, "clean up the models", check="model_manager")
     _watch_files(background, services, certificate)
 
@@ -115,8 +115,8 @@ def start_keeping(background: Background, services: Services, kept: KeptMemory) 
 def _start_keys(background: Background, services: Services) -> None:
     """Start what keeps account of keys, and ends what belongs to ended ones."""
     every = background.every
-    if services.sharing is not None:
-        background.run(services.sharing.watch, "watch other servers", check="database")
+    if services.membership is not None:
+        background.run(services.membership.watch, "watch other servers", check="database")
 
     async def write() -> None:
         await services.write_behind.flush()
@@ -125,9 +125,7 @@ def _start_keys(background: Background, services: Services) -> None:
     every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
     every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
     every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
-    every(
-        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
-    )
+    every(DAY, partial(clean_up, services.audit, services.health), "old entries", check="database")
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     if services.settings.security.key_rotation.max_age is not None:
@@ -147,13 +145,13 @@ def _watch_files(
 ) -> None:
     """Look at files that others may change while the server runs."""
     every, settings = background.every, services.settings
-    look = partial(asyncio.to_thread, services.store.listing.look)
+    look = partial(asyncio.to_thread, services.store.listing.refresh)
     every(_STORE_SECONDS, look, "models on the disk", check="model_manager")
     if settings.guard.words_file is not None:
-        services.guard.on_change = services.cache.clear
-        every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
+        read = partial(services.guard.reload, services.cache.clear)
+        every(RELOAD_SECONDS, read, "read the list of words", check="guard")
     if certificate is not None:
-        renew = partial(certificate.look, services.health)
+        renew = partial(certificate.reload, services.health)
         every(tls.LOOK_SECONDS, renew, "files of the TLS certificate", check="cluster_manager")
         expiry = partial(tls.warn, settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check="cluster_manager")

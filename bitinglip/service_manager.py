@@ -26,7 +26,7 @@ class ServiceManager:
         if address:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
             self._socket = socket.socket(socket.AF_UNIX, kind)
-        #: seconds within which the manager expects a sign of life; None if it expects none
+        #: seconds within which the manager expects a heartbeat; None if it expects none
         self.watchdog_seconds: float | None = None
         if interval.isdecimal() and int(interval) > 0 and pid == str(os.getpid()):
             self.watchdog_seconds = int(interval) / 1e6
@@ -41,7 +41,7 @@ class ServiceManager:
         self._send(f"STATUS={text}")
 
     async def feed_watchdog(self) -> None:
-        """Send signs of life for as long as the event loop turns; return if the
+        """Send heartbeats for as long as the event loop turns; return if the
         manager wants none."""
         while self.watchdog_seconds is not None and self._socket is not None:
             self._send("WATCHDOG=1")

@@ -148,7 +148,8 @@ class _Layers:
         self._add_yaml(text, (), lambda node: f"{path}:{node.start_mark.line + 1}", str(path))
 
     def add_variable(self, name: str, value: str) -> None:
-        """BITINGLIP_SECTION__KEY; a model's name keeps its case, the rest is lower case."""
+        """Add the setting of a variable BITINGLIP_SECTION__KEY; a model's name keeps its case, the
+        rest is lower case."""
         if not name.startswith(PREFIX) or name in NOT_SETTINGS:
             return
         parts = name.removeprefix(PREFIX).split("__")

@@ -6,7 +6,7 @@ from bitinglip.api.store_cleanup import clean_up
 CLEAN_SECONDS = 3600.0  #: between two looks
 
 
-async def look_after_store(services: Services) -> None:
+async def run_store_care(services: Services) -> None:
     """Remove left-over files and, over ``store.max_bytes``, the least recently used models.
 
     Raises StoreUnavailable.

@@ -34,7 +34,7 @@ class Certificate:
         """Return what the next connection is to be served with."""
         return self._context
 
-    async def look(self, health: Health) -> None:
+    async def reload(self, health: Health) -> None:
         """Take the files in if they have changed; what cannot be used is told, once."""
         try:
             changed = await asyncio.to_thread(self._read_again)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Event = tuple[str, dict[str, Any]]
 Upload = tuple[str, IO[bytes]]  #: a name and what it holds
 _PAGE = 1000
-_PATIENCE = 30.0  #: seconds for an answer; a stream sends a sign of life twice as often
+_PATIENCE = 30.0  #: seconds for an answer; a stream sends a comment twice as often
 _LONGEST_LINE = 64 * 2**20
 
 
@@ -108,7 +108,7 @@ class Client:
 
     @contextmanager
     def follow(self, path: str) -> Iterator[Iterator[Event]]:
-        """The events of what goes on without this command."""
+        """Yield the events of work that goes on without this command."""
         with self._events("GET", path) as events:
             yield events
 

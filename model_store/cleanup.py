@@ -38,7 +38,7 @@ Kind = Literal["draft", "partial", "blob", "model"]
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Something that goes, with the bytes that come free and the reason."""
+    """Describes an entry to remove, with the bytes that it frees and the reason."""
 
     kind: Kind
     name: str  #: of the model, else of the file or folder
@@ -78,7 +78,7 @@ def plan(
     partial = store.root / PARTIAL
     try:
         recover(store.root, partial)
-        store.listing.look()
+        store.listing.refresh()
         found = [
             *_left_over(partial, partials_kept),
             *_drafts(store),
@@ -141,7 +141,7 @@ def _models(
     found = {each.name: dict(_files(store.folder(each.name) / FILES)) for each in manifests}
     names = Counter(inode for files in found.values() for inode in files)
     names.update(inode for inode, _ in _files(store.blobs.folder))
-    names.update(inode for inode, _ in _files(store.lent.folder))
+    names.update(inode for inode, _ in _files(store.adapter_links.folder))
     taken = {
         inode: stat.st_size
         for files in found.values()
@@ -174,7 +174,7 @@ def _files(folder: Path) -> Iterator[tuple[_Inode, os.stat_result]]:
 
 
 def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
-    """Yield what crashes left, and the downloads that were not resumed for so long."""
+    """Yield what crashes left, and the partial downloads that were not resumed within the grace."""
     for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
             if path.name.startswith(ASIDE):
@@ -209,7 +209,7 @@ def _drafts(store: "ModelStore") -> Iterator[Removal]:
 
 
 def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
-    """Yield the blobs that no model has had for so long: a download may be under way."""
+    """Yield the blobs that no model has had within the grace: a download may be under way."""
     listed = {entry.sha256 for manifest in store.list() for entry in manifest.files}
     for path in store.blobs.folder.glob("[0-9a-f][0-9a-f]/*"):
         with suppress(OSError):

@@ -24,8 +24,8 @@ def export(
 ) -> int:
     """Make a folder with the model's files, as its repository has them; return their bytes.
 
-    It appears whole or not at all. ``links``: by hard links where the disk allows them; whoever
-    writes to such a file writes to the model. Raises UnknownModel, NoSpace, or BadFiles where the
+    It appears whole or not at all. ``links``: by hard links where the disk allows them; writing
+    to such a file changes the model. Raises UnknownModel, NoSpace, or BadFiles where the
     target is there and not empty, or lies in the store.
     """
     manifest, files = store.get(name), store.path(name)

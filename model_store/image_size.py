@@ -1,4 +1,4 @@
-"""The size of the images that a pipeline was made for, told by its configs."""
+"""Finds the size of the images that a pipeline was made for, in its configs."""
 
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,6 @@ def _latents(denoiser: dict[str, Any], default: int) -> int:
 
 
 def _pixels_of_a_latent(decoder: dict[str, Any]) -> int:
-    """Each block of the decoder but one doubles the size."""
+    """Return the pixels of a latent: each block of the decoder but one doubles the size."""
     blocks = decoder.get("block_out_channels", decoder.get("encoder_block_out_channels"))
     return 1 << (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) < 8 else 0

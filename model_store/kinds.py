@@ -142,8 +142,8 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def known_names(kind: str) -> frozenset[str]:
-    """The architectures of a kind, or of texts by other ways; for "image" pipelines; for "pipeline
-    modules" of diffusers; for "rope types" of rotary scalings."""
+    """List the architectures of a kind, or of texts by other ways; for "image" pipelines; for
+    "pipeline modules" of diffusers; for "rope types" of rotary scalings."""
     return _tables()[kind]
 
 

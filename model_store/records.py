@@ -20,7 +20,7 @@ LONGEST_NOTES = 4096  #: characters
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """When a model was used; written by the server alone."""
+    """Holds when a model was used; written by the server alone."""
 
     last_used_at: datetime | None = None
     loads: int = 0

@@ -102,7 +102,8 @@ def _explain(
 
 
 def _selinux_enforces(system: Path) -> bool:
-    """Inside a container its file system may be hidden; then the label of the process tells."""
+    """Return whether SELinux enforces. In a container, whose file system may hide it, the label of
+    the process tells."""
     for name, sign in (("sys/fs/selinux/enforce", "1"), ("proc/self/attr/current", "container_t")):
         try:
             if sign in (system / name).read_text():

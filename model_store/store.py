@@ -1,6 +1,6 @@
 """Stores models on disk: one folder each, ``files/`` in Hugging Face layout and a manifest.
 
-A folder without a manifest does not exist for anybody. New ones are made under ``.partial`` and
+A folder without a manifest is not listed. New ones are made under ``.partial`` and
 moved into place whole; removed ones are moved away first.
 """
 
@@ -16,6 +16,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from model_store.adapter_links import AdapterLinks
 from model_store.adapters import check_base, check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
@@ -30,7 +31,6 @@ from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, Unknow
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import based, inspect
-from model_store.lending import LentAdapters
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
@@ -49,7 +49,7 @@ class ModelStore:
     """Holds the models; safe for several processes, since every change is one rename.
 
     ``confine`` is the setting ``workers.confine``, for the process that reads pickles;
-    ``partials_kept`` the seconds for which a download that broke off can be resumed; ``bases``
+    ``partials_kept`` the seconds for which an interrupted download can be resumed; ``bases``
     the models that adapters which come in may be for, None: all.
     """
 
@@ -70,7 +70,7 @@ class ModelStore:
         recover(self.root, self.root / PARTIAL)
         self.listing = Listing(self.root)
         self.blobs = Blobs(self.root, self._holders)
-        self.lent = LentAdapters(self.root)
+        self.adapter_links = AdapterLinks(self.root)
 
     # ---- what is there -------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class ModelStore:
                 carry_over(place, folder)
                 sync(folder)
                 exchange(folder, place, self.partial)
-            self.listing.look()
+            self.listing.refresh()
             self.blobs.delete_model(folder)
             return
         self.check_free(name)
@@ -185,7 +185,7 @@ class ModelStore:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise _taken(name) from error
-        self.listing.look()
+        self.listing.refresh()
         sync(self.root)
 
     def replacing(self, name: str) -> "ModelStore":
@@ -235,7 +235,7 @@ class ModelStore:
                 folder.rename(gone)
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
-            self.listing.look()
+            self.listing.refresh()
             sync(self.root)  # or half of its files could be back after a power cut
             self.blobs.delete_model(gone)
         return True
@@ -306,7 +306,7 @@ class ModelStore:
                 return read_manifest(self.folder(name))
         except BadFiles as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                self.listing.look()  # the store is gone, or the model alone
+                self.listing.refresh()  # the store is gone, or the model alone
                 raise _unknown() from error
             raise
 

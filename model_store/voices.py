@@ -28,10 +28,8 @@ _WOMEN = {
 
 
 def voices_of(manifest: Manifest, more: Iterable[str] = ()) -> list[dict[str, str | None]]:
-    """Of each voice its id, and of Bark's presets the language and the gender that are known.
-
-    ``more``: those that the settings add to the model's own.
-    """
+    """List voices by id, with language and gender where they are known: of Bark's presets.
+    ``more``: those that the settings add to the model's own."""
     names = dict.fromkeys([*manifest.voices, *sorted(more)])
     return [_info(name, manifest) for name in names]
 

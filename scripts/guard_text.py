@@ -50,7 +50,7 @@ count: `*` at an end of an entry stands for the rest of a word.
 With `guard.on_error: close` a text that the guard fails on is refused (503), with `open` it passes
 unchecked. `/health` turns `degraded` and `bitinglip_guard_failures_total` counts either.
 
-## What is recognised
+## Recognised data
 
 Classes of `guard.classes` without `ip_address` and `mac_address` by default. The rows are those of
 `bitinglip/guard/recognisers.py`; this page is made by `python -m scripts.guard_text`.

@@ -20,7 +20,7 @@ from workers.devices import Devices
 
 PAGE = Path(__file__).parents[1] / "docs/machines.md"
 HEAD = """\
-# What ten machines say of their cards
+# Devices: how ten machines report their cards
 
 Each is made up: the files of its kernel, the answers of its driver and the torch that is installed
 are given, and the server and its commands look at them as at real ones. For each: what `bitinglip

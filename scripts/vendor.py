@@ -22,7 +22,7 @@ TESTS_VENDOR = Path(__file__).parents[1] / "tests" / "support" / "vendor"
 
 
 class Library(NamedTuple):
-    """A package, and which of its files become which of ours."""
+    """Names a package, and which of its files become which of ours."""
 
     name: str
     version: str

@@ -93,7 +93,7 @@ def over(request: pytest.FixtureRequest) -> "Iterator[Databases | None]":
 
 @pytest.fixture(autouse=True)
 def _database(over: "Databases | None") -> Iterator[None]:
-    """Files of SQLite are what they are, but by the command line."""
+    """Keep tests over files of SQLite, unless the command line names another database."""
     if over is None:
         yield
         return
@@ -104,7 +104,7 @@ def _database(over: "Databases | None") -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def redis(request: pytest.FixtureRequest) -> "Iterator[RedisServer]":
-    """A Redis server for the tests of a module."""
+    """Provide a Redis server for the tests of a module."""
     from tests.support.redis import program, running_redis
 
     if (found := program()) is None:
@@ -115,7 +115,7 @@ def redis(request: pytest.FixtureRequest) -> "Iterator[RedisServer]":
 
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> "Iterator[PostgresServer]":
-    """A PostgreSQL server; ``make`` gives each test a database of its own."""
+    """Provide a PostgreSQL server; ``make`` gives each test a database of its own."""
     from tests.support.postgres import programs, running_postgres
 
     if (bin := programs()) is None:
@@ -137,7 +137,7 @@ def shared_server(
     over: "Databases | None",  # noqa: ARG001  it says where servers keep what they keep
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """One server for all tests that leave it as they found it."""
+    """Provide one server for all tests that leave it as they found it."""
     home = tmp_path_factory.mktemp("shared") / "home"
     with running_server(
         home,
@@ -162,6 +162,6 @@ def shared_server(
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """The shared server; when the test is over, its books must balance."""
+    """Provide the shared server; when the test is over, its books must balance."""
     yield shared_server
     eventually(shared_server.idle)

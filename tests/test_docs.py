@@ -1,4 +1,4 @@
-"""What is documented is there, and what is there is documented."""
+"""Documents and the product: whatever one of them names, the other has."""
 
 import ast
 import re
@@ -38,7 +38,7 @@ def test_settings_are_read_by_the_product() -> None:
 
 
 def test_gpu_errors_are_documented_in_the_product_s_own_words() -> None:
-    """What docs/gpu.md says that BitingLip says is in its code, so that a search finds it."""
+    """Check that the product's messages which docs/gpu.md quotes are in its code."""
     _, texts = code()
     document = " ".join((ROOT / "docs" / "gpu.md").read_text().split())
     said = [part.partition("**Do**")[0] for part in document.split("**Says**")[1:]]

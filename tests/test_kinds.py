@@ -82,7 +82,8 @@ def test_kinds_are_those_of_the_jobs() -> None:
 
 @pytest.mark.timeout(300)
 def test_kind_that_is_not_handled_does_not_type_check(tmp_path: Path) -> None:
-    """What handles jobs by kind is exhaustive: a member of the union that is forgotten is found."""
+    """Check that code which handles jobs by kind is exhaustive: a made-up member of the union is an
+    error wherever it is not handled."""
     for package in ("bitinglip", "workers", "model_store", "cli"):
         shutil.copytree(ROOT / package, tmp_path / package)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -50,11 +50,34 @@ def test_pickle_is_never_loaded() -> None:
                     assert called not in ("torch.load", "pickle.loads"), path
 
 
+#: how docstrings begin that are no sentences, and those of functions that do not say what these do
+NO_SENTENCE = re.compile(r"(What|Who|Whose|Whoever|Whatever|Whether|Which|Those|How|Of)\b")
+DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+NO_VERB = re.compile(r"(The|A|An|Its|Their|One|Two|All|Each|Every|No|None|Both|These)\b")
+
+
 def test_todos_name_their_issue() -> None:
     for path in sources():
         for line in path.read_text().splitlines():
             if re.search(r"#\s*(TODO|FIXME)\b", line):
                 assert re.search(r"#\d+", line), f"{path.name}: {line.strip()}"
+
+
+def test_docstrings_begin_as_sentences() -> None:
+    """Check beginnings only: the docstring of a function, if it is no test, begins with a verb."""
+    wrong = []
+    for path in sources():
+        text = path.read_text()
+        if not re.search(f'"""({NO_SENTENCE.pattern}|{NO_VERB.pattern})', text):
+            continue  # to parse all takes seconds
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, DOCUMENTED):
+                continue
+            said, name = ast.get_docstring(node) or "", getattr(node, "name", "")
+            acts = not isinstance(node, ast.ClassDef | ast.Module) and not name.startswith("test_")
+            if NO_SENTENCE.match(said) or (acts and NO_VERB.match(said)):
+                wrong.append(f"{path.relative_to(ROOT)} {name}: {said[:60]}")
+    assert not wrong, "begin these with a verb"
 
 
 def test_changelog_knows_the_version() -> None:

@@ -32,7 +32,7 @@ class ExitWatch:
             self._loop.add_reader(self._pidfd, self._ended)
 
     def close(self) -> None:
-        """Call back no more; again is no harm."""
+        """Stop calling back; may be called twice."""
         if self._timer is not None:
             self._timer.cancel()
         if self._pidfd is not None:

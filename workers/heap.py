@@ -25,7 +25,7 @@ class HeapTrim:
         self._trimmed_at = clock()
         self._has_worked = False
 
-    def look(self, *, worked: bool, idle: bool) -> None:
+    def tick(self, *, worked: bool, idle: bool) -> None:
         """Trim if it is due. ``worked``: since the last look; ``idle``: there is no more to do."""
         self._has_worked = self._has_worked or worked
         if not self._has_worked:

@@ -1,7 +1,7 @@
-"""Owns RAM that outlives a model's worker: its next worker finds there what the last one kept.
+"""Owns RAM that outlives a model's worker: the next worker of the model reuses its contents.
 
-The gateway only holds it: it has no name, is on no disk, and goes with the gateway. A worker gets
-it once, before it is confined. Unused memory is freed when the machine runs short of RAM.
+The gateway only holds it: it has no name, is on no disk, and is freed with the gateway. A worker
+gets it once, before it is confined. Unused memory is freed when the machine runs short of RAM.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _LEAST_FREE = 0.1  #: of the machine's RAM, below which unused memory is freed
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """Memory of one model, as an open file without a name."""
+    """Holds memory of one model, as an open file without a name."""
 
     model: str
     size: int
@@ -55,11 +55,11 @@ class KeptMemory:
             return None
 
     def give_back(self, piece: Piece) -> None:
-        """Keep what a worker had, which has ended."""
+        """Keep the memory of a worker that has ended."""
         self._unused.append(piece)
 
     def unused_bytes(self) -> int:
-        """Return the RAM that would be free at once if it were wanted."""
+        """Return the RAM that could be freed at once."""
         held = 0
         for piece in tuple(self._unused):  # asked for by another thread, too
             with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ class KeptMemory:
             self._drop(self._unused[:1])
 
     def keep_only(self, models: Collection[str]) -> None:
-        """Free what belonged to other models than these."""
+        """Free the memory of all models but these."""
         self._drop([piece for piece in self._unused if piece.model not in models])
 
     def close(self) -> None:

@@ -78,7 +78,7 @@ class Handle(Protocol):
         ...
 
     def kill(self) -> None:
-        """End it and all that it has started; again is no harm."""
+        """End it and all that it has started; does nothing if it has ended."""
         ...
 
     def reap(self) -> int | None:

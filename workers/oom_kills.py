@@ -23,7 +23,7 @@ class OomKills:
         self._files = _counters(proc)
         self._looks: deque[int] = deque([self._count()], maxlen=_LOOKS)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Note the present count; to be called about once a second."""
         self._looks.append(self._count())
 

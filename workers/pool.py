@@ -198,13 +198,13 @@ class WorkerPool:
         """Kill workers that have gone silent or do not load; runs as long as the pool."""
         while True:
             await asyncio.sleep(self._watchdog.interval)
-            self._oom_kills.look()
+            self._oom_kills.refresh()
             for worker in self.workers:
                 if worker.killed is not None:
                     worker.killed += self._watchdog.interval
                     if worker.killed > _KILLED_SECONDS:
                         self._give_up(worker)
-                elif cause := self._watchdog.look(worker):
+                elif cause := self._watchdog.tick(worker):
                     # SIGKILL: a stopped or spinning process does not obey anything less.
                     self._kill(worker, cause)
 

@@ -236,7 +236,7 @@ class Loop:
             if events:
                 for job_id in write_events(self._fd, events):
                     self._engine.cancel(job_id)  # its failure is told
-            self._heap.look(worked=self._steps > steps, idle=not self._engine.in_flight)
+            self._heap.tick(worked=self._steps > steps, idle=not self._engine.in_flight)
 
     def _intake(self) -> None:
         try:

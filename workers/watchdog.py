@@ -30,7 +30,7 @@ class Watchdog:
         """Return the seconds between two looks."""
         return min(1.0, self.heartbeat_timeout / 4)
 
-    def look(self, worker: Worker) -> str | None:
+    def tick(self, worker: Worker) -> str | None:
         """Count one interval against a worker; return why it must be ended, if it must be."""
         worker.silence += self.interval
         if worker.state in SERVING:

@@ -79,7 +79,7 @@ class Worker:
         self.has_worked = self.has_worked or isinstance(final, Succeeds)
 
     def note_life(self, sign: Heartbeat | Working) -> None:
-        """Note a sign of life, and what it says of the worker."""
+        """Take over a heartbeat, and its figures of the worker."""
         if isinstance(sign, Working):
             self.activity = sign.activity
             return

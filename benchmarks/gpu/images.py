@@ -107,7 +107,8 @@ def _call_library(pipe: Any, scale: Scale, count: int, steps: int) -> None:
 
 
 def _count_flops(record: Recorder, pipe: Any, side: int) -> float:
-    """Floating-point operations of one call of the denoiser, for one picture with guidance."""
+    """Count the floating-point operations of one call of the denoiser, for one picture with
+    guidance."""
     unet = pipe.unet
     kind: dict[str, Any] = {"dtype": unet.dtype, "device": unet.device}
     rows, side = 2, side // pipe.vae_scale_factor

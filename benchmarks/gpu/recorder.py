@@ -1,4 +1,4 @@
-"""A part of the check gets a Recorder to work with, and hands its figures over to it."""
+"""Records the figures of one part of the check."""
 
 import json
 import time

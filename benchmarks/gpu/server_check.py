@@ -1,4 +1,4 @@
-"""The steps of the part ``server`` share these requests and readings of server and card."""
+"""Sends the requests, and reads server and card, for all steps of the part ``server``."""
 
 import base64
 import os

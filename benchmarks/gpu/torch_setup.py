@@ -1,4 +1,4 @@
-"""Every part that computes in its own process sets torch up here first."""
+"""Sets torch up for every part that computes in its own process."""
 
 import os
 

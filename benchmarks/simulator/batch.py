@@ -8,8 +8,11 @@ _EPSILON = 1e-6  #: units of work
 
 
 class Batch:
-    """Each job gets ``speed`` units a second while there are at most ``knee``; more of them share
-    what so many would have. ``ended`` hears of jobs that are done, together as in one step."""
+    """Simulates a worker that computes a batch: each job gets ``speed`` units per second up to
+    ``knee`` jobs; more jobs share what ``knee`` would get.
+
+    ``ended`` is called with the jobs that are done, together as in one step.
+    """
 
     def __init__(self, speed: float, knee: int, ended: Callable[[list[str]], None]) -> None:
         self._speed = speed

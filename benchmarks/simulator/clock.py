@@ -1,4 +1,5 @@
-"""An event loop whose time is made up: it jumps to the next timer instead of waiting for it."""
+"""Provides an event loop with simulated time: it jumps to the next timer instead of waiting for
+it."""
 
 import asyncio
 import selectors
@@ -26,6 +27,6 @@ class _Jumping(selectors.SelectSelector):
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("everybody waits and no timer is set: nothing will ever happen")
+                raise RuntimeError("all tasks wait and no timer is set: nothing will ever happen")
             self.now += max(0.0, timeout)
         return ready

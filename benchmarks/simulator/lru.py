@@ -2,7 +2,7 @@
 
 The request at the head of one queue goes to its model if that is loaded or loading; else the
 idle models leave, the least recently used first, and if all are in use, the head and
-everybody behind it waits. No tiers, no turns between keys, no time that a model may keep its
+all behind it wait. No tiers, no turns between keys, no time that a model may keep its
 place.
 """
 

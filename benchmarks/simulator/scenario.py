@@ -1,4 +1,5 @@
-"""The machine and the models of a simulation, as the settings that the server itself reads."""
+"""Describes the machine and the models of a simulation, as the settings that the server itself
+reads."""
 
 import json
 import re
@@ -21,7 +22,8 @@ _SLOTS = 64
 
 
 def sizes(text: str) -> list[int]:
-    """Bytes: ``8x80GB`` is eight times 80e9, ``10GB,20GB`` one of each. Raises ValueError."""
+    """Return sizes in bytes: ``8x80GB`` is eight times 80e9, ``10GB,20GB`` one of each. Raises
+    ValueError."""
     found: list[int] = []
     for part in text.split(","):
         match = _SIZE.fullmatch(part.strip())
@@ -34,8 +36,8 @@ def sizes(text: str) -> list[int]:
 def settings_for(
     devices: Sequence[int], models: int, model_sizes: Sequence[int], sets: Sequence[str] = ()
 ) -> Settings:
-    """Fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns; then ``sets``,
-    as after ``serve --set``. Raises SettingsError."""
+    """Return settings of fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns;
+    then ``sets``, as after ``serve --set``. Raises SettingsError."""
     made_up = [{"name": f"{size / 1e9:g} GB", "memory_bytes": size} for size in devices]
     fakes = {
         f"m{number}": {
@@ -58,7 +60,7 @@ def settings_for(
 
 @dataclass(frozen=True, slots=True)
 class SimulatedStore:
-    """In place of ``ModelStore``: every model of the settings is there, without files."""
+    """Stands in for ``ModelStore``: every model of the settings is there, without files."""
 
     settings: Settings
 

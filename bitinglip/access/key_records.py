@@ -18,7 +18,7 @@ from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
 from bitinglip.db.tables import ApiKey
 from bitinglip.settings.guard import Mode
 
-NOBODY = bytes(32)  # compared with where there is no such key, so that a miss costs the same
+NO_DIGEST = bytes(32)  # compared where there is no such key, so that a miss takes as long
 
 
 class Retiring(NamedTuple):
@@ -158,7 +158,7 @@ def hold(row: ApiKey, age: KeyAge) -> HeldKey:
     if last is not None:
         ageing, ages = replace(caller, retiring=Retiring(*last)), last.since.timestamp()
         ends = min(ends, last.until.timestamp())
-    known = row.former_digest or NOBODY
+    known = row.former_digest or NO_DIGEST
     return HeldKey(record, row.digest, caller, ends, ageing, ages, known, former, former_ends)
 
 

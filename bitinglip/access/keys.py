@@ -17,7 +17,7 @@ from bitinglip.access.key_age import KeyAge
 from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
-from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
+from bitinglip.access.key_records import NO_DIGEST, HeldKey, hold, shown
 from bitinglip.access.key_records import Caller as Caller
 from bitinglip.access.key_records import KeyRecord as KeyRecord
 from bitinglip.access.presented import Presented
@@ -75,13 +75,15 @@ class KeyRing:
         *,
         age: KeyAge | None = None,
         clock: Callable[[], float] = time.time,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
+        """``notify`` tells other servers that keys were written."""
         self._db = db
         self._pepper = pepper
         self._audit = audit
         self._age = age or KeyAge()
         self._clock = clock
-        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
+        self._notify = notify
         self._keys: dict[str, HeldKey] = {}
         #: from a change in the database to that of what is held: what was read before is older
         self._changing = asyncio.Lock()
@@ -144,7 +146,7 @@ class KeyRing:
         if key_id is None:
             raise InvalidApiKey
         held = self._keys.get(key_id)
-        digests = (held.digest, held.former_digest) if held else (NOBODY, NOBODY)
+        digests = (held.digest, held.former_digest) if held else (NO_DIGEST, NO_DIGEST)
         current, former = credentials.matches(self._pepper, credential, *digests)
         if held is None or not (current or former):
             raise InvalidApiKey
@@ -263,7 +265,7 @@ class KeyRing:
             before, row.revoked_at = shown_fields(row), revoked_at
             await count_change(session, KEYS)
             await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
-        self.tell()
+        self._notify()
         return shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -329,7 +331,7 @@ class KeyRing:
                 await count_change(session, KEYS)
                 await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
             held = self._keys[row.id] = hold(row, self._age)
-        self.tell()
+        self._notify()
         return held.record
 
     async def _update(
@@ -348,5 +350,5 @@ class KeyRing:
                 await self._audit.append(session, entry_of(action, row, by, before))
             held.renew(hold(row, self._age))
             self._presented.forget()
-        self.tell()
+        self._notify()
         return shown(held)

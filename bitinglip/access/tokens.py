@@ -82,20 +82,34 @@ def is_token(credential: str) -> bool:
 class Tokens:
     """Makes, checks and revokes tokens. Only revocations are stored, with their audit entries."""
 
-    def __init__(self, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> None:
+    def __init__(
+        self,
+        db: Database,
+        keys: KeyRing,
+        secret: bytes,
+        audit: AuditLog,
+        *,
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``notify`` tells other servers that tokens were revoked."""
         self._db = db
         self._audit = audit
         self._keys = keys
         self._secret = secret
-        self.tell: Callable[[], None] = lambda: None  #: other servers, of what was written
+        self._notify = notify
         self._revoked: dict[str, int] = {}  #: Unix time of the expiry by id
         self._known: dict[bytes, Claims] = {}  #: by the digest of the whole token
         self._retention = Retention(LIFETIME + 2 * _LEEWAY)
 
     @classmethod
-    async def open(cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> Self:
-        """Read which tokens were revoked. Raises DatabaseUnavailable."""
-        tokens = cls(db, keys, secret, audit)
+    async def open(
+        cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog, **options: Any
+    ) -> Self:
+        """Read which tokens were revoked. Raises DatabaseUnavailable.
+
+        ``options``: those of the constructor.
+        """
+        tokens = cls(db, keys, secret, audit, **options)
         await tokens.reload()
         return tokens
 
@@ -210,7 +224,7 @@ class Tokens:
             await count_change(session, TOKENS)
             if self._audit.often.takes(entry):
                 await self._audit.append(session, entry)
-        self.tell()
+        self._notify()
 
     def _claims(self, text: str) -> Claims:
         """Return what a valid token says; it may have been revoked. Raises InvalidToken."""

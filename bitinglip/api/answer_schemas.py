@@ -1,4 +1,4 @@
-"""Parts of JSON schemas, and of what OpenAPI says of a response, for the tables of answers."""
+"""Holds parts of JSON schemas, and of OpenAPI's responses, for the tables of answers."""
 
 from typing import Any
 

@@ -50,7 +50,7 @@ _STATIC_IMPORT = re.compile(rb"""\bfrom\s*["'](\.[^"'\n]+)["']""")
 
 
 class File(NamedTuple):
-    """A file as it is sent."""
+    """Holds a file as it is sent."""
 
     body: bytes
     media_type: str

@@ -130,7 +130,7 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
 
 async def _redis(services: Services) -> dict[str, Any]:
     """Tell whether Redis answers; while it does not, what that means is in the health."""
-    if (link := services.together.link) is None:
+    if (link := services.shared_redis.link) is None:
         return _found(True, "off")
     began = time.perf_counter()
     try:

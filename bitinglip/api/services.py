@@ -22,10 +22,10 @@ from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.downloads.downloads import Downloads
-from bitinglip.gateways.sharing import Sharing
+from bitinglip.gateways.membership import Membership
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
-from bitinglip.redis.opening import Together
+from bitinglip.redis.opening import SharedRedis
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.message_pictures import MessagePictures
@@ -89,11 +89,11 @@ class Services:
     resume: Resume
     cache: ResponseCache
     recheck: Recheck
-    together: Together  #: what connects it with other gateways
+    shared_redis: SharedRedis  #: what connects it with other gateways
     shared_counts: SharedCounts | None  #: of limits, with them
     health: Health = field(default_factory=Health)
     profiler: Profiler = field(default_factory=Profiler)
-    sharing: Sharing | None = None  #: the place among servers that share the database
+    membership: Membership | None = None  #: the place among servers that share the database
     contexts: KnownContexts = field(default_factory=KnownContexts)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     cluster: "Cluster | None" = None  #: where workers run on other machines

@@ -81,7 +81,7 @@ def _cleared(value: Any) -> Any:
     return [_cleared(each) for each in value] if isinstance(value, list) else value
 
 
-async def look_after(audit: AuditLog, health: Health) -> None:
+async def clean_up(audit: AuditLog, health: Health) -> None:
     """Delete what is too old, then check what is left. Raises DiskFull or DatabaseUnavailable."""
     await audit.prune()
     verdict = await audit.verify()

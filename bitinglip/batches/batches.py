@@ -30,8 +30,8 @@ from bitinglip.errors import (
     QueueFull,
     ShuttingDown,
 )
+from bitinglip.gateways.membership import Membership
 from bitinglip.gateways.owner import ALONE
-from bitinglip.gateways.sharing import Sharing
 from bitinglip.settings import Settings
 from bitinglip.wire.batches import Batch, BatchRequest, window_text
 
@@ -52,13 +52,13 @@ class Batches:
         caller_of: Callable[[Credential], Caller | None],
         settings: Settings,
         space: DiskSpace,
-        sharing: Sharing | None = None,
+        membership: Membership | None = None,
     ) -> None:
         """``caller_of`` returns who may still run texts with a credential, or None.
 
-        ``sharing``: this server's place among those that share the database.
+        ``membership``: this server's place among those that share the database.
         """
-        self._sharing = sharing
+        self._membership = membership
         self._rows = rows
         self.files = files
         self._requests = requests
@@ -79,19 +79,19 @@ class Batches:
         caller_of: Callable[[Credential], Caller | None],
         settings: Settings,
         space: DiskSpace,
-        sharing: Sharing | None = None,
+        membership: Membership | None = None,
     ) -> Self:
         """Take over the batches that the last stop left open. Raises DatabaseUnavailable."""
         kept = settings.batches
         files = ClientFiles(db, folder, retention=kept.retention, max_bytes=kept.max_bytes)
-        owner = ALONE if sharing is None else sharing.own
+        owner = ALONE if membership is None else membership.own
         rows = BatchRows(db, retention=kept.retention, owner=owner)
-        batches = cls(rows, files, requests, caller_of, settings, space, sharing)
+        batches = cls(rows, files, requests, caller_of, settings, space, membership)
         for each in await rows.open():
             batches._start(batches._add(each))
-        if sharing is not None:
-            sharing.on_look(batches.look_elsewhere)
-            sharing.on_rejoin(batches.drop_lost)
+        if membership is not None:
+            membership.on_poll(batches.poll_others)
+            membership.on_rejoin(batches.drop_lost)
         return batches
 
     # ---- what the API asks -----------------------------------------------------------------------
@@ -143,9 +143,9 @@ class Batches:
         """Have a batch end as cancelled. Raises NotFound, or Conflict for one that has ended."""
         kept = await self.get(batch_id)
         run = self._open.get(batch_id)
-        if run is None and self._sharing is not None and not kept.batch.ended:
+        if run is None and self._membership is not None and not kept.batch.ended:
             await self._rows.ask_cancel(batch_id)
-            self._sharing.tell()
+            self._membership.tell()
             return (await self.get(batch_id)).batch
         if run is None or kept.batch.ended:
             raise Conflict(f"This batch has ended; it is {kept.batch.status}.")
@@ -167,7 +167,7 @@ class Batches:
 
     # ---- other servers ---------------------------------------------------------------------------
 
-    async def look_elsewhere(self) -> None:
+    async def poll_others(self) -> None:
         """Take up what other servers have left, and cancel what they were asked to cancel.
 
         Raises DiskFull or DatabaseUnavailable.

@@ -35,7 +35,7 @@ from bitinglip.wire.model_lookup import model_of_kind
 from bitinglip.wire.openai_body import unknown_field
 from bitinglip.wire.parse import is_large, parse
 from bitinglip.wire.prepared import Asking, Prepared, prepare_embedding, prepare_text
-from bitinglip.wire.responses.asked import Keep, prepare_response
+from bitinglip.wire.responses.prepared import Keep, prepare_response
 from bitinglip.wire.responses.request import ResponsesRequest
 from bitinglip.wire.responses.view import ResponseView
 from bitinglip.wire.text.completions import CompletionRequest

@@ -15,7 +15,7 @@ from bitinglip.db.dialects import insert
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
-from bitinglip.gateways.owner import ALONE, ownerless, to_take_up
+from bitinglip.gateways.owner import ALONE, claimable, ownerless
 from bitinglip.wire.batches import Batch
 
 log = structlog.get_logger(__name__)
@@ -99,12 +99,12 @@ class BatchRows:
         return None if row is None else next(iter(KeptBatch.each([row])), None)
 
     async def open(self) -> list[KeptBatch]:
-        """Take up the batches that have not ended, and are this server's or nobody's.
+        """Take up the batches that have not ended, and are this server's or have no living owner.
 
         The oldest comes first; one that cannot be read is left to a start of another version.
         Raises DiskFull or DatabaseUnavailable.
         """
-        return await self._take(to_take_up(StoredBatch.gateway, self._owner))
+        return await self._take(claimable(StoredBatch.gateway, self._owner))
 
     async def take_up(self) -> list[KeptBatch]:
         """Take up the batches of servers that have ended, each once; raises as ``open`` does."""

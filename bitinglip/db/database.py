@@ -85,7 +85,7 @@ class Database:
         self._shared_as = shared_as
         try:
             async with asyncio.timeout(PATIENCE):
-                while not await self._backend.claim(shared_as):  # noqa: ASYNC110  it tells nobody
+                while not await self._backend.claim(shared_as):  # noqa: ASYNC110  it signals no release
                     await asyncio.sleep(_CLAIM_SECONDS)
         except TimeoutError:
             how = "stop that one first, or share it by gateways.shared in all of them"
@@ -193,10 +193,8 @@ class Database:
             ) from error
 
     async def probe(self) -> None:
-        """While changes fail, try one that means nothing, to find out when they work again.
-
-        Where the claim was lost, with a connection, it is made again.
-        """
+        """Try a change that alters nothing while changes fail, to find out when they work again. A
+        claim that was lost with its connection is made again."""
         try:
             claimed = await self._backend.claim(self._shared_as)
         except exc.SQLAlchemyError:  # what does not answer is reported by the change below

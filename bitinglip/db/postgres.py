@@ -41,7 +41,7 @@ _CLAIM = f"SELECT pg_try_advisory_xact_lock({SERVER})"
 _SHARE = f"SELECT pg_try_advisory_xact_lock_shared({SERVER})"
 #: that each server which shares the database holds for its name: a copied home is found out
 _NAME = text(f"SELECT pg_try_advisory_xact_lock({SERVER & 0x7FFFFFFF}, hashtext(:name))")
-#: of those that write: the one whose turn it is, that of the claim, that of the signs of life
+#: of those that write: the one whose turn it is, that of the claim, that of the heartbeats
 _WRITING = 3
 _VERSION = "SELECT version_num FROM alembic_version"
 #: what the first letters of an SQLSTATE say of the database; others are bugs of ours

@@ -190,7 +190,7 @@ class StoredBatch(Table, table=True):
 
 
 class StoredDownload(Table, table=True):
-    """A download of a model: what was asked for, and how it ended."""
+    """Stores a download of a model: what was asked for, and how it ended."""
 
     __tablename__ = "downloads"
     __table_args__ = (Index(None, "ended_at"), Index(None, "model"))
@@ -310,7 +310,7 @@ class Gateway(Table, table=True):
 
     id: str = Field(primary_key=True, max_length=64)
     run: str  #: of this start of it
-    beats: int = Field(sa_type=BigInteger)  #: its signs of life
+    beats: int = Field(sa_type=BigInteger)  #: its heartbeats so far
     version: str
     started_at: datetime = Field(sa_type=UtcTime)
 

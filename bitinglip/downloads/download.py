@@ -1,4 +1,5 @@
-"""A download as the server keeps it: what was asked for, by whom, and how far it is."""
+"""Describes a download as the server keeps it: what was asked for, by which key, and its
+progress."""
 
 import secrets
 import time

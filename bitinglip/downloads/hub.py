@@ -1,4 +1,4 @@
-"""How downloads reach the hub: its address, the server's own token, the share of the line."""
+"""Holds how downloads reach the hub: its address, the server's own token, the share of the line."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One download that has not ended: runs its process, and tells those that watch."""
+"""Runs the process of one download that has not ended, and tells its watchers."""
 
 import asyncio
 import shutil
@@ -100,7 +100,7 @@ class Live:
             return Outcome("completed")
         last, ending = await self._run(hub, store, metrics, fit_note)
         if isinstance(last, Pulled):
-            await asyncio.to_thread(store.listing.look)  # before anybody is told
+            await asyncio.to_thread(store.listing.refresh)  # before watchers are told
             return Outcome("completed")
         if self.cancelled:
             return Outcome("cancelled")
@@ -146,7 +146,7 @@ class Live:
         wanted, download = self.download.wanted, self.download
         if wanted.task != "pull" or wanted.include:
             return False
-        await asyncio.to_thread(store.listing.look)
+        await asyncio.to_thread(store.listing.refresh)
         found = store.listing.find(wanted.name)
         if found is None or found.source != f"{HUB}{wanted.repo}":
             return False

@@ -18,7 +18,7 @@ from workers.output import Output, last_bytes
 
 log = structlog.get_logger(__name__)
 
-#: Nobody but root reads its memory, which holds the token.
+#: Only root may read its memory, which holds the token.
 _PROGRAM = """
 import sys
 sys.path[:] = {path!r}
@@ -109,7 +109,7 @@ class PullProcess:
             os.write(stdin.fileno(), encode(Limit(bytes_per_second)))
 
     def kill(self) -> None:
-        """End it and all that it has started; again is no harm."""
+        """End it and all that it has started; does nothing if it has ended."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ class PullProcess:
         return [mask(line) for line in self._output.tail]
 
     def ending(self, code: int) -> str:
-        """Say how it ended, without a word of its own, with this exit code; no path is in it."""
+        """Say how it ended without a message, by its exit code; no path is in the text."""
         if code < 0:
             name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
             how = f"was ended from outside ({name})"

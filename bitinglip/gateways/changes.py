@@ -1,4 +1,4 @@
-"""Counts changes of what servers hold in memory, so that the others read them again."""
+"""Counts changes of tables that servers hold in memory, so that others reload them."""
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
@@ -10,12 +10,12 @@ KEYS, TOKENS, CACHE = "keys", "revoked tokens", "cached answers"
 
 
 async def count_change(session: AsyncSession, what: str) -> None:
-    """Note a change in the transaction that makes it."""
+    """Count a change of a table, in the transaction that makes it."""
     added = insert(session, Change).values(id=what, count=1)
     more = {"count": col(Change.count) + 1}
     await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=more))
 
 
 async def counts(session: AsyncSession) -> dict[str, int]:
-    """Return how often each has changed."""
+    """Return the number of changes by table."""
     return {row.id: row.count for row in await session.scalars(select(Change))}

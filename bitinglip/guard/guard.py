@@ -37,7 +37,6 @@ class Guard:
         self._modes: dict[tuple[str, Mode], Modes | None] = {}
         self._words_seen = self._words_state()
         self._words = read_words(settings.guard)
-        self.on_change: Callable[[], None] = lambda: None  #: other words are listed than before
 
     def words_digest(self) -> bytes:
         """Return what differs where another list of words is looked for."""
@@ -84,8 +83,11 @@ class Guard:
         check = partial(TextCheck, self._kinds, modes, self._words, self._watch)
         return output_of(work, modes, check, self._watch)
 
-    async def reload(self) -> None:
-        """Read the file of words again if it has changed; a bad one leaves the list as it is."""
+    async def reload(self, on_change: Callable[[], None]) -> None:
+        """Read the file of words again if it has changed; a bad one leaves the list as it is.
+
+        ``on_change`` is called once another list is in use.
+        """
         state = await asyncio.to_thread(self._words_state)
         if state == self._words_seen:
             return
@@ -95,7 +97,7 @@ class Guard:
             self._watch.words_unread()
         else:
             self._watch.words_read(len(self._words))
-            self.on_change()
+            on_change()
         self._words_seen = state
 
     def _words_state(self) -> FileStamp | None:

@@ -19,7 +19,7 @@ NewCheck = Callable[[], TextCheck]
 
 
 class _Delta(NamedTuple):
-    """A delta that is not told in full yet; it covers some of the worker's text."""
+    """Holds a delta that is not sent in full yet; it covers some of the worker's text."""
 
     start: int
     end: int

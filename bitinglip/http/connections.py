@@ -199,7 +199,7 @@ class Connections:
             self._shelve(connection, self._resting)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection that is closed, or about to be; again is no harm."""
+        """Forget a connection that is closed, or about to be; may be called twice."""
         if connection not in self._all:
             return
         self._unshelve(connection)

@@ -333,8 +333,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _expect_early_response(self) -> None:
         """Prepare for a response that begins before the body is here, and is not the last word.
 
-        It ends the connection where the rest of the body is large, or of a length that nobody
-        knows, or may never come because the client was not told to continue.
+        It ends the connection where the rest of the body is large, or of unknown length,
+        or may never come because the client was not told to continue.
         """
         cycle = self.cycle
         if cycle is not None and not cycle.response_started:

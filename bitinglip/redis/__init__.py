@@ -1,1 +1,1 @@
-"""Redis or Valkey, by setting: what several gateways share beside their database."""
+"""Connects gateways through Redis or Valkey, by setting."""

@@ -3,21 +3,21 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from bitinglip.redis.messages import Message, Told
+from bitinglip.redis.messages import Message, Notice
 
 M = TypeVar("M", bound=Message)
 
 
 class Broadcast:
-    """Is that of a gateway which is alone: it tells nothing and hears nothing."""
+    """Is the broadcast of a gateway that is alone: it sends and receives nothing."""
 
     heard = 0  #: messages of others
     gaps = 0  #: how often messages may have been missed
 
-    def publish(self, message: Told) -> None:
-        """Tell all other gateways, if there are any. It neither waits nor fails.
+    def publish(self, message: Notice) -> None:
+        """Publish a notice to all other gateways, if there are any. It neither waits nor fails.
 
-        What cannot be told now makes them reload everything once it can.
+        A notice that cannot be sent makes them reload everything once Redis is back.
         """
 
     def subscribe(
@@ -34,4 +34,4 @@ class Broadcast:
         """
 
     async def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""

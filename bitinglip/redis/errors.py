@@ -1,4 +1,4 @@
-"""Declares what the users of Redis have to expect."""
+"""Declares the errors of Redis."""
 
 
 class RedisAway(Exception):

@@ -1,7 +1,7 @@
-"""The way to Redis: one owner of its connections, which knows whether it answers.
+"""Owns the connections to Redis, and knows whether it answers.
 
-While it does not, every call fails at once: only this module waits for it, beside the requests, at
-growing intervals, and tells its users once it is back.
+While it does not, every call fails at once: only this module tries again, beside the requests, at
+growing intervals, and calls its users once it is back.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bitinglip.redis.errors import RedisAway
-from bitinglip.redis.lane import Lane, fault_of
+from bitinglip.redis.pipeline import Pipeline, fault_of
 from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
@@ -48,20 +48,20 @@ class RedisLink:
         self._options = _options(settings, self._seconds)
         # The lane has a time-out for all of a write; those of the library take a task each.
         self._pool = self._new_pool(max_connections=2, timeout=None)
-        self._lane = Lane(self._connect, self._seconds, self._lost)
+        self._pipeline = Pipeline(self._connect, self._seconds, self._lost)
         self._returns: list[Hook] = []
         self._reviving: asyncio.Task[None] | None = None
 
     @classmethod
     async def opened(cls, settings: RedisSettings, health: Health) -> "RedisLink":
-        """Try it once; where it is away the server begins without. Raises SettingsError."""
+        """Connect once; if Redis is away the server starts without it. Raises SettingsError."""
         link = cls(settings, health)
         try:
             connection = await link._tried()
         except RedisAway as error:
             link.lost(str(error))
         else:
-            await link._lane.adopt(connection)
+            await link._pipeline.adopt(connection)
         return link
 
     # ---- calls ---------------------------------------------------------------------------------
@@ -69,20 +69,20 @@ class RedisLink:
     def call(
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
     ) -> "asyncio.Future[Any]":
-        """Run a script, after all that was called before; the future may have RedisAway."""
-        return self._failed() if self.away is not None else self._lane.call(script, keys, args)
+        """Run a script, in the order of calls; the future may raise RedisAway."""
+        return self._failed() if self.away is not None else self._pipeline.call(script, keys, args)
 
     def tell(
         self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
     ) -> "asyncio.Future[Any]":
-        """Do as ``call`` does, a few milliseconds later: no request waits for the answer."""
+        """Run a script a few milliseconds later, in order: no request waits for the answer."""
         if self.away is not None:
             return self._failed()
-        return self._lane.call(script, keys, args, waits=False)
+        return self._pipeline.call(script, keys, args, waits=False)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command, as ``call`` does."""
-        return self._failed() if self.away is not None else self._lane.command(*words)
+        return self._failed() if self.away is not None else self._pipeline.command(*words)
 
     def client(self, *, connections: int, timeout: float | None = None) -> Redis:
         """Return a client with connections of its own, for what must not delay the calls.
@@ -93,24 +93,24 @@ class RedisLink:
         return Redis.from_pool(self._new_pool(max_connections=connections, timeout=seconds))
 
     def on_return(self, hook: Hook) -> None:
-        """Have something called whenever Redis is back, and may have lost what it knew."""
+        """Call ``hook`` whenever Redis is back, and may have lost its data."""
         self._returns.append(hook)
 
-    def doubt(self) -> None:
-        """Find out whether it still answers, because another of its connections does not work.
+    def check_now(self) -> None:
+        """Find out whether Redis still answers, after another of its connections failed.
 
-        Where no limits are asked for, nothing else would tell.
+        Without requests with limits no other call would find out.
         """
         self.command("PING")
 
     def lost(self, reason: str) -> None:
-        """Count Redis as away, because another of its connections says so."""
+        """Count Redis as away, as another of its connections reports."""
         self._lost(reason)
 
     @property
     def writes(self) -> tuple[int, float]:
-        """Return how often was written, and the seconds until all answers were there."""
-        return self._lane.writes, self._lane.seconds
+        """Return the number of writes, and the seconds until all their answers."""
+        return self._pipeline.writes, self._pipeline.seconds
 
     async def close(self) -> None:
         if self._reviving is not None:
@@ -118,7 +118,7 @@ class RedisLink:
             await asyncio.gather(self._reviving, return_exceptions=True)
         with suppress(RedisAway):  # what was told before goes with it
             await self.command("PING")
-        await self._lane.close()
+        await self._pipeline.close()
         await self._pool.disconnect()
 
     # ---- inside --------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class RedisLink:
         self._health.degrade(CHECK, PART, f"{reason}; {what}")
 
     async def _revive(self) -> None:
-        """Try until it answers; then tell. Why it does not may change meanwhile."""
+        """Reconnect until it works; then call the hooks. The reason may change meanwhile."""
         delay = _SHORTEST
         while True:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
@@ -170,7 +170,7 @@ class RedisLink:
                 break
             except RedisAway as error:
                 self._say_why(str(error))
-        await self._lane.adopt(connection)
+        await self._pipeline.adopt(connection)
         self.away = None
         self._health.recover(CHECK, PART)
         for hook in self._returns:
@@ -180,7 +180,7 @@ class RedisLink:
                 log.exception("a part could not go on with Redis")
 
     async def _tried(self) -> Connection:
-        """Return a new connection. Raises RedisAway where Redis takes no writes by it."""
+        """Return a new connection. Raises RedisAway where Redis takes no writes over it."""
         opened: Any = self._pool
         connection: Connection = opened.make_connection()
         try:
@@ -195,7 +195,7 @@ class RedisLink:
 
 
 async def _connected(connection: Any) -> Connection:
-    """Connect, and have Redis know all scripts, so that calls are run in their order."""
+    """Connect, and load all scripts, so that calls run in their order."""
     await connection.connect()
     scripts = [("SCRIPT", "LOAD", each.text) for each in KNOWN.values()]
     await connection.send_packed_command(connection.pack_commands(scripts))
@@ -206,7 +206,7 @@ async def _connected(connection: Any) -> Connection:
 
 
 def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
-    """Return what all connections have in common. Raises SettingsError."""
+    """Return the options of all connections. Raises SettingsError."""
     options: dict[str, Any] = {
         "protocol": _PROTOCOL,
         "socket_connect_timeout": max(seconds, _CONNECT_SECONDS),

@@ -12,7 +12,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=True):
 
 
 class RowsChanged(Message, frozen=True, tag="rows"):
-    """Rows that gateways share were changed: keys, tokens, or what a gateway is asked to do."""
+    """Says that shared rows were changed: keys, tokens, or requests to a gateway."""
 
 
 class CacheCleared(Message, frozen=True, tag="cache"):
@@ -23,11 +23,11 @@ class Missed(Message, frozen=True, tag="missed"):
     """A gateway could not tell what it had to tell: anything may have changed."""
 
 
-Told = RowsChanged | CacheCleared | Missed
+Notice = RowsChanged | CacheCleared | Missed
 
 
-class Letter(msgspec.Struct, frozen=True, array_like=True):
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
     """Is a message with its sender, which does not hear itself."""
 
     gateway: str
-    told: Told
+    told: Notice

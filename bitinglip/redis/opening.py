@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _MISSING = "redis.url: the package redis is not installed. Do: pip install 'bitinglip[redis]'"
 
 
-class Together(NamedTuple):
+class SharedRedis(NamedTuple):
     """Holds what connects this gateway with others; alone it has no link."""
 
     link: "RedisLink | None"
@@ -23,7 +23,7 @@ class Together(NamedTuple):
     @classmethod
     async def open(
         cls, settings: RedisSettings, health: Health, stack: AsyncExitStack
-    ) -> "Together":
+    ) -> "SharedRedis":
         """Raises SettingsError where the settings ask for what is not there."""
         if settings.url is None:
             return cls(None, Broadcast())

@@ -1,7 +1,7 @@
-"""Tells other gateways what has changed, by Redis's channels, which keep nothing.
+"""Tells other gateways what has changed, over Redis's channels, which keep nothing.
 
-So every gap ends with a reload: when a connection was made again, when a gateway could not tell
-something, and when a handler failed.
+So every gap ends with a reload: after a reconnect, after a notice that could not be sent, and after
+a handler that failed.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from bitinglip.redis.broadcast import Broadcast, M
 from bitinglip.redis.link import RedisLink
-from bitinglip.redis.messages import Letter, Message, Missed, Told
+from bitinglip.redis.messages import Envelope, Message, Missed, Notice
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +24,7 @@ _DEAD_SECONDS = 6.0  #: of silence, after which it does not
 _RETRY_SECONDS = 1.0  #: between two attempts to reload, or to listen again
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Letter).decode
+_decode = msgspec.msgpack.Decoder(Envelope).decode
 
 
 class _Subscription(NamedTuple):
@@ -45,9 +45,9 @@ class RedisBroadcast(Broadcast):
         self._listening: asyncio.Task[None] | None = None
         link.on_return(self._tell_of_gap)
 
-    def publish(self, message: Told) -> None:
-        letter = _encode(Letter(self._link.gateway, message))
-        told = self._link.command("PUBLISH", self._channel, letter)
+    def publish(self, message: Notice) -> None:
+        envelope = _encode(Envelope(self._link.gateway, message))
+        told = self._link.command("PUBLISH", self._channel, envelope)
         told.add_done_callback(self._note)
 
     def subscribe(
@@ -75,19 +75,19 @@ class RedisBroadcast(Broadcast):
             self.publish(Missed())
 
     async def _listen(self) -> None:
-        """Hear messages for as long as the server runs."""
+        """Receive messages for as long as the server runs."""
         while True:
             try:
                 await self._listen_once()
             except (RedisError, OSError):
-                self._link.doubt()
+                self._link.check_now()
                 await asyncio.sleep(_RETRY_SECONDS / 2)
             except Exception:  # a bug in a handler must not end all that follows
                 log.exception("listening to other gateways failed")
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _listen_once(self) -> None:
-        """Hear messages for as long as one connection lives. Raises RedisError or OSError."""
+        """Receive messages for as long as one connection lives. Raises RedisError or OSError."""
         client = self._link.client(connections=1, timeout=_DEAD_SECONDS)
         try:
             async with client.pubsub() as channel:
@@ -97,7 +97,7 @@ class RedisBroadcast(Broadcast):
             await client.aclose(close_connection_pool=True)  # which may fail, too
 
     async def _hear(self, channel: PubSub) -> None:
-        """Hand messages on. Raises RedisError once the connection is silent for too long."""
+        """Pass messages on. Raises RedisError once the connection is silent for too long."""
         loop = asyncio.get_running_loop()
         heard = asked = loop.time()
         while True:
@@ -121,19 +121,19 @@ class RedisBroadcast(Broadcast):
         if message["type"] != "message":
             return
         try:
-            letter = _decode(message["data"])
+            envelope = _decode(message["data"])
         except (msgspec.DecodeError, ValueError, RecursionError):  # of another version, or not ours
             log.debug("a message of other gateways is not understood")
             return
-        if letter.gateway == self._link.gateway:
+        if envelope.gateway == self._link.gateway:
             return
         self.heard += 1
-        if isinstance(letter.told, Missed):
+        if isinstance(envelope.told, Missed):
             self.miss()
             return
         for index, each in enumerate(self._subscriptions):
-            if isinstance(letter.told, each.kind):
-                await self._run(index, each.handler(letter.told))
+            if isinstance(envelope.told, each.kind):
+                await self._run(index, each.handler(envelope.told))
 
     def miss(self) -> None:
         """Have every subscriber reload."""

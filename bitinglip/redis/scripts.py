@@ -1,4 +1,4 @@
-"""Holds programs that Redis runs as one step, between any two of others."""
+"""Holds programs that Redis runs atomically."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -24,5 +24,5 @@ class Script:
 
     @classmethod
     def beside(cls, module: str, name: str) -> Self:
-        """Read the script of this name that lies in the folder of a module, by its ``__file__``."""
+        """Read the script of this name in the folder of a module, by its ``__file__``."""
         return cls(Path(module).with_name(name).read_text(encoding="utf-8"))

@@ -95,7 +95,7 @@ class Uploads:
         self._health.recover(*_HEALTH)
 
     def discard(self, job: Job) -> None:
-        """Remove a job's files, if it has any; the job is over. Again is no harm."""
+        """Remove a job's files, if it has any; the job is over. May be called twice."""
         paths = job.traits.upload_paths().values()
         if paths:
             self._give_back(job.id)
@@ -195,7 +195,7 @@ class Incoming:
         file.size += len(data)
 
     def close(self) -> None:
-        """Remove the files that no job has taken. Again is no harm."""
+        """Remove the files that no job has taken. May be called twice."""
         files, self._files = self._files, []
         self._uploads.end(self.id, [file.path for file in files])
 

@@ -1,9 +1,10 @@
 """Builds the parts of scheduling together, because some of them call each other back."""
 
+from bitinglip.access.shared.quotas import SharedQuotas
 from bitinglip.access.usage.meter import Meter
 from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch.delivery import Delivery
-from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher, OnTraced
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
@@ -31,10 +32,14 @@ class Scheduling:
         *,
         guard: Guard | None = None,
         meter: Meter | None = None,
+        shared: SharedQuotas | None = None,
+        on_traced: OnTraced = lambda _event_log, _load: None,
         page_cache: PageCache | None = None,
     ) -> None:
         def connect(manager: ModelManager) -> tuple[WorkerPool, Delivery]:
-            self.dispatcher = Dispatcher(settings, manager, metrics, guard, meter=meter)
+            self.dispatcher = Dispatcher(
+                settings, manager, metrics, guard, meter=meter, shared=shared, on_traced=on_traced
+            )
             self.pool = WorkerPool(
                 launcher,
                 self.dispatcher.delivery,

@@ -1,4 +1,4 @@
-"""Settings of the dashboard."""
+"""Declares the settings of the dashboard."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""The database in which keys, tasks, usage and the audit log are kept."""
+"""Declares the settings of the database, which keeps keys, tasks, usage and the audit log."""
 
 import re
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Several servers over one database: the settings under ``gateways``."""
+"""Declares the settings under ``gateways``: several servers over one database."""
 
 from typing import Annotated
 
@@ -25,11 +25,11 @@ class Gateways(Section):
     )
     heartbeat: Annotated[float, Field(ge=0.1, le=60)] = Field(
         1,
-        description="seconds between two signs of life in a shared database; what other servers "
+        description="seconds between two heartbeats in a shared database; what other servers "
         "changed is seen no later",
     )
     lease: Annotated[float, Field(ge=1, le=600)] = Field(
         10,
-        description="seconds without a sign of life after which a server counts as dead and others "
+        description="seconds without a heartbeat after which a server counts as dead and others "
         "take over its waiting tasks and batches; at least three heartbeats",
     )

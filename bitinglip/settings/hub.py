@@ -1,4 +1,4 @@
-"""The hub that models come from, and how the server downloads them."""
+"""Declares the settings of the hub that models come from, and of downloads."""
 
 from pydantic import Field
 

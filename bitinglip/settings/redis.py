@@ -1,4 +1,4 @@
-"""Redis (or Valkey), through which several gateways share limits, quotas and answers."""
+"""Declares the settings of Redis or Valkey, by which gateways share limits, quotas and answers."""
 
 import re
 from typing import Annotated, Literal

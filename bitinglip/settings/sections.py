@@ -21,7 +21,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def span_in_seconds(value: object) -> object:
-    """``10m`` is 600 seconds; numbers are left to the field. Raises ValueError for other text."""
+    """Return the seconds of a span such as ``10m``; numbers are left to the field. Raises
+    ValueError for other text."""
     if not isinstance(value, str):
         return value
     if match := _SPAN.fullmatch(value):
@@ -274,7 +275,7 @@ class Files(Section):
     max_cache_bytes: Bytes = Field(
         10_737_418_240,
         description="maximum bytes of code compiled for models, kept between their loads; the "
-        "model that holds most loses its oldest first; looked at once an hour",
+        "model that holds most loses its oldest first; checked once an hour",
     )
     min_free_bytes: Bytes | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Settings of the store of models."""
+"""Declares the settings of the store of models."""
 
 from pydantic import Field
 
@@ -9,11 +9,11 @@ class Store(Section):
     max_bytes: Bytes | None = Field(
         None,
         description="maximum bytes of models on the disk; beyond it the server removes those that "
-        "were not used for longest, looked at once an hour: none that is loaded, preloaded or "
+        "were not used for longest, checked once an hour: none that is loaded, preloaded or "
         "pinned; null never removes a model",
     )
     partials_kept: Kept = Field(
         1_209_600,
-        description="how long a download that broke off can be resumed, and files are kept that no "
+        description="how long an interrupted download can be resumed, and files are kept that no "
         "model has: seconds, or a span such as 14d",
     )

@@ -1,4 +1,5 @@
-"""Another server that a model stands for, under ``models.<name>.upstream``."""
+"""Declares the settings under ``models.<name>.upstream``: another server that answers for a
+model."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -34,7 +35,7 @@ class Upstream(Section):
         30, description="maximum seconds that connecting to a server may take"
     )
     read_timeout: Annotated[float, Field(gt=0, le=86_400)] = Field(
-        600, description="maximum seconds without a word from a server that answers"
+        600, description="maximum seconds of silence of a server that answers"
     )
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The processes that run models, here or on the nodes of a Ray cluster."""
+"""Declares the settings of processes that run models, here or on the nodes of a Ray cluster."""
 
 import re
 from pathlib import Path
@@ -83,7 +83,7 @@ class Ray(Section):
     )
     heartbeat_timeout: Seconds = Field(
         10,
-        description="seconds without a sign of life of a node's agent before all its workers count "
+        description="seconds without a heartbeat of a node's agent before all its workers count "
         "as lost; at most half of workers.heartbeat_timeout is used",
     )
     start_timeout: Seconds = Field(

@@ -18,7 +18,7 @@ from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
 from bitinglip.disk_space import DiskSpace
-from bitinglip.gateways.owner import ALONE, ownerless, to_take_up
+from bitinglip.gateways.owner import ALONE, claimable, ownerless
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
@@ -184,8 +184,8 @@ class TaskStore:
             return [_task_of(row, answer) for row, answer in rows]
 
     async def recover(self) -> list[Job]:
-        """Take up what this server left open, or nobody does; see ``take_up``."""
-        return await self._take(to_take_up(StoredTask.gateway, self._owner))
+        """Claim the tasks that this server left open or that have no owner; see ``take_up``."""
+        return await self._take(claimable(StoredTask.gateway, self._owner))
 
     async def take_up(self) -> list[Job]:
         """Take up what a server left open that has ended, each task once.

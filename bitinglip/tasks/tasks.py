@@ -208,10 +208,10 @@ class Tasks:
             open_task = self._open[job.id] = AsyncTask(job)
             self._start(open_task, self._requeue(open_task))
 
-    async def look_elsewhere(self) -> None:
+    async def poll_others(self) -> None:
         """Take up what other servers have left, and cancel what they were asked to cancel.
 
-        While this one drains it leaves to them what waits here. Raises DiskFull or
+        While this one drains it releases its own waiting tasks to them. Raises DiskFull or
         DatabaseUnavailable.
         """
         if self._suspended:
@@ -234,7 +234,7 @@ class Tasks:
         return set() if self._elsewhere is None else await self._rows.open_ids(own=False)
 
     async def drop_lost(self) -> None:
-        """End, without a word, what other servers have taken up, as they took this one for dead.
+        """Drop the tasks that other servers have claimed, as they took this one for dead.
 
         Raises DatabaseUnavailable.
         """

@@ -1,4 +1,4 @@
-"""The metrics of downloads."""
+"""Exports the metrics of downloads."""
 
 from collections.abc import Callable, Iterator, Mapping
 

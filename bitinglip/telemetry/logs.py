@@ -41,7 +41,8 @@ _SHARED: list[Processor] = [
 
 
 def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], None]:
-    """Sends all logs to ``stream`` (stderr); the answer stops that, after writing what waits.
+    """Send all logs to ``stream`` (stderr); the returned function stops that, after writing lines
+    that wait.
 
     A stream that takes nothing delays the stop by a few seconds at most.
     """
@@ -75,7 +76,7 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
 
 
 class _Dropped:
-    """Lines that were lost: in all, and since it was last said."""
+    """Counts lost lines: in all, and since the last report."""
 
     def __init__(self) -> None:
         self.total = 0

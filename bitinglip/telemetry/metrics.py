@@ -315,7 +315,7 @@ class Metrics:
 
 
 class _First(Collector):
-    """Is asked before all others at each scrape."""
+    """Is read before all other collectors at each scrape."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
         self._prepare = prepare

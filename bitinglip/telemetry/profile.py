@@ -41,12 +41,12 @@ class Profile:
         """Return what speedscope.app shows: a profile for each thread."""
         frames: dict[str, int] = {}
         threads: dict[str, dict[str, Any]] = {}
-        each_look = self.seconds / max(1, self.samples)  # more than INTERVAL on a busy machine
+        each_sample = self.seconds / max(1, self.samples)  # more than INTERVAL on a busy machine
         for (thread, *stack), count in self._often():
             shown = threads.setdefault(thread, _empty(thread))
             shown["samples"].append([frames.setdefault(each, len(frames)) for each in stack])
-            shown["weights"].append(count * each_look)
-            shown["endValue"] += count * each_look
+            shown["weights"].append(count * each_sample)
+            shown["endValue"] += count * each_sample
         return {
             "$schema": "https://www.speedscope.app/file-format-schema.json",
             "name": f"bitinglip, {self.seconds:.1f} s",
@@ -74,12 +74,12 @@ class Profiler:
         if not self._running.acquire(blocking=False):
             raise Profiling
         try:
-            return _look(seconds, stop)
+            return _sample(seconds, stop)
         finally:
             self._running.release()
 
 
-def _look(seconds: float, stop: threading.Event) -> Profile:
+def _sample(seconds: float, stop: threading.Event) -> Profile:
     seen: Counter[Stack] = Counter()
     samples, began = 0, time.monotonic()
     own = threading.get_ident()

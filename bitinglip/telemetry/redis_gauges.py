@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 
 class RedisReading(NamedTuple):
-    """Tells how it stands with Redis now, and what was counted since the start."""
+    """Holds the present state of Redis, and counts since the start."""
 
     up: bool = True
     lost: int = 0  #: how often it did not answer any more

@@ -1,4 +1,4 @@
-"""A value that many watchers ask for, made at most once an interval and never without them."""
+"""Makes a value for many watchers, at most once an interval and never without them."""
 
 import time
 from collections.abc import Callable

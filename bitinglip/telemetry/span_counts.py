@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 
 class SpanCounts(Collector):
-    """Each number is written by one thread only; scrapers read them."""
+    """Counts spans. Each number is written by one thread only; scrapers read them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ended = 0  #: by the event loop

@@ -84,7 +84,7 @@ class Bounded(BatchSpanProcessor):
         super().on_end(span)
 
     def stop(self) -> None:
-        """Send what waits, for a few seconds at most; blocks for so long."""
+        """Send the spans that wait; blocks for a few seconds at most."""
         sending = threading.Thread(target=self.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(_STOP_SECONDS)

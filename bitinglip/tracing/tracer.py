@@ -42,7 +42,7 @@ Interval = tuple[float, float]  #: by the clock of event logs, in seconds
 
 
 class RequestSpan:
-    """Is the root of what a request does here; ``header`` names it to others."""
+    """Is the root span of a request; ``header`` names it to others."""
 
     __slots__ = ("_asked", "_span", "header", "headers", "trace_id")
 
@@ -94,7 +94,7 @@ class Tracer:
         """Begin the span of a request; None if it is not traced.
 
         What a client has decided for its trace holds here, too, unless it turns out to be a
-        stranger: else anybody could fill the collector.
+        stranger: else any client could fill the collector.
         """
         sent = fields.get(b"traceparent")
         parent = None if sent is None else parse(sent, fields.get(b"tracestate"))
@@ -162,11 +162,11 @@ class Tracer:
         return span
 
     def flush(self) -> None:
-        """Send what waits now; blocks until the collector has answered."""
+        """Send the spans that wait; blocks until the collector has answered."""
         self._processor.force_flush()
 
     def stop(self) -> None:
-        """Send what waits, for a few seconds at most; blocks for so long."""
+        """Send the spans that wait; blocks for a few seconds at most."""
         self._processor.stop()
 
 

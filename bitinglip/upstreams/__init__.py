@@ -1,1 +1,1 @@
-"""Models that other servers answer for, through an OpenAI-compatible API."""
+"""Runs jobs of upstream models: other servers answer for them, through an OpenAI-compatible API."""

@@ -30,7 +30,7 @@ _MOST_COUNT = 2**31 - 1
 
 
 class BadAnswer(Exception):
-    """The server sent what is no answer of this API."""
+    """The server sent a response that is not one of this API."""
 
 
 @dataclass(slots=True)
@@ -62,11 +62,11 @@ class AnswerReader:
 
     @property
     def pieces(self) -> int:
-        """Return how many pieces of the answer have come: about as many tokens."""
+        """Return the number of pieces of the answer so far: about as many tokens."""
         return sum(choice.pieces for choice in self._choices)
 
     def take(self, chunk: Any) -> list[Event]:
-        """Return the events of a chunk. Raises BadAnswer, also for more than a job can have."""
+        """Return the events of a chunk. Raises BadAnswer, also for more than the job allows."""
         try:
             if isinstance(usage := chunk.get("usage"), dict):
                 self._usage = usage
@@ -122,7 +122,7 @@ class AnswerReader:
         ]
 
     def _spend(self, text: str, reasoning: str, calls: tuple[ToolCallDelta, ...]) -> None:
-        """Hold a server to what a job can have, as workers are held. Raises BadAnswer."""
+        """Hold a server to the bounds of the job, as workers are held. Raises BadAnswer."""
         self._pieces_left -= 1 + len(calls)
         self._text_left -= len(text) + len(reasoning) + sum(len(each.arguments) for each in calls)
         if self._pieces_left < 0 or self._text_left < 0:

@@ -110,7 +110,7 @@ class UpstreamClient:
             raise _not_loaded(f"No server that this model stands for can be used: {whys[0]}")
 
     async def probe(self, server: Server) -> str | None:
-        """Ask a server for its models; return what is wrong with it, if something is."""
+        """List a server's models; return what is wrong with the server, or None."""
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 url = f"{server.url}/models"
@@ -129,7 +129,7 @@ class UpstreamClient:
         return None
 
     async def run(self, job: TextJob, reader: AnswerReader, tell: Tell) -> TextDone:
-        """Have a text made by one of the servers; ``tell`` gets its events as they come.
+        """Run a text job on one of the servers; ``tell`` gets its events as they come.
 
         Raises Refused. A request goes to another server only if the first one did not take it.
         """
@@ -141,7 +141,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
-        """Have vectors or scores made by one of the servers; raises as ``run`` does."""
+        """Run an embedding job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> EmbeddingDone:
             return await self._memory.read(answer, MOST_ANSWER, partial(embedding_done, job))
@@ -151,7 +151,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def transcribe(self, job: TranscriptionJob) -> TranscriptionDone:
-        """Have a sound transcribed by one of the servers; raises as ``run`` does."""
+        """Run a transcription job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> TranscriptionDone:
             return await self._memory.read(answer, MOST_ANSWER, partial(transcript_done, job))
@@ -161,7 +161,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, form, job.trace, read)
 
     async def speak(self, job: SpeechJob, tell: Tell) -> SpeechDone:
-        """Have a text spoken by one of the servers, into the job's file; raises as ``run`` does."""
+        """Run a speech job on one of the servers, into the job's file; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> SpeechDone:
             media_type = answer.headers.get("content-type", "")
@@ -172,7 +172,7 @@ class UpstreamClient:
         return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def draw(self, job: ImageJob) -> ImageDone:
-        """Have pictures made by one of the servers, into files; raises as ``run`` does."""
+        """Run an image job on one of the servers, into files; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> ImageDone:
             return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
@@ -248,7 +248,7 @@ class UpstreamClient:
         return reader.done()
 
     def _tellable(self, message: str) -> str:
-        """Return what a server says as a client may read it: without our key, and as text."""
+        """Return a server's message as a client may read it: without our key, and as text."""
         if self._key:
             message = message.replace(self._key, "***")
         return message.encode(errors="replace").decode()

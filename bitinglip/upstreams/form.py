@@ -16,7 +16,7 @@ class Form:
         self.content_type = f"multipart/form-data; boundary={boundary}"
         part = f"--{boundary}\r\nContent-Disposition: form-data; name="
         begin = "".join(f'{part}"{name}"\r\n\r\n{value}\r\n' for name, value in fields)
-        # What the client called its file is nobody else's: the server looks at what it holds.
+        # The client's name of its file stays here: the server looks at what it holds.
         head = f'{part}"file"; filename="audio"\r\nContent-Type: application/octet-stream\r\n\r\n'
         self._begin = (begin + head).encode()
         self._end = f"\r\n--{boundary}--\r\n".encode()

@@ -23,7 +23,7 @@ _FALL, _GROWTH, _LEAST = 0.5, 1.1, 1 / 16
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One of them: how it is, and how much it does for us."""
+    """Holds one server's health, and its number of running jobs."""
 
     url: str
     running: int = 0
@@ -74,7 +74,7 @@ class Servers:
         return sorted(self.all, key=rank)
 
     def _full(self, now: float) -> frozenset[Server]:
-        """Return the servers that have their part of what runs, and of one request more."""
+        """Return the servers that run more than their part of all requests, with one more."""
         there = [each for each in self.all if each.again_at <= now]
         running = sum(each.running for each in there) + 1
         share = _MOST_OF_MEAN * running / (sum(each.weight for each in there) or 1)
@@ -87,18 +87,18 @@ class Servers:
         server.running += 1
 
     def failed(self, server: Server) -> None:
-        """Leave a server alone for a while, longer each time."""
+        """Send a server no requests for a while, longer each time."""
         server.failures += 1
         server.weight = max(_LEAST, server.weight * _FALL)
         server.again_at = self._clock() + _pause(server)
 
     def answered(self, server: Server) -> None:
-        """Believe in a server again, and by and by in all that it can do."""
+        """Count a success: a server that had failed gets requests again, more and more of them."""
         server.failures, server.again_at = 0, 0.0
         server.weight = min(1.0, server.weight * _GROWTH)
 
     def take_due(self) -> Sequence[Server]:
-        """Return the servers that failed and are to be asked how they are; each once a pause."""
+        """Return the failed servers that are to be probed now; each once a pause."""
         now = self._clock()
         due = [each for each in self.all if not each.is_well and each.again_at <= now]
         for each in due:
@@ -111,7 +111,7 @@ def _pause(server: Server) -> float:
 
 
 def _conversation(job: TextJob) -> str:
-    """Return what stays the same in the turns of a conversation."""
+    """Return a key that stays the same over the turns of a conversation."""
     if job.messages:
         first = next((each for each in job.messages if each.role == "user"), job.messages[0])
         beginning = job.messages[0].content[:_BEGINNING] + first.content[:_BEGINNING]

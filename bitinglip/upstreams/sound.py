@@ -36,7 +36,7 @@ class Length(NamedTuple):
 
 
 def wav_head(data: bytes | bytearray) -> WavHead | None:
-    """Read what stands before the samples; None if there has to come more. Raises BadAnswer."""
+    """Parse the header of a WAV; None if more bytes have to come. Raises BadAnswer."""
     if not b"RIFF".startswith(data[:4]) or (len(data) >= 12 and data[8:12] != b"WAVE"):
         raise BadAnswer("its sound is no WAV.")
     at, rate = 12, None

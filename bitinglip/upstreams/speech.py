@@ -66,9 +66,9 @@ async def speech_done(
     parts: AsyncIterator[bytes],
     tell: Callable[[list[Event]], Awaitable[None]],
 ) -> SpeechDone:
-    """Make a job's file of a sound that comes in parts; a stream's samples are told on the way.
+    """Write a job's file from audio that comes in parts, and send a stream's samples on the way.
 
-    Raises BadAnswer, or Refused if the disk does not take it. The file is there when it is whole.
+    Raises BadAnswer, or Refused if the disk does not take it. The file appears once it is whole.
     """
     if media_type.startswith(("application/json", "text/")):
         raise BadAnswer("its answer is no sound.")
@@ -92,7 +92,7 @@ async def speech_done(
 
 
 class _SoundFile:
-    """Writes a sound as it comes, and checks that it is one of the job's format."""
+    """Writes audio as it comes, and checks that it has the job's format."""
 
     _file: BinaryIO
 

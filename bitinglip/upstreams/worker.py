@@ -1,4 +1,4 @@
-"""Stands in for a worker process: takes the pool's commands, and has other servers do the jobs.
+"""Stands in for a worker process: takes the pool's commands, and has other servers run the jobs.
 
 It runs on the gateway's event loop and speaks the protocol of workers, so queueing, cancellation,
 accounting and metrics are the same for models here and elsewhere.
@@ -216,7 +216,7 @@ class UpstreamWorker:
     # ---- events ----------------------------------------------------------------------------------
 
     async def _pass_on(self, events: list[Event]) -> None:
-        """Tell what a server has said, once there is room for it. Raises BadAnswer."""
+        """Write a server's events once the pipe has room for them. Raises BadAnswer."""
         try:
             frame = checked_frame(events)
         except BadFrame as error:
@@ -238,7 +238,8 @@ class UpstreamWorker:
             self._has_room.clear()
 
     def _write_some(self) -> None:
-        """Write what the pipe has room for; the pool reads it in a later turn of this loop."""
+        """Write as much as the pipe has room for; the pool reads it in a later turn of this
+        loop."""
         with contextlib.suppress(BlockingIOError):
             while self._unwritten:
                 del self._unwritten[: os.write(self._events, self._unwritten)]

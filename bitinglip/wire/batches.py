@@ -1,4 +1,4 @@
-"""Files and batches of OpenAI's surface: requests, and what clients are shown of them."""
+"""Declares files and batches of OpenAI's surface: requests, and how clients see them."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

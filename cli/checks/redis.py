@@ -37,7 +37,7 @@ def redis(settings: "Settings") -> Iterator[Finding]:
         return
     from redis.exceptions import AuthenticationError, AuthorizationError
 
-    from bitinglip.redis.lane import fault_of
+    from bitinglip.redis.pipeline import fault_of
 
     try:
         info = _info(own.url, password)

@@ -8,7 +8,7 @@ from cli.show.output import ago, print_done, print_note, show_table, size
 
 if TYPE_CHECKING:
     from cli.client import Client, Event
-    from cli.commands.pull import Asked, Transfer
+    from cli.commands.pull import PullArguments, Transfer
 
 _DOWNLOADS = "/api/v1/models/downloads"
 #: what a download that runs does, by what was asked for
@@ -21,7 +21,7 @@ COLUMNS = ("ID", "MODEL", "STATE", "DONE", "PRIORITY", "ASKED", "ERROR")
 BELOW = "ERROR"  #: its row, where the terminal is narrow
 
 
-def pull_by_server(server: "Client", asked: "Asked", priority: str | None) -> None:
+def pull_by_server(server: "Client", asked: "PullArguments", priority: str | None) -> None:
     """Have the server pull, and show how far it is. It goes on without this command."""
     body = {
         "model_name": asked.repo,

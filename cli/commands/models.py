@@ -1,4 +1,4 @@
-"""``bitinglip models``: what is in the store."""
+"""Runs ``bitinglip models``: lists, imports, pulls, loads and removes models of the store."""
 
 import os
 import sys
@@ -85,12 +85,12 @@ def pull(
     A running server does it, and goes on without this command.
     """
     from cli.commands.downloads import pull_by_server
-    from cli.commands.pull import Asked, plan_pull, pull_model
+    from cli.commands.pull import PullArguments, plan_pull, pull_model
     from model_store.hub.tokens import read_token
 
     repo_id, _, revision = repo.partition("@")
     place = CliContext.of(home, config)
-    asked = Asked(repo_id, revision or None, name, tuple(include or ()), allow_pickles)
+    asked = PullArguments(repo_id, revision or None, name, tuple(include or ()), allow_pickles)
     alone = dry_run or token_stdin
     if alone and os.environ.get("BITINGLIP_URL"):
         raise Failure(
@@ -179,7 +179,8 @@ def import_model(
 def list_models(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All models in the store; `models show` tells more of one, with its parameters and voices."""
+    """List all models in the store; `models show` tells more of one, with its parameters and
+    voices."""
     place = CliContext.of(home, config)
     server = place.server()
     found = _listed(server) if server else _listed_here(place)
@@ -225,7 +226,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One model: what it is, where it came from, what it can do."""
+    """Show one model: what it is, where it came from, what it can do."""
     from cli.client import path_of
 
     place = CliContext.of(home, config)

@@ -34,7 +34,7 @@ _LONGEST_NAME = 40
 
 
 @dataclass(frozen=True)
-class Asked:
+class PullArguments:
     """Says what a pull is asked for; ``repo`` may be a short name, which the model has then."""
 
     repo: str
@@ -44,7 +44,7 @@ class Asked:
     allow_pickles: bool
 
 
-def pull_model(place: "CliContext", asked: Asked, token: str | None = None) -> None:
+def pull_model(place: "CliContext", asked: PullArguments, token: str | None = None) -> None:
     """Pull into the home's store, also while a server runs: a pull only adds a folder.
 
     ``token`` comes before the one of the settings.
@@ -103,7 +103,7 @@ def _pull(place: "CliContext", request: "PullRequest", progress: "Transfer") -> 
             time.sleep(pause)
 
 
-def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> None:
+def plan_pull(place: "CliContext", asked: PullArguments, token: str | None = None) -> None:
     """Say what a pull would fetch. Raises Failure if the disk has no room for it."""
     from model_store.hub.pull import plan
 
@@ -121,7 +121,7 @@ def plan_pull(place: "CliContext", asked: Asked, token: str | None = None) -> No
         )
 
 
-def _resolved(place: "CliContext", asked: Asked) -> Asked:
+def _resolved(place: "CliContext", asked: PullArguments) -> PullArguments:
     """Return what is asked for with a short name replaced, and what the settings allow."""
     from model_store.hub.aliases import repo_of
 
@@ -132,7 +132,7 @@ def _resolved(place: "CliContext", asked: Asked) -> Asked:
     return replace(asked, allow_pickles=allowed)
 
 
-def _request(asked: Asked, hub: "HubOptions") -> "PullRequest":
+def _request(asked: PullArguments, hub: "HubOptions") -> "PullRequest":
     from model_store.hub.pull import PullRequest
 
     return PullRequest(

@@ -1,4 +1,4 @@
-"""``bitinglip models``: what looks after the models in the store."""
+"""Runs the commands of ``bitinglip models`` that care for the store."""
 
 import os
 from pathlib import Path

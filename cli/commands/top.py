@@ -33,9 +33,9 @@ def top(
     """Show devices, memory, models, queues, workers and rates, live; q leaves."""
     watcher = _Watcher(CliContext.of(home, config).need_server())
     if as_json:
-        show_json(watcher.look())
+        show_json(watcher.refresh())
     elif once or not (sys.stdout.isatty() and sys.stdin.isatty()):
-        show(watcher.screen(watcher.look()))
+        show(watcher.screen(watcher.refresh()))
     else:
         _live(watcher, interval)
 
@@ -51,7 +51,7 @@ class _Watcher:
         self._answered = time.monotonic()
         self.rates: Rates | None = None
 
-    def look(self) -> dict[str, Any]:
+    def refresh(self) -> dict[str, Any]:
         """Return the present state. Raises Failure if the server does not answer."""
         status = self._server.get("/api/v1/cluster/status")
         self._found = {"url": self._server.url, **status}
@@ -72,7 +72,7 @@ class _Watcher:
         from rich.text import Text
 
         try:
-            return self.screen(self.look())
+            return self.screen(self.refresh())
         except Failure:
             silent = time.monotonic() - self._answered
             self._before = self.rates = None

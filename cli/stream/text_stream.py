@@ -14,7 +14,7 @@ ROUTE = "/api/v1/inference/text-generation"
 
 @dataclass(frozen=True)
 class Answer:
-    """A completed answer holds the API's InferenceResponse and when the first text came."""
+    """Holds the API's InferenceResponse of a completed answer, and when the first text came."""
 
     response: dict[str, Any]
     first_text_after: float

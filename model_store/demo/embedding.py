@@ -1,4 +1,5 @@
-"""``demo-embedding``: a two-layer BERT whose tokenizer and weights are made here, without torch.
+"""Makes ``demo-embedding``: a two-layer BERT whose tokenizer and weights are made here, without
+torch.
 
 Its positions count for nothing and its layers for little, so a vector is about the mean of its
 words. The same Python makes the same bytes each time.

@@ -1,4 +1,4 @@
-"""``demo-image``: a tiny Stable Diffusion whose tokenizer and weights are made here."""
+"""Makes ``demo-image``: a tiny Stable Diffusion whose tokenizer and weights are made here."""
 
 from pathlib import Path
 

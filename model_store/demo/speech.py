@@ -1,4 +1,4 @@
-"""``demo-speech``: a tiny Bark whose tokenizer, voices and weights are made here."""
+"""Makes ``demo-speech``: a tiny Bark whose tokenizer, voices and weights are made here."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""``demo-text``: a tiny Llama that answers questions about BitingLip.
+"""Makes ``demo-text``: a tiny Llama that answers questions about BitingLip.
 
 ``python -m scripts.demo_text`` trains it and writes its tokenizer and weights beside this file.
 """

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer that is made on the spot, of the words of Python's own documentation."""
+"""Makes a byte-level tokenizer on the spot, of the words of Python's own documentation."""
 
 import pydoc
 import re

@@ -106,7 +106,8 @@ def address_of(hub: HubOptions) -> str:
 def _list_or_without_token(
     repo: str, revision: str | None, hub: HubOptions, addresses: list[str], connections: Connections
 ) -> Listing:
-    """An expired token is refused for public repositories, too: ask once without it."""
+    """List a repository; once more without the token if it is refused: an expired one is refused
+    for public repositories, too."""
     try:
         return _list(repo, revision, hub, addresses, connections)
     except TokenRefused as error:

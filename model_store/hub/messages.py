@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from model_store.errors import StoreCode
 from model_store.manifest import Manifest
 
 MOST_FILES = 1000  #: that are told one by one; the totals hold all
@@ -81,7 +82,7 @@ class Pulled(msgspec.Struct, frozen=True, tag="pulled"):
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The pull has failed; ``code`` is the contract's."""
 
-    code: str
+    code: StoreCode
     message: str
     may_pass: bool = False  #: the hub did not answer, and may when it is asked again
 

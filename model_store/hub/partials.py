@@ -115,8 +115,8 @@ class Part:
             self._counter.add(self.wanted.path, written)
             view = view[written:]
 
-    def begin_anew(self) -> None:
-        """Throw away what has come."""
+    def restart(self) -> None:
+        """Delete the bytes that have come, and start again."""
         self._pending.clear()
         self._pending_bytes = 0
         self._file.truncate(0)

@@ -55,7 +55,7 @@ class Fetcher:
                     if part.verify(self.connections.check):
                         part.path.replace(whole)
                         return whole, part.sha256
-                    part.begin_anew()
+                    part.restart()
         raise DownloadError(
             f"{wanted.path} came damaged twice: its hash is not the hub's. Something between here "
             "and the hub changes what passes, or the hub's storage is damaged."
@@ -144,7 +144,7 @@ class Fetcher:
 
     def _take(self, answer: Answer, part: Part) -> None:
         if part.size and not _goes_on(answer, part):
-            part.begin_anew()  # this server knows no ranges
+            part.restart()  # this server knows no ranges
         try:
             for piece in answer.pieces():
                 self.connections.check()

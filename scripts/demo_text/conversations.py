@@ -23,7 +23,7 @@ _OFF_TOPIC_WORDS = {name: words.split() for name, words in _OFF_TOPIC["words"].i
 
 
 class Piece(NamedTuple):
-    """A part of a text, and whether the model learns to write it."""
+    """Is a part of a text, and whether the model learns to write it."""
 
     text: str
     learned: bool

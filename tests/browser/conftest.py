@@ -24,7 +24,7 @@ PICTURES = os.environ.get("DASHBOARD_PICTURES")
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo models, and a hub on this machine that has a tiny Whisper."""
+    """Provide a server with the demo models, and a hub on this machine that has a tiny Whisper."""
     folder = tmp_path_factory.mktemp("browser")
     with fake_hub(make(folder / "whisper", **LENIENT)) as hub:
         sets = (
@@ -72,8 +72,8 @@ def screen(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def page(browser_page: Page, server: Server, screen: str) -> Iterator[Page]:
-    """The page, at its overview; a test must leave no complaint in its console, ask only our
-    server, and leave nothing that is wider than the screen or that keeps people from using it."""
+    """Open the dashboard at its overview; a test must leave no error in its console, send requests
+    to our server only, and leave nothing that is wider than the screen or not accessible."""
     try:
         browser_page.wait("document.querySelector('dialog[open]') === null", 5)
     except AssertionError:  # an earlier test failed; a page that is opened again knows no key

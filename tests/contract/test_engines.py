@@ -1,4 +1,4 @@
-"""What every engine promises the worker's loop, asked of each of them alike."""
+"""The contract that every engine keeps with the worker's loop."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def module_subject(
 
 @pytest.fixture(scope="module")
 def expected(module_subject: Subject) -> Any:
-    """What a job gives that nothing disturbs."""
+    """Provide the outcome of a job that runs undisturbed."""
     return module_subject.output(module_subject.job())
 
 
@@ -46,7 +46,7 @@ def subject(module_subject: Subject) -> Iterator[Subject]:
 
 
 def partial(events: list[Event]) -> list[Event]:
-    """The events between a job's start and its end."""
+    """Return the events between a job's start and its end."""
     return [event for event in events if not isinstance(event, Started | Final)]
 
 

@@ -1,4 +1,4 @@
-"""What the two engines of text, the fake one and the real one, promise beyond the contract."""
+"""The contract of both text engines, fake and real, beyond that of all engines."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 
 class Loaded:
-    """An engine with its demo model, and the events it has produced."""
+    """Holds an engine with its demo model, and the events it has produced."""
 
     def __init__(self, kind: str, path: Path) -> None:
         self.engine: Engine = make_engine(kind)

@@ -56,7 +56,8 @@ input()
 
 @contextmanager
 def running(code: str, cards: Sequence[Device]) -> Iterator[tuple[int, list[str]]]:
-    """A process with a worker's environment: its id, and the lines that it prints at first."""
+    """Yield a process with a worker's environment: its id, and the lines that it prints at
+    first."""
     environ = worker_environment(dict(os.environ), platform.release())
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(card.pin for card in cards)
     child = subprocess.Popen(
@@ -118,7 +119,7 @@ def test_torch_tells_of_the_cards_as_nvml_does(devices: Devices) -> None:
 
 
 def test_xid_events_of_a_card_are_taken_without_waiting(devices: Devices) -> None:
-    """Whether this fault has an Xid is the driver's affair; to look for one costs nothing."""
+    """Check that reading costs nothing; whether this fault has an Xid depends on the driver."""
     cards = tuple(each for each in devices.list() if each.kind == "cuda")
     assert not any("(Xid)" in (each.note or "") for each in cards if not each.pin.startswith("MIG"))
     with running(WRONG, cards[:1]):

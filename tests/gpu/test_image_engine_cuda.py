@@ -32,7 +32,7 @@ TOLERANCE = 2
 
 @pytest.fixture(autouse=True)
 def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32 would hide what is compared here."""
+    """Switch TF32 off: it would hide what is compared here."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -97,7 +97,8 @@ def test_out_of_memory_ends_in_an_image_or_by_name_and_the_engine_lives_on(
 
 
 def check_lives_on(harness: ImageHarness, before_pixels: np.ndarray) -> None:
-    """The picture is nearly that of before; the decoder may work in tiles, attention in slices."""
+    """Check that the picture is nearly that of before: the decoder may work in tiles, attention in
+    slices."""
     again = harness.job()
     [drawn] = finals(harness.run(again)).values()
     assert isinstance(drawn, ImageDone)

@@ -146,7 +146,7 @@ def test_seed_in_bfloat16_repeats_its_samples_and_cancel_takes_one_step(tmp_path
 def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
     tmp_path: Path, dtype: str, tolerance: float, attention: Attention
 ) -> None:
-    """In half precision, with the kernel, prompts are computed by torch's ragged attention."""
+    """Check half precision with the kernel: prompts are computed by torch's ragged attention."""
     path = make_tiny_model("qwen3", tmp_path)
     engine = load(path, dtype, TextOptions(attention=attention))
     jobs = [job(str(number), prompt, logprobs=3) for number, prompt in enumerate(PROMPTS)]

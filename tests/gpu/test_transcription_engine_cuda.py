@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32 would hide what is compared here."""
+    """Switch TF32 off: it would hide what is compared here."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

@@ -88,7 +88,7 @@ async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
 
 @dataclass
 class Served:
-    """A running server, and what a test needs to use and to watch it."""
+    """Holds a running server, and what a test needs to use and to watch it."""
 
     url: str
     port: int
@@ -102,7 +102,7 @@ class Served:
     keys: dict[str, str] = field(default_factory=dict)  #: by scope, or by ``scope,scope``
 
     def headers(self, scope: str) -> dict[str, str]:
-        """The header with a key of this scope."""
+        """Return the header with a key of this scope."""
         return {"authorization": f"Bearer {self.keys[scope]}"}
 
     @property
@@ -110,7 +110,7 @@ class Served:
         return self.services.dispatcher.in_flight
 
     def websockets(self) -> list[websocket.WebSocketProtocol]:
-        """The connected WebSockets."""
+        """Return the connected WebSockets."""
         connections = list(self.server.server_state.connections)
         return [each for each in connections if isinstance(each, websocket.WebSocketProtocol)]
 

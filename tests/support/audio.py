@@ -35,7 +35,7 @@ def write(path: Path, samples: Any, rate: int = RATE, **fields: Any) -> Path:
 
 
 def wav(*, channels: int = 1, rate: int = RATE, data: bytes = b"\0" * 64_000) -> bytes:
-    """A file whose header says so, whatever it holds."""
+    """Return a file whose header says so, whatever it holds."""
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels % 2**32, 2 * channels, 16)
     body = (
         b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data

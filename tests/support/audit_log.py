@@ -19,7 +19,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 @contextmanager
 def using(path: Path, **options: Any) -> Iterator[tuple[Run, AuditLog]]:
-    """One life of a server: its log, and what runs a coroutine in its loop."""
+    """Run one life of a server: yield its log, and a function that runs a coroutine in its loop."""
     with asyncio.Runner() as runner:
         db = runner.run(Database.open(path))
         try:

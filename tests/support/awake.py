@@ -9,7 +9,7 @@ _MOST_SECONDS = 0.25  #: what a tick counts at most, unless the process computed
 
 
 class AwakeClock:
-    """A clock that stops while the machine does, so that no stall of it fails a test.
+    """Stops while the machine does, so that no stall of it fails a test.
 
     A process that is blocked by itself is not stalled: its waits in system calls are counted, as
     other threads run meanwhile, and computing that lets no thread run is counted as such.

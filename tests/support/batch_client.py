@@ -11,7 +11,7 @@ ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 def chat_line(custom_id: str, prompt: str = "hello", **body: Any) -> dict[str, Any]:
-    """A line that asks the model ``demo`` for a turn of a conversation."""
+    """Return a line that asks the model ``demo`` for a turn of a conversation."""
     messages = [{"role": "user", "content": prompt}]
     return line(custom_id, "/v1/chat/completions", {"model": "demo", "messages": messages, **body})
 

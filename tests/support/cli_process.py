@@ -29,7 +29,7 @@ def environ(home: Path, **more: str) -> dict[str, str]:
 def run(
     home: Path, *arguments: str, stdin: str | bytes = "", **more: str
 ) -> "subprocess.CompletedProcess[str]":
-    """One command, without a terminal."""
+    """Run one command, without a terminal."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     env, folder = environ(home, **more), home.parent
     if not command_forks.can_run(more):
@@ -50,11 +50,11 @@ def run(
 
 
 class NotShown(AssertionError):
-    """A terminal did not show in time what was waited for."""
+    """A terminal did not show the expected text in time."""
 
 
 class Terminal:
-    """A command on a pseudo terminal: type into it, wait for what it shows."""
+    """Runs a command on a pseudo terminal: type into it, wait for its output."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", fd: int) -> None:
         self.process = process
@@ -78,7 +78,7 @@ class Terminal:
         raise AssertionError(f"{pattern!r} did not come:\n{self.shown}")
 
     def wait_for(self, pattern: str, seconds: float = 60) -> None:
-        """What it shows after what was waited for before."""
+        """Wait for some output after that of the last wait, and return it."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern, self.shown[self._seen :])) is None:
             if time.monotonic() >= deadline:

@@ -11,7 +11,7 @@ from tests.support import server
 
 
 class Ran(NamedTuple):
-    """What a command has said, and its exit code."""
+    """Holds the output of a command, and its exit code."""
 
     code: int
     out: str
@@ -19,7 +19,7 @@ class Ran(NamedTuple):
 
     @property
     def last_line(self) -> str:
-        """The last line of what it has said about its work."""
+        """Return the last line of what it has said about its work."""
         return self.err.splitlines()[-1]
 
 

@@ -46,7 +46,7 @@ MODULES = (
 
 
 class Forked:
-    """A command that runs: what tests use of ``subprocess.Popen``."""
+    """Implements what tests use of ``subprocess.Popen``, for a command in a forked process."""
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
@@ -212,7 +212,7 @@ def _serve(address: str) -> None:
 
 
 def _listen(address: str, told: "socket.socket | None" = None) -> None:
-    """Fork for each connection, until all that wished it to stay have ended."""
+    """Fork for each connection, until all clients that keep it open have ended."""
     gc.collect()
     gc.freeze()  # a collector's marks in the forks would copy what they share
     staying: list[socket.socket] = []

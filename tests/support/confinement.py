@@ -1,4 +1,4 @@
-"""What a test of a running server may expect of its workers' confinement."""
+"""Says which confinement a test of a running server may expect of its workers."""
 
 from typing import Any
 

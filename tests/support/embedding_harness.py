@@ -16,7 +16,7 @@ Vectors = NDArray[np.float32]
 
 
 class EmbeddingHarness:
-    """One engine with a model."""
+    """Holds one engine with a model."""
 
     def __init__(self, folder: Path, **spec: Any) -> None:
         self.folder = folder

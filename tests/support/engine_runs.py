@@ -9,7 +9,7 @@ _MAX_STEPS = 10_000
 
 
 class Engine(Protocol):
-    """As much of an engine as runs need; each kind has jobs of its own."""
+    """Declares the part of an engine that runs need; each kind has jobs of its own."""
 
     def prepare(self, job: Any) -> Any: ...
     def submit(self, prepared: Any) -> None: ...
@@ -44,7 +44,7 @@ def step_until(engine: Engine, condition: Callable[[list[Event]], object]) -> li
 
 
 def finals(events: list[Event]) -> dict[str, Final]:
-    """The final events by their jobs; each job has exactly one."""
+    """Return the final events by their jobs; each job has exactly one."""
     found = [event for event in events if isinstance(event, Final)]
     assert len({event.id for event in found}) == len(found), "one final event for each job"
     return {event.id: event for event in found}

@@ -44,7 +44,8 @@ _MAX_STEPS = 10_000
 
 @dataclass
 class Subject:
-    """An engine with its model, jobs for it, and the place in the model where tests break it."""
+    """Holds an engine with its model, jobs for it, and the place in the model where tests break
+    it."""
 
     kind: str
     engine: Engine
@@ -121,7 +122,7 @@ class Subject:
 
 
 def final(events: list[Event], job: Job) -> Final:
-    """The one final event of a job, after which nothing is told of it."""
+    """Return the one final event of a job, after which nothing is told of it."""
     of_job = [event for event in events if getattr(event, "id", None) == job.id]
     finals = [event for event in of_job if isinstance(event, Final)]
     assert len(finals) == 1, "exactly one final event"

@@ -68,7 +68,7 @@ def closes_all_once_ready(jobs: int, events: int, _death: int) -> None:
 
 
 def _leave_a_child(work: Callable[[], None]) -> None:
-    """Fork; the child, which has all pipes, lives on, and its parent is gone."""
+    """Fork a child that keeps all pipes open, and end its parent."""
     child = os.fork()
     if child:
         print(child, flush=True)  # noqa: T201  the test reads it

@@ -26,7 +26,7 @@ def git_sha1(data: bytes) -> str:
 
 @dataclass
 class Fault:
-    """What goes wrong with the bytes of one file, and how often (-1: always)."""
+    """Describes a fault in the bytes of one file, and how often it occurs (-1: always)."""
 
     times: int = 1
     status: int = 0
@@ -82,7 +82,7 @@ class FakeHub:
         return self.files if sha == self.sha else self.old.get(sha)
 
     def siblings(self, sha: str = "") -> list[dict[str, Any]]:
-        """Weights are in large-file storage, texts are not."""
+        """List a repository's files: weights are in large-file storage, texts are not."""
         listed = []
         for path, data in (self.at(sha or self.sha) or {}).items():
             entry: dict[str, Any] = {"rfilename": path, "size": len(data)}
@@ -208,7 +208,7 @@ def _due(fault: Fault | None) -> Fault | None:
 
 
 def send(handler: _Near, sha: str, path: str) -> None:
-    """The bytes of a file, as its fault will have it."""
+    """Return the bytes of a file, as its fault will have it."""
     hub = handler.hub
     if _is_head(handler):
         send_head(handler, sha, path)

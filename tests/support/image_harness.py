@@ -30,7 +30,7 @@ STEPS = 6
 
 @dataclass
 class ImageHarness:
-    """An engine, the same pipeline bare, and where images go."""
+    """Holds an engine, the same pipeline bare, and where images go."""
 
     name: str
     folder: Path
@@ -66,7 +66,7 @@ class ImageHarness:
     def expected(
         self, job: ImageJob, seed: int | None = None, pipe: Any = None, **more: Any
     ) -> Any:
-        """What a plain call of the library makes of the same."""
+        """Return the library's pictures for the same arguments."""
         asked: dict[str, Any] = {
             "prompt": job.prompt,
             "width": job.width,
@@ -82,7 +82,7 @@ class ImageHarness:
 
 
 def check_alone(harness: ImageHarness, tolerance: int) -> None:
-    """Pictures that are drawn alone differ from the library's by no more than so many levels."""
+    """Check that pictures drawn alone differ from the library's by no more than so many levels."""
     jobs = [harness.job(), harness.job("another", (8,), width=128, steps=3, guidance_scale=2.0)]
     for job in jobs:
         [drawn] = finals(harness.run(job)).values()

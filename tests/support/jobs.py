@@ -30,7 +30,7 @@ def text_job(
 
 
 def job_context(model_settings: Model | None = None) -> JobContext:
-    """What a request of key k for model m becomes a job with."""
+    """Return the context in which a request of key k for model m becomes a job."""
     return JobContext(
         model="m",
         model_settings=model_settings or Model(),

@@ -24,7 +24,7 @@ def weights(seed: int) -> bytes:
 
 @contextmanager
 def large_hub(folder: Path) -> Iterator[FakeHub]:
-    """A hub with one model of four megabytes."""
+    """Yield a hub with one model of four megabytes."""
     with fake_hub(llama(folder)) as hub:
         renew(hub)
         yield hub

@@ -14,7 +14,8 @@ _TUNED = re.compile(r"(?P<layer>.*\.(?:q_proj|up_proj|to_q))\.weight")
 
 
 def write_text_lora(base: Path, folder: Path, *, named: str, **config: Any) -> Path:
-    """A LoRA for some layers of a text model, as peft saves it; ``named``: its base's name."""
+    """Return a LoRA for some layers of a text model, as peft saves it; ``named``: its base's
+    name."""
     folder.mkdir(parents=True, exist_ok=True)
     told = {
         "peft_type": "LORA",
@@ -31,7 +32,7 @@ def write_text_lora(base: Path, folder: Path, *, named: str, **config: Any) -> P
 
 
 def write_image_lora(base: Path, folder: Path, *, named: str) -> Path:
-    """A LoRA for the denoiser of a pipeline, as people publish them: a file and a card."""
+    """Return a LoRA for the denoiser of a pipeline, as people publish them: a file and a card."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = base / "unet/diffusion_pytorch_model.safetensors"
     save_file(_pairs(weights, "unet."), folder / "pytorch_lora_weights.safetensors")
@@ -40,7 +41,7 @@ def write_image_lora(base: Path, folder: Path, *, named: str) -> Path:
 
 
 def _pairs(weights: Path, prefix: str) -> dict[str, Any]:
-    """A pair of random matrices for each layer that is tuned."""
+    """Return a pair of random matrices for each layer that is tuned."""
     random = np.random.default_rng(1)
     tensors: dict[str, Any] = {}
     with safe_open(weights, "np") as file:

@@ -36,7 +36,7 @@ def card(name: str, total_gib: float, number: int = 0, **told: object) -> StandI
 
 @dataclass
 class Machine:
-    """What the product is given in place of the real machine."""
+    """Holds stand-ins for the real machine, as the product takes them."""
 
     nvml: StandInNvml
     files: dict[str, str] = field(default_factory=dict)  #: by path below the root
@@ -87,7 +87,7 @@ class Machine:
 
 
 class MadeUpHost(Host):
-    """A processor and RAM that are the same on every machine that shows them."""
+    """Simulates a processor and RAM that are the same on every machine."""
 
     def __init__(self) -> None:
         self.name = "a processor"
@@ -106,7 +106,7 @@ def kernel(release: str = KERNEL) -> dict[str, str]:
 
 
 def on_bus(bus: str = BUS, bound: str | None = "nvidia", **power: str) -> dict[str, str]:
-    """An NVIDIA card on the PCI bus, and the driver that it is bound to."""
+    """Return an NVIDIA card on the PCI bus, and the driver that it is bound to."""
     folder = f"sys/bus/pci/devices/{bus}"
     files = {f"{folder}/vendor": f"{NVIDIA}\n", f"{folder}/class": "0x030000\n"}
     files |= {f"{folder}/power/{name}": f"{value}\n" for name, value in power.items()}
@@ -116,13 +116,13 @@ def on_bus(bus: str = BUS, bound: str | None = "nvidia", **power: str) -> dict[s
 
 
 def driver(version: str = "580.95") -> dict[str, str]:
-    """The driver's module, loaded, and its nodes."""
+    """Return the driver's module, loaded, and its nodes."""
     line = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Tue Sep 23\n"
     return {"proc/driver/nvidia/version": line, "dev/nvidiactl": "", "dev/nvidia0": ""}
 
 
 def no_driver() -> Machine:
-    """A machine without a card and without a driver: the CPU is what it has."""
+    """Return a machine without a card and without a driver: the CPU is what it has."""
     return Machine(StandInNvml(init=NO_LIBRARY), kernel())
 
 
@@ -134,19 +134,20 @@ def old_driver() -> Machine:
 
 
 def card_without_nvml() -> Machine:
-    """A card on the bus after a kernel update: the module was not built for the new kernel."""
+    """Return a card on the bus after a kernel update: the module was not built for the new
+    kernel."""
     modules = {f"lib/modules/{KERNEL}/modules.dep": "kernel/net/ipv4/ip_gre.ko:\n"}
     return Machine(StandInNvml(init=NOT_LOADED), on_bus(bound=None) | modules)
 
 
 def two_cards() -> Machine:
-    """Two cards that are well; ``lose`` makes one fall off the bus."""
+    """Return two cards that are well; ``lose`` makes one fall off the bus."""
     cards = [card(f"NVIDIA RTX A5000 {'ab'[n]}", 24, n, capability=(8, 6)) for n in range(2)]
     return Machine(StandInNvml(*cards), on_bus() | driver())
 
 
 def lost_card() -> Machine:
-    """Two cards, of which the first falls off the bus after the start."""
+    """Return two cards, of which the first falls off the bus after the start."""
     machine = two_cards()
     machine.loses = 0
     return machine
@@ -157,14 +158,14 @@ def lose(machine: Machine, number: int = 0) -> None:
 
 
 def two_unequal_cards() -> Machine:
-    """A card that torch has no code for beside one that it has."""
+    """Return a card that torch has no code for beside one that it has."""
     old = card("NVIDIA GeForce GTX 1080 Ti", 11, 0, capability=(6, 1))
     new = card("NVIDIA GeForce RTX 3060", 12, 1, capability=(8, 6))
     return Machine(StandInNvml(old, new), on_bus() | driver())
 
 
 def mig() -> Machine:
-    """A card in two instances beside a whole one in exclusive mode."""
+    """Return a card in two instances beside a whole one in exclusive mode."""
     halves = [
         card("NVIDIA A100 MIG 3g.20gb", 20, uuid=f"MIG-{n}", capability=(8, 0), events=_NOT_TOLD)
         for n in "ab"
@@ -175,14 +176,14 @@ def mig() -> Machine:
 
 
 def gb10() -> Machine:
-    """A GB10: card and processor share one memory, and NVML tells none of it."""
+    """Return a GB10: card and processor share one memory, and NVML tells none of it."""
     unified = card("NVIDIA GB10", 0, capability=(12, 1), events=_NOT_TOLD)
     unified.memory = _NOT_TOLD
     return Machine(StandInNvml(unified), on_bus() | driver())
 
 
 def wsl() -> Machine:
-    """WSL: no bus, no process list, and figures that cannot be."""
+    """Return WSL: no bus, no process list, and figures that cannot be."""
     inside = card("NVIDIA GeForce RTX 4070", 12, capability=(8, 9), processes=_NOT_TOLD)
     inside.milliwatts = inside.events = _NOT_TOLD
     inside.memory.used = 2**64 - 1
@@ -191,13 +192,13 @@ def wsl() -> Machine:
 
 
 def container_without_gpu() -> Machine:
-    """A container of a CUDA image that was started without --gpus."""
+    """Return a container of a CUDA image that was started without --gpus."""
     files = on_bus() | {".dockerenv": ""}
     return Machine(StandInNvml(init=NO_LIBRARY), files, {"NVIDIA_VISIBLE_DEVICES": "all"})
 
 
 def laptop() -> Machine:
-    """A laptop: its card should sleep while no model is loaded."""
+    """Return a laptop: its card should sleep while no model is loaded."""
     files = on_bus(control="auto", runtime_status="active") | driver()
     files |= {"sys/class/power_supply/BAT0/type": "Battery\n"}
     return Machine(StandInNvml(card("NVIDIA RTX A2000 Laptop GPU", 4, capability=(8, 6))), files)

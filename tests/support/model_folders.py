@@ -40,7 +40,7 @@ def llama(folder: Path, **config: Any) -> Path:
 
 
 def sharded(folder: Path, **weight_map: str) -> Path:
-    """The same in two shards; ``weight_map`` adds to the index."""
+    """Write the files of a Llama in two shards; ``weight_map`` adds to the index."""
     llama(folder)
     (folder / "model.safetensors").unlink()
     tensors = list(llama_tensors().items())
@@ -53,7 +53,8 @@ def sharded(folder: Path, **weight_map: str) -> Path:
 
 
 def pipeline(folder: Path, **index: Any) -> Path:
-    """As Stable Diffusion 1.x: its safety checker's module is named for the pipeline."""
+    """Write the files of a Stable Diffusion 1.x: its safety checker's module is named for the
+    pipeline."""
     parts = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.6.0",

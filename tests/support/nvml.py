@@ -1,6 +1,6 @@
-"""What pynvml would say on machines that we do not have: scripted answers and errors.
+"""Simulates pynvml for machines that we do not have: scripted answers and errors.
 
-There is no driver where these tests run, so this one part is stood in for; tests/gpu asks the real
+There is no driver where these tests run, so this one part is simulated; tests/gpu asks the real
 one.
 """
 # ruff: noqa: N802 - the names are pynvml's
@@ -20,7 +20,7 @@ class NVMLError(Exception):
 
 @dataclass
 class StandInCard:
-    """One card; an answer that is an exception is raised."""
+    """Simulates one card; an answer that is an exception is raised."""
 
     name: Any = "NVIDIA H100"
     uuid: Any = "GPU-0"  #: an exception: no handle of it can be had
@@ -42,7 +42,7 @@ class StandInCard:
 
 
 class StandInNvml:
-    """The functions of pynvml that the product calls."""
+    """Implements the functions of pynvml that the product calls."""
 
     NVMLError = NVMLError
     NVML_ERROR_NOT_SUPPORTED = 3

@@ -17,7 +17,7 @@ NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """Yield a folder that everybody may enter; pytest's own are for one user."""
+    """Yield a folder that every user may enter; pytest's own are for one user."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     try:

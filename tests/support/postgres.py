@@ -28,7 +28,7 @@ def programs() -> Path | None:
 
 @dataclass
 class PostgresServer:
-    """A server that listens on a socket in ``folder`` only."""
+    """Runs a server that listens on a socket in ``folder`` only."""
 
     bin: Path
     folder: Path

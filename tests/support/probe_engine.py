@@ -60,7 +60,7 @@ class ProbeEngine:
 
 
 def run(code: str, names: dict[str, Any] | None = None) -> str:
-    """The value of an expression, or the name of the error that it ended in."""
+    """Evaluate an expression; return its value, or the name of the error that it raised."""
     try:
         return str(eval(code, {**globals(), **(names or {})}))
     except OSError as error:
@@ -70,7 +70,7 @@ def run(code: str, names: dict[str, Any] | None = None) -> str:
 
 
 def call(name: str, *arguments: int) -> int:
-    """A system call by its name. Raises OSError."""
+    """Call a system call by its name. Raises OSError."""
     architecture = seccomp.architecture()
     assert architecture is not None
     number = architecture.numbers[name]
@@ -154,7 +154,7 @@ def move(path: str, target: str) -> str:
 
 
 def in_new_folder(path: str) -> str:
-    """What libraries do with temporary files."""
+    """Use temporary files as libraries do."""
     os.mkdir(path)
     write(f"{path}/a")
     os.rename(f"{path}/a", f"{path}b")

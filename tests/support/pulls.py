@@ -23,7 +23,7 @@ PULLER = (
 
 
 class Told:
-    """A Progress that holds what it is told to what the protocol promises."""
+    """Checks that a Progress is called as its protocol promises."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -46,7 +46,7 @@ def request_of(hub: FakeHub, repo: str = REPO, **more: Any) -> PullRequest:
 
 
 def pulled(store: ModelStore, hub: FakeHub, repo: str = REPO, **more: Any) -> Manifest:
-    """Pull; what HubOptions and PullRequest take may be among the named arguments."""
+    """Pull a model; the named arguments are those of HubOptions and PullRequest."""
     fields = {**_taken(HubOptions, more), **_taken(PullRequest, more)}
     return pull(store, request_of(hub, repo, **fields), **more)
 

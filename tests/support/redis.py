@@ -26,7 +26,7 @@ def program() -> str | None:
 
 @dataclass
 class RedisServer:
-    """A server that listens on a socket in ``folder`` only, and keeps nothing."""
+    """Runs a server that listens on a socket in ``folder`` only, and keeps nothing on disk."""
 
     program: str
     folder: Path

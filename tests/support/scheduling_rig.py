@@ -27,7 +27,7 @@ ECHO = "demo-echo"
 
 
 class Rig:
-    """All parts between HTTP and the workers, for fake models."""
+    """Builds all parts between HTTP and the workers, for fake models."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Rig:
         os.kill(self.pid(worker_id), signal.SIGKILL)
 
     def reserved(self) -> int:
-        """Bytes held on all devices."""
+        """Return the bytes held on all devices."""
         return sum(each.reserved_bytes for each in self.operations.devices())
 
 
@@ -114,7 +114,7 @@ def with_settings(
 
 
 async def idle(rig: Rig) -> None:
-    """The books balance when nothing runs."""
+    """Check that nothing is held when nothing runs."""
     await until(lambda: not any(rig.dispatcher.books().values()))
 
 

@@ -40,7 +40,7 @@ class ScriptedLauncher:
 
 
 class ScriptedWorker:
-    """A thread with an event loop of its own, as seen through the pool's handle."""
+    """Runs a thread with an event loop of its own, as seen through the pool's handle."""
 
     folder = None  #: it makes no files
 

@@ -24,7 +24,7 @@ database_of: Callable[[Path], str] | None = None
 
 @dataclass
 class Server:
-    """A running server, and what a test needs to talk to it."""
+    """Runs a server, with what a test needs to talk to it."""
 
     home: Path
     process: "subprocess.Popen[bytes] | command_forks.Forked"
@@ -53,13 +53,13 @@ class Server:
             return body
 
     def worker(self, model: str) -> dict[str, Any]:
-        """The worker of a model; it must be loaded."""
+        """Return the worker of a model; it must be loaded."""
         with self.client() as client:
             workers = client.get("/api/v1/workers").json()["data"]
         return next(worker for worker in workers if worker["model"] == model)
 
     def idle(self) -> bool:
-        """The books balance: nothing runs, nothing waits."""
+        """Check that nothing runs, waits or is held."""
         status = self.status()
         return bool(status["in_flight"] == 0 and status["queued"] == 0)
 

@@ -33,7 +33,7 @@ _migrated: list[bytes] = []  #: the file of an empty database
 
 @dataclass
 class Gateway:
-    """The parts of a gateway that check limits; its keys are all of tier free."""
+    """Builds the parts of a gateway that check limits; its keys are all of tier free."""
 
     admission: Admission
     meter: Meter

@@ -25,7 +25,7 @@ LINES = [("Hello there.", VOICES[1]), ("Something else", VOICES[0]), ("No voice"
 
 @dataclass
 class SpeechHarness:
-    """An engine, the library's model, and where sounds go."""
+    """Holds an engine, the library's model, and where sounds go."""
 
     folder: Path
     engine: SpeechEngine

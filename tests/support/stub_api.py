@@ -71,7 +71,7 @@ KEY_RECORD = {
 
 @dataclass
 class Stub:
-    """What it was asked, and what it answers."""
+    """Records requests, and holds the responses to them."""
 
     home: Path
     url: str = ""
@@ -89,7 +89,7 @@ class Stub:
 
 @contextmanager
 def stub_api(folder: Path) -> Iterator[Stub]:
-    """The stub as the running server of a home: lock, server.json and admin.key are there."""
+    """Serve as the running server of a home: lock, server.json and admin.key are there."""
     home = Home(folder)
     home.create()
     home.admin_key.write_text(KEY + "\n")

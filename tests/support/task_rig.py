@@ -20,7 +20,7 @@ from workers import protocol
 
 
 class FakeDispatcher:
-    """A dispatcher's side of jobs without any workers: the test puts the events."""
+    """Simulates a dispatcher without workers: the test puts the events."""
 
     def __init__(self) -> None:
         self.open_now: dict[str, EventLog] = {}
@@ -71,7 +71,7 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
 
 
 async def made_nothing(_event_log: EventLog) -> None:
-    """What a text job leaves to be kept."""
+    """Make no files, as a text job does."""
 
 
 def tasks_of(

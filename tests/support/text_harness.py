@@ -28,12 +28,12 @@ def job(name: str, prompt: str = "one two", *, stream: bool = True, **sampling: 
 
 
 def run(engine: TextEngine, *jobs: TextJob) -> dict[str, TextDone]:
-    """All to their ends, at once; afterwards nothing is held."""
+    """Run all jobs to their ends, at once; afterwards nothing is held."""
     return done(run_to_end(engine, *jobs))
 
 
 def done(events: list[Event]) -> dict[str, TextDone]:
-    """The answers of the jobs that succeeded."""
+    """Return the answers of the jobs that succeeded."""
     return {name: final for name, final in finals(events).items() if isinstance(final, TextDone)}
 
 

@@ -35,7 +35,7 @@ class TranscriptionHarness:
         return TranscriptionJob(path=str(path), **fields)
 
     def submit(self, *jobs: TranscriptionJob) -> None:
-        """All of them decoded, so that they begin together."""
+        """Submit all jobs with decoded audio, so that they begin together."""
         prepared = [self.engine.prepare(job) for job in jobs]
         wait([each.recording for each in prepared])
         for each in prepared:
@@ -52,7 +52,7 @@ class TranscriptionHarness:
         return final
 
     def library(self, samples: Any, **options: Any) -> Any:
-        """What the library's generate() makes of a file, with the same thresholds."""
+        """Return the library's generate() of a file, with the same thresholds."""
         longer = len(samples) > 30 * audio.RATE
         whole = {"truncation": False, "padding": "longest"} if longer else {}
         read = self.processor(
@@ -75,7 +75,7 @@ class TranscriptionHarness:
         )
 
     def segments(self, samples: Any, **options: Any) -> list[dict[str, Any]]:
-        """The library's that have text, and begin within the file."""
+        """Return the library's segments that have text, and begin within the file."""
         length = len(samples) / audio.RATE
         found = self.library(samples, **options)["segments"][0]
         return [
@@ -85,7 +85,7 @@ class TranscriptionHarness:
         ]
 
     def one_go(self, samples: Any, **options: Any) -> tuple[int, ...]:
-        """The library's tokens of a single window without timestamps."""
+        """Return the library's tokens of a single window without timestamps."""
         options = {"force_unique_generate_call": True, "return_timestamps": False, **options}
         written = self.library(samples, return_dict_in_generate=True, **options).sequences[0]
         start = written.tolist().index(whisper.IDS["<|notimestamps|>"]) + 1
@@ -101,7 +101,7 @@ def tokens_of(segments: tuple[Segment, ...]) -> list[tuple[int, ...]]:
 
 
 def check_segments(harness: TranscriptionHarness, sound: Any) -> None:
-    """Tokens and times of a file's segments are those of the library's generate()."""
+    """Check that tokens and times of a file's segments are those of the library's generate()."""
     expected = harness.segments(sound)
     heard = harness.transcribe(sound, timestamps="segment")
     assert len(expected) >= 1
@@ -114,7 +114,7 @@ def check_segments(harness: TranscriptionHarness, sound: Any) -> None:
 
 
 def check_together(harness: TranscriptionHarness) -> None:
-    """Files that run together have the tokens that each of them has alone."""
+    """Check that files which run together have the tokens that each of them has alone."""
     recordings = [audio.melody(length, seed) for seed, length in enumerate((3, 40, 9, 62, 5, 31))]
     jobs = [
         harness.job(
@@ -142,7 +142,7 @@ def open_transcription_harness(
     dtype: str | None = None,
     **thresholds: float,
 ) -> TranscriptionHarness:
-    """``thresholds``: of an attempt that is good enough; without any, all are."""
+    """Open a harness. ``thresholds``: of an attempt that is good enough; without any, all are."""
     thresholds = {**whisper.LENIENT, **thresholds}
     repository = whisper.make(folder / "whisper", several=several, **thresholds)
     engine = TranscriptionEngine()

@@ -19,7 +19,7 @@ def open_watch(
 
 
 def heard(socket: ClientConnection) -> tuple[list[Message], int]:
-    """All messages until the server closes, and the code it closed with."""
+    """Return all messages until the server closes, and the code it closed with."""
     messages: list[Message] = []
     with contextlib.suppress(ConnectionClosed):
         while True:
@@ -29,7 +29,7 @@ def heard(socket: ClientConnection) -> tuple[list[Message], int]:
 
 
 def refusal(url: str, task_id: str, **how: str) -> tuple[int, dict[str, Any]]:
-    """The status and the error object with which a handshake is refused."""
+    """Return the status and the error object with which a handshake is refused."""
     try:
         with open_watch(url, task_id, **how):
             pass

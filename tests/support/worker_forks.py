@@ -93,7 +93,7 @@ class _Template:
 
 
 class ForkedWorker:
-    """A worker that is a fork: what its launcher uses of ``subprocess.Popen``."""
+    """Implements what a launcher uses of ``subprocess.Popen``, for a worker that is a fork."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -21,7 +21,7 @@ PASSING = [
 
 
 class Failing:
-    """Work that fails so many times before it succeeds."""
+    """Holds work that fails so many times before it succeeds."""
 
     def __init__(self, error: Exception, times: int) -> None:
         self._error = error

@@ -1,4 +1,4 @@
-"""What demo-text is trained to say: its commands, settings and error codes are those there are."""
+"""Answers of demo-text: the commands, settings and error codes in them exist."""
 
 import re
 import shlex

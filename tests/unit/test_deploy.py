@@ -1,4 +1,4 @@
-"""What is shipped to run the server with fits what the server does by itself."""
+"""Files of deploy/ agree with the server."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ LONGEST_STOP = Server().drain_timeout + 2 * pool._ENDING_SECONDS + 5
 
 @pytest.fixture(scope="module")
 def unit() -> dict[str, list[str]]:
-    """The assignments of the systemd unit, in their order."""
+    """Provide the assignments of the systemd unit, in their order."""
     found: dict[str, list[str]] = {}
     for line in (ROOT / "deploy/bitinglip.service").read_text().splitlines():
         if line and line[0] not in "#[":
@@ -35,7 +35,7 @@ def unit() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def service() -> dict[str, Any]:
-    """The service of the Compose file."""
+    """Provide the service of the Compose file."""
     service: dict[str, Any] = composed("compose.yaml")["services"]["bitinglip"]
     return service
 

@@ -39,10 +39,9 @@ AskTorch = Callable[[bool], TorchReport | None]
 
 
 def ask_torch(cards: bool, seconds: float = 120.0) -> TorchReport | None:
-    """Ask; None if there is no answer in so many seconds, importing torch included. Blocks.
-
-    ``cards``: which there are is asked, too, and not only what torch has code for.
-    """
+    """Ask torch in a process; None if it has not answered within so many seconds, its import
+    included. Blocks. ``cards``: ask which cards there are, too, and not only what torch has code
+    for."""
     try:
         output, _ = child.run(_MODULE, seconds, None if cards else "")
         return msgspec.json.decode(output, type=TorchReport)

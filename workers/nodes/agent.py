@@ -1,7 +1,8 @@
 """Serves a gateway on another machine: starts workers here, and tells what devices there are.
 
-It runs jobs for whoever knows its secret, so it listens at one address only, bounds what those may
-do who have not proved that they know it, and opens no file outside the folders it was given.
+It runs jobs for every client that knows its secret. So it listens at one address only, bounds what
+clients may do before they have proved that they know it, and opens no file outside the folders it
+was given.
 """
 
 import asyncio
@@ -91,7 +92,7 @@ class Agent:
         return self._oom_kills.have_risen()
 
     def loaded(self) -> None:
-        """Take note that a model has loaded: the next spare may start."""
+        """Note that a model has loaded: the next spare may start."""
         if self._spare is not None:
             self._spare.warm()
 
@@ -190,7 +191,7 @@ class Agent:
                 writer.transport.abort()  # a stranger gets no second of a place
 
     def _warn(self, why: str) -> None:
-        """Log why a connection was refused, unless another was a moment ago: strangers cause it."""
+        """Log why a connection was refused, at most once a moment: strangers cause it."""
         now = time.monotonic()
         if now - self._warned > _WARN_SECONDS:
             self._warned = now
@@ -253,7 +254,7 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat(self, link: Link, seconds: float) -> None:
-        """Give signs of life, whatever the driver is busy with."""
+        """Send heartbeats, whatever the driver is busy with."""
         while True:
             link.send(Kind.BEAT)
             await link.drain()
@@ -280,10 +281,10 @@ class Agent:
             link.tell(Kind.PROBED, Probed(failed))
 
     async def _look(self) -> None:
-        """Look at the devices again and again; a look that fails leaves the last one."""
+        """Read the devices again and again; a read that fails leaves the last one."""
         while True:
             try:
-                self._oom_kills.look()
+                self._oom_kills.refresh()
                 facts = await asyncio.to_thread(self._read, list(self._pids.values()))
                 async with self._looked:
                     self._facts = facts
@@ -293,7 +294,7 @@ class Agent:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _ask_torch(self) -> None:
-        """Ask torch what only it knows of the cards, in a process of its own."""
+        """Ask torch, in a process of its own, about cards: NVML does not tell all."""
         while True:
             try:
                 await asyncio.to_thread(self._devices.ask_torch)

@@ -37,7 +37,7 @@ class Agents(Protocol):
 
 
 class AgentsLost(Exception):
-    """What starts the agents does not answer; the message says what is wrong."""
+    """The program that starts agents does not answer; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Cluster:
         self._secret = secret
         self._folders = folders
         self._uploads = uploads
-        self._patience = heartbeat_timeout
+        self._timeout = heartbeat_timeout
         self._nodes: dict[str, Node] = {}
         self._trouble: str | None = None  #: why the agents cannot be asked for
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,15 +84,15 @@ class Cluster:
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> RemoteWorker:
-        """Return what stands for a worker; its Load says on which node the process is started."""
+        """Return the stand-in for a worker; its Load says on which node the process is started."""
         del imports, visible_devices  # the node decides by the Load: it keeps a spare of its own
         return RemoteWorker(name, self._nodes.get, self._folders, self._uploads)
 
     # ---- its life ------------------------------------------------------------------------------
 
     async def open(self, wait_seconds: float) -> None:
-        """Begin to look for nodes; return once those that there are have told of their devices,
-        after that time, or when it is known that there can be none."""
+        """Begin to look for nodes; return once all known ones have sent their devices, after the
+        time is up, or when it is known that there are none."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
         with contextlib.suppress(TimeoutError):
@@ -120,7 +120,7 @@ class Cluster:
 
     @property
     def trouble(self) -> str | None:
-        """Say why no node can be had, and what to do; None if some can."""
+        """Say why no node is available, and what to do; None if one is."""
         if self._trouble is not None:
             return self._trouble
         if any(node.state == "well" for node in self._nodes.values()):
@@ -160,7 +160,7 @@ class Cluster:
     # ---- nodes ---------------------------------------------------------------------------------
 
     async def _find(self) -> None:
-        """Meet new agents, again and again."""
+        """Connect to new agents, at each interval."""
         while True:
             try:
                 self._meet(await self._agents.find())
@@ -183,23 +183,23 @@ class Cluster:
             if (node := self._nodes.get(name)) is None:
                 node = self._nodes[name] = Node(name, self._secret, self._on_change)
             if isinstance(found, Address):
-                node.meet(found)
+                node.connect(found)
             else:
-                node.lack(found)
+                node.set_unavailable(found)
         for name, node in list(self._nodes.items()):
             if name in named or node.state == "well":
                 continue
-            node.lack(_GONE)
+            node.set_unavailable(_GONE)
             if node.lost_for > _FORGET_SECONDS:
                 del self._nodes[name]
             self._on_change()
 
     async def _watch(self) -> None:
-        interval = min(1.0, self._patience / 4)
+        interval = min(1.0, self._timeout / 4)
         while True:
             await asyncio.sleep(interval)
             for node in self.nodes:
-                node.look(interval, self._patience)
+                node.tick(interval, self._timeout)
 
     def _on_change(self) -> None:
         self.devices.refresh()

@@ -11,7 +11,7 @@ from workers.nodes.node import Node
 
 
 class Nodes(Protocol):
-    """Knows the nodes: the cluster."""
+    """Provides the nodes: implemented by the cluster."""
 
     @property
     def nodes(self) -> Iterable[Node]: ...
@@ -20,10 +20,8 @@ class Nodes(Protocol):
 
 
 class ClusterDevices(Devices):
-    """Answers what is asked of a machine's devices for those of many machines.
-
-    A node that is lost keeps its devices in the list for a while, as ones that may come back.
-    """
+    """Answers for the devices of many machines what is otherwise asked of one. A node that is lost
+    keeps its devices in the list for a while, as ones that may come back."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
@@ -74,7 +72,7 @@ class ClusterDevices(Devices):
         return found | ({"card": self.missing} if self.missing else {})
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
-        """Return what the nodes have told last; their agents look each second."""
+        """Return the last readings of the nodes; their agents read each second."""
         del pids, idle
         return {
             id_on(node.name, device): usage
@@ -95,11 +93,11 @@ class ClusterDevices(Devices):
         return False
 
     def refresh(self) -> None:
-        """Take over what nodes have told or that they are lost."""
+        """Take over new facts of nodes, and which of them are lost."""
         self._rebuild()
 
     def _unmarked(self) -> Iterable[Device]:
-        """Accelerators of all nodes first, processors last."""
+        """List accelerators of all nodes first, processors last."""
         found = [device for node in self._nodes.nodes for device in self.of(node)]
         return sorted(found, key=lambda device: device.kind == "cpu")
 

@@ -164,7 +164,7 @@ async def _in_thread(call: Callable[..., Result], *args: object) -> Result:
 
 
 async def _opened(call: Callable[..., int], *args: object) -> int:
-    """Open a file in a thread; it is closed if nobody waits for it any more."""
+    """Open a file in a thread; it is closed if its caller was cancelled."""
     running = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:
         return await asyncio.shield(running)

@@ -12,7 +12,8 @@ _LOCK = "lock"
 
 
 class AgentFolder:
-    """A folder of its own below one that agents share; those of agents that were killed go."""
+    """Makes a folder for one agent below one that agents share; those of killed agents are
+    removed."""
 
     def __init__(self, parent: Path) -> None:
         """Raises OSError, for a parent that others may write to as well."""
@@ -33,7 +34,7 @@ class AgentFolder:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove the folder of an agent that does not run any more."""
+    """Remove the folder of an agent that runs no longer."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -105,8 +105,8 @@ async def prove_to_gateway(
 
 
 async def prove_to_agent(reader: StreamReader, writer: StreamWriter, secret: str) -> None:
-    """Run the gateway's side. Raises NotTrusted, or OSError for an end before the secret is of
-    matter; the caller bounds the time."""
+    """Run the gateway's side. Raises NotTrusted, or OSError for an end before the proofs are
+    exchanged; the caller bounds the time."""
     channel = writer.get_extra_info("ssl_object")
     certificate = channel.getpeercert(binary_form=True)
     try:

@@ -60,12 +60,12 @@ class Host(Protocol):
 
     def short_of_ram(self) -> bool: ...
     def loaded(self) -> None:
-        """Take note that a model has loaded: the next spare may start."""
+        """Note that a model has loaded: the next spare may start."""
         ...
 
 
 class HostedWorker:
-    """Runs one worker, from a gateway's wish to the end of its process."""
+    """Runs one worker for a gateway, from its request to the end of the process."""
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class Link:
             raise LinkLost(_why(error)) from error
 
     def close(self) -> None:
-        """Close it once what was sent has left; again is no harm."""
+        """Close it once what was sent has left; may be called twice."""
         self._writer.close()
 
     def abort(self) -> None:
@@ -131,7 +131,7 @@ def keep_alive(writer: asyncio.StreamWriter) -> None:
 
 
 def set_done(future: "asyncio.Future[None]") -> None:
-    """End a future that may have ended already."""
+    """Complete a future, unless it is done already."""
     if not future.done():
         future.set_result(None)
 

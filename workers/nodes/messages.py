@@ -1,6 +1,6 @@
 """Declares what a gateway and an agent say to each other beside the messages of workers.
 
-One connection for the node: its devices and its signs of life. One for each worker: its commands
+One connection for the node: its devices and its heartbeats. One for each worker: its commands
 and events as on pipes, its output, and the files of its jobs.
 """
 
@@ -53,7 +53,7 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
-    """Asks for the node's facts and signs of life."""
+    """Asks for the node's facts and heartbeats."""
 
     protocol: str
     beat_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 1.0
@@ -83,7 +83,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Tells what devices a node has and how they get on, as its agent has seen at its last look."""
+    """Tells what devices a node has and their state, as its agent last read it."""
 
     devices: tuple[Device, ...]
     readings: Mapping[str, DeviceUsage]

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from workers.devices.xid import Report
 from workers.framing import BadFrame
+from workers.nodes.facts_check import check_facts
 from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
@@ -21,7 +22,6 @@ from workers.nodes.messages import (
     Refused,
 )
 from workers.nodes.remote_worker import RemoteWorker
-from workers.nodes.told_facts import check_facts
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Address(NamedTuple):
 
 
 class Node:
-    """One machine of the cluster. Only its own methods change its state, on the event loop."""
+    """Is one node of the cluster. Only its own methods change its state, on the event loop."""
 
     def __init__(self, name: str, secret: str, on_change: Callable[[], None]) -> None:
         """``on_change``: called when it joins, is lost, or tells new facts."""
@@ -81,35 +81,37 @@ class Node:
 
     # ---- its life ------------------------------------------------------------------------------
 
-    def meet(self, address: Address) -> None:
+    def connect(self, address: Address) -> None:
         """Connect to its agent, if there is no connection to that one."""
         if self._running is not None and not self._running.done() and address == self.address:
             return
         if self._running is not None and not self._running.done():
-            self._lose("its agent has started anew")
+            self._lose("its agent has restarted")
             self._running.cancel()
         self.address = address
         self._running = asyncio.create_task(self._run())
 
-    def lack(self, why: str) -> None:
-        """Take note of why it has no agent that could be met; one that is connected stays so."""
+    def set_unavailable(self, why: str) -> None:
+        """Note why the node has no agent to connect to; a connected node stays connected."""
         if self.state != "well":
             self.reason = f"The node has no agent: {why}."
 
-    def look(self, interval: float, patience: float) -> None:
-        """Count one interval of silence; more than ``patience`` seconds of it is its end.
+    def tick(self, interval: float, timeout: float) -> None:
+        """Count one interval of silence; after more than ``timeout`` seconds of it the node is
+        lost.
 
-        Looks are counted, not the clock's seconds: a pause of the gateway is no silence of a node.
+        Intervals are counted, not the clock's seconds: a pause of the gateway is no silence of a
+        node.
         """
         self._frames = 0
         if self.state != "well":
             self.lost_for += interval
             return
         self.silence += interval
-        if self.silence > patience:
+        if self.silence > timeout:
             if self._running is not None:
                 self._running.cancel()  # which ends the connection; why it did is known here
-            self._lose(f"its agent has been silent for {patience:g} s")
+            self._lose(f"its agent has been silent for {timeout:g} s")
 
     async def probe(self, ids: Sequence[str]) -> dict[str, str]:
         """Return what is wrong with its cards by what CUDA_VISIBLE_DEVICES says of each."""
@@ -200,7 +202,7 @@ class Node:
         self._on_change()
 
     def _lose(self, why: str) -> None:
-        """Take note that it does not answer; its workers end, and are blamed on nobody."""
+        """Note that it does not answer; its workers end, and no request is blamed for that."""
         if self.state == "well":
             log.warning("node %s is lost: %s", self.name, why)
             self.state, self.lost_for = "lost", 0.0

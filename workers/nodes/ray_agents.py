@@ -18,7 +18,7 @@ import msgspec
 from workers.nodes.cluster import AgentsLost
 from workers.nodes.messages import AgentConfig
 from workers.nodes.node import Address
-from workers.nodes.ray_client import Found, RayConfig, Told
+from workers.nodes.ray_client import ClusterReport, FoundAgent, RayConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RayAgents:
         self._config = RayConfig(
             address=address, namespace=namespace, bind_address=bind_address, agent=agent
         )
-        self._told: Told | None = None
+        self._told: ClusterReport | None = None
         self._running: asyncio.Task[None] | None = None
 
     async def find(self) -> Mapping[str, Address | str]:
@@ -72,7 +72,7 @@ class RayAgents:
             except OSError as error:
                 why = f"The process that speaks to Ray could not be started ({error.strerror})."
             if self._told is None or self._told.trouble is None:
-                self._told = Told(trouble=why)
+                self._told = ClusterReport(trouble=why)
             if asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
             await asyncio.sleep(pause)
@@ -99,7 +99,7 @@ class RayAgents:
         try:
             process.stdin.write(msgspec.json.encode(self._config) + b"\n")
             while line := await process.stdout.readline():
-                self._told = msgspec.json.decode(line, type=Told)
+                self._told = msgspec.json.decode(line, type=ClusterReport)
             return await process.wait()
         except (ValueError, msgspec.DecodeError) as error:
             raise OSError(0, f"it writes what cannot be read: {error}") from error
@@ -113,7 +113,7 @@ class RayAgents:
                 await process.wait()
 
 
-def _found(each: Found) -> Address | str:
+def _found(each: FoundAgent) -> Address | str:
     if each.port is None:
         return each.trouble or "its agent is being started"
     return Address(each.host, each.port)

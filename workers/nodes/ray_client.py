@@ -40,7 +40,7 @@ class RayConfig(msgspec.Struct, frozen=True, kw_only=True):
     agent: AgentConfig
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class FoundAgent(msgspec.Struct, frozen=True, kw_only=True):
     """Tells of a node: where its agent listens, or why it does not."""
 
     host: str
@@ -48,8 +48,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    nodes: dict[str, Found] = {}
+class ClusterReport(msgspec.Struct, frozen=True, kw_only=True):
+    nodes: dict[str, FoundAgent] = {}
     trouble: str | None = None  #: why Ray tells nothing
 
 
@@ -90,8 +90,8 @@ class RayClient:
             return _why_not_joined(self._config.address, error)
         return None
 
-    def look(self) -> Told:
-        """Look at the nodes once; takes about a second."""
+    def refresh(self) -> ClusterReport:
+        """Read the state of all nodes once; takes about a second."""
         import ray
 
         self._see([each for each in ray.nodes() if each["Alive"]])
@@ -106,9 +106,9 @@ class RayClient:
             ray.wait(asked, num_returns=len(asked), timeout=_LOOK_SECONDS)
         for node in self._nodes.values():
             self._hear(node)
-        return Told(
+        return ClusterReport(
             nodes={
-                node.name: Found(host=node.host, port=node.port, trouble=node.trouble)
+                node.name: FoundAgent(host=node.host, port=node.port, trouble=node.trouble)
                 for node in self._nodes.values()
             }
         )
@@ -124,7 +124,7 @@ class RayClient:
         ray.shutdown()
 
     def _see(self, alive: list[dict[str, Any]]) -> None:
-        """Take over which nodes there are; the names of those that are known stay."""
+        """Update the known nodes; those that are known keep their names."""
         there = {each["NodeID"]: each for each in alive}
         for gone in self._nodes.keys() - there.keys():
             del self._nodes[gone]
@@ -159,7 +159,7 @@ class RayClient:
         return actor.remote(msgspec.json.encode(agent), platform.python_version())
 
     def _hear(self, node: _Node) -> None:
-        """Take the answer of a node's actor, if there is one."""
+        """Take over the answer of a node's actor, if it has come."""
         import ray
 
         if node.asked is None:
@@ -199,20 +199,21 @@ def _why_not_joined(address: str, error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """Return what an error of an actor says in the end: before it stands where it was raised."""
+    """Return the last line of an actor's error, which is its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:_MOST_TEXT].rstrip(".")
 
 
-def _look(client: RayClient) -> Told:
-    """Look at the cluster; while its head is away, say so: agents go on without it."""
+def _cluster_report(client: RayClient) -> ClusterReport:
+    """Read the state of the cluster; while its head is away, report that: agents go on without
+    it."""
     try:
-        return client.look()
+        return client.refresh()
     except Exception as error:  # noqa: BLE001  Ray's are of many kinds
-        return Told(trouble=f"Ray does not tell of its nodes: {_last_line(error)}")
+        return ClusterReport(trouble=f"Ray does not tell of its nodes: {_last_line(error)}")
 
 
-def _say(out: BinaryIO, told: Told) -> None:
+def _say(out: BinaryIO, told: ClusterReport) -> None:
     out.write(msgspec.json.encode(told) + b"\n")
     out.flush()
 
@@ -239,10 +240,10 @@ def main() -> int:
     client = RayClient(config)
     try:
         if (why := client.connect()) is not None:
-            _say(out, Told(trouble=why))
+            _say(out, ClusterReport(trouble=why))
             return 1
         while not ended.is_set():
-            _say(out, _look(client))
+            _say(out, _cluster_report(client))
             ended.wait(_LOOK_SECONDS)
     finally:
         client.close()

@@ -37,8 +37,8 @@ _KILLED = -9
 _UNREACHED = 1
 
 
-class Place(Protocol):
-    """The node that a worker runs on, as far as the worker needs it."""
+class WorkerNode(Protocol):
+    """Is the node that a worker runs on, as far as the worker needs it."""
 
     @property
     def name(self) -> str: ...
@@ -54,13 +54,17 @@ class RemoteWorker:
     """Implements the pool's handle of a worker."""
 
     def __init__(
-        self, name: str, place: Callable[[str], Place | None], folders: WorkFolders, uploads: Path
+        self,
+        name: str,
+        find_node: Callable[[str], WorkerNode | None],
+        folders: WorkFolders,
+        uploads: Path,
     ) -> None:
-        """``place`` finds the node of a load by its name. Raises OSError."""
+        """``find_node`` returns the node of a load by its name. Raises OSError."""
         self.pid = 0  #: on its node, once it has one
         self.end: End | None = None
         self._name = name
-        self._place = place
+        self._find_node = find_node
         self._folders = folders
         self._uploads = uploads
         self._uploads_mark = os.fsencode(uploads)
@@ -146,26 +150,26 @@ class RemoteWorker:
 
     async def _run(self, spec: Load) -> None:
         """Have the node start the process, and take what it says until it has ended."""
-        place = self._place(spec.node)
-        if place is None:
+        node = self._find_node(spec.node)
+        if node is None:
             self._finish(self._lost(f"found no node {spec.node!r}"))
             return
-        place.add(self)
+        node.add(self)
         link: Link | None = None
         try:
             opened = OpenWorker(
                 protocol=PROTOCOL,
-                node=place.name,
+                node=node.name,
                 name=self._name,
                 engine=spec.engine,
                 visible_devices=spec.visible_devices,
             )
-            link = self._link = await place.open_worker(opened)
+            link = self._link = await node.open_worker(opened)
             self._send_on()
             while self._code is None:
                 await self._take(*await link.receive())
         except LinkLost as error:
-            self._finish(self._lost(f"lost the connection to its node {place.name} ({error})"))
+            self._finish(self._lost(f"lost the connection to its node {node.name} ({error})"))
         except BadFrame as error:
             self._finish(End(_KILLED, f"wrote a malformed frame ({error})"))
         except asyncio.CancelledError:
@@ -176,7 +180,7 @@ class RemoteWorker:
             self._finish(End(_KILLED, "sent what could not be processed"))
         finally:
             self._files.close()
-            place.discard(self)
+            node.discard(self)
             if link is not None:
                 link.abort()
 

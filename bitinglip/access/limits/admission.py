@@ -26,7 +26,7 @@ from bitinglip.access.limits.policy import (
     rate_exceeded,
 )
 from bitinglip.access.limits.store import Cell, Decision, MemoryStore, Store
-from bitinglip.access.shared.limits import Asked, Taken
+from bitinglip.access.shared.limits import RateRequest, TakeResult
 from bitinglip.access.usage.meter import Meter
 from bitinglip.errors import BitingLipError, ConcurrencyLimitExceeded, RateLimitExceeded
 from bitinglip.redis.errors import RedisAway
@@ -164,7 +164,7 @@ class Admission:
         return admitted
 
     def _judged(
-        self, key_id: str, policy: Policy, taken: Taken, spent: BitingLipError | None
+        self, key_id: str, policy: Policy, taken: TakeResult, spent: BitingLipError | None
     ) -> Admitted:
         """Say what becomes of a request: a quota refuses first, then places, then rates."""
         decision, share = taken.decision, self._share_of(policy)
@@ -179,11 +179,11 @@ class Admission:
             return Admitted(key_id, policy, headers=headers, refusal=_refusal(policy, decision))
         return Admitted(key_id, policy, _cells(key_id, policy), share, headers)
 
-    def _asked(self, key_id: str, policy: Policy, *, cost: int = 1) -> list[Asked]:
+    def _asked(self, key_id: str, policy: Policy, *, cost: int = 1) -> list[RateRequest]:
         share = self._share_of(policy)
-        return [Asked(cell, cost, share) for cell in _cells(key_id, policy)]
+        return [RateRequest(cell, cost, share) for cell in _cells(key_id, policy)]
 
-    def _mirror(self, rates: Iterable[Asked], taken: Taken) -> None:
+    def _mirror(self, rates: Iterable[RateRequest], taken: TakeResult) -> None:
         """Note what is left, for when this gateway's own limits hold."""
         if isinstance(self._store, MemoryStore):
             here = self._clock()
@@ -226,7 +226,7 @@ class Admission:
         self._leave_place(admitted.key_id, admitted.policy)
         if self._shared is not None:
             back = admitted.cells if refund and admitted.shared else ()
-            rates = [Asked(cell, 1, admitted.share) for cell in back]
+            rates = [RateRequest(cell, 1, admitted.share) for cell in back]
             self._shared.limits.give(admitted.key_id, rates, place=admitted.place)
         if refund:
             self._store.refund(admitted.cells, share=admitted.share)

@@ -12,7 +12,7 @@ from bitinglip.access.limits.gcra import Rate
 from bitinglip.access.limits.headers import Headers, limit_headers
 from bitinglip.access.limits.policy import MINUTE, Limit, Policy, policy_header, rate_exceeded
 from bitinglip.access.limits.store import Cell, MemoryStore
-from bitinglip.access.shared.limits import Asked, SharedLimits
+from bitinglip.access.shared.limits import RateRequest, SharedLimits
 from bitinglip.errors import BitingLipError
 from bitinglip.redis.errors import RedisAway
 
@@ -81,7 +81,7 @@ class FailedLogins:
     async def _share(self, shared: SharedLimits, cell: Cell) -> None:
         """Count a failure for all gateways, and learn what they have counted."""
         with suppress(RedisAway):
-            taken = await shared.take("logins:" + cell.id, [Asked(cell)])
+            taken = await shared.take("logins:" + cell.id, [RateRequest(cell)])
             self._store.restore({cell.id: self._clock() + taken.states[0]})
 
 

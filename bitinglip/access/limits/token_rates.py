@@ -11,12 +11,12 @@ from bitinglip.access.limits.gcra import SECOND, Reading
 from bitinglip.access.limits.headers import Headers, duration
 from bitinglip.access.limits.policy import TOKENS, Limit, rate_exceeded, token_limit
 from bitinglip.access.limits.store import Cell, MemoryStore
-from bitinglip.access.shared.limits import Asked, SharedLimits
+from bitinglip.access.shared.limits import RateRequest, SharedLimits
 from bitinglip.errors import RateLimitExceeded
 from bitinglip.settings.limits import Limits
 
 
-class Taken(NamedTuple):
+class TakenTokens(NamedTuple):
     """Holds what a request has taken of its key's rate."""
 
     cell: Cell
@@ -49,7 +49,7 @@ class TokenRates:
         """Return whether the keys of a tier have a rate."""
         return self._by_tier[tier] is not None
 
-    def take(self, key_id: str, tokens: int) -> Taken | None:
+    def take(self, key_id: str, tokens: int) -> TakenTokens | None:
         """Take tokens for a request. Raises RateLimitExceeded, and takes nothing then."""
         limit = self.limit(key_id)
         if limit is None or tokens < 1:
@@ -59,24 +59,24 @@ class TokenRates:
         decision = self._store.take_now([cell], self._clock(), cost=cost)
         if decision.wait:
             raise refused_tokens(limit, cost, decision.wait)
-        return Taken(cell, cost)
+        return TakenTokens(cell, cost)
 
-    def asked(self, key_id: str, tokens: int) -> Asked | None:
+    def asked(self, key_id: str, tokens: int) -> RateRequest | None:
         """Return what ``take`` would take, for a rate that gateways share."""
         limit = self.limit(key_id)
         if limit is None or tokens < 1:
             return None
-        return Asked(_cell(key_id, limit), min(tokens, limit.rate.burst))
+        return RateRequest(_cell(key_id, limit), min(tokens, limit.rate.burst))
 
     def mirror(self, cell: Cell, wait: int) -> None:
         """Note what gateways together have left, for headers and for when they cannot ask."""
         self._store.restore({cell.id: self._clock() + wait})
 
-    def settle(self, taken: Taken, used: int) -> None:
+    def settle(self, taken: TakenTokens, used: int) -> None:
         """Give back what a request has not used; what it has used beyond that is taken, too."""
         self._store.refund([taken.cell], cost=taken.tokens - used)
         if taken.key_id and self.shared is not None:
-            self.shared.give(taken.key_id, [Asked(taken.cell, taken.tokens - used)])
+            self.shared.give(taken.key_id, [RateRequest(taken.cell, taken.tokens - used)])
 
     def read(self, key_id: str) -> Reading | None:
         """Return what is left of a key's rate; None if it has none."""

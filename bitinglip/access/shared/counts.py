@@ -30,14 +30,14 @@ class SharedCounts(NamedTuple):
         usage: UsageRows,
         write_behind: WriteBehind,
     ) -> Self:
-        """Have a meter and its rates count together with those of other gateways."""
+        """Build the shared counts, and have a meter and its rates use them."""
         limits = SharedLimits(link)
         quotas = SharedQuotas(limits, meter, rates, usage.sums_of, write_behind.flush)
-        rates.shared, meter.together = limits, quotas
+        rates.shared, meter.shared = limits, quotas
         return cls(limits, quotas)
 
     def reading(self, broadcast: Broadcast) -> RedisReading:
-        """Tell the metrics how it stands with Redis."""
+        """Return the state of Redis, as the metrics export it."""
         link = self.limits.link
         held, counted = self.limits.held, (broadcast.heard, broadcast.gaps)
         return RedisReading(link.away is None, link.faults, *link.writes, *held, *counted)

@@ -32,7 +32,7 @@ _MOST = 1 << 63  #: what Redis counts to
 _HEAD = 5  #: numbers of an answer before those of the rates
 
 
-class Asked(NamedTuple):
+class RateRequest(NamedTuple):
     """Describes units of one rate that a request takes."""
 
     cell: Cell
@@ -40,8 +40,8 @@ class Asked(NamedTuple):
     share: int = FULL
 
 
-class Drawn(NamedTuple):
-    """Describes a quota as a script knows it."""
+class QuotaLimit(NamedTuple):
+    """Describes a quota as a script reads it."""
 
     monthly: bool
     unit: int
@@ -49,30 +49,30 @@ class Drawn(NamedTuple):
     wanted: bool  #: whether the request draws on it
 
 
-class Quotas(NamedTuple):
+class QuotaRequest(NamedTuple):
     """Describes what a request draws on of its key's quotas."""
 
     day: str  #: 2026-11-27
-    plan: tuple[Drawn, ...]
+    plan: tuple[QuotaLimit, ...]
     of: Plan  #: what ``plan`` was made of; the key's own may be another once Redis answers
     reserve: tuple[int, ...] = ()  #: amounts, by unit; none where it only asks
 
 
-class Taken(NamedTuple):
-    """Tells what became of a request; all of it belongs to one moment."""
+class TakeResult(NamedTuple):
+    """Holds the outcome of a request, all of it of one moment."""
 
     decision: Decision  #: of its rates
     states: tuple[int, ...]  #: by rate: microseconds until all is earned back
     room: bool  #: whether there was a place
     places: int  #: that the key had before
     passes: bool
-    unknown: bool  #: what was used is not known to Redis: ``Quotas`` have to be told first
+    unknown: bool  #: what was used is not known to Redis: ``QuotaRequest`` have to be told first
     used: tuple[tuple[int, int], ...]  #: by quota: what is used, and what is reserved
     now: int  #: Redis's time, in microseconds
 
 
 class SharedLimits:
-    """Owns what this gateway holds of shared limits."""
+    """Owns this gateway's places and reservations in shared limits."""
 
     def __init__(self, link: "RedisLink") -> None:
         self.link = link
@@ -94,24 +94,24 @@ class SharedLimits:
         return True
 
     def fall_back(self) -> None:
-        """Raise LimitsUnavailable where the settings refuse requests, for a call just failed."""
+        """Raise LimitsUnavailable, after a failed call, where the settings refuse requests then."""
         if self.link.settings.when_away == "refuse":
             raise LimitsUnavailable()
 
     def name(self) -> str:
-        """Return a name for a place or a reservation that no other has."""
+        """Return a new, unique name for a place or a reservation."""
         return f"{self.link.gateway}.{next(self._numbers)}"
 
     async def take(
         self,
         key_id: str,
-        rates: Sequence[Asked] = (),
+        rates: Sequence[RateRequest] = (),
         *,
         reads: bool = False,
         name: str = "",
         places: int | None = None,
-        quotas: Quotas | None = None,
-    ) -> Taken:
+        quotas: QuotaRequest | None = None,
+    ) -> TakeResult:
         """Take all that is asked for, or nothing. Raises RedisAway.
 
         ``name`` is that of the place and of the reservation. A caller that is cancelled meanwhile
@@ -120,7 +120,7 @@ class SharedLimits:
         keys = [self.key(key_id, each.cell.id) for each in rates]
         if places is not None:
             keys.append(self._of_places(key_id))
-        plan: tuple[Drawn, ...] = ()
+        plan: tuple[QuotaLimit, ...] = ()
         args: list[Any] = [len(rates), int(reads), -1 if places is None else places, name]
         if quotas is not None:
             plan = quotas.plan
@@ -144,8 +144,8 @@ class SharedLimits:
             self._hold(key_id, name, places is not None, quotas)
         return taken
 
-    def give(self, key_id: str, rates: Iterable[Asked] = (), *, place: str = "") -> None:
-        """Give back units, and a place by its name; it need not have happened at once."""
+    def give(self, key_id: str, rates: Iterable[RateRequest] = (), *, place: str = "") -> None:
+        """Give back units, and a place by its name, soon: the call is not waited for."""
         rates = list(rates)
         keys = [self.key(key_id, each.cell.id) for each in rates]
         args: list[Any] = [len(rates), place]
@@ -164,11 +164,12 @@ class SharedLimits:
         return name
 
     def settled(self, key_id: str, name: str) -> None:
-        """Hold a reservation no more."""
+        """Drop a reservation that has been settled."""
         _discard(self._reserved, key_id, name)
 
     async def renew(self) -> None:
-        """Hold what this gateway holds for another lease, all of it: Redis may know none of it."""
+        """Renew all places and reservations of this gateway for another lease; Redis may have lost
+        them."""
         for key_id in list(self._places.keys() | self._reserved.keys()):
             places = list(self._places.get(key_id, ()))
             reserved = list(self._reserved.get(key_id, {}).items())
@@ -190,7 +191,7 @@ class SharedLimits:
         return f"{self.link.prefix}{{{key_id}}}:{name}"
 
     def used_keys(self, key_id: str, day: str) -> list[str]:
-        """Return where it is counted what a key has used in a day, and in its month."""
+        """Return the names of the counts of a key's use in a day, and in its month."""
         month = day.rpartition("-")[0]
         return [self.key(key_id, f"used:{day}"), self.key(key_id, f"used:{month}")]
 
@@ -202,7 +203,9 @@ class SharedLimits:
     def _of_places(self, key_id: str) -> str:
         return self.key(key_id, "places")
 
-    def _hold(self, key_id: str, name: str, place: bool, quotas: Quotas | None = None) -> None:
+    def _hold(
+        self, key_id: str, name: str, place: bool, quotas: QuotaRequest | None = None
+    ) -> None:
         if place:
             self._places.setdefault(key_id, set()).add(name)
         if quotas is not None and quotas.reserve:
@@ -212,13 +215,14 @@ class SharedLimits:
     def _undo(
         self,
         key_id: str,
-        rates: Sequence[Asked],
+        rates: Sequence[RateRequest],
         reads: bool,
         name: str,
         places: int | None,
         call: "asyncio.Future[Any]",
     ) -> None:
-        """Give back what was taken for a request that has gone. A reservation ends by itself."""
+        """Give back what was taken for a request that was cancelled. A reservation expires by
+        itself."""
         if call.cancelled() or call.exception() is not None:
             return
         with suppress(RedisAway):
@@ -237,8 +241,8 @@ def _discard(held: dict[str, Any], key_id: str, name: str) -> None:
         del held[key_id]
 
 
-def _understood(answer: Any, rates: Sequence[Asked], quotas: int) -> Taken:
-    """Read an answer. Raises RedisAway for one that another program has spoiled."""
+def _understood(answer: Any, rates: Sequence[RateRequest], quotas: int) -> TakeResult:
+    """Parse an answer. Raises RedisAway for one that another program has spoiled."""
     try:
         return _read(answer, rates, quotas)
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -246,13 +250,13 @@ def _understood(answer: Any, rates: Sequence[Asked], quotas: int) -> Taken:
 
 
 def _count(text: Any) -> int:
-    """Return a number as scripts write it. Raises ValueError for one that is none of theirs."""
+    """Parse a number as scripts write it. Raises ValueError for anything else."""
     if abs(number := int(text)) > _MOST:
         raise ValueError("no such number is ours")
     return number
 
 
-def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
+def _read(answer: Sequence[Any], rates: Sequence[RateRequest], quotas: int) -> TakeResult:
     """Compute what the limits have left, from the states that one call found."""
     now, room, places, passes, unknown = map(int, answer[:_HEAD])
     took = bool(passes)
@@ -272,4 +276,4 @@ def _read(answer: Sequence[Any], rates: Sequence[Asked], quotas: int) -> Taken:
     counts = list(map(_count, rest))
     used = tuple((counts[2 * n], counts[2 * n + 1]) for n in range(quotas if rest else 0))
     decision = Decision(wait, tuple(readings), tuple(refusing))
-    return Taken(decision, tuple(states), bool(room), places, took, bool(unknown), used, now)
+    return TakeResult(decision, tuple(states), bool(room), places, took, bool(unknown), used, now)

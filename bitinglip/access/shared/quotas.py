@@ -12,9 +12,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from bitinglip.access.limits.token_rates import Taken as TakenTokens
-from bitinglip.access.limits.token_rates import TokenRates, refused_tokens
-from bitinglip.access.shared.limits import Asked, Drawn, Quotas, SharedLimits, Taken
+from bitinglip.access.limits.token_rates import TakenTokens, TokenRates, refused_tokens
+from bitinglip.access.shared.limits import (
+    QuotaLimit,
+    QuotaRequest,
+    RateRequest,
+    SharedLimits,
+    TakeResult,
+)
 from bitinglip.access.usage.amounts import NAMES, TOKENS, Units
 from bitinglip.access.usage.meter import CACHED, Held, Meter, Reservation
 from bitinglip.access.usage.quotas import MONTHLY, Plan
@@ -31,7 +36,7 @@ Sums = Callable[[str, str], Awaitable[tuple[Units, Units]]]
 
 
 class SharedQuotas:
-    """Is the meter's way to other gateways. ``flush`` writes what the meter has counted."""
+    """Shares the meter's quotas with other gateways. ``flush`` writes the meter's counts."""
 
     def __init__(
         self,
@@ -50,15 +55,15 @@ class SharedQuotas:
         self._telling: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._untold: set[asyncio.Future[Any]] = set()
 
-    def asked(self, key_id: str, units: Iterable[int]) -> Quotas | None:
-        """Return what to ask for a request that would use some of these units."""
+    def asked(self, key_id: str, units: Iterable[int]) -> QuotaRequest | None:
+        """Return the quotas that a request for these units draws on; None without any."""
         if not units or not (plan := self._meter.plan(key_id)):
             return None
         return self._drawn(plan, [int(unit in units) for unit in range(len(NAMES))])
 
     async def take(
-        self, key_id: str, rates: Sequence[Asked], quotas: Quotas | None, **asked: Any
-    ) -> Taken:
+        self, key_id: str, rates: Sequence[RateRequest], quotas: QuotaRequest | None, **asked: Any
+    ) -> TakeResult:
         """Take as ``SharedLimits.take`` does, once Redis knows what was used. Raises RedisAway."""
         taken = await self._limits.take(key_id, rates, quotas=quotas, **asked)
         if quotas is None or not taken.unknown:
@@ -70,19 +75,21 @@ class SharedQuotas:
         return taken
 
     def refusal(
-        self, key_id: str, quotas: Quotas | None, taken: Taken, wanted: Sequence[int] = ()
+        self,
+        key_id: str,
+        quotas: QuotaRequest | None,
+        taken: TakeResult,
+        wanted: Sequence[int] = (),
     ) -> QuotaExceeded | None:
-        """Return the refusal of a quota, if it was one; the meter takes over the counts."""
+        """Return the error of a quota that refused, if one did; update the meter's counts."""
         if quotas is None:
             return None
         wanted = wanted or _wanted(quotas)
         return self._meter.counted(key_id, quotas.of, taken.used, wanted)
 
     async def reserve(self, key_id: str, estimate: Callable[[], Units]) -> Held | None:
-        """Reserve what a request may use; None where the meter itself is to do so.
-
-        Raises QuotaExceeded, RateLimitExceeded or LimitsUnavailable.
-        """
+        """Reserve what a request may use at most; None where the meter has to do it. Raises
+        QuotaExceeded, RateLimitExceeded or LimitsUnavailable."""
         plan, limit = self._meter.plan(key_id), self._rates.limit(key_id)
         if (not plan and limit is None) or self._limits.away:
             return None
@@ -106,10 +113,8 @@ class SharedQuotas:
         return Held(name, wanted, TakenTokens(tokens.cell, tokens.cost, key_id))
 
     async def charge_cached(self, key_id: str, model: str) -> bool:
-        """Charge a request that was answered from a cache; return False where the meter is to.
-
-        Raises QuotaExceeded or LimitsUnavailable.
-        """
+        """Charge a request that was answered from a cache; False where the meter has to do it.
+        Raises QuotaExceeded or LimitsUnavailable."""
         held = await self.reserve(key_id, lambda: CACHED.units)
         if held is None:
             return False
@@ -117,8 +122,8 @@ class SharedQuotas:
         self._meter.settle(reservation, CACHED)
         return True
 
-    async def look(self, key_id: str) -> None:
-        """Have the meter and the rates know what all gateways count of a key, if Redis answers."""
+    async def refresh(self, key_id: str) -> None:
+        """Update the meter and the rates with the shared counts of a key, if Redis answers."""
         plan, tokens = self._meter.plan(key_id), self._rates.asked(key_id, 1)
         rates = [] if tokens is None else [tokens._replace(cost=0)]
         if (not plan and not rates) or self._limits.link.away is not None:
@@ -155,7 +160,7 @@ class SharedQuotas:
     # ---- beside requests -----------------------------------------------------------------------
 
     async def settled(self) -> None:
-        """Wait until all charges are told, or cannot be."""
+        """Wait until all charges are sent, or have failed."""
         if self._untold:
             await asyncio.wait(list(self._untold))
 
@@ -183,10 +188,8 @@ class SharedQuotas:
                 raise
 
     async def tell(self, key_id: str, day: str) -> None:
-        """Tell Redis what a key has used, after all that this gateway has counted is written.
-
-        Raises RedisAway, also where the database does not say it.
-        """
+        """Write a key's use to Redis, after all counts of this gateway are in the database. Raises
+        RedisAway, also where the database cannot be read."""
         known = (key_id, day)
         if (task := self._telling.get(known)) is None:
             task = self._telling[known] = asyncio.create_task(self._tell(*known))
@@ -217,15 +220,15 @@ class SharedQuotas:
         self._untold.discard(call)
         told()
 
-    def _drawn(self, plan: Plan, wanted: Sequence[int]) -> Quotas:
+    def _drawn(self, plan: Plan, wanted: Sequence[int]) -> QuotaRequest:
         drawn = [
-            Drawn(quota.period == MONTHLY, quota.unit, quota.limit, bool(wanted[quota.unit]))
+            QuotaLimit(quota.period == MONTHLY, quota.unit, quota.limit, bool(wanted[quota.unit]))
             for quota in plan
         ]
-        return Quotas(self._meter.today.name, tuple(drawn), plan)
+        return QuotaRequest(self._meter.today.name, tuple(drawn), plan)
 
 
-def _wanted(quotas: Quotas) -> list[int]:
+def _wanted(quotas: QuotaRequest) -> list[int]:
     """Return one of each unit that a request draws on."""
     wanted = {each.unit for each in quotas.plan if each.wanted}
     return [int(unit in wanted) for unit in range(len(NAMES))]

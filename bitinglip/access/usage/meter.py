@@ -15,7 +15,7 @@ from functools import lru_cache
 from operator import add, sub
 from typing import NamedTuple, Protocol
 
-from bitinglip.access.limits.token_rates import Taken, TokenRates
+from bitinglip.access.limits.token_rates import TakenTokens, TokenRates
 from bitinglip.access.usage.amounts import (
     MILLION,
     NAMES,
@@ -69,7 +69,7 @@ class Reservation:
         account: _Account,
         estimate: Units,
         recorded: bool,
-        taken: Taken | None = None,
+        taken: TakenTokens | None = None,
     ) -> None:
         self.key_id = key_id
         self.model = model
@@ -88,10 +88,10 @@ class Held(NamedTuple):
 
     name: str
     wanted: Units
-    taken: Taken | None  #: of the key's rate in tokens
+    taken: TakenTokens | None  #: of the key's rate in tokens
 
 
-class Together(Protocol):
+class SharedMeter(Protocol):
     """Tells other gateways what a key of this one has used."""
 
     def settle(self, reservation: Reservation, units: Units, told: Callable[[], None]) -> None:
@@ -132,7 +132,7 @@ class Meter:
         self._rows: dict[RowId, list[int]] = {}  #: settled, and not taken to be written yet
         self._gpu: dict[str, int] = {}  #: by model: what a request took, smoothed
         self.stale = False  #: the clock went back: the counts of this day are in the database
-        self.together: Together | None = None  #: set where gateways share the quotas
+        self.shared: SharedMeter | None = None  #: set where gateways share the quotas
 
     # ---- one request ---------------------------------------------------------------------------
 
@@ -204,8 +204,8 @@ class Meter:
             expected = used.gpu_us if expected is None else expected
             self._gpu[reservation.model] = expected + (used.gpu_us - expected) // 4
         reservation.used = used
-        if self.together is not None and reservation.estimate is not NO_UNITS:
-            self._tell(self.together, reservation, units)
+        if self.shared is not None and reservation.estimate is not NO_UNITS:
+            self._tell(self.shared, reservation, units)
         elif reservation.recorded:
             self._put(reservation)
 
@@ -301,7 +301,7 @@ class Meter:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _tell(self, together: Together, reservation: Reservation, units: Units) -> None:
+    def _tell(self, shared: SharedMeter, reservation: Reservation, units: Units) -> None:
         """Tell other gateways first: what the database says, they know or have lost."""
 
         def told() -> None:
@@ -309,10 +309,10 @@ class Meter:
             if reservation.recorded:
                 self._put(reservation)
 
-        together.charged(reservation.key_id)
+        shared.charged(reservation.key_id)
         reservation.told = False
         if reservation.name:
-            together.settle(reservation, units, told)
+            shared.settle(reservation, units, told)
         else:
             told()
 

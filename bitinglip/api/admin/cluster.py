@@ -1,4 +1,4 @@
-"""Routes of the state of the cluster: at this moment, and as a stream of moments."""
+"""Serves the state of the cluster: at this moment, and as a stream of moments."""
 
 import asyncio
 import time

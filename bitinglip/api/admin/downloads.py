@@ -1,4 +1,4 @@
-"""Routes of downloads: ask for one, list, show, watch and cancel them."""
+"""Serves downloads: ask for one, list, show, watch and cancel them."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -49,7 +49,7 @@ async def get_limits(request: Request) -> Response:
         key_id, tier = record.id, record.tier
     admission = services.admission
     if services.shared_counts is not None:
-        await services.shared_counts.quotas.look(key_id)
+        await services.shared_counts.quotas.refresh(key_id)
     policy, readings, used = await admission.read(key_id, tier, LimitClass.INFERENCE)
     tokens, tokens_left = services.token_rates.limit(key_id), services.token_rates.read(key_id)
     other, other_readings, _ = await admission.read(key_id, tier, LimitClass.LIGHT)

@@ -1,4 +1,4 @@
-"""Routes of the models in the store: list, import, load, unload, fit, remove."""
+"""Serves the models in the store: list, import, load, unload, fit, remove."""
 
 import asyncio
 from pathlib import Path

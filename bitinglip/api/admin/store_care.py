@@ -1,4 +1,4 @@
-"""Routes that look after the models in the store: verify, repair, update, clean up, pin."""
+"""Serves the care of the store: verify, repair, update, clean up, pin."""
 
 import asyncio
 from collections.abc import Iterator

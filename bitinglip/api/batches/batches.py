@@ -1,4 +1,4 @@
-"""Batches of requests, on OpenAI's surface."""
+"""Serves batches of requests, on OpenAI's surface."""
 
 from fastapi import APIRouter
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Files that clients keep here for batches, and the results of these, on OpenAI's surface."""
+"""Serves clients' files for batches, and the results of these, on OpenAI's surface."""
 
 import asyncio
 import os

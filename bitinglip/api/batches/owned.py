@@ -10,7 +10,7 @@ _MOST_DIGITS = 6
 
 
 def owner_of(request: Request) -> str | None:
-    """Return whose things the caller sees; None is everybody's."""
+    """Return the key whose files and batches the caller may see; None if all keys'."""
     caller = caller_of(request)
     return None if caller.may(Scope.ADMIN) else caller.key_id
 

@@ -24,9 +24,14 @@ from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim, Job
 from bitinglip.tasks.responses import OPEN, KeptResponse
 from bitinglip.wire.openai_lists import page_of
-from bitinglip.wire.responses.asked import Asked, Keep, find_response, prepare_response
 from bitinglip.wire.responses.items import Shown
 from bitinglip.wire.responses.output import failed
+from bitinglip.wire.responses.prepared import (
+    Keep,
+    PreparedResponse,
+    find_response,
+    prepare_response,
+)
 from bitinglip.wire.responses.request import ResponsesRequest, task_id
 from bitinglip.wire.responses.view import InputTokensView, ResponseView
 
@@ -114,7 +119,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     return json_response(page_of(items[begin : begin + limit + 1], limit))
 
 
-async def _asked(request: Request, body: ResponsesRequest) -> Asked:
+async def _asked(request: Request, body: ResponsesRequest) -> PreparedResponse:
     """Make the job. Raises as ``prepare_response`` does."""
     kept = services_of(request).responses
     asked = await prepare_response(asking(request), body, kept, input_memory(request))
@@ -124,7 +129,7 @@ async def _asked(request: Request, body: ResponsesRequest) -> Asked:
 
 
 async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool) -> Response:
-    """Accept the response as a task; its row is there before anybody can ask for it."""
+    """Accept the response as a task; its row is stored before a client can ask for it."""
     services = services_of(request)
     context_of(request.scope).job = (job.model, job.id)
     if job.guard is not None:

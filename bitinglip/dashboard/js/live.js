@@ -1,4 +1,4 @@
-/** The cluster as it is now and as it was in the last minutes, while anybody looks. */
+/** The cluster as it is now and as it was in the last minutes, while a page is visible. */
 import { api } from "./api.js";
 import { may, session } from "./session.js";
 import { createStore } from "./store.js";
@@ -61,7 +61,7 @@ function take(snapshot) {
   const { past } = live.get();
   const before = past.at(-1);
   const moment = summary(snapshot, before);
-  // a server that was started anew counts from zero
+  // a server that was restarted counts from zero
   const kept = before && moment.totals.requests < before.totals.requests ? [] : past;
   live.set({ state: "live", now: snapshot, past: [...kept.slice(1 - KEPT), moment] });
 }

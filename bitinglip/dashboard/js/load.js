@@ -3,7 +3,7 @@ import { useCallback, useEffect, useRef, useState } from "./html.js";
 
 /**
  * Load data when the component appears, when ``inputs`` change and on ``reload``.
- * While it is loaded anew, what was there stays.
+ * While it is reloaded, the old data stays.
  * @template T
  * @param {(signal: AbortSignal) => Promise<T>} load
  * @param {unknown[]} [inputs]

@@ -38,7 +38,7 @@ from model_store.store import ModelStore
 from workers import protocol
 
 if TYPE_CHECKING:
-    from bitinglip.results.cache.together import AnswersInRedis
+    from bitinglip.results.cache.redis_answers import AnswersInRedis
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class ResponseCache:
         metrics: CacheMetrics,
         *,
         clearing: Clearing,
-        together: "AnswersInRedis | None" = None,
+        shared: "AnswersInRedis | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         own = settings.cache
@@ -114,7 +114,7 @@ class ResponseCache:
         self._uploads = uploads
         self._revocation = revocation
         self._metrics = metrics
-        self._together = together
+        self._shared = shared
         self._clearing = clearing
         clearing.hear(self._clear_all)
         self._flights: dict[bytes, _Flight] = {}
@@ -165,15 +165,15 @@ class ResponseCache:
         others cannot be told.
         """
         self.clear(chosen)
-        if self._together is not None:
-            await self._together.forget()
+        if self._shared is not None:
+            await self._shared.forget()
         await self._clearing.tell()
 
     def _clear_all(self) -> None:
         """Forget everything, because another gateway was told to."""
         self.clear()
-        if self._together is not None:
-            self._together.refuse_older()
+        if self._shared is not None:
+            self._shared.refuse_older()
 
     async def expire(self) -> None:
         """Remove what is too old; requests do that too, while there are any."""
@@ -183,8 +183,8 @@ class ResponseCache:
         for settling in list(self._settling):
             settling.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
-        if self._together is not None:
-            await self._together.close()
+        if self._shared is not None:
+            await self._shared.close()
 
     async def _find_or_reserve(
         self, key: bytes, job: Job, asked: CacheControl, began: float
@@ -192,7 +192,7 @@ class ResponseCache:
         """Do as ``_find`` does; where the job is to run, reserve its part of shared quotas."""
         while (answer := await self._find(key, job, asked, began)) is None:
             shared = self._dispatcher.shared
-            if shared is None and self._together is None:
+            if shared is None and self._shared is None:
                 return None, None
             reserved = await self._dispatcher.reserve(job)
             flight = self._flights.get(key) if asked.read else None
@@ -223,7 +223,7 @@ class ResponseCache:
 
     async def _of_others(self, key: bytes, asked: CacheControl) -> Answer | None:
         """Return the answer that another gateway was given, if it is known here."""
-        return None if self._together is None else await self._together.get(key, asked.max_age)
+        return None if self._shared is None else await self._shared.get(key, asked.max_age)
 
     async def _follow(self, flight: _Flight, job: Job, seconds: float) -> None:
         """Wait for the end of another request's job. Raises Timeout, TaskCancelled or QueueFull."""
@@ -276,8 +276,8 @@ class ResponseCache:
                     self.entries.put(key, event_log.job.key_id, event_log.job.model, flight.answer)
             flight.ended.set()
         # What was cleared may have been checked for other words than those that name it now.
-        if kept and self._together is not None and flight.answer is not None:
-            await self._together.put(key, flight.answer)
+        if kept and self._shared is not None and flight.answer is not None:
+            await self._shared.put(key, flight.answer)
 
     async def _pack(self, event_log: EventLog) -> Answer | None:
         """Return the answer with its files; None if one of them is gone."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bitinglip.db.database import Database
 from bitinglip.gateways.changes import CACHE, count_change
-from bitinglip.gateways.sharing import Sharing
+from bitinglip.gateways.membership import Membership
 from bitinglip.redis.broadcast import Broadcast
 from bitinglip.redis.messages import CacheCleared
 
@@ -16,9 +16,9 @@ from bitinglip.redis.messages import CacheCleared
 class Clearing:
     """Tells other gateways to forget their answers, those of all models, and hears it of them."""
 
-    def __init__(self, db: Database, sharing: Sharing | None, broadcast: Broadcast) -> None:
+    def __init__(self, db: Database, membership: Membership | None, broadcast: Broadcast) -> None:
         self._db = db
-        self._sharing = sharing
+        self._membership = membership
         self._broadcast = broadcast
 
     def hear(self, clear: Callable[[], None]) -> None:
@@ -27,17 +27,17 @@ class Clearing:
         async def heard(_: CacheCleared | None = None) -> None:
             clear()
 
-        if self._sharing is not None:
-            self._sharing.on_change(CACHE, heard)
+        if self._membership is not None:
+            self._membership.on_change(CACHE, heard)
         else:
             self._broadcast.subscribe(CacheCleared, heard, heard)
 
     async def tell(self) -> None:
         """Tell all others. Raises DiskFull or DatabaseUnavailable; then they may not know."""
-        if self._sharing is None:
+        if self._membership is None:
             self._broadcast.publish(CacheCleared())
             return
         async with self._db.write() as session:
             await count_change(session, CACHE)
-        self._sharing.did(CACHE)
-        self._sharing.tell()
+        self._membership.did(CACHE)
+        self._membership.tell()

@@ -309,8 +309,8 @@ class Delivery:
         return sum(waiting for waiting, _ in counts), sum(running for _, running in counts)
 
     def clear_quarantine(self, model: str) -> None:
-        guests = self._manager.hosting.guests(model)
-        self.quarantine.release({model, *(each.name for each in guests)})
+        adapters = self._manager.hosting.adapters(model)
+        self.quarantine.release({model, *(each.name for each in adapters)})
 
     # ---- quarantine ------------------------------------------------------------------------------
 

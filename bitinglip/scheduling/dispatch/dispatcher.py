@@ -35,7 +35,7 @@ from workers import protocol
 
 log = structlog.get_logger(__name__)
 
-OnTraced = Callable[[EventLog, tuple[float, float] | None], None]
+OnTraced = Callable[[EventLog, tuple[float, float] | None], None]  #: a job's end, its load's span
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
 _STEP_SECONDS = 1.0  #: of long timeouts, which may be late by two of these
 
@@ -51,6 +51,8 @@ class Dispatcher:
         guard: Guard | None = None,
         *,
         meter: Meter | None = None,
+        shared: SharedQuotas | None = None,
+        on_traced: OnTraced = lambda _event_log, _load: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._meter = Meter() if meter is None else meter
@@ -61,10 +63,9 @@ class Dispatcher:
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
-        self.shared: SharedQuotas | None = None  #: set where gateways share quotas
+        self.shared = shared
         self.overload = OverloadController()
-        #: is told of each traced job that has ended, and when its replica was loaded
-        self.on_traced: OnTraced = lambda _event_log, _load: None
+        self._on_traced = on_traced
         self.draining = False
         self.deadlines: CoarseTimer[InFlightJob] = CoarseTimer(self.expire, step=_STEP_SECONDS)
 
@@ -335,7 +336,7 @@ class Dispatcher:
             entry.event_log.put(cancelled(entry.event_log))
         try:
             if entry.event_log.job.trace is not None:  # before its input is dropped
-                self.on_traced(entry.event_log, self._load_of(entry.event_log))
+                self._on_traced(entry.event_log, self._load_of(entry.event_log))
         except Exception:  # nor must one in tracing
             log.exception("a job could not be traced", task=entry.id)
         if entry.replica is None:

@@ -13,7 +13,7 @@ _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
 
 
 class InputMemory:
-    """It counts bytes from admission to release. ``most``: the bound over all keys."""
+    """Counts bytes of inputs from admission to release. ``most``: the bound over all keys."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -200,8 +200,8 @@ class ModelQueue:
 
     def isolate(self, entries: Sequence[InFlightJob]) -> None:
         """Run these jobs one by one, in the order of how soon their worker died."""
-        everybody = sorted([*self.isolation_queue, *entries], key=lambda entry: entry.ran_for)
-        self.isolation_queue = deque(everybody)
+        suspects = sorted([*self.isolation_queue, *entries], key=lambda entry: entry.ran_for)
+        self.isolation_queue = deque(suspects)
 
     def end_isolation(self, entry: InFlightJob) -> None:
         """Let other jobs run beside an isolated one that its worker has survived."""

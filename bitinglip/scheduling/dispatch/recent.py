@@ -19,8 +19,8 @@ class _OfKey:
 
 
 class RecentJobs:
-    """It keeps event logs of ended jobs. Where they are too many or too large, it drops the oldest
-    of the key that holds the most, so that no key's jobs push out those of others."""
+    """Keeps event logs of ended jobs. Where they are too many or too large, it drops the oldest of
+    the key that holds the most, so that no key's jobs push out those of others."""
 
     def __init__(self, most: int, most_bytes: int = MOST_BYTES) -> None:
         self._most = most

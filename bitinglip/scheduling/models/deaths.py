@@ -147,7 +147,7 @@ class Deaths:
         longest = _UNTOLD_PAUSE if excused[-1].fault is None else _LONGEST_PAUSE
         return min(longest, 2.0 ** (len(excused) - 2))
 
-    def look(self, now: float) -> None:
+    def refresh(self, now: float) -> None:
         """Take in what cards report by themselves, and let devices be tried again that have had no
         fault for ten minutes."""
         for report in self._states.take_reports():

@@ -4,8 +4,8 @@ The store answers from memory, so a request can ask.
 """
 
 from bitinglip.settings import Model, Settings
+from model_store.adapter_links import stamped
 from model_store.adapters import adapters_of
-from model_store.lending import stamped
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers.engines.defaults import LORA_RANK_STEP
@@ -30,18 +30,18 @@ class Hosting:
         """Return the model whose workers run this one's requests; itself if it is not known."""
         # Not by a look at the disk for a name that has gone: the books of its queue are kept.
         manifest = self._store.listing.all().get(name)
-        if manifest is None or manifest.adapter_of is None or not self._is_guest(manifest):
+        if manifest is None or manifest.adapter_of is None or not self._is_hosted(manifest):
             return name
         return manifest.adapter_of
 
-    def _is_guest(self, manifest: Manifest) -> bool:
+    def _is_hosted(self, manifest: Manifest) -> bool:
         return manifest.kind == "text" and self.why_merged(manifest) is None
 
     def lora(self, name: str) -> TextLora:
         """Return what a worker of its base is told of a LoRA: of one that has gone meanwhile, a
         path that it finds nothing at."""
         self._used.add(name)
-        manifest, path = self._store.listing.all().get(name), self._store.lent.path(name)
+        manifest, path = self._store.listing.all().get(name), self._store.adapter_links.path(name)
         if manifest is None or path is None:
             return TextLora(path="")
         return TextLora(path=path, stamps={e.path: (e.size, e.mtime_ns) for e in stamped(manifest)})
@@ -64,14 +64,14 @@ class Hosting:
         if manifest.lora_rank > own.max_lora_rank:
             most = own.max_lora_rank
             return f"its rank is {manifest.lora_rank}, models.{base}.text.max_lora_rank {most}"
-        if manifest.merged is None and self._store.lent.path(manifest.name) is None:
+        if manifest.merged is None and self._store.adapter_links.path(manifest.name) is None:
             return _READ_ONLY
         return manifest.merged
 
-    def guests(self, name: str) -> list[Manifest]:
+    def adapters(self, name: str) -> list[Manifest]:
         """Return the LoRAs whose requests a model's workers run."""
         there = adapters_of(name, self._store.listing.all())
-        return [each for each in there if self._is_guest(each)]
+        return [each for each in there if self._is_hosted(each)]
 
     def lora_numbers(self, manifest: Manifest) -> int:
         """Count about the numbers that a model's worker holds for its LoRAs beside its weights.
@@ -81,13 +81,13 @@ class Hosting:
         """
         if manifest.kind != "text" or manifest.adapter_of is not None:
             return 0
-        guests = self.guests(manifest.name)
-        if not guests:
+        adapters = self.adapters(manifest.name)
+        if not adapters:
             return 0
-        widths = ((each.parameters - manifest.parameters) / each.lora_rank for each in guests)
-        rank = max(each.lora_rank for each in guests)
+        widths = ((each.parameters - manifest.parameters) / each.lora_rank for each in adapters)
+        rank = max(each.lora_rank for each in adapters)
         most = self._settings.model(manifest.name).text.max_loras
-        slots = min(most, 1 << (len(guests) - 1).bit_length())
+        slots = min(most, 1 << (len(adapters) - 1).bit_length())
         return int(max(widths) * slots * -(-rank // LORA_RANK_STEP) * LORA_RANK_STEP)
 
 

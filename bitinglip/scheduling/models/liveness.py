@@ -16,7 +16,7 @@ class CardLiveness:
         self._were_well: set[str] = set()
         self.gone: str | None = None  #: why no card that was well can be used
 
-    def look(self, devices: Iterable[Device]) -> None:
+    def update(self, devices: Iterable[Device]) -> None:
         """Take over the state of the devices; called after each look at them."""
         cards = [device for device in devices if device.kind != "cpu"]
         self._were_well |= {card.id for card in cards if card.condition.state == "well"}

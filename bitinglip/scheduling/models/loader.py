@@ -256,7 +256,7 @@ class ReplicaLoader:
         """Return the folder in which a text model's worker finds LoRAs that come later, too."""
         if manifest.kind == "text" and manifest.adapter_of is None:
             with suppress(OSError):  # a store that may only be read
-                return str(self._store.lent.of_base(manifest.name))
+                return str(self._store.adapter_links.of_base(manifest.name))
         return ""
 
     def _loras(self, manifest: Manifest) -> dict[str, str]:

@@ -185,7 +185,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.deaths.look(self.clock())
+        self.deaths.refresh(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest

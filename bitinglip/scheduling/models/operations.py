@@ -318,7 +318,7 @@ class Operations(ModelViews):
         sample = await asyncio.to_thread(facts.sample, list(pids.values()), idle=idle)
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
-        self._liveness.look(facts.devices)
+        self._liveness.update(facts.devices)
         for replica in self._manager.replicas():  # whose devices may outlive it
             if replica.answered_at is not None:
                 for device in replica.devices:

@@ -36,7 +36,7 @@ class Recheck:
         self._clock = clock
         self._kind = kind
 
-    async def look(self) -> None:
+    async def probe_due(self) -> None:
         """Probe what is due; called at even intervals."""
         deaths = self._manager.deaths
         due = set(deaths.due(self._clock()))

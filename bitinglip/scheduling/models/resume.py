@@ -66,7 +66,7 @@ class Resume:
         self._in_question: set[str] = set()
         self._next_probe = 0.0
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Notice a suspension, and probe cards that are in question; called at even intervals."""
         slept = suspended_seconds() - self._known
         if slept > JUMP_SECONDS:

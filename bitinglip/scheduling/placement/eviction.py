@@ -10,7 +10,7 @@ _BUSY = 1000.0  #: makes evicting any model in use dearer than evicting any idle
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """Models keep their memory for as long as the operator sets here."""
+    """Holds the operator's rules for how long models keep their memory."""
 
     min_residency: float = 20.0  #: seconds that a model in use stays loaded at most
     residency_factor: float = 4.0  #: ... or this many times its load time, if that is less
@@ -19,7 +19,7 @@ class EvictionRules:
 
 @dataclass(frozen=True, slots=True)
 class EvictionSet:
-    """These models together free enough memory on a device."""
+    """Holds models that together free enough memory on a device."""
 
     reservations: Collection[Reservation]
     cost: float

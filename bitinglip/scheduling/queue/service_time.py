@@ -10,7 +10,7 @@ class ServiceTime:
         self._seconds: float | None = None
 
     def ended(self, seconds: float) -> None:
-        """Learn that a job has run for so long."""
+        """Learn the duration of a job, in seconds."""
         if self._seconds is None:
             self._seconds = seconds
         else:

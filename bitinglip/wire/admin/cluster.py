@@ -49,7 +49,7 @@ def node_info(view: NodeView) -> dict[str, Any]:
 
 
 def device_health(view: DeviceView) -> dict[str, Any]:
-    """Describe how a device is, for everybody."""
+    """Describe a device's state as callers of every scope may see it."""
     told = device_info(view)
     return {name: told[name] for name in ("id", "state", "reason", "last_look", "last_job")}
 

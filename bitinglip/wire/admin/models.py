@@ -1,4 +1,4 @@
-"""Models as the native and OpenAI's list show them, and the request that imports one."""
+"""Shows models in the native and OpenAI's list, and declares the request that imports one."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache

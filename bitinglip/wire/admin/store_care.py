@@ -1,4 +1,4 @@
-"""Requests that look after the store, and what they answer."""
+"""Declares requests for the care of the store, and their responses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any

@@ -78,7 +78,7 @@ Parts = Annotated[
 
 
 class Item(OpenAIBody):
-    """One item; a message may leave its type out."""
+    """Is one item; a message may leave its type out."""
 
     type: Kind | None = None
     id: Name | None = None

@@ -149,7 +149,7 @@ class ResponseView(OpenAIView):
     def _end(self, response: Shown) -> bytes:
         status = response["status"]
         shown = self._close("incomplete" if status != "completed" else "completed")
-        if not self._items and status in ("completed", "incomplete"):  # an answer without a word
+        if not self._items and status in ("completed", "incomplete"):  # an empty answer
             shown += self._add(message_item(self._next_id("msg"), [], "in_progress"))
             shown += self._part("added", output_text("")) + self._close(status)
         name = status if status in ("completed", "incomplete") else "failed"

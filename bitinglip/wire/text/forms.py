@@ -55,7 +55,7 @@ class ResponseFormat(Body):
 
 
 class OpenAIJsonSchema(JsonSchema, OpenAIBody):
-    """On OpenAI's surface, fields that it does not know change nothing."""
+    """Ignores fields that OpenAI's surface does not know."""
 
 
 class OpenAIResponseFormat(ResponseFormat, OpenAIBody):

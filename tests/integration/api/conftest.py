@@ -31,6 +31,6 @@ def admin(served: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose model thinks and calls tools; see ``speaking_script``."""
+    """Provide a server whose model thinks and calls tools; see ``speaking_script``."""
     with serve(tmp_path_factory.mktemp("speaker"), speak) as served:
         yield served

@@ -1,4 +1,4 @@
-"""Where requests come from: proxies that are trusted, addresses that are kept out."""
+"""Addresses of clients: trusted proxies, and addresses that are refused."""
 
 from collections.abc import Iterator
 from pathlib import Path

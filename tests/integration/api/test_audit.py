@@ -152,7 +152,7 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
 
 
 def test_audit_counts_wrong_tickets_of_websockets_too(served: Served) -> None:
-    """Whatever way a credential comes, there is one door."""
+    """Check that every kind of credential goes through the same counters."""
     status, error = refusal(served.url, "no-task", query="?ticket=wrong")
     assert (status, error["code"]) == (401, "INVALID_TOKEN")
     status, error = refusal(served.url, "no-task", authorization="Bearer wrong")

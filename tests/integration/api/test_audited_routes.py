@@ -37,7 +37,7 @@ def admin(served: Served) -> Iterator[httpx.Client]:
 
 
 class Routes:
-    """Requests that succeed, by method and path of the route that they are for."""
+    """Holds requests that succeed, by method and path of the route that they are for."""
 
     def __init__(self, served: Served, admin: httpx.Client, folder: Path) -> None:
         self._served, self._admin, self._folder = served, admin, folder

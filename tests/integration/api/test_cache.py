@@ -46,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator
 
 @pytest.fixture(scope="module")
 def sharing(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Served]:
-    """A server whose keys share their answers."""
+    """Provide a server whose keys share their answers."""
     with serve(
         tmp_path_factory.mktemp("shared"), engine, cache={"responses": True, "scope": "all"}
     ) as served:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bitinglip.redis.link import RedisLink
-from bitinglip.results.cache.together import AnswersInRedis
+from bitinglip.results.cache.redis_answers import AnswersInRedis
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
 from tests.support.api_server import Served, serve
@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator
 
 @pytest.fixture(scope="module")
 def sharing(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Served]:
-    """A server whose keys share their answers."""
+    """Provide a server whose keys share their answers."""
     with serve(
         tmp_path_factory.mktemp("shared"), engine, cache={"responses": True, "scope": "all"}
     ) as served:
@@ -88,7 +88,7 @@ def rush(served: Served, crowd: ThreadPoolExecutor) -> Rush:
 def test_cache_follows_no_request_of_another_key(
     served: Served, rush: Rush, admin: httpx.Client, engine: Engine
 ) -> None:
-    """What another key asks right now neither answers a request nor speeds it up."""
+    """Check that a job of another key neither answers a request nor speeds it up."""
     keys = (served.headers("inference:text"), new_key(admin)[1])
     answers = [rush.post(ask("!gate"), key) for key in keys]
     eventually(lambda: engine.runs["!gate"] == 2)
@@ -248,18 +248,18 @@ def answers(served: Served, redis: RedisServer) -> Iterator[RedisServer]:
     async def connect() -> RedisLink:
         settings = RedisSettings(url=redis.url, timeout_ms=5000)
         link = await RedisLink.opened(settings, Health())
-        cache._together = AnswersInRedis(link, b"s" * 32, ttl=60, most=1 << 20)
+        cache._shared = AnswersInRedis(link, b"s" * 32, ttl=60, most=1 << 20)
         return link
 
     async def leave(link: RedisLink) -> None:
-        assert cache._together is not None
-        await cache._together.close()
+        assert cache._shared is not None
+        await cache._shared.close()
         await link.close()
 
     link = asyncio.run_coroutine_threadsafe(connect(), served.loop).result(WAIT_SECONDS)
     yield redis
     asyncio.run_coroutine_threadsafe(leave(link), served.loop).result(WAIT_SECONDS)
-    cache._together = None
+    cache._shared = None
 
 
 def test_cache_gives_others_nothing_that_was_cleared_while_it_ran(

@@ -28,7 +28,7 @@ class Https:
     key: Path
 
     def shown(self) -> int:
-        """The serial number of the certificate that a new connection is given."""
+        """Return the serial number of the certificate that a new connection is given."""
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
@@ -39,12 +39,12 @@ class Https:
         assert found is not None
         return x509.load_der_x509_certificate(found).serial_number
 
-    def look(self) -> None:
-        looking = self.certificate.look(self.served.services.health)
+    def reload(self) -> None:
+        looking = self.certificate.reload(self.served.services.health)
         asyncio.run_coroutine_threadsafe(looking, self.served.loop).result(60)
 
     def replace(self, cert: Path, key: Path) -> None:
-        """As programs that renew certificates do it: new files are moved over the old ones."""
+        """Move new files over the old ones, as programs that renew certificates do."""
         for new, old in ((cert, self.cert), (key, self.key)):
             Path(shutil.copy(new, old.with_suffix(".new"))).rename(old)
 
@@ -72,11 +72,11 @@ def test_certificate_that_is_renewed_is_given_to_new_connections(
     with httpx.Client(base_url=https.served.url, verify=trust) as client:
         assert client.get("/livez").status_code == 200
         assert https.shown() == old
-        https.look()
+        https.reload()
         assert https.shown() == old
         new, key = make_certificate(tmp_path, name="new")
         https.replace(new, key)
-        https.look()
+        https.reload()
         assert https.shown() == _serial(new) != old
         assert client.get("/livez").status_code == 200  # on the connection from before
     assert https.problems() == ""
@@ -94,21 +94,21 @@ def test_certificate_that_is_broken_changes_nothing_and_is_told(
     shutil.copy(new, https.cert)  # the key is still the old one
     log = capture_log(monkeypatch, tls)
     for _ in range(2):
-        https.look()
+        https.reload()
     assert https.shown() == old
     assert "the one from before is in use" in https.problems()
     assert str(tmp_path) not in https.problems()
     [told] = [each for each in log.entries if "stays in use" in each["event"]]
     assert "is not the key of the certificate" in told["problem"]
     https.key.unlink()
-    https.look()
+    https.reload()
     assert https.shown() == old
     https.replace(new, new_key)
-    https.look()
+    https.reload()
     assert (https.shown(), https.problems()) == (_serial(new), "")
     https.cert.write_bytes(b"nonsense")
-    https.look()
+    https.reload()
     assert https.problems()
     https.replace(*good)
-    https.look()
+    https.reload()
     assert (https.shown(), https.problems()) == (old, "")

@@ -31,14 +31,14 @@ PAGES = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that takes few connections."""
+    """Provide a server that takes few connections."""
     with serve(tmp_path_factory.mktemp("small"), server={"max_connections": CAP}) as served:
         yield served
 
@@ -47,7 +47,7 @@ TINY = b"1\r\n \r\n"  #: a chunk
 
 
 def unwanted(framing: str, size: int) -> bytes:
-    """A request without a key, its body, and another request after it."""
+    """Return a request without a key, its body, and another request after it."""
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % NATIVE.encode()
     if framing == "length":
         return head + b"Content-Length: %d\r\n\r\n%b" % (size, b" " * size) + LIVEZ
@@ -84,7 +84,8 @@ def test_body_of_a_refused_request_is_read_up_to_a_bound(hurried: Served, framin
 
 
 def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
-    """However many arrive at once, one turn of the loop takes about as many as its share."""
+    """Check that one turn of the loop takes about its share of chunks, however many arrive at
+    once."""
     count = 95_000
     body = json.dumps(PROMPT).encode()
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: %b\r\n" % (

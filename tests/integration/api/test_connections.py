@@ -40,21 +40,21 @@ async def large(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def wordy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The same, with large answers."""
+    """Provide a server that gives its clients little time, with large answers."""
     with serve(tmp_path_factory.mktemp("wordy"), large, times=TIMES) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that takes few connections, and two requests of a key."""
+    """Provide a server that takes few connections, and two requests of a key."""
     limits = {"max_connections": CAP, "max_requests_per_key": 2}
     with serve(tmp_path_factory.mktemp("small"), server=limits) as served:
         yield served
@@ -67,7 +67,7 @@ def connected(served: Served) -> Iterator[socket.socket]:
 
 
 def post(served: Served, length: int, scope: str = "inference:text") -> bytes:
-    """The request line and headers of a request for text."""
+    """Return the request line and headers of a request for text."""
     return (
         b"POST %b HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: %b\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -216,7 +216,7 @@ def test_slow_body_is_refused(hurried: Served) -> None:
 
 
 def test_body_that_comes_in_keeps_its_connection(hurried: Served) -> None:
-    """More than twice as long as a body may stand still, at a rate above the least."""
+    """Send for more than twice as long as a body may stall, at more than the least rate."""
     size, piece = 900_000, 75_000
 
     async def send() -> bytes:

@@ -131,7 +131,8 @@ def test_list_is_read_again_when_its_file_changes(served: Served, client: httpx.
     def reload(content: bytes) -> None:
         path.write_bytes(content)
         os.utime(path, ns=(1, len(content)))  # another time, however coarse the clock
-        asyncio.run_coroutine_threadsafe(guard.reload(), served.loop).result()
+        reading = guard.reload(served.services.cache.clear)
+        asyncio.run_coroutine_threadsafe(reading, served.loop).result()
 
     def code(prompt: str) -> int:
         return client.post(NATIVE, json={"model": "demo", "prompt": prompt}).status_code

@@ -33,7 +33,7 @@ def test_preflight_is_answered_without_a_key(open_to_a_page: Served) -> None:
 
 
 def test_preflight_allows_the_headers_that_official_clients_add(open_to_a_page: Served) -> None:
-    """As OpenAI's and Anthropic's packages send them from a browser."""
+    """Send the headers of OpenAI's and Anthropic's packages in a browser."""
     added = [
         "x-stainless-os",
         "x-stainless-retry-count",

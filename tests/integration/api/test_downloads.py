@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
 
 @pytest.fixture
 def admin(served: Served, hub: FakeHub) -> Iterator[httpx.Client]:
-    """A client; each test finds the hub well and leaves no download behind."""
+    """Provide a client; each test finds the hub well and leaves no download behind."""
     renew(hub)
     with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as client:
         yield client

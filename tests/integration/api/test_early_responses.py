@@ -29,13 +29,13 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 
 
 def head(*headers: bytes, version: bytes = b"1.1") -> bytes:
-    """The request line and headers of a request without a key."""
+    """Return the request line and headers of a request without a key."""
     lines = [b"POST %b HTTP/%b" % (NATIVE.encode(), version), b"Host: localhost", *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -117,7 +117,7 @@ def test_early_response_keeps_the_connection_of_a_body_that_is_read(
 
 
 def test_early_response_is_followed_by_none_of_what_the_client_sent_ahead(served: Served) -> None:
-    """Also where the end of the body, and the next request, had come in the same bytes."""
+    """Send the end of the body, and the next request, in the same bytes as well."""
     with connected(served) as sock:
         sock.sendall(head(CHUNKED) + b"1\r\n \r\n" * (2 * turns.CHUNKS) + END + LIVEZ * 3)
         answer = everything(sock)
@@ -140,7 +140,7 @@ def send_for_ever(sock: socket.socket) -> None:
 
 
 def test_early_response_lingers_no_longer_than_its_time(hurried: Served) -> None:
-    """However much a client sends meanwhile."""
+    """Send all the time: the deadline holds however much arrives."""
     before = hurried.connections.refused["unwanted"]
     with connected(hurried) as sock:
         sock.sendall(head(CHUNKED))
@@ -212,7 +212,7 @@ def test_expect_continue_is_answered(served: Served, version: bytes, told: bool)
 def test_early_response_is_read_by_a_client_that_still_sends_chunks(
     served: Served, count: int, size: int
 ) -> None:
-    """Whatever it had sent by then; it uses its connection again where it may."""
+    """Check a client at any point of its body; it uses its connection again where it may."""
     with httpx.Client(base_url=served.url, timeout=60) as client:
         for _ in range(5):
             answer = client.post(NATIVE, content=iter([b"x" * size] * count))

@@ -134,7 +134,7 @@ def old_answer(served: Served, request: bytes) -> tuple[bytes, bytes]:
 
 
 def test_http_1_0_needs_no_host_header(served: Served) -> None:
-    """As health checks of proxies send it; one of HTTP/1.1 needs it."""
+    """Send the request of a proxy's health check; HTTP/1.1 needs the header."""
     head, body = old_answer(served, b"GET /livez HTTP/1.0\r\n\r\n")
     assert head.startswith(b"http/1.1 200")
     assert b"connection: close" in head

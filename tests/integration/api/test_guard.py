@@ -32,7 +32,7 @@ TIERS = {"free": "redact", "pro": "block", "enterprise": "report"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server where each tier has a mode of its own; that of the operator's key is off."""
+    """Provide a server where each tier has a mode of its own; that of the operator's key is off."""
     tiers = {name: {"guard": {"input": mode, "output": mode}} for name, mode in TIERS.items()}
     with serve(tmp_path_factory.mktemp("guard"), speak, limits={"tiers": tiers}) as served:
         with httpx.Client(base_url=served.url, headers=served.headers("admin")) as admin:

@@ -17,7 +17,7 @@ REDACTED = "mail [EMAIL]"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that guards nothing but the results of the tier pro."""
+    """Provide a server that guards nothing but the results of the tier pro."""
     tiers = {"pro": {"guard": {"output": "redact"}}}
     with serve(tmp_path_factory.mktemp("keys"), speak, limits={"tiers": tiers}) as served:
         yield served

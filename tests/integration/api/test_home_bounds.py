@@ -1,4 +1,4 @@
-"""What is written below the home is documented with its bound, and the bounds are kept."""
+"""Files below the home: each is documented with its bound, and the bounds hold."""
 
 import re
 from pathlib import Path

@@ -45,7 +45,7 @@ def client_of(served: Served, record: dict[str, Any]) -> httpx.Client:
 
 @pytest.fixture
 def narrow(served: Served, admin: httpx.Client) -> Iterator[httpx.Client]:
-    """A client with all scopes for the model demo and for images only."""
+    """Provide a client with all scopes for the model demo and for images only."""
     with client_of(served, make(admin, scopes=["admin"], models=["dem?", "paint*"])) as client:
         yield client
 

@@ -67,7 +67,7 @@ def new_key(admin: httpx.Client, tier: str) -> dict[str, str]:
 
 @pytest.fixture
 def client(limited: Served, admin: httpx.Client) -> Iterator[httpx.Client]:
-    """A client with a key of its own of tier free."""
+    """Provide a client with a key of its own of tier free."""
     headers = new_key(admin, "free")
     with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         yield client

@@ -32,7 +32,8 @@ def engine(job: protocol.Job) -> Any:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that runs two jobs of a model at once, and takes no request for a local one."""
+    """Provide a server that runs two jobs of a model at once, and takes no request for a local
+    one."""
     with serve(
         tmp_path_factory.mktemp("narrowed"), engine, slots=2, server={"trust_loopback": False}
     ) as served:

@@ -29,7 +29,7 @@ IN_TIME = 30.0  #: seconds: half of what the work would take; the rule is one
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that runs two jobs at once and lets others wait."""
+    """Provide a server that runs two jobs at once and lets others wait."""
     with serve(tmp_path_factory.mktemp("revocation"), slots=2) as served:
         yield served
 

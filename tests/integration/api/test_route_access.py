@@ -30,7 +30,7 @@ UPGRADE = {
 
 
 class Way(NamedTuple):
-    """One way in: a route with a method, or a WebSocket."""
+    """Describes one way in: a route with a method, or a WebSocket."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""What looks after the store over HTTP: verify, repair, update, clean up, pin."""
+"""Care of the store over HTTP: verify, repair, update, clean up, pin."""
 
 import threading
 from collections.abc import Iterator

@@ -43,7 +43,7 @@ SILENT = {
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that gives its clients little time."""
+    """Provide a server that gives its clients little time."""
     with serve(tmp_path_factory.mktemp("hurried"), times=TIMES) as served:
         yield served
 
@@ -98,7 +98,7 @@ def test_handshake_behind_a_response_is_refused(served: Served) -> None:
 
 
 def test_upgrade_to_an_unknown_protocol_is_ignored(served: Served) -> None:
-    """Also where more requests came in the same bytes, and where they came later."""
+    """Send more requests in the same bytes, and later."""
     for request in (LIVEZ[:-2] + H2C + b"\r\n", post(served, H2C)):
         with connected(served) as sock:
             sock.sendall(request + LIVEZ)
@@ -169,7 +169,7 @@ def test_tunnel_is_refused(served: Served, target: bytes) -> None:
 
 
 def test_handshake_timeout_is_short(hurried: Served) -> None:
-    """Nobody may hold a connection with a part of a handshake."""
+    """Check that a part of a handshake cannot hold a connection."""
     with socket.create_connection(("127.0.0.1", hurried.port), timeout=60) as sock:
         sock.sendall(WATCH)
         refused(everything(sock), 408)

@@ -175,7 +175,7 @@ def test_pings_of_a_watcher_that_reads_nothing_are_not_answered(gushing: Served)
 
 
 def test_frames_before_the_handshake_s_answer_end_the_connection(patient: Served) -> None:
-    """Whoever sends them is no WebSocket client; a ping must not be answered before the 101."""
+    """Send frames before the 101, as no WebSocket client does: a ping must not be answered."""
     for _ in range(4):
         with shake_hands(patient, "task-none") as early:
             with contextlib.suppress(OSError):

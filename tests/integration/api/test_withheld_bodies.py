@@ -21,13 +21,13 @@ JSON, MULTIPART = "application/json", "multipart/form-data; boundary=x"
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every body counts as late, so that no test has to wait."""
+    """Count every body as late, so that no test has to wait."""
     monkeypatch.setattr(auth, "CONFIRM_SECONDS", 0.0)
 
 
 @pytest.fixture
 def victim(admin: httpx.Client) -> Iterator[str]:
-    """The id of a key that a stranger would like to change."""
+    """Provide the id of a key that a stranger would like to change."""
     made = admin.post(KEYS, json={"name": "victim"}).json()
     yield made["id"]
     admin.delete(f"{KEYS}/{made['id']}")
@@ -39,7 +39,7 @@ def new_key(admin: httpx.Client) -> tuple[str, str]:
 
 
 class Late:
-    """A request that has been admitted, and waits for its body."""
+    """Holds a request that has been admitted, and waits for its body."""
 
     def __init__(
         self, served: Served, method: str, path: str, key: str, body: bytes, kind: str

@@ -1,4 +1,4 @@
-"""The page that says what gives way first."""
+"""Capacity: the page of docs and the bottlenecks in it."""
 
 from pathlib import Path
 

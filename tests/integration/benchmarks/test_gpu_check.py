@@ -71,7 +71,7 @@ def test_gpu_check_leaves_no_process_of_a_part_that_was_killed(tmp_path: Path) -
 
 
 def assert_server_is_gone(outcome: dict[str, Any]) -> None:
-    """The server that a part had started does not run."""
+    """Check that the server which a part had started does not run."""
     (figure,) = outcome["figures"]
     pid = int(figure["value"])
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

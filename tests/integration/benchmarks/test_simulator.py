@@ -32,13 +32,13 @@ SLOWEST = 25  #: tokens a second of a request in a full batch
 
 
 def three_on_one(*sets: str) -> Settings:
-    """Three models of 10 GB on a device of 24 GB: two fit."""
+    """Plan for three models of 10 GB on a device of 24 GB: two fit."""
     return settings_for([24 * GB], 3, [10 * GB], sets)
 
 
 def bound(longest_answer: float) -> float:
-    """Seconds that nobody waits beyond, with three models and two places: another model loads,
-    has its time, finishes what it runs and leaves; then ours loads."""
+    """Return the longest wait in seconds, with three models and two places: another model loads,
+    has its time, finishes what it runs and is evicted; then ours loads."""
     return LOAD + RESIDENCY + longest_answer / SLOWEST + EXIT + LOAD
 
 

@@ -24,7 +24,7 @@ NO_DEMO = ("--set", "demo=never")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home with a database, on which no server runs."""
+    """Provide a home with a database, on which no server runs."""
     home = Home(tmp_path / "home")
     home.create()
     prepare(home.database)
@@ -38,7 +38,7 @@ def refused(home: Path, *arguments: str) -> str:
 
 
 def _restore_steps() -> str:
-    """The commands of the page on backups that restore one."""
+    """Return the commands of the page on backups that restore one."""
     text = (ROOT / "docs" / "backups.md").read_text()
     blocks: list[str] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return blocks[1]

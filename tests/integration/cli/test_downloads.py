@@ -30,7 +30,7 @@ def models(served: Served, *words: str) -> Ran:
 
 @pytest.fixture(scope="module")
 def pulled(served: Served) -> Ran:
-    """What was said when the model tiny was pulled."""
+    """Provide the output of the command that pulled the model tiny."""
     return models(served, "pull", REPO, "--name", "tiny", "--priority", "high")
 
 

@@ -17,7 +17,7 @@ DRAW = ("generate", "image", "demo-image")
 
 @pytest.fixture
 def work(server: Server, tmp_path: Path) -> Path:
-    """A folder to draw in, beside a home that leads to the server."""
+    """Provide a folder to draw in, beside a home that leads to the server."""
     (tmp_path / "home").symlink_to(server.home)
     return tmp_path
 

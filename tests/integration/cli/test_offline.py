@@ -31,7 +31,7 @@ def stocked(home: Path) -> Home:
 
 @pytest.fixture
 def locked(stocked: Home) -> Iterator[Home]:
-    """Somebody has the home, and has not said yet where it answers."""
+    """Lock the home as a server does that has not yet written its address."""
     with HomeLock(stocked):
         yield stocked
 

@@ -14,7 +14,7 @@ GB = 1_000_000_000
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A made-up card of 24 GB, and models of 10, 20 and 30 GB."""
+    """Provide a made-up card of 24 GB, and models of 10, 20 and 30 GB."""
     sizes = {"small": 10, "large": 20, "huge": 30}
     sets = ["devices.fake=[{name: card, memory_bytes: 24000000000}]"]
     sets += [f"models.{name}.engine=fake" for name in sizes]

@@ -24,7 +24,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Path:
-    """A home into which the model was pulled."""
+    """Provide a home into which the model was pulled."""
     home = tmp_path_factory.mktemp("care") / "home"
     pulled = models(home, hub, "pull", REPO)
     assert pulled.code == 0, pulled.err

@@ -70,7 +70,7 @@ class StandInAgent:
 
 @asynccontextmanager
 async def linked() -> AsyncIterator[tuple[Link, Link]]:
-    """Two ends of a connection."""
+    """Yield both ends of a connection."""
     left, right = socket.socketpair()
     links = [Link(*await asyncio.open_connection(sock=each)) for each in (left, right)]
     try:

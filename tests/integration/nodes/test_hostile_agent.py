@@ -15,11 +15,11 @@ from workers.devices.device import Device, DeviceUsage
 from workers.devices.xid import Report
 from workers.framing import BadFrame
 from workers.nodes import link as links
+from workers.nodes.facts_check import check_facts
 from workers.nodes.handshake import AgentIdentity, prove_to_gateway
 from workers.nodes.link import Link
 from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind, NodeFacts
 from workers.nodes.node import Address, Node
-from workers.nodes.told_facts import check_facts
 
 CPU = Device("cpu", "a processor", "cpu", 1 << 30, 1 << 30)
 CARD = Device("0", "a card", "cuda", 8 << 30, 8 << 30, pin="GPU-0")
@@ -75,7 +75,7 @@ def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> 
         node = Node("n1", SECRET, lambda: None)
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=identity.context)
         async with server:
-            node.meet(Address(*server.sockets[0].getsockname()))
+            node.connect(Address(*server.sockets[0].getsockname()))
             await until(lambda: node.reason or node.state == "well")
             await node.close()
         return node

@@ -29,7 +29,7 @@ START_SECONDS = 180
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """Three nodes of Ray; when the tests are over, no process of theirs may be left."""
+    """Provide three nodes of Ray; when the tests are over, no process of theirs may be left."""
     from ray.cluster_utils import Cluster
 
     before = set(psutil.Process().children(recursive=True))
@@ -76,7 +76,7 @@ def workers(served: Served) -> list[dict[str, Any]]:
 
 
 def places(served: Served) -> set[str]:
-    """The nodes on which the model runs."""
+    """Return the nodes on which the model runs."""
     return {device.partition(":")[0] for each in workers(served) for device in each["devices"]}
 
 
@@ -98,7 +98,7 @@ def test_ray_nodes_share_a_model_and_a_node_that_dies_costs_no_request_without_o
         return answer.status_code
 
     def streamed(_: int) -> list[SseEvent]:
-        """The ends of a stream, of which there must be one."""
+        """Return the ends of a stream, of which there must be one."""
         body = asked(20, max_tokens=20, stream=True)
         url = served.url + CHAT
         with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as answer:

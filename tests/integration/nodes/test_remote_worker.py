@@ -14,7 +14,7 @@ from workers.protocol import Load
 
 
 class StandInNode:
-    """Is reached by a connection whose other end the test has."""
+    """Stands in for a node; the test has the other end of its connection."""
 
     name = "n1"
 

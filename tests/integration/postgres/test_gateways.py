@@ -29,7 +29,7 @@ LIMITS = ("--set", f"limits.tiers.pro={json.dumps(_PRO)}")
 def pair(
     postgres: PostgresServer, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    """Two servers with a Redis, both running whenever a test begins."""
+    """Provide two servers with a Redis, both running whenever a test begins."""
     folder, url = tmp_path_factory.mktemp("pair"), postgres.make()
     own = (*ONE_AT_A_TIME, *NOTICE, *LIMITS, "--set", f"redis.url={redis.url}")
     with running_pair(folder, url, *own) as servers:

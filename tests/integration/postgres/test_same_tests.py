@@ -16,7 +16,7 @@ from tests.unit.access.usage import test_rows as usage
 from tests.unit.audit import test_log as audit
 from tests.unit.batches import test_rows as batches
 from tests.unit.downloads import test_rows as downloads
-from tests.unit.gateways import test_sharing as gateways
+from tests.unit.gateways import test_membership as gateways
 from tests.unit.results import test_files as files
 from tests.unit.tasks import test_responses as responses
 from tests.unit.tasks import test_tasks as tasks

@@ -22,7 +22,7 @@ ASYNC = {"Prefer": "respond-async"}
 
 @pytest.fixture
 def url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of an empty database, through a pooler of transactions."""
+    """Provide the address of an empty database, through a pooler of transactions."""
     with running_pgbouncer(pgbouncer(request.config), postgres) as through:
         yield through(postgres.make())
 

@@ -27,7 +27,8 @@ NEED = short_engine.HELD  #: what the estimate of a model without weights is, to
 
 
 class Memory:
-    """The memory of a card of 2 GB, as the driver tells it: what workers hold, and the rest."""
+    """Simulates the memory of a card of 2 GB, as the driver reports it: what workers hold, and the
+    rest."""
 
     def __init__(self) -> None:
         self.total = 2 * GB

@@ -1,4 +1,4 @@
-"""What is loaded where when a device is not well, over real worker processes."""
+"""Placement while a device is not well, over real worker processes."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -77,25 +77,25 @@ def test_device_that_a_fault_put_in_question_is_probed_and_used_again(tmp_path: 
         now = rig.manager.clock()
         recheck = Recheck(rig.manager, probe, lambda: now, kind="fake")
         rig.manager.deaths.load_failed(["fake0"], FAULTS["card lost"], now)
-        await recheck.look()
+        await recheck.probe_due()
         assert probed == []
         refused = asyncio.create_task(answer(rig, job(model="a")))
         now += 31
-        await recheck.look()
+        await recheck.probe_due()
         assert probed == [["fake0"]]
         assert "it does not answer" in (rig.devices.list()[0].condition.reason or "")
         wrong.clear()
         now += 31
-        await recheck.look()
+        await recheck.probe_due()
         assert rig.devices.list()[0].condition.state == "well"
         assert await refused == "a b c"
         now += 300
-        await recheck.look()
+        await recheck.probe_due()
         assert len(probed) == 2
         other = Recheck(rig.manager, probe, lambda: now, kind="cuda")
         rig.manager.deaths.load_failed(["fake0"], FAULTS["card lost"], now)
         now += 300
-        await other.look()  # made-up devices are not probed for real
+        await other.probe_due()  # made-up devices are not probed for real
         assert len(probed) == 2
 
     values = {

@@ -1,4 +1,4 @@
-"""What is loaded where and for how long, over real worker processes on made-up devices."""
+"""Placement and eviction, over real worker processes on made-up devices."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,7 @@ GB = 1_000_000_000
 
 
 def settings(models: dict[str, dict[str, Any]], card: int = 24, **values: Any) -> dict[str, Any]:
-    """Fake models of so many GB each on one card."""
+    """Return settings of fake models with so many GB each on one card."""
     shaped = {}
     for name, own in models.items():
         fake = {"memory_bytes": own.pop("gb", 1) * GB, **own.pop("fake", {})}
@@ -282,7 +282,7 @@ def test_load_is_refused_after_a_file_changed_until_it_was_verified(tmp_path: Pa
 
 
 def test_load_eta_is_as_long_as_the_last_load_took(tmp_path: Path) -> None:
-    """Also at the first request after idling, when no load has begun yet."""
+    """Check the ETA of the first request after idling, too, before its load has begun."""
 
     async def test(rig: Rig) -> None:
         with rig.dispatcher.open(job()) as first:

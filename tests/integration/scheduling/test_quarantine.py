@@ -1,4 +1,5 @@
-"""Which request killed the worker, which one only stood beside it, and which needs more memory."""
+"""Quarantine: the request that killed a worker, its bystanders, and requests that need more
+memory."""
 
 import asyncio
 from functools import partial
@@ -146,7 +147,7 @@ def test_eviction_after_out_of_memory_spares_the_model_that_ran_it(tmp_path: Pat
 
 
 def cards(*models: str, **fake: object) -> dict[str, Any]:
-    """Fake models that share a made-up card."""
+    """Return settings of fake models that share a made-up card."""
     options = {"faults": True, "memory_bytes": GB, "tokens_per_second": 20, **fake}
     return {
         "models": {name: {"engine": "fake", "fake": options} for name in models},

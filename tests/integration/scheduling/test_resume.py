@@ -1,4 +1,4 @@
-"""What happens to work and workers when the machine was suspended, over real worker processes."""
+"""Resume: jobs and workers after the machine was suspended, over real worker processes."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ from workers.protocol import TextDone
 
 
 class Machine:
-    """The clocks of a machine that can be suspended, and the cards that it comes back with."""
+    """Simulates the clocks of a machine that can be suspended, and its cards after it resumes."""
 
     def __init__(self) -> None:
         self.suspended = 0.0
@@ -68,11 +68,11 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
         assert await answer(rig, job()) == "a b c"
         pid = rig.pid()
         machine.suspended = 0.5  # clocks that are corrected
-        await resume.look()
+        await resume.check()
         assert machine.probed == []
         machine.suspended = 3600.0
         machine.answers.clear()
-        looking = asyncio.create_task(resume.look())
+        looking = asyncio.create_task(resume.check())
         await until(lambda: machine.probed == [["fake0"]])
         with rig.dispatcher.open(job()) as waiting:
             assert rig.dispatcher.queued == 1, "nothing is sent to a worker on a card in question"
@@ -83,7 +83,7 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
             assert isinstance(await waiting.result(), TextDone)
         assert conditions(rig) == ["well"]
         assert rig.pid() == pid
-        await resume.look()
+        await resume.check()
         assert len(machine.probed) == 1
 
     with_settings(tmp_path, test, settings())
@@ -97,14 +97,14 @@ def test_resume_ends_workers_of_a_card_that_fails_and_loads_again_once_it_comput
         assert await answer(rig, job()) == "a b c"
         pid = rig.pid()
         machine.suspended, machine.failed = 3600.0, {"fake0": "CUDA unknown error"}
-        await resume.look()
+        await resume.check()
         assert conditions(rig) == ["doubtful"]
         [reason] = [device.condition.reason or "" for device in rig.devices.list()]
         assert "CUDA unknown error" in reason
         assert "modprobe nvidia_uvm" in reason
         assert [view.state for view in rig.operations.workers()] == ["failed"]
         machine.failed = {}
-        await resume.look()
+        await resume.check()
         assert conditions(rig) == ["well"]
         assert await answer(rig, job()) == "a b c"
         assert rig.pid() != pid
@@ -141,7 +141,7 @@ def test_resume_of_a_machine_without_cards_probes_nothing(tmp_path: Path, machin
     async def test(rig: Rig) -> None:
         resume = make_resume(rig, machine, kind="cuda")
         machine.suspended = 3600.0
-        await resume.look()
+        await resume.check()
         assert (machine.probed, conditions(rig)) == ([], ["well"])
 
     with_settings(tmp_path, test, settings())
@@ -157,11 +157,11 @@ def test_resume_does_not_probe_a_card_that_takes_one_process_beside_its_worker(
         resume = make_resume(rig, machine)
         await answer(rig, job())
         machine.suspended = 3600.0
-        await resume.look()
+        await resume.check()
         assert machine.probed == []
         await rig.operations.unload(ECHO)
         machine.suspended += 3600.0
-        await resume.look()
+        await resume.check()
         assert machine.probed == [["fake0"]]
 
     with_settings(tmp_path, test, settings())

@@ -25,7 +25,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hangs() -> TextJob:
-    """A job that keeps its worker from obeying a stop."""
+    """Return a job that keeps its worker from obeying a stop."""
     return TextJob(id="j", prompt="!hang", sampling=Sampling(max_tokens=1))
 
 
@@ -87,7 +87,7 @@ def test_load_that_is_given_up_returns_although_its_worker_does_not_end() -> Non
 
 
 def two_cards(**workers: Any) -> dict[str, Any]:
-    """Two fake models, and two made-up cards that hold one of them each."""
+    """Return settings of two fake models, and two made-up cards that hold one of them each."""
     own = {"engine": "fake", "fake": {"memory_bytes": 5 * GB, "faults": True}}
     cards = [{"name": "card", "memory_bytes": 8 * GB} for _ in range(2)]
     return {"models": {"a": own, "b": own}, "devices": {"fake": cards}, "workers": workers}

@@ -22,7 +22,7 @@ TUNED, BOLD = "org/tuned.v1", "styles/bold.v1"  #: names with dots, as modules h
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    """At the end the adapters are gone."""
+    """Provide a client of the shared server; the adapters are removed at the end."""
     with server.client() as client:
         yield client
         for name in (TUNED, BOLD, "orphan"):

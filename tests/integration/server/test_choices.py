@@ -1,4 +1,4 @@
-"""Several choices and prompts in one request, from the side of OpenAI's clients."""
+"""Choices and several prompts in one request, by OpenAI's clients."""
 
 from typing import Any
 

@@ -53,7 +53,7 @@ def turns(*messages: dict[str, Any]) -> dict[str, Any]:
 
 
 def tool_turns(arguments: str, **content: Any) -> dict[str, Any]:
-    """A history in which a tool was called."""
+    """Return a history in which a tool was called."""
     call = {**CALL, "function": {"name": "t", "arguments": arguments}}
     answer = {"role": "tool", "tool_call_id": "c1", "content": "r"}
     return turns(USER, {"role": "assistant", "tool_calls": [call], **content}, answer)
@@ -210,7 +210,8 @@ CASES = [*FIELDS, *MESSAGES, *NUMBERS, *ROUTES, *OTHERS]
 
 @pytest.fixture(scope="module")
 def neighbour(shared_server: Server) -> Iterator[None]:
-    """A plain stream that runs along all the time, and says the same each time."""
+    """Stream the same request all the time beside a test, and check that each answer is the
+    same."""
     body = {**BASE[CHAT], "max_tokens": 24, "temperature": 0, "stream": True}
     told: list[str] = []
     over = threading.Event()

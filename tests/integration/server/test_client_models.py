@@ -22,7 +22,7 @@ USER = {"role": "user", "content": "hi"}
 def client(
     shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of the shared server, which has these models until the tests are over."""
+    """Provide a client of the shared server, which has these models until the tests are over."""
     with shared_server.client() as client:
         for name, template in MODELS.items():
             folder = tmp_path_factory.mktemp("models") / "model"

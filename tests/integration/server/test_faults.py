@@ -25,7 +25,8 @@ SOON = 8  #: seconds without stalls, on a machine that is busy; the rule is two
 
 
 def loading(fault: str, **values: Any) -> dict[str, Any]:
-    """One fake model that fails to load, beside one that does not, on a made-up card."""
+    """Return settings of one fake model that fails to load, beside one that does not, on a made-up
+    card."""
     fake = {"memory_bytes": 10 * GB, "faults": True}
     models = {ECHO: {"fake": {**fake, "load_fault": fault}}, "beside": {"engine": "fake"}}
     card = {"name": "card", "memory_bytes": 24 * GB}
@@ -89,7 +90,7 @@ def test_retry_of_a_load_that_ran_out_of_memory_follows_an_eviction(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model that obeys faults, another that does not, on a made-up card."""
+    """Provide a model that obeys faults, another that does not, on a made-up card."""
     sets = [
         "devices.fake=[{name: card, memory_bytes: 24000000000}]",
         "models.demo-echo.fake={faults: true, memory_bytes: 10000000000, tokens_per_second: 50}",

@@ -1,4 +1,4 @@
-"""What is learned of memory: believed, kept over restarts, and close to what it was said to be."""
+"""Learned footprints: they are used, survive restarts, and are close to the real memory."""
 
 import asyncio
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_footprint_of_a_fake_model_is_what_it_pretends() -> None:
 
 @pytest.fixture(scope="module")
 def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose workers are processes with the libraries of their own engine only."""
+    """Provide a server whose workers are processes with the libraries of their own engine only."""
     home = tmp_path_factory.mktemp("fresh") / "home"
     words = ("--set", "models.demo-text.dtype=float32", "--set", "workers.threads=1")
     with running_server(home, *words) as server:

@@ -18,7 +18,7 @@ PATH_OF_A_SOCKET = 100  #: bytes; a longer one is reached through its folder's d
 
 @pytest.fixture(scope="module")
 def behind_a_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose loopback is not to be trusted, in a home with a short path."""
+    """Provide a server whose loopback is not to be trusted, in a home with a short path."""
     home = tmp_path_factory.mktemp("s") / "home"
     sets = ("server.trust_loopback=false", "workers.spare=false", "demo=never")
     with running_server(home, *(word for value in sets for word in ("--set", value))) as server:

@@ -38,7 +38,7 @@ USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 @dataclass(frozen=True)
 class Recorded:
-    """A client's request: its user agent, its body without the model, other headers."""
+    """Holds a client's request: its user agent, its body without the model, other headers."""
 
     client: str
     body: dict[str, Any]

@@ -18,7 +18,7 @@ ASKED: dict[str, Any] = {"model": "reranker", "query": "the parser", "documents"
 def client(
     shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of the shared server, which has a reranker until these tests are over."""
+    """Provide a client of the shared server, which has a reranker until these tests are over."""
     folder = embedding.make_reranker(tmp_path_factory.mktemp("reranker") / "model")
     with shared_server.client() as client:
         made = client.post("/api/v1/models/import", json={"path": str(folder), "name": "reranker"})

@@ -31,7 +31,7 @@ NO_PROC = 'exec unshare -m sh -c \'mount -t tmpfs none /proc && exec "$@"\' sh "
 
 
 class Manager:
-    """A service manager's socket."""
+    """Listens on a service manager's socket."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -59,7 +59,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, manager: Manager) -> Iterator[Server]:
-    """A server with few descriptors, under a service manager."""
+    """Provide a server with few descriptors, under a service manager."""
     home = tmp_path_factory.mktemp("surroundings") / "home"
     with running_server(home, *FAKE, environ=manager.environ, shell=FEW_DESCRIPTORS) as server:
         yield server
@@ -72,7 +72,7 @@ def port(server: Server) -> int:
 
 
 def detail(client: httpx.Client, check: str) -> str:
-    """What /health says of a degraded part; empty if it is well."""
+    """Return the detail that /health gives of a degraded part; empty if it is well."""
     health = client.get("/health").json()
     found = health["checks"][check]
     assert set(found) == {"ok", "detail", "latency_ms"}
@@ -208,7 +208,7 @@ def test_disk_that_fails_degrades_the_server_until_it_works(plain: Server) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
+    """Provide a disk of 3 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

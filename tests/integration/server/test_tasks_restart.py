@@ -1,4 +1,4 @@
-"""What a stop of the server, gentle or not, does to asynchronous tasks."""
+"""Asynchronous tasks across a stop of the server, gentle or not."""
 
 import signal
 from pathlib import Path

@@ -322,7 +322,7 @@ def test_streams_of_two_hundred_clients_at_once(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def changed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose text model has settings of its own."""
+    """Provide a server whose text model has settings of its own."""
     settings = ("dtype=bfloat16", "max_context=99", "text.speculation=lookup", "quantization=int8")
     changed = [part for each in settings for part in ("--set", f"models.demo-text.{each}")]
     changed += ["--set", "models.demo-echo.quantization=int8"]

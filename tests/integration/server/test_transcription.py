@@ -287,14 +287,14 @@ def test_translations_are_into_english(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def transcript(server: Server) -> str:
-    """The text of the file that commands transcribe."""
+    """Provide the text of the file that commands transcribe."""
     with server.client() as client:
         return str(ask(client, voice(35)).json()["result"]["text"])
 
 
 @pytest.fixture
 def heard(server: Server, transcript: str, tmp_path: Path) -> tuple[Path, str]:
-    """A folder beside the home, with an audio file in it, and the file's text."""
+    """Provide a folder beside the home, with an audio file in it, and the file's text."""
     (tmp_path / "home").symlink_to(server.home)
     (tmp_path / "a.wav").write_bytes(voice(35))
     return tmp_path, transcript

@@ -92,7 +92,7 @@ def answer(delta: str, index: int = 0, usage: str = "{}") -> bytes:
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of ours that answers for another one's models."""
+    """Provide a server of ours that answers for another one's models."""
     with serve(tmp_path_factory.mktemp("there")) as served:
         yield served
 

@@ -111,7 +111,7 @@ def test_usage_of_an_openai_stream_that_is_left_is_what_was_made(
 
 @dataclass
 class Load:
-    """Clients of one key, and when each of their requests was answered."""
+    """Holds clients of one key, and when each of their requests was answered."""
 
     server: Server
     headers: dict[str, str]

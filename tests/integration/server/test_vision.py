@@ -40,7 +40,7 @@ def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 def client(
     shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of the shared server, which has a model that reads pictures meanwhile."""
+    """Provide a client of the shared server, which has a vision model meanwhile."""
     folder = make_vision_model("llava", tmp_path_factory.mktemp("vision") / "model")
     with shared_server.client() as client:
         made = client.post("/api/v1/models/import", json={"path": str(folder), "name": "seer"})

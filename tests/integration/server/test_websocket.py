@@ -23,7 +23,7 @@ def watched(server: Server, task_id: str, **how: str) -> list[Message]:
 
 
 def plain(messages: list[Message]) -> list[Message]:
-    """Without what depends on when one looks."""
+    """Return a message without the fields that depend on when it was sent."""
     return [each for each in messages if each[0] not in ("queued", "loading")]
 
 

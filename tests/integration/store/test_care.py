@@ -20,7 +20,8 @@ from tests.support.model_folders import llama, write
 
 @pytest.fixture
 def shared(store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> ModelStore:
-    """A store with two models that share all their files, and with none linked from outside."""
+    """Provide a store with two models that share all their files, and with none linked from
+    outside."""
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     for name in ("one", "two"):
         store.import_folder(source, name)
@@ -179,7 +180,7 @@ def test_repair_of_a_file_that_two_models_share_repairs_both(
     asked: list[Sequence[str]] = []
 
     def fetch(into: ModelStore, manifest: Manifest, paths: Sequence[str]) -> Manifest:
-        """As a pull does: fetch what no blob has."""
+        """Fetch only the files that no blob has, as a pull does."""
         asked.append(paths)
         with into.draft() as folder:
             for entry in manifest.files:
@@ -329,7 +330,7 @@ def test_export_refuses_a_place_that_is_taken(shared: ModelStore, tmp_path: Path
 def test_adapter_stays_one_when_it_is_verified_and_its_base_stays_for_it(
     store: ModelStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In memory its manifest is joined with its base's; what is written must be its own."""
+    """Check the written manifest: in memory it is joined with its base's."""
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     store.import_folder(source, "base")
     store.import_folder(write_text_lora(source, tmp_path / "lora", named="base"), "lora")

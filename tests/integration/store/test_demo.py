@@ -40,7 +40,7 @@ def test_demo_model_that_was_changed_or_is_another_s_stays(store: ModelStore, so
     make_fake_models(store, ["demo-image"])
     fake = store.read("demo-image")
     write_manifest(store.folder("demo-image"), structs.replace(fake, revision=None))
-    store.listing.look()
+    store.listing.refresh()
     assert refresh_demo_models(store) == []
     assert changed.read_text() == text
     assert store.get("demo-speech").source == "import"

@@ -102,18 +102,18 @@ def test_store_that_is_gone_says_so(store: ModelStore, source: Path) -> None:
         lambda: store.import_folder(source, "other"),
         lambda: store.remove("mine"),
         store.gc,
-        store.listing.look,
+        store.listing.refresh,
     ):
         with pytest.raises(StoreUnavailable, match="whether it is mounted"):
             work()
     store.touch("mine")
     store.root.mkdir()  # the folder on which the disk was mounted
     with pytest.raises(StoreUnavailable, match="empty folder"):
-        store.listing.look()
+        store.listing.refresh()
     assert store.names() == ["mine"]
     store.root.rmdir()
     store.root.with_name("gone").rename(store.root)
-    store.listing.look()
+    store.listing.refresh()
     assert store.verify("mine") == []
     store.remove("mine")
     with pytest.raises(UnknownModel):
@@ -151,7 +151,7 @@ def detail_of(client: httpx.Client, served: Served) -> str:
 def test_store_on_a_file_system_that_locks_no_folders(
     store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As NFS: an exclusive lock needs a file that is open for writing."""
+    """Simulate NFS: an exclusive lock needs a file that is open for writing."""
     real = fcntl.flock
 
     def flock(handle: int, how: int) -> None:

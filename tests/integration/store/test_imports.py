@@ -14,7 +14,7 @@ COMMITS = ("5" * 40, "6" * 40)
 def cached(
     cache: Path, commits: tuple[str, ...] = COMMITS[:1], *, folder: str = "models--org--name"
 ) -> Path:
-    """A repository as the hub's client keeps it: blobs, and snapshots of links to them."""
+    """Return a repository as the hub's client keeps it: blobs, and snapshots of links to them."""
     repository = cache / folder
     (repository / "blobs").mkdir(parents=True)
     for context, commit in enumerate(commits, 100):

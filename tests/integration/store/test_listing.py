@@ -38,7 +38,7 @@ def test_list_sees_two_changes_within_one_tick_of_the_clock(
 
 
 class SlowListing(Listing):
-    """Its first look at the folder takes until ``go_on`` is set."""
+    """Delays its first read of the folder until ``go_on`` is set."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -86,18 +86,18 @@ def test_list_in_memory_asks_the_disk_for_nothing(
     other.import_folder(source, "another")
     assert store.get("another").name == "another"  # asked for by name: at once
     other.remove("again")
-    store.listing.look()
+    store.listing.refresh()
     assert store.names() == ["another"]
 
 
 def test_list_keeps_what_was_seen_last(store: ModelStore, source: Path, tmp_path: Path) -> None:
     store.import_folder(source, "old")
     slow = SlowListing(tmp_path / "store")
-    looker = threading.Thread(target=slow.look)
+    looker = threading.Thread(target=slow.refresh)
     looker.start()
     assert slow.looking.wait(60)  # it has read the folder, and is slow to tell
     store.import_folder(source, "new")
-    slow.look()
+    slow.refresh()
     slow.go_on.set()
     looker.join()
     assert list(slow._seen[1]) == ["new", "old"]
@@ -106,7 +106,7 @@ def test_list_keeps_what_was_seen_last(store: ModelStore, source: Path, tmp_path
 def test_list_costs_next_to_nothing(
     store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as no model has come or gone, no manifest is read again."""
+    """Check that no manifest is read again while no model comes or goes."""
     store.import_folder(source, "mine")
     time.sleep(0.15)
     store.names()

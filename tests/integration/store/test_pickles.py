@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def only_pickles(folder: Path, *, shards: int = 1) -> Path:
-    """Its weights as repositories of old have them."""
+    """Replace a model's weights by pickles, as old repositories have them."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -125,7 +125,7 @@ def _text(path: Path) -> None:
 
 
 def _huge(path: Path) -> None:
-    """One number that stands for a table of terabytes."""
+    """Return one number that stands for a table of terabytes."""
     torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
 
 
@@ -266,7 +266,7 @@ def test_selection_of_the_pickles_of_a_model(names: list[str], taken: list[str])
 
 
 def test_commands_pull_pickles_only_when_told_to(tmp_path: Path) -> None:
-    """By the flag for once, or by the setting of the name that it is to have."""
+    """Allow pickles by the flag for one pull, and by the setting of the model's future name."""
     source, home = only_pickles(make_vits(tmp_path / "m")), tmp_path / "home"
     words = ("models", "import", str(source), "--name")
     refused = run(home, *words, "one")

@@ -20,7 +20,7 @@ UNET, LORA = "unet/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.s
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    """A repository of a LoRA as training leaves it."""
+    """Provide a repository of a LoRA as training leaves it."""
     root = tmp_path_factory.mktemp("hub")
     folder = write_text_lora(llama(root / "base"), root / "origin", named="org/base")
     write(folder / "README.md", "---\nbase_model: org/base\nlicense: mit\n---\n")

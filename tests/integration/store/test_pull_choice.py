@@ -1,4 +1,4 @@
-"""What of a repository is fetched, and what is refused before any weights come."""
+"""Selection of a repository's files, and refusals before any weights are fetched."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def hub(served: FakeHub) -> Iterator[FakeHub]:
-    """The hub, with its files as they were at first."""
+    """Provide the hub, with its files as they were at first."""
     before = dict(served.files)
     served.sent.clear()
     yield served
@@ -102,12 +102,12 @@ def test_pull_reads_no_text_that_has_rotted_in_the_store(store: ModelStore, hub:
 
 
 def test_resume_after_a_clean_up_fetches_no_shard_again(store: ModelStore, hub: FakeHub) -> None:
-    """Not even after one that forgets at once what no model has."""
+    """Clean up with no grace for blobs that no model uses."""
     hub.faults[SECOND] = Fault(stall_after=0)
     digest = hashlib.sha256(hub.files[FIRST]).hexdigest()
 
     def first_is_there() -> bool:
-        """The second shard stalls, and the first is a blob."""
+        """Return True once the second shard stalls and the first is a blob."""
         return bool(list(store.partial.glob(f"pull-*/{digest}.held")))
 
     refused(store, hub, PullCancelled, cancelled=first_is_there)

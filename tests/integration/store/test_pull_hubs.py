@@ -79,7 +79,7 @@ def test_cancel_ends_a_stalled_pull_within_a_second(
     asked: list[float] = []
 
     def cancelled() -> bool:
-        """Once the hub has been asked for what it does not give."""
+        """Return True once the hub has been asked for a file that it does not send."""
         stalls = len(hub.requests) > 0 if where == "listing" else WEIGHTS in str(hub.requests)
         if stalls:
             asked.append(time.monotonic())

@@ -34,7 +34,8 @@ def hub(
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins without the variables; the hub's client reads them once for a session."""
+    """Start each test without the variables of certificates; the hub's client reads them once for a
+    session."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")
     close_session()

@@ -30,7 +30,7 @@ from tests.support.large_models import SIZE, WEIGHTS, large_hub
 
 
 def test_puller_obeys_another_bandwidth_while_it_pulls(tmp_path: Path) -> None:
-    """At the first one the model would take an hour."""
+    """Raise the bandwidth during a pull that would take an hour at the first one."""
 
     async def pull(order: Order) -> list[Message]:
         process = await PullProcess.start(order, "dl_1")

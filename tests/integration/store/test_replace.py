@@ -24,7 +24,7 @@ def newer(tmp_path: Path) -> Path:
 
 
 def in_steps(patch: pytest.MonkeyPatch) -> None:
-    """As on a file system that cannot exchange two folders."""
+    """Let the file system be unable to exchange two folders."""
     patch.setattr(places, "_renameat2", lambda: None)
 
 

@@ -179,7 +179,7 @@ def test_clean_up_keeps_what_a_pull_can_resume_from_for_two_weeks(store: ModelSt
 
 @contextmanager
 def held(folder: Path) -> Iterator[Path]:
-    """A folder that another process is just removing."""
+    """Yield a folder that another process is just removing."""
     folder.mkdir()
     handle = lock(folder)
     assert handle is not None

@@ -33,7 +33,7 @@ def test_compiling_and_a_first_step_may_be_silent_for_long_and_are_shown(tmp_pat
 
 
 async def outlasts(rig: Rig, activity: Activity, *, seconds: float) -> None:
-    """A worker is busy with something for longer than it may be silent."""
+    """Check that a worker reports an activity for longer than it may be silent."""
 
     def is_told() -> bool:
         return any(each.activity == activity for each in rig.operations.workers())

@@ -32,7 +32,7 @@ SECRET = ctypes.create_string_buffer(b"secret")  #: in the memory of the gateway
 
 
 class Place:
-    """A home, a model, and sockets that listen: what a worker might reach for."""
+    """Holds a home, a model, and listening sockets: all that a worker might try to reach."""
 
     def __init__(self, root: Path) -> None:
         self.home = root / "home"
@@ -82,7 +82,7 @@ class Place:
     def ask(
         self, code: dict[str, str], mode: Any, *, work: Path | None = None, **options: Any
     ) -> dict[str, str]:
-        """The outcomes of code in a worker, by the names that were given them."""
+        """Return the outcomes of code in a worker, by the names that were given them."""
         found: dict[str, str] = {}
 
         async def test(pool: WorkerPool, seen: Recorder) -> None:
@@ -321,7 +321,7 @@ def test_work_folder_lives_as_long_as_its_worker(place: Place) -> None:
 
 
 def test_work_folder_that_cannot_be_made_loosens_nothing(place: Place) -> None:
-    """On a full disk, say: models that write no files go on."""
+    """Simulate a full disk: models that write no files still run."""
     blocked = place.home / "blocked"
     blocked.touch()
     code = {"key": "read(HOME + '/admin.key')", "results": "write(HOME + '/files/new')"}

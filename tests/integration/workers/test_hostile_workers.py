@@ -46,7 +46,7 @@ async def responsive() -> AsyncIterator[None]:
 
 
 async def left_behind(worker: Worker) -> psutil.Process | None:
-    """The child that an evil worker has left, by what it has printed."""
+    """Return the pid of the child that a hostile worker has left, from its output."""
     (pid,) = worker.output.tail
     try:
         return psutil.Process(int(pid))

@@ -22,7 +22,7 @@ _LETTERS = 1000  #: of each token: in few steps as much as usual ones make in th
 
 @pytest.fixture(scope="module")
 def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose tokens are long."""
+    """Provide a tiny Llama whose tokens are long."""
     folder = make_tiny_model("llama", tmp_path_factory.mktemp("wordy"))
     words = {f"{number:03}".ljust(_LETTERS, "x"): number for number in range(2, VOCAB)}
     backend = Tokenizer(models.WordLevel({"?": 0, EOS: 1, **words}, unk_token="?"))

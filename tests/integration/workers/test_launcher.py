@@ -1,4 +1,4 @@
-"""How worker processes are started: what they take from the gateway, and what they leave to it."""
+"""Start of worker processes: what they inherit from the gateway, and what ends with them."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What workers say last is kept, passed on, and costs no descriptor."""
+"""Output of workers: its end is kept, passed on, and costs no descriptor."""
 
 import gc
 import logging

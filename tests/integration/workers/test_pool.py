@@ -96,7 +96,7 @@ def test_worker_whose_load_meets_a_lost_card_says_so() -> None:
 
 
 def test_worker_ends_at_once_after_an_error_without_any_clean_up(tmp_path: Path) -> None:
-    """What would touch the card again, at exit or in threads that are waited for, is not run."""
+    """Check that no exit handler runs, and no thread is joined, that could use the card again."""
     trace = tmp_path / "cleaned"
     program = (
         "import atexit, os, threading, time\n"

@@ -1,4 +1,5 @@
-"""How a worker process comes to see its own cards only, whatever its libraries do at import."""
+"""Visible devices: a worker process sees its own cards only, whatever its libraries do at
+import."""
 
 import asyncio
 import json
@@ -58,7 +59,8 @@ ctypes.CDLL = CDLL
 
 @pytest.fixture(scope="module")
 def raised() -> dict[str, str]:
-    """What each kind's imports raise, all in one process: imports take seconds."""
+    """Provide the errors that each engine's imports raise, all in one process: imports take
+    seconds."""
     modules = [module for kind in KINDS for module in ENGINES[kind].preimport]
     command = [sys.executable, "-c", TRAPPED, *modules]
     done = subprocess.run(command, check=True, timeout=100, capture_output=True, text=True)

@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.03
 
 
 class Page:
-    """One page, and what it asked for and complained of."""
+    """Holds one page, and what it asked for and complained of."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 def make_text_lora(
     base: Path, folder: Path, *, named: str = "tiny", seed: int = 7, **config: Any
 ) -> Path:
-    """A LoRA with random weights for a text model; ``named``: what it calls its base."""
+    """Return a LoRA with random weights for a text model; ``named``: what it calls its base."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
     with warnings.catch_warnings():

@@ -55,8 +55,8 @@ def make(folder: Path, *, sampled: bool = True, tokens: int = 40) -> Path:
 
 
 def _sharpen(model: Any) -> None:
-    """Fresh weights hardly look at their input, and a codec's tables are zeros until trained:
-    all texts and all tokens would sound alike."""
+    """Scale fresh weights, which hardly react to their input, and fill a codec's tables, which are
+    zero until trained: else all texts and all tokens would sound alike."""
     for stage in (model.semantic, model.coarse_acoustics):
         stage.lm_head.weight.mul_(20)
         stage.input_embeds_layer.weight.mul_(20)

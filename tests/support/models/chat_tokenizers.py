@@ -33,7 +33,7 @@ _MERGES = [("h", "i"), ("t", "h"), ("th", "e"), ("<", "|"), ("|", ">"), ("i", "n
 
 
 def byte_level() -> Tokenizer:
-    """As Llama 3's and Qwen's."""
+    """Return a byte-level tokenizer such as Llama 3's and Qwen's."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *("".join(pair) for pair in _MERGES)]
     backend = Tokenizer(models.BPE(_numbered(words), _MERGES))
@@ -43,19 +43,20 @@ def byte_level() -> Tokenizer:
 
 
 def sentencepiece() -> Tokenizer:
-    """As Llama 2's: a space is put before a text."""
+    """Return a tokenizer such as Llama 2's: a space is put before a text."""
     return _spaced(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
 
 
 def metaspace() -> Tokenizer:
-    """As Gemma's and newer Mistrals': only the beginning of the whole text gets a space."""
+    """Return a tokenizer such as Gemma's and newer Mistrals': only the beginning of the whole text
+    gets a space."""
     backend = _spaced(None)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     return backend
 
 
 def unigram() -> Tokenizer:
-    """As T5's: its model knows the control tokens as words."""
+    """Return a tokenizer such as T5's: its model knows the control tokens as words."""
     words = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("▁hi", -3.0), ("ing", -4.0)]
     words += [(letter, -5.0) for letter in _LETTERS.replace(" ", "") + "\n"]
     backend = Tokenizer(models.Unigram(words, unk_id=0, byte_fallback=False))

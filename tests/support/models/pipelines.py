@@ -210,7 +210,7 @@ def _clip_config() -> CLIPTextConfig:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    """One token a letter."""
+    """Return a CLIP tokenizer with one token a letter."""
     tokens = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(f"{each}</w>" for each in _LETTERS)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LONGEST_PROMPT)

@@ -98,7 +98,7 @@ def write_model(
 
 
 def train_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, trained on docstrings of the standard library."""
+    """Train a byte-level BPE on docstrings of the standard library."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

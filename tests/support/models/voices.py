@@ -22,7 +22,7 @@ WIDTH = 24  #: of a speaker's vector
 
 
 def make_vits(folder: Path, *, speakers: int = 1, language: str | None = "eng") -> Path:
-    """A VITS as those of MMS are: letters, 16 kHz."""
+    """Make a VITS such as MMS's: letters, 16 kHz."""
     torch.manual_seed(7)
     folder.mkdir(parents=True)
     letters = ["-", *"abcdefghijklmnopqrstuvwxyz' ", "<unk>"]
@@ -59,7 +59,7 @@ def make_vits(folder: Path, *, speakers: int = 1, language: str | None = "eng") 
 
 
 def make_speecht5(folder: Path, *, voices: tuple[str, ...] = ("anna", "bert")) -> Path:
-    """Without its vocoder, as its repository is."""
+    """Make a SpeechT5 without its vocoder, as its repository is."""
     torch.manual_seed(8)
     folder.mkdir(parents=True)
     pieces = folder / "spm_char.model"
@@ -114,7 +114,7 @@ def make_vocoder(folder: Path) -> Path:
 
 
 def _pieces() -> bytes:
-    """A SentencePiece model of letters."""
+    """Return a SentencePiece model of letters."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["abcdefghijklmnopqrstuvwxyz HELLO'.,?! the quick brown fox"] * 20),

@@ -107,7 +107,7 @@ def _generation(*, several: bool) -> dict[str, Any]:
 
 
 def _tokenizer() -> WhisperTokenizer:
-    """One token a byte, and four that begin words."""
+    """Return a tokenizer with one token a byte, and four that begin words."""
     vocabulary = {token: number for number, token in enumerate(_LETTERS)}
     vocabulary["<|endoftext|>"] = END
     merges = [("Ġ", token[1]) for token in _LETTERS if len(token) == 2]

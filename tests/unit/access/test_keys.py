@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def using(home: Home, act: Act, pepper: bytes = PEPPER) -> None:
-    """One life of a server: opens the ring, acts, closes."""
+    """Run one life of a server: open the ring, act, close."""
 
     async def run() -> None:
         database = await Database.open(home.database)

@@ -57,7 +57,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def using(home: Home, act: Act) -> None:
-    """One life of a server: opens ring and tokens, acts, closes."""
+    """Run one life of a server: open ring and tokens, act, close."""
 
     async def run() -> None:
         database = await Database.open(home.database)

@@ -73,7 +73,7 @@ def test_page_has_nothing_inline() -> None:
 
 
 def test_scripts_make_markup_of_sanitised_text_only() -> None:
-    """What comes from a server or a model is text; one module makes markup, of Markdown."""
+    """Check that text of servers and models stays text; one module makes markup, of Markdown."""
     for path, text in SCRIPTS.items():
         assert not re.search(r"\beval\(|new Function|document\.write|\.innerHTML|outerHTML", text)
         if "dangerouslySetInnerHTML" in text:

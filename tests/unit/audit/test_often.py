@@ -8,7 +8,7 @@ DAY = 86_400
 
 
 class Keys:
-    """Keys that make tokens, by a clock that the test moves."""
+    """Makes tokens with keys, by a clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

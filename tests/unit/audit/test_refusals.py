@@ -9,7 +9,7 @@ DAY = 86_400.0
 
 
 class Flood:
-    """Refusals by a clock that the test moves."""
+    """Refuses requests, by a clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

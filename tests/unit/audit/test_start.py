@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.audit.entry import now
 from bitinglip.audit.log import DAY
-from bitinglip.audit.start import begin, look_after
+from bitinglip.audit.start import begin, clean_up
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.parts import _open_audit
@@ -85,16 +85,16 @@ def test_audit_log_that_is_not_whole_degrades_the_health_until_it_is(path: Path)
     with using(path, days=1) as (run, audit):
         run(begin(audit, Settings()))
         run(begin(audit, Settings()))
-        run(look_after(audit, health))
+        run(clean_up(audit, health))
         assert not health.problems()
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("UPDATE audit_log SET at = at - ? WHERE seq = 1", [int(2 * DAY * 1e6)])
         # It is too old now, so it goes; that it was changed stays known.
-        run(look_after(audit, health))
+        run(clean_up(audit, health))
         assert [row["entry"] for row in entries(run, audit)] == [4, 3, 2]
         assert "entry 1 was changed, removed or forged" in health.problems()["database"]
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("DELETE FROM audit_log")
             other.execute("DELETE FROM audit_head")
-        run(look_after(audit, health))
+        run(clean_up(audit, health))
         assert not health.problems()

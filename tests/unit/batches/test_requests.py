@@ -23,7 +23,7 @@ class _RatesWereTaken(Exception):
 
 
 def _requests(own: Gateway) -> Requests:
-    """Requests that get as far as their rates."""
+    """Return requests that get as far as their rates."""
     return Requests(Settings(), NONE, NONE, NONE, NONE, own.admission, NONE, NONE, lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""What a load test's figures are, and what they say."""
+"""Figures of a load test, and their report."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What ``doctor`` concludes from what it finds; the machine itself is made up."""
+"""Conclusions of ``doctor`` from its findings; the machine itself is made up."""
 
 import sqlite3
 from contextlib import closing

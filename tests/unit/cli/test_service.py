@@ -37,7 +37,7 @@ NoNewPrivileges=yes
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A root folder with the nodes of a card that everybody may open."""
+    """Provide a root folder with the nodes of a card that every user may open."""
     for name in ("nvidiactl", "nvidia0", "nvidia-uvm"):
         node = tmp_path / "dev" / name
         node.parent.mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
-"""What ``doctor`` says of storage, foreign libraries and compilers; all of them made up."""
+"""Findings of ``doctor`` about storage, foreign libraries and compilers; all of them are made
+up."""
 
 from pathlib import Path
 

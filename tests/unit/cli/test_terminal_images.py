@@ -1,4 +1,4 @@
-"""How pictures are written to terminals, byte for byte, and which terminal takes what."""
+"""Pictures on terminals: the bytes of each protocol, and which terminal takes which."""
 
 import base64
 import io

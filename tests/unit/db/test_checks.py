@@ -1,4 +1,4 @@
-"""The check of the database, which anybody may ask for."""
+"""The check of the database, which any caller with the scope may ask for."""
 
 import asyncio
 from pathlib import Path

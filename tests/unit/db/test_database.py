@@ -80,7 +80,7 @@ async def nothing(_: Database) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A database that exists, in a folder whose name needs quoting."""
+    """Provide a database that exists, in a folder whose name needs quoting."""
     folder = tmp_path / "a ?#%41 folder"
     folder.mkdir()
     using(folder / "bitinglip.db", nothing)
@@ -95,7 +95,7 @@ def query(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 
 def refused(path: Path, *words: str) -> None:
-    """The start is refused with one line, and the file is left as it was."""
+    """Check that the start is refused with one line, and the file is left as it was."""
     before = path.read_bytes()
     with pytest.raises(DatabaseError) as caught:
         using(path, nothing)
@@ -254,7 +254,7 @@ def test_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path) ->
 
 @pytest.fixture
 def first_version(tmp_path: Path) -> Path:
-    """A database of the first version, with a key in it."""
+    """Provide a database of the first version, with a key in it."""
     file = tmp_path / "bitinglip.db"
     upgrade(file, "0001")
     columns = "id, name, digest, pepper_id, last_four, scopes, tier, created_at"

@@ -21,7 +21,7 @@ START = 1_800_000_000.0
 
 
 class Clocks:
-    """A wall clock that a test sets, and one that only goes on."""
+    """Simulates a wall clock that a test sets, and one that only goes on."""
 
     def __init__(self) -> None:
         self.jump = 0.0

@@ -14,7 +14,7 @@ COUNT = "UPDATE counted SET number = number + {}"
 
 
 class Counted:
-    """A part that adds what it has counted to a number in the database."""
+    """Adds its count to a number in the database."""
 
     def __init__(self) -> None:
         self.pending = 0

@@ -1,4 +1,4 @@
-"""What a download counts and remembers, and what is asked for by the words of a request."""
+"""State of a download, and the request that it is made from."""
 
 import json
 from datetime import UTC, datetime

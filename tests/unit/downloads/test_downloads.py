@@ -189,7 +189,7 @@ os._exit(9)
 def test_download_is_completed_whose_process_is_ended_after_it_has_brought_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it can say so; and so is one of a server that was ended then."""
+    """End the process before it reports the model, and end a server at that moment."""
     llama(tmp_path / "origin")
     monkeypatch.setattr("bitinglip.downloads.process._PROGRAM", _BRINGS)
 

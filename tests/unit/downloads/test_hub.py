@@ -1,4 +1,4 @@
-"""What a process that pulls is told of the hub."""
+"""Hub options of a process that pulls."""
 
 from pathlib import Path
 from typing import Any

@@ -26,7 +26,7 @@ def using(tmp_path: Path, act: Callable[[DownloadRows], Awaitable[None]]) -> Non
 
 
 def made(number: int, model: str = "m", *, ended: timedelta | None = None) -> Download:
-    """``ended``: so long ago, as a failure."""
+    """Make a download. ``ended``: how long ago it failed; None while it runs."""
     download = new_download(Wanted(repo="org/m", name=model), Requester("k"), "normal")
     download.id = f"dl_{number:03}"
     download.files = {"a": File(2, 1)}

@@ -1,4 +1,4 @@
-"""Whose download is next, of several keys."""
+"""Turns: which download of several keys is next."""
 
 from bitinglip.downloads.download import Download, Priority, Requester, Wanted, new_download
 from bitinglip.downloads.turns import Turns

@@ -13,7 +13,7 @@ WSL = "5.15.153.1-microsoft-standard-WSL2"
 def test_memory_under_wsl_is_bounded_by_what_is_free(
     monkeypatch: pytest.MonkeyPatch, kernel: str, bounds: list[tuple[float, int]]
 ) -> None:
-    """Beyond that the driver would give system memory, in silence, and be slow."""
+    """Check the bound beyond which the driver would silently use slow system memory."""
     told: list[tuple[float, int]] = []
     free = [18 * GIB, 6 * GIB]
     total = [24 * GIB, 12 * GIB]

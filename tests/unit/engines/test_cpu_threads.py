@@ -1,4 +1,4 @@
-"""How many CPU threads compute a model."""
+"""Number of CPU threads that compute a model."""
 
 from pathlib import Path
 

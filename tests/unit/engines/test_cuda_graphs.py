@@ -1,4 +1,4 @@
-"""What captures of CUDA graphs share, by stand-ins for the driver's objects."""
+"""Pools and streams that captures of CUDA graphs share, by stand-ins for the driver's objects."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +19,16 @@ class Stream:
         Stream.made += 1
 
     def wait_stream(self, _other: "Stream") -> None:
-        """Nothing is ever queued on it."""
+        """Do nothing: no work is ever queued on it."""
 
 
 class Graph:
-    """It is never replayed here."""
+    """Stands in for a CUDA graph that is never replayed."""
 
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """The (pool, stream) of each capture."""
+    """Provide the (pool, stream) of each capture."""
     captures: list[tuple[Any, Any]] = []
     current = Stream()
     Stream.made = 0

@@ -1,4 +1,4 @@
-"""Which number format a model computes in, by its files and its card."""
+"""Number formats of models, by their files and cards."""
 
 import pytest
 

@@ -39,7 +39,7 @@ def test_eight_bit_layer_computes_what_rounded_weights_do(
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [1, 60])
 def test_eight_bit_layer_stays_in_the_range_of_float16(name: str, rows: int) -> None:
-    """Before they are scaled, its sums are hundreds of times as large."""
+    """Check sums that are hundreds of times as large before they are scaled."""
     stored, scale = eight_bits(torch.full((OUTS, 1024), 0.25), FORMATS[name])
     found = EightBitLinear(stored, scale, None)(torch.full((rows, 1024), 4.0).half())
     torch.testing.assert_close(found, torch.full((rows, OUTS), 1024.0).half(), atol=0, rtol=0.01)

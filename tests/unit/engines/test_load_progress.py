@@ -1,4 +1,4 @@
-"""How far a load is, by bytes; reading ahead; copies to a device by way of buffers."""
+"""Progress of a load in bytes; reading ahead; copies to a device through buffers."""
 
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, to
 
 
 class Model(nn.Module):
-    """Two linear layers, a normalisation, and a head that is its embedding."""
+    """Is made of two linear layers, a normalisation, and a head that is its embedding."""
 
     def __init__(self) -> None:
         super().__init__()

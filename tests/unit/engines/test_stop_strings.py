@@ -18,7 +18,7 @@ def feed(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
 
 
 def cuts(text: str) -> list[list[str]]:
-    """Every way to cut a text into one to four pieces."""
+    """Return all ways to cut a text into one to four pieces."""
     ways = []
     for count in range(4):
         for places in combinations(range(1, len(text)), count):

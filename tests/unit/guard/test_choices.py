@@ -40,7 +40,7 @@ def call(arguments: str, name: str = "send") -> protocol.ToolCallDelta:
 
 
 def deltas(cuts: Sequence[int]) -> list[protocol.TextDelta]:
-    """Three texts in pieces that come by turns: content, reasoning, a call's arguments."""
+    """Return three texts in pieces that alternate: content, reasoning, a call's arguments."""
     events = []
     for index, (start, end) in enumerate(zip((0, *cuts), (*cuts, 99), strict=True)):
         text, said = MAIL[start:end], CALL[start:end]

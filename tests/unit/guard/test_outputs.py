@@ -205,7 +205,7 @@ def _text_done(text: str) -> protocol.TextDone:
 def test_guard_failure_marks_what_passed_unchecked_as_altered(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the guard works again, a cache that had kept it would show it all the same."""
+    """Check the mark: a cache that had kept the text would serve it once the guard works again."""
 
     def failing(_text: str) -> tuple[str, None]:
         raise RuntimeError("a fault of the guard")

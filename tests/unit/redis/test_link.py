@@ -22,7 +22,7 @@ ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
 @pytest.fixture
 def server(redis: RedisServer) -> Iterator[RedisServer]:
-    """The module's server, empty and running again afterwards."""
+    """Provide the module's server, empty and running again afterwards."""
     redis.flush()
     yield redis
     redis.thaw()

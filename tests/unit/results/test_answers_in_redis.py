@@ -8,7 +8,7 @@ from typing import Any
 
 from bitinglip.redis.link import RedisLink
 from bitinglip.results.cache.entries import Answer
-from bitinglip.results.cache.together import AnswersInRedis
+from bitinglip.results.cache.redis_answers import AnswersInRedis
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.telemetry.health import Health
 from tests.support.redis import RedisServer

@@ -45,7 +45,7 @@ def using(
 def drawn(
     files: Files, count: int = 1, output: Any = "url", age: float = 0.0, key_id: str = "k"
 ) -> EventLog:
-    """A job that has made so many pictures, which are on the disk."""
+    """Return a job that has made so many pictures, which are on the disk."""
     work = protocol.ImageJob(
         id=new_task_id(),
         prompt="p",

@@ -33,7 +33,7 @@ def token(text: str, **more: Any) -> protocol.TextDelta:
 
 
 def native(box: EventLog) -> NativeView:
-    """A view of a job that makes no files."""
+    """Return a view of a job that makes no files."""
     return NativeView(box, "r-1", cast("Any", None))
 
 

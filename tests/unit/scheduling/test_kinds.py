@@ -1,4 +1,4 @@
-"""What jobs cost by their kind, and which of them belong together."""
+"""Costs of jobs by their kind, and their affinity."""
 
 import pytest
 

@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, base: Path) -> ModelStore:
-    """A store with the base that adapters here name."""
+    """Provide a store with the base that adapters here name."""
     store = ModelStore(tmp_path / "models")
     store.import_folder(base, "org/base")
     return store

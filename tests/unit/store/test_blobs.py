@@ -101,7 +101,7 @@ def test_blob_that_was_only_touched_is_read_and_found(blobs: Blobs) -> None:
 
 
 def holding(tmp_path: Path, path: Path, **changes: int) -> Blobs:
-    """The blobs of a store with one model, whose file is ``path``."""
+    """Return the blobs of a store with one model, whose file is ``path``."""
     found = path.stat()
     entry = FileEntry("file", found.st_size, SHA256, changes.get("mtime_ns", found.st_mtime_ns))
 

@@ -1,4 +1,4 @@
-"""Where requests go, and what goes with them."""
+"""Addresses and headers of requests to the hub."""
 
 import io
 import urllib.request

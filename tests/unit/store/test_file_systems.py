@@ -1,4 +1,4 @@
-"""What storage is slow to load models from, by made-up tables of mounts."""
+"""Storage that is slow to load models from, by made-up tables of mounts."""
 
 from pathlib import Path
 

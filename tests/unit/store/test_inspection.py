@@ -1,4 +1,4 @@
-"""What the store refuses of a folder, and what it says of one that it takes."""
+"""Inspection of folders: refusals, and the manifests of those that are taken."""
 
 import json
 import struct

@@ -352,7 +352,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder beside the repository with a file in it; at the end it is as it was."""
+    """Provide a folder beside the repository with a file in it, which is unchanged at the end."""
     monkeypatch.chdir(tmp_path)
     secret = tmp_path / "secret.safetensors"
     secret.write_bytes(b"secret")

@@ -1,4 +1,4 @@
-"""What the page cache holds: our books, and what the kernel says of the files' pages."""
+"""Page cache: our counts, and the kernel's of the files' pages."""
 
 import ctypes
 import errno
@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel with
 
 
 def model(tmp_path: Path, name: str, *sizes: int) -> Path:
-    """A model's folder, with weights of so many bytes in parts of their own."""
+    """Return a model's folder, with weights of so many bytes in parts of their own."""
     folder = tmp_path / name
     for number, size in enumerate(sizes):
         part = folder / f"part{number}"
@@ -36,7 +36,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def model_state(path: Path) -> float:
-    """The share of a file's pages that are in RAM."""
+    """Return the share of a file's pages that are in RAM."""
     libc = ctypes.CDLL(None, use_errno=True)
     size = path.stat().st_size
     # A private writable mapping, for from_buffer refuses one that is read-only.

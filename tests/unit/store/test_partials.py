@@ -1,4 +1,4 @@
-"""What is on the disk of a file that comes."""
+"""Partial files on the disk during a pull."""
 
 import hashlib
 from pathlib import Path

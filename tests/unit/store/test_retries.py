@@ -1,4 +1,4 @@
-"""How long is waited before the hub is asked again."""
+"""Waits before the hub is asked again."""
 
 import threading
 from datetime import UTC, datetime, timedelta

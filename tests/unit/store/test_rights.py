@@ -27,7 +27,7 @@ def folder() -> Iterator[Path]:
 
 
 def created(home: Home) -> str:
-    """The line with which a start in this home is refused."""
+    """Return the line with which a start in this home is refused."""
     try:
         home.create()
     except HomeError as error:
@@ -66,7 +66,7 @@ def test_rights_are_missing_above_a_home_that_is_not_there(folder: Path) -> None
 
 @pytest.mark.parametrize("name", ["secret.key", "bitinglip.db", "bitinglip.db-wal", "files"])
 def test_rights_to_each_part_of_the_home_are_checked(name: str, folder: Path) -> None:
-    """As after a first start by root."""
+    """Check a home as a first start by root leaves it."""
     home = Home(folder / "home")
     home.create()
     home.secret("x")

@@ -1,4 +1,4 @@
-"""Which files of real repositories' layouts are taken."""
+"""Selection of files from layouts of real repositories."""
 
 import pytest
 

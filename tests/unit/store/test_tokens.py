@@ -1,4 +1,4 @@
-"""Where the hub's token comes from."""
+"""Sources of the hub's token."""
 
 import io
 from pathlib import Path

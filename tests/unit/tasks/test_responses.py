@@ -1,4 +1,4 @@
-"""What is kept of responses: for how long, how much, and in which order they are gone back."""
+"""Stored responses: their retention, their bounds, and the order of their items."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

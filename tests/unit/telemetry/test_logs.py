@@ -24,7 +24,7 @@ SECRET = CANARY.text[22:]
 def logged(
     style: Literal["auto", "console", "json"] = "json", level: Literal["debug", "info"] = "info"
 ) -> Iterator[Callable[[], str]]:
-    """What was logged; asking ends the logging."""
+    """Yield the log lines; reading them ends the logging."""
     root, stream = logging.getLogger(), io.StringIO()
     others, root.handlers = root.handlers, []  # pytest's own fail on a broken log call
     stop = logs.configure(Logging(level=level, format=style), stream)

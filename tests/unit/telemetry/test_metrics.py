@@ -1,4 +1,4 @@
-"""What is exported, under which names, with which labels."""
+"""Exported metrics: their names and labels."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""What an upstream's chunks become."""
+"""Chunks of an upstream, read as events."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What an upstream is asked for on behalf of a job."""
+"""Requests to an upstream on behalf of a job."""
 
 from typing import Any
 

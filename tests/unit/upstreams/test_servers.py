@@ -1,4 +1,4 @@
-"""Which of a model's servers a request goes to."""
+"""Choice among the servers of an upstream model."""
 
 import pytest
 

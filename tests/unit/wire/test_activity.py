@@ -1,4 +1,4 @@
-"""What snapshots say of jobs: queues by tier, the last minute, the last errors."""
+"""Snapshots of jobs: queues by tier, the last minute, the last errors."""
 
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.queue.priority import Priority

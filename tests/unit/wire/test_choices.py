@@ -1,4 +1,4 @@
-"""Several choices and prompts, from the request to the views of all surfaces."""
+"""Choices and several prompts, from the request to the views of all surfaces."""
 
 import json
 from typing import Any, cast

@@ -21,7 +21,7 @@ MOST = MOST_LOGPROBS // 21  #: tokens with 20 alternatives each
 
 
 def max_tokens(request: Any, body: dict[str, Any], own: Model | None = None) -> int:
-    """The tokens that a worker is asked for."""
+    """Return the number of tokens that a worker is asked for."""
     work = parse(request, json.dumps(body).encode()).to_job(job_context(own)).work
     assert isinstance(work, TextJob)
     return work.sampling.max_tokens

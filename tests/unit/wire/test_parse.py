@@ -57,7 +57,7 @@ def test_json_depth_has_a_bound() -> None:
 
 
 def _padded(elements: int) -> bytes:
-    """A body of so many elements and more than a megabyte."""
+    """Return a body of so many elements and more than a megabyte."""
     return b'{"x":"' + b'\\"[,{' * 200_000 + b'","y":[' + b"1," * (elements - 3) + b"1]}"
 
 
@@ -79,7 +79,7 @@ def test_json_elements_have_a_bound() -> None:
 @pytest.mark.parametrize("size", [0, 300_000])
 @given(text=st.text(st.sampled_from('"\\[]{},:a')))
 def test_json_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None:
-    """What stands in strings does not count; the long bodies are read in another way."""
+    """Check that strings do not count; long bodies are read in another way."""
     deep = "[" * MAX_DEPTH + json.dumps(text + "a" * size) + "]" * MAX_DEPTH
     check_shape(deep.encode())
     with pytest.raises(errors.InvalidRequest):

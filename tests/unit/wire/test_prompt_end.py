@@ -1,4 +1,4 @@
-"""How a client says where the answer begins: a new turn, or more of the last message."""
+"""Ends of prompts: a new turn, or a continuation of the last message."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is told of voices."""
+"""Voices as clients see them."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""What compilers keep for models is bounded, and names that a worker made are not followed."""
+"""Compilers' caches: they are bounded, and names that a worker made are not followed."""
 
 import os
 from pathlib import Path

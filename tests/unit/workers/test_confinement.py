@@ -1,4 +1,4 @@
-"""What confinement is made of: the filter's program, the rules' paths, the versions of Landlock."""
+"""Parts of confinement: the filter's program, the rules' paths, the versions of Landlock."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def answer(
     programs: bool = False,
     unix_sockets: bool = False,
 ) -> int:
-    """What the kernel would make of the filter for a call: 0 allows it, else the error."""
+    """Return the filter's verdict on a call: 0 allows it, else the error."""
     code = list(seccomp.program(arch, PID, programs=programs, unix_sockets=unix_sockets))
     words = {0: number, 4: arch.audit if audit is None else audit}
     words |= {16 + 8 * place: value for place, value in enumerate((*arguments, *[0] * 6)[:6])}
@@ -105,7 +105,7 @@ def test_seccomp_allows_a_driver_its_unix_sockets_only(arch: Architecture) -> No
 
 
 def test_seccomp_knows_both_architectures_by_the_same_names() -> None:
-    """Those that only x86-64 has are of older interfaces, for which aarch64 has the newer ones."""
+    """Check that calls which only x86-64 has are older interfaces that aarch64 replaces."""
     x86, arm = (ARCHITECTURES[name].numbers for name in ("x86_64", "aarch64"))
     assert set(arm) <= set(x86)
     assert set(x86) - set(arm) == {
@@ -199,7 +199,7 @@ def test_rules_let_a_model_read_its_files_and_write_to_its_folder_only(
 
 
 def test_rules_for_a_card_open_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a folder that stands for the machine's: the patterns, and what may be done."""
+    """Check patterns and rights in a folder that stands for the machine's."""
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-caps/x", "sda", "pipes/control"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""What the devices of a machine are: real for the processor, made up for the driver."""
+"""Devices of a machine: real for the processor, made up for the driver."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a worker inherits from the operator's environment, and what is set for it."""
+"""Environment of a worker: what it inherits from the operator's, and what is set for it."""
 
 import os
 
@@ -91,7 +91,7 @@ def test_environment_names_the_variables_that_have_no_effect() -> None:
 
 
 class StandInDriver:
-    """libcuda.so.1, of which one function is called."""
+    """Stands in for libcuda.so.1, of which one function is called."""
 
     def __init__(self, answer: int) -> None:
         self._answer = answer

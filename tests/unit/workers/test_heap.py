@@ -1,4 +1,4 @@
-"""What the C library keeps of freed memory goes back to the system, seldom and when it is due."""
+"""Heap trims: freed memory goes back to the system, seldom and when it is due."""
 
 import ctypes
 
@@ -24,17 +24,17 @@ def test_heap_is_trimmed_after_work_once_a_minute_or_seldom_while_busy(
     heap = HeapTrim(lambda: trimmed.append(clock.now), clock)
     for second in range(1, 3 * seconds + 1):
         clock.now = second
-        heap.look(worked=True, idle=idle)
+        heap.tick(worked=True, idle=idle)
     assert trimmed == [seconds, 2 * seconds, 3 * seconds]
 
 
 def test_heap_of_a_worker_that_does_nothing_is_left_alone() -> None:
     clock, trimmed = Clock(), []
     heap = HeapTrim(lambda: trimmed.append(clock.now), clock)
-    heap.look(worked=True, idle=False)
+    heap.tick(worked=True, idle=False)
     for second in range(1000):
         clock.now = second
-        heap.look(worked=False, idle=True)
+        heap.tick(worked=False, idle=True)
     assert trimmed == [60]
 
 
@@ -52,7 +52,7 @@ def test_heap_trim_gives_memory_back() -> None:
     clock = Clock()
     heap = HeapTrim(clock=clock)
     clock.now = 100
-    heap.look(worked=True, idle=True)
+    heap.tick(worked=True, idle=True)
     assert _resident() < before - 100_000_000
     free(pieces[-1])
 

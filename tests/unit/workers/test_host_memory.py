@@ -1,4 +1,4 @@
-"""How much memory a process may use: RAM, or the least limit of the control groups it is in.
+"""Memory limits of a process: RAM, or the least limit of the control groups it is in.
 
 The kernel's files are made up here, in the forms that versions 1 and 2 have.
 """

@@ -1,4 +1,4 @@
-"""What the devices of ten made-up machines are, and what they say of themselves."""
+"""Devices of ten made-up machines, and their notes."""
 
 import errno
 import threading

@@ -1,4 +1,4 @@
-"""Where NVML is looked for: by the loader's path, then in folders that it does not know."""
+"""Search for NVML: by the loader's path, then in folders that it does not know."""
 
 import ctypes.util
 from pathlib import Path
@@ -13,7 +13,7 @@ LOADABLE = Path(ctypes.util.find_library("c") or "libc.so.6")
 
 
 class LateNvml(StandInNvml):
-    """The library is not in the loader's path until something has loaded it."""
+    """Stands in for a library that is not in the loader's path until something has loaded it."""
 
     def nvmlInit(self) -> None:  # noqa: N802  pynvml's name
         self.calls += 1

@@ -1,4 +1,4 @@
-"""Whether the kernel has ended a process because RAM ran out, by its counters."""
+"""OOM kills: whether the kernel has ended a process, by its counters."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ V1 = "30 24 0:26 {root} {mounted} rw - cgroup cgroup rw,memory\n"
 
 
 def kernel(tmp_path: Path, mount: str, line: str) -> Path:
-    """Files of the kernel: a group that this process is in, and the machine's counters."""
+    """Write the kernel's files: the group that this process is in, and the machine's counters."""
     group = tmp_path / "cgroup" / "server"
     group.mkdir(parents=True)
     proc = tmp_path / "proc"
@@ -49,16 +49,16 @@ def test_oom_kill_is_counted_in_an_old_group_or_the_machine(tmp_path: Path, wher
 def test_oom_kill_is_forgotten_after_some_looks(tmp_path: Path) -> None:
     kernel(tmp_path, V1, "4:memory:/server")
     kills = OomKills(tmp_path / "proc")
-    kills.look()
+    kills.refresh()
     (tmp_path / "proc/vmstat").write_text("oom_kill 8\n")
     for _ in range(9):
-        kills.look()
+        kills.refresh()
         assert kills.have_risen()  # the process may be large, and not gone yet
-    kills.look()
+    kills.refresh()
     assert not kills.have_risen()
 
 
 def test_oom_kill_is_not_told_where_the_kernel_tells_nothing(tmp_path: Path) -> None:
     kills = OomKills(tmp_path)
-    kills.look()
+    kills.refresh()
     assert not kills.have_risen()

@@ -1,4 +1,4 @@
-"""What is kept and what is passed on of a worker's words."""
+"""Output of a worker: what is kept, and what is passed on."""
 
 from workers.output import MOST_CHARACTERS, MOST_LINES, Output
 

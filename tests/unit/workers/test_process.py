@@ -1,4 +1,4 @@
-"""What a worker's process says of errors, by the table of faults."""
+"""Errors of a worker's process, by the table of faults."""
 
 import os
 

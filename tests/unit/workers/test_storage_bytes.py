@@ -1,4 +1,4 @@
-"""What a load reads from storage is counted, and what is cached is not."""
+"""Bytes that a load reads from storage are counted, cached ones are not."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,8 @@ SIZE = 8 << 20
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file that is on the disk; skips where files have no disk, or reads of one are not told."""
+    """Provide a file that is on the disk; skip where files have no disk, or reads are not
+    counted."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(os.urandom(SIZE))
     drop(path)

@@ -71,7 +71,7 @@ def test_architectures_are_asked_once_and_judge_the_cards_again(tmp_path: Path) 
 
 
 def no_nvml() -> Machine:
-    """A container with a card, to which the driver's library was not given."""
+    """Return a container with a card, to which the driver's library was not given."""
     machine = machines.container_without_gpu()
     machine.files |= {"dev/nvidiactl": "", "dev/nvidia0": ""}
     return machine

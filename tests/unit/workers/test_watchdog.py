@@ -33,7 +33,7 @@ DOG = Watchdog(heartbeat_timeout=2, load_timeout=4)
 
 
 class Process:
-    """What the watchdog asks of a process."""
+    """Implements what the watchdog reads of a process."""
 
     read = 0
     stopped = False
@@ -52,9 +52,9 @@ def worker(state: str, spec: Load | None = None, **ready: Any) -> Worker:
 
 
 def looks(one: Worker, dog: Watchdog = DOG) -> float:
-    """Seconds that the watchdog has counted when it ends the worker."""
+    """Return the seconds that the watchdog has counted when it ends the worker."""
     for number in range(1, 1000):
-        if dog.look(one):
+        if dog.tick(one):
             return number * dog.interval
     raise AssertionError("it is never ended")
 
@@ -67,7 +67,7 @@ def test_silence_ends_a_worker_after_the_heartbeat_timeout() -> None:
 def test_silence_is_forgotten_when_the_worker_speaks() -> None:
     one = worker("ready")
     for _ in range(100):
-        assert DOG.look(one) is None
+        assert DOG.tick(one) is None
         one.silence = 0.0
 
 
@@ -83,7 +83,7 @@ def test_cancelled_job_that_does_not_end_ends_its_worker() -> None:
         one.silence = 0.0
         if number == 5:
             del one.cancelled["a"]
-        if cause := DOG.look(one):
+        if cause := DOG.tick(one):
             break
     assert (number * DOG.interval, cause) == (8.5, "did not end a cancelled job within 8 s")
 
@@ -93,23 +93,23 @@ def test_cancelled_job_may_take_some_of_the_longest_steps() -> None:
     one.cancelled["a"] = 0.0
     for _ in range(80):
         one.silence = 0.0
-        assert DOG.look(one) is None
+        assert DOG.tick(one) is None
     one.silence = 0.0
-    assert DOG.look(one) == "did not end a cancelled job within 40 s"
+    assert DOG.tick(one) == "did not end a cancelled job within 40 s"
 
 
 def test_load_ends_after_the_load_timeout_without_progress() -> None:
     one = worker("loading", fake())
-    assert DOG.look(one) is None
+    assert DOG.tick(one) is None
     assert looks(one) == 4
-    assert DOG.look(one) == "made no progress with its load for 4 s"
+    assert DOG.tick(one) == "made no progress with its load for 4 s"
 
 
 def test_load_timeout_spares_a_load_that_tells_of_progress() -> None:
     dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
     for look in range(1800):
         one.progress = look // 20 * 20 / 1800
-        assert dog.look(one) is None
+        assert dog.tick(one) is None
     one.progress = 0.4  # and stays there
     one.seen_progress = 0.4
     assert looks(one, dog) <= 26
@@ -120,7 +120,7 @@ def test_load_timeout_spares_a_load_that_reads_its_files() -> None:
     process = cast("Process", one.handle)
     for _ in range(1800):
         process.read += 100_000
-        assert dog.look(one) is None
+        assert dog.tick(one) is None
     assert looks(one, dog) <= 26 + 10
 
 
@@ -133,18 +133,18 @@ def test_load_or_spare_whose_process_is_stopped_ends_after_the_heartbeat_timeout
     process = cast("Process", one.handle)
     process.stopped = True
     for _ in range(30):
-        assert dog.look(one) is None
+        assert dog.tick(one) is None
     process.stopped = False  # it goes on, as after a look into it
-    assert dog.look(one) is None
+    assert dog.tick(one) is None
     process.stopped = True
     assert looks(one, dog) == 31
-    assert dog.look(one) == "was stopped by a signal for 30 s and did not go on"
+    assert dog.tick(one) == "was stopped by a signal for 30 s and did not go on"
 
 
 def test_load_that_reads_next_to_nothing_makes_no_progress() -> None:
     dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
     looked = 0
-    while (cause := dog.look(one)) is None:
+    while (cause := dog.tick(one)) is None:
         looked += 1
         cast("Process", one.handle).read += 1000
         one.progress += 1e-6
@@ -157,7 +157,7 @@ def test_step_timeout_is_longer_for_the_first_job_on_a_card_only() -> None:
     spec = msgspec.structs.replace(fake(), device="cuda")
     one = worker("ready", spec, step_timeout=60.0)
     for _ in range(90):
-        assert dog.look(one) is None
+        assert dog.tick(one) is None
     one.note_final(Failed(id="a", code="OUT_OF_MEMORY", message=""))
     assert looks(one, dog) == 300 + 1 - 90
     one.silence = 0.0
@@ -179,7 +179,7 @@ def test_first_job_on_a_card_has_a_bound(own: float, allowed: float) -> None:
 @pytest.mark.parametrize("state", ["starting", "warm"])
 def test_spare_waits_for_its_model_as_long_as_it_has_to(state: str) -> None:
     one = worker(state)
-    assert all(DOG.look(one) is None for _ in range(100))
+    assert all(DOG.tick(one) is None for _ in range(100))
     one.spec = fake()
     assert looks(one) == 4 + DOG.interval
 
@@ -198,7 +198,7 @@ def test_step_timeout_is_longer_while_compiling_and_still_bounded() -> None:
 
 def dog_looks(one: Worker, dog: Watchdog) -> tuple[float, str]:
     for number in range(1, 10_000):
-        if cause := dog.look(one):
+        if cause := dog.tick(one):
             return number * dog.interval, cause
     raise AssertionError("it is never ended")
 

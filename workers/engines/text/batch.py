@@ -20,10 +20,8 @@ Masks = dict[int | None, Tensor | None]
 
 @dataclass(slots=True, frozen=True)
 class DecodeGroup:
-    """Rows of similar length, of equally many tokens each: one attention call.
-
-    They are ``start:end`` of the step's tokens. A row has its last token, and drafts after it.
-    """
+    """Groups rows of similar length, of equally many tokens each: one attention call. They are
+    ``start:end`` of the step's tokens. A row has its last token, and drafts after it."""
 
     start: int
     end: int
@@ -33,10 +31,8 @@ class DecodeGroup:
 
 @dataclass(slots=True, frozen=True)
 class PagedRows:
-    """Tokens ``0:count`` of the step, for a kernel that reads the cache in place.
-
-    A row's drafts are rows of their own to it, longer by one each.
-    """
+    """Describes tokens ``0:count`` of the step, for a kernel that reads the cache in place. A row's
+    drafts are rows of their own to it, longer by one each."""
 
     count: int
     table: Tensor  #: [count, blocks] int32, padded with block 0
@@ -49,7 +45,7 @@ class PagedRows:
 
 @dataclass(slots=True, frozen=True)
 class PromptPiece:
-    """Rows ``start:end`` of the step are consecutive tokens of one sequence."""
+    """Describes rows ``start:end`` of the step: consecutive tokens of one sequence."""
 
     start: int
     end: int

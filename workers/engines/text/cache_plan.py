@@ -18,7 +18,7 @@ class CachePlan:
 
     @property
     def max_tokens(self) -> int:
-        """The tokens of all rows at their longest."""
+        """Return the tokens of all rows at their longest."""
         return self.rows * self.context
 
 

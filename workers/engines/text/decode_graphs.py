@@ -73,7 +73,7 @@ class DecodeGraphs:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The sizes of graphs, rows and tokens of the longest, as many as there may be."""
+        """Return the sizes of graphs: rows, and tokens of the longest, as many as there may be."""
         every = [(rows, length) for length in self._lengths for rows in reversed(self._row_sizes)]
         return every[:_MOST_GRAPHS]
 

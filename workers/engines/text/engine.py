@@ -297,7 +297,7 @@ class TextEngine:
         self._runner.scrub(self._allocator.forget(held))
 
     def _inspect(self, blocks: list[int]) -> None:
-        """Scrub blocks of a sequence that nobody has found broken, if they hold what is no number.
+        """Scrub blocks of a sequence that was not found broken, if they hold NaN or infinity.
 
         A prompt may end before its last piece is computed, which is what tells.
         """

@@ -61,7 +61,7 @@ class Flight:
 
     @property
     def carry(self) -> Carry | None:
-        """The tokens that it chooses, on the device."""
+        """Return the tokens that it chooses, on the device."""
         if self._sample is None:
             return None
         rows = {sequence: row for row, (sequence, _) in enumerate(self._chosen)}

@@ -222,7 +222,7 @@ def check_placement(device_map: Mapping[str, Any]) -> None:
     """Refuse a model of which a part is not on a card.
 
     device_map: the devices of the model's modules, as the library chose them. Modules that do not
-    fit the cards it puts into the host's memory or on the disk without a word.
+    fit the cards it puts into the host's memory or on the disk silently.
     """
     on_cards = (isinstance(where, int) or "cuda" in str(where) for where in device_map.values())
     if not all(on_cards):

@@ -26,7 +26,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(slots=True, frozen=True)
-class Pair:
+class LoraPair:
     """Holds what a LoRA adds to a layer: ``x @ a.T @ b``, its scale multiplied in."""
 
     a: Tensor  #: [rank, in]
@@ -37,7 +37,7 @@ class Pair:
 class LoraWeights:
     """Holds a LoRA's pairs by the paths of their layers in the base."""
 
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, LoraPair]
 
     @property
     def rank(self) -> int:
@@ -73,7 +73,7 @@ def read_lora(lora: TextLora, layers: Mapping[str, nn.Module], dtype: torch.dtyp
             raise _misfit("it lacks", name.removesuffix(_A) + _B)
         _check(path, a, b, layers.get(path))
         scaled = b.float().t() * scales.of(path, rank=len(a))
-        pairs[path] = Pair(a.to(dtype), scaled.to(dtype).contiguous())
+        pairs[path] = LoraPair(a.to(dtype), scaled.to(dtype).contiguous())
     if not pairs or 2 * len(pairs) != len(tensors):
         raise load_failed(f"{FAULT}: its matrices are no pairs.")
     matrices = (matrix for each in pairs.values() for matrix in (each.a, each.b))

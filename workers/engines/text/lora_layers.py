@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from workers.engines.text.lora_files import Pair
+from workers.engines.text.lora_files import LoraPair
 from workers.engines.text.plan import Chunk
 
 
@@ -68,7 +68,7 @@ def places_of(chunks: Iterable[Chunk]) -> list[int]:
     ]
 
 
-class Stack:
+class LoraStack:
     """Holds the pairs of all slots for one layer; those of slots without one are zeros."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Stack:
             new[: old.shape[0], : old.shape[1]] = old
             setattr(self, name, new)
 
-    def put(self, slot: int, pair: Pair) -> None:
+    def put(self, slot: int, pair: LoraPair) -> None:
         rank = len(pair.a)
         self._a[slot, :rank].copy_(pair.a)
         self._b[slot, :rank].copy_(pair.b)
@@ -121,7 +121,7 @@ class Stack:
 class LoraHooks:
     """Adds to the outputs of a model's own layers, by hooks that stay while they are of use."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], stacks: Mapping[str, Stack]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], stacks: Mapping[str, LoraStack]) -> None:
         self._layers = layers
         self._stacks = stacks
         self._handles: dict[str, RemovableHandle] = {}
@@ -172,11 +172,11 @@ _JOINED = {
 class JoinedLoras:
     """Adds to the outputs of joined projections: each LoRA's part to its own columns."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], stacks: Mapping[str, Stack]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], stacks: Mapping[str, LoraStack]) -> None:
         self._layers = layers
         self._stacks = stacks
         self._made: list[Any] = []
-        self._made_of: list[Stack] = []
+        self._made_of: list[LoraStack] = []
         self._rows: LoraRows | None = None
 
     def around(self, layers: Sequence[Any], rows: LoraRows) -> Sequence[Any]:
@@ -200,9 +200,9 @@ class JoinedLoras:
                 changed[name] = _WithLoras(getattr(layer, name), parts, self)
         return replace(layer, **changed)
 
-    def _parts(self, layer: str, ways: Iterable[Sequence[str]]) -> list[tuple[Stack, int, int]]:
+    def _parts(self, layer: str, ways: Iterable[Sequence[str]]) -> list[tuple[LoraStack, int, int]]:
         """Return the parts of a joined projection that LoRAs change, with their columns."""
-        found: list[tuple[Stack, int, int]] = []
+        found: list[tuple[LoraStack, int, int]] = []
         for names in ways:
             start = 0
             for name in names:
@@ -225,7 +225,7 @@ class _WithLoras:
     """Computes a joined projection, and what LoRAs add to it."""
 
     def __init__(
-        self, projection: Any, parts: list[tuple[Stack, int, int]], loras: JoinedLoras
+        self, projection: Any, parts: list[tuple[LoraStack, int, int]], loras: JoinedLoras
     ) -> None:
         self._projection = projection
         self._parts = parts

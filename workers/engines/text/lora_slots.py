@@ -13,7 +13,7 @@ from workers.engines import torch_env
 from workers.engines.defaults import LORA_RANK_STEP
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_files import FAULT, LoraWeights, linear_layers, read_lora, sizes
-from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, Stack
+from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, LoraStack
 from workers.engines.torch_env import load_failed
 from workers.protocol import TextLora, TextOptions
 
@@ -56,7 +56,7 @@ class LoraSlots:
         self._slots: OrderedDict[str, int] = OrderedDict()  #: by the LoRA's path, least used first
         self._read: WeakValueDictionary[str, LoraWeights] = WeakValueDictionary()
         self._users: Counter[int] = Counter()  #: texts' jobs by slot
-        self._stacks: dict[str, Stack] = {}
+        self._stacks: dict[str, LoraStack] = {}
         self._room = (0, 0)  #: slots of each stack, and the rank that each slot has room for
         self.hooks = LoraHooks(self._layers, self._stacks)
         self.joined = JoinedLoras(self._layers, self._stacks)
@@ -157,10 +157,10 @@ class LoraSlots:
                 raise
             raise torch_env.out_of_memory("this LoRA beside its base") from None
 
-    def _stack(self, path: str) -> Stack:
+    def _stack(self, path: str) -> LoraStack:
         found = sizes(self._layers[path])
         assert found is not None
-        return Stack(found, *self._room, dtype=self._dtype, device=self._devices[path])
+        return LoraStack(found, *self._room, dtype=self._dtype, device=self._devices[path])
 
     def _make_room(self, slots: int, rank: int) -> None:
         """Let all stacks have so many slots of such a rank: twice the slots, when they grow."""

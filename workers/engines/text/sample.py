@@ -63,7 +63,7 @@ class Sample:
 
     @property
     def tokens(self) -> Tensor:
-        """The tokens on the device, [rows] int64; negative where there is none yet."""
+        """Return the tokens on the device, [rows] int64; negative where there is none yet."""
         if len(self._parts) == 1:
             return self._parts[0].tokens
         return torch.cat([part.tokens for part in self._parts])

@@ -29,7 +29,7 @@ export default function Audit() {
     <${Card} flush title="Newest first" tools=${html`<label class="unseen" for="audit-action">Actions</label>
       <select id="audit-action" class="select narrow" value=${action} onChange=${choose}>
         ${GROUPS.map((name) => html`<option key=${name} value=${name}>${name || "all actions"}</option>`)}</select>
-      <${Button} icon="again" label="Read anew" onClick=${entries.reload} />`}>
+      <${Button} icon="again" label="Reload" onClick=${entries.reload} />`}>
       ${!data && (error ? html`<${Failure} error=${error} retry=${entries.reload} />` : html`<${Loading} rows=${6} />`)}
       ${data && (data.data.length ? html`<${Table} list=${data.data} show=${show} />` : html`<${Empty} icon="audit" title="No such entries" />`)}
       ${data && html`<${Pager} offset=${offset} limit=${LIMIT} total=${data.total} onChange=${setOffset} />`}

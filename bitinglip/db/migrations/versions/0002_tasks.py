@@ -1,4 +1,4 @@
-"""Asynchronous tasks."""
+"""Adds asynchronous tasks."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Several servers over one database: who they are, and which tasks and batches are whose."""
+"""Adds servers that share a database, and the owners of tasks and batches."""
 
 import sqlalchemy as sa
 from alembic import op

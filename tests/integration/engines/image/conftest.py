@@ -25,7 +25,7 @@ def harness(module_harness: ImageHarness) -> Iterator[ImageHarness]:
 
 @pytest.fixture
 def own_harness(tmp_path: Path) -> Iterator[ImageHarness]:
-    """One of a test's own, to be broken."""
+    """Provide a harness for one test, which may break it."""
     harness = open_image_harness("sd", tmp_path)
     yield harness
     harness.engine.close()

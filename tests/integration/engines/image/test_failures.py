@@ -27,7 +27,7 @@ def decoder_fails(
     when: Callable[[Any], bool],
     error: Exception,
 ) -> None:
-    """The device does not do some decodes."""
+    """Let some decodes fail on the device."""
     decode = harness.bare.vae.__class__.decode
 
     def decode_or_fail(self: Any, latents: Any, *values: Any, **named: Any) -> Any:

@@ -34,7 +34,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repository(original: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """Provide a copy of the repository, which a test may break."""
     return Path(shutil.copytree(original, tmp_path / "model"))
 
 

@@ -1,4 +1,4 @@
-"""What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
+"""Settings of an image model: LoRAs, cached steps, compiling, offload."""
 
 import gc
 import re
@@ -36,7 +36,7 @@ NEEDS_COMPILER = pytest.mark.skipif(missing_for_compile("cpu") is not None, reas
 
 
 def make_lora(repository: Path, folder: Path, seed: int) -> Path:
-    """A LoRA for the denoiser of a pipeline, as people publish them."""
+    """Return a LoRA for the denoiser of a pipeline, as people publish them."""
     unet = StableDiffusionPipeline.from_pretrained(repository, dtype=torch.float32).unet
     torch.manual_seed(seed)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
@@ -48,7 +48,7 @@ def make_lora(repository: Path, folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def lora_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageHarness]:
-    """An engine with two LoRAs; the bare pipeline has them too, switched off."""
+    """Provide an engine with two LoRAs; the bare pipeline has them too, switched off."""
     folder = tmp_path_factory.mktemp("lora_harness")
     repository = make("sd", folder / "model")
     files = {
@@ -63,7 +63,7 @@ def lora_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageHarn
 
 
 def expected(harness: ImageHarness, job: Any) -> Any:
-    """The library's image with the job's LoRAs."""
+    """Return the library's image with the job's LoRAs."""
     if job.adapters:
         harness.bare.enable_lora()
         names, scales = zip(*[(each.name, each.scale) for each in job.adapters], strict=True)

@@ -51,7 +51,7 @@ def fail_when(
 
 
 def open_half_harness(folder: Path) -> ImageHarness:
-    """A tiny SDXL in float16, whose decoder is cast to float32 for each call."""
+    """Return a tiny SDXL in float16, whose decoder is cast to float32 for each call."""
     harness = open_image_harness("sdxl", folder, dtype="float16")
     assert harness.engine._pipelines.base.vae.dtype is torch.float16
     return harness
@@ -135,7 +135,7 @@ def test_out_of_memory_limits_the_batch_for_a_while_only(
 def test_out_of_memory_in_the_decoder_makes_tiles_smaller_than_the_image(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
-    """Also for an image of the size that the decoder is made for, which is 64 here."""
+    """Decode an image of the size that the decoder is made for, 64 here, among others."""
     vae = own_harness.engine._pipelines.base.vae
     assert vae.config.sample_size == 64
     fail_when(monkeypatch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)

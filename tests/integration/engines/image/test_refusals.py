@@ -1,4 +1,4 @@
-"""What the image engine refuses, by name, and what it offers."""
+"""Refusals of the image engine: which field is named, and which values are offered."""
 
 from pathlib import Path
 from typing import Any

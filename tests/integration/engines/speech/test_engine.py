@@ -58,7 +58,7 @@ def said(harness: SpeechHarness, text: str, seed: int) -> Any:
 
 
 def trimmed(samples: Any) -> Any:
-    """One sentence's sound as it goes into the file."""
+    """Return one sentence's sound as it goes into the file."""
     joiner = Joiner(24_000)
     return np.concatenate([joiner.push(samples), joiner.finish()])
 
@@ -70,7 +70,7 @@ def utterance(harness: SpeechHarness, text: str, voice: str | None, seed: int) -
 
 
 def test_library_sounds_differ_by_text_and_voice(harness: SpeechHarness) -> None:
-    """Else all that follows would compare nothing."""
+    """Check the tests themselves: with equal sounds the others would compare nothing."""
     asked = [
         ("Hello there.", VOICES[0]),
         ("Something else", VOICES[0]),

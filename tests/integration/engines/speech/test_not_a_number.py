@@ -26,7 +26,8 @@ def harness(
 
 
 def nan_of(usual: Any, once: list[bool] | None = None) -> Any:
-    """The same function, whose result is NaN: always, or for the calls that ``once`` names."""
+    """Return the same function, with NaN as its result: always, or for the calls that ``once``
+    names."""
 
     def call(*values: Any, **named: Any) -> torch.Tensor:
         made = usual(*values, **named)

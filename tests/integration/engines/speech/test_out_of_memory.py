@@ -60,7 +60,7 @@ def raises(error: Exception) -> Any:
 
 
 class FailAt:
-    """A function but for its calls of some numbers, which do all that it does and then fail."""
+    """Wraps a function so that the calls of some numbers do all that it does and then fail."""
 
     def __init__(
         self,

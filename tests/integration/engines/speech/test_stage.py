@@ -35,7 +35,7 @@ def begin(stage: Stage, length: int, seed: int) -> CacheSlot:
 
 
 def play(stage: Stage) -> list[torch.Tensor]:
-    """Sentences come and go, and some are only read while the others step."""
+    """Let sentences come and go, while some are only read and others step."""
     rows = [begin(stage, length, length) for length in (5, 40, 12)]
     made = [stage.step(rows, [token, token + 1, token + 2]) for token in range(3)]
     stage.close(rows.pop(1))

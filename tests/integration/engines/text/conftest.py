@@ -8,7 +8,8 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, which only wait for each other on a busy machine."""
+    """Compute on one thread: tiny products gain nothing from more, which only wait for each other
+    on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

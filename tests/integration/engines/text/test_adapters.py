@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def answer(base: Path, adapter: Path | None) -> tuple[TextDone, list[int]]:
-    """The answer and the tokens of its prompt."""
+    """Return the answer and the tokens of its prompt."""
     engine, _ = load(base, adapter=None if adapter is None else str(adapter))
     try:
         end = run(engine, job("a", max_tokens=16, temperature=0.0, logprobs=0))["a"]
@@ -37,7 +37,7 @@ def answer(base: Path, adapter: Path | None) -> tuple[TextDone, list[int]]:
 
 @torch.inference_mode()
 def expected(base: Path, adapter: Path, tokens: list[int]) -> torch.Tensor:
-    """The logarithms of the chances of each token, by the model with its adapter apart."""
+    """Return the log-probabilities of each token, by the model with its adapter apart."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Several choices, prompts and their scores in one job of the text engine, on a tiny model."""
+"""Choices, several prompts and their scores in one job of the text engine, on a tiny model."""
 
 import random
 from collections.abc import Iterator
@@ -136,7 +136,7 @@ def with_logprobs(one: TextJob, count: int) -> Any:
 
 @torch.inference_mode()
 def library_logprobs(model: Path, ids: list[int]) -> list[float]:
-    """The log-probability of each token but the first, by the library."""
+    """Return the log-probability of each token but the first, by the library."""
     library = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     logs = library(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     found: list[float] = logs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
@@ -185,7 +185,7 @@ def test_echo_alone_samples_nothing(engine: TextEngine) -> None:
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says A, B, C and its end token after "!"."""
+    """Provide a model that says A, B, C and its end token after "!"."""
     folder = make_tiny_model("llama", tmp_path_factory.mktemp("scripted") / "model")
     write_script(folder, *_script(folder))
     return folder

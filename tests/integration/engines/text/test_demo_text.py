@@ -37,7 +37,7 @@ def engine(model: Path) -> Iterator[TextEngine]:
 
 
 def chat(name: str, *said: str) -> TextJob:
-    """A chat in which the user has said the first, the third, ... of these."""
+    """Return a chat in which the user has said the first, the third, ... of these."""
     roles = ("user", "assistant") * len(said)
     messages = tuple(ChatMessage(role, text) for role, text in zip(roles, said, strict=False))
     return TextJob(id=name, messages=messages, sampling=Sampling(max_tokens=120, temperature=0))

@@ -29,7 +29,7 @@ def job(*messages: ChatMessage, drop: bool = True, most: int = 9) -> TextJob:
 
 
 def turn(number: int, size: int = 60) -> list[ChatMessage]:
-    """What a user says, and how it is answered with a tool's help."""
+    """Return a user's message and the turns that answer it with the help of a tool."""
     return [
         ChatMessage("user", f"[{number}]" + "?" * size),
         ChatMessage("assistant", "", tool_calls=(CALL,)),

@@ -65,7 +65,7 @@ def llama(models: dict[str, Path]) -> Iterator[TextEngine]:
 
 
 class Reference:
-    """What the library's generate() says, greedy."""
+    """Holds the library's greedy answers, by its generate()."""
 
     def __init__(self, path: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -251,7 +251,7 @@ def test_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine) -
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers "!" with a fox, byte by byte, and its end token."""
+    """Provide a model that answers "!" with a fox, byte by byte, and its end token."""
     folder = make_tiny_model("llama", tmp_path_factory.mktemp("scripted"))
     tokenizer = train_tokenizer()
     fox = [tokenizer.convert_tokens_to_ids(letter) for letter in "ðŁ¦Ĭ"]

@@ -27,7 +27,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
 
 
 def asked(key: str, number: int, name: str) -> TextJob:
-    """A job whose answer begins with its prompt; each second one draws, from its own seed."""
+    """Return a job whose answer begins with its prompt; each second one samples, with its own
+    seed."""
     prompt = "Repeat this. " * (number % 3) + f"{CANARIES[key]} {number}"
     drawn: dict[str, Any] = {"temperature": 1.0, "seed": number} if number % 2 else {}
     one = job(name, prompt, max_tokens=4, **drawn)

@@ -1,4 +1,4 @@
-"""How much RAM loading a text model onto a card takes: no copy of its weights is made there."""
+"""RAM for loading a text model onto a card: no copy of its weights is made there."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 190 MB of bfloat16 in shards of at most 50 MB."""
+    """Provide a model of 190 MB of bfloat16 in shards of at most 50 MB."""
     path = tmp_path_factory.mktemp("sharded")
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 12}

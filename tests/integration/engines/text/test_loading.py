@@ -1,4 +1,4 @@
-"""What the text engine refuses to load, and how it says so."""
+"""Refusals to load: files that the text engine cannot run, and its messages."""
 
 from pathlib import Path
 from typing import Any

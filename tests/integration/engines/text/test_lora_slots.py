@@ -13,7 +13,7 @@ from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done
 from workers.engines.text import runners
 from workers.engines.text.lora_files import LoraWeights
-from workers.engines.text.lora_layers import Stack
+from workers.engines.text.lora_layers import LoraStack
 from workers.engines.text.runner import Runner
 from workers.protocol import Failed
 
@@ -73,9 +73,9 @@ def test_lora_is_held_after_memory_ran_out_for_a_larger_one(
 ) -> None:
     """Some stacks have grown by then, and others have not."""
     engine = open_engine(gpt2.base, most=3, rank=32)
-    grow, left = Stack.grow, 3
+    grow, left = LoraStack.grow, 3
 
-    def growing(stack: Stack, slots: int, rank: int) -> None:
+    def growing(stack: LoraStack, slots: int, rank: int) -> None:
         nonlocal left
         left -= 1
         if left < 0:
@@ -87,7 +87,7 @@ def test_lora_is_held_after_memory_ran_out_for_a_larger_one(
         submit(engine, asked("0", gpt2.loras[0], max_tokens=20))
         engine.step()
         with monkeypatch.context() as patch:
-            patch.setattr(Stack, "grow", growing)
+            patch.setattr(LoraStack, "grow", growing)
             submit(engine, asked("large", large))
             assert isinstance(finals(engine.step())["large"], Failed)
         ends = done(run_to_end(engine, asked("1", gpt2.loras[1])))

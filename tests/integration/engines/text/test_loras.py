@@ -56,7 +56,7 @@ PROMPTS = ["one two", "three four five six seven eight nine ten", "eleven"]
 
 
 class Family:
-    """A base, two LoRAs of it, and what peft makes of them."""
+    """Holds a base, two LoRAs of it, and what peft makes of them."""
 
     def __init__(self, base: Path, root: Path, configs: list[dict[str, Any]]) -> None:
         self.base = base
@@ -69,7 +69,7 @@ class Family:
 
     @torch.inference_mode()
     def logs(self, lora: int | None, tokens: list[int]) -> Tensor:
-        """The logarithms of the chances of all tokens after each."""
+        """Return the log-probabilities of all tokens after each."""
         if lora not in self._models:
             model: Any = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
             self.prepare(model)
@@ -110,7 +110,7 @@ def asked(name: str, lora: Path | None, prompt: str = "one two", **sampling: Any
 
 
 def check(family: Family, engine: TextEngine, lora: int | None, prompt: str, end: TextDone) -> None:
-    """Each token is peft's own choice, with its chance."""
+    """Check that each token is peft's own choice, with its probability."""
     tokens: list[int] = engine._loaded.tokenizer(prompt)["input_ids"]
     said = [one.id for one in end.choices[0].logprobs]
     logs = family.logs(lora, tokens + said)[len(tokens) - 1 : -1]
@@ -147,7 +147,7 @@ def llama(families: Callable[[str], Family]) -> Family:
 
 @pytest.fixture(scope="module")
 def three(llama: Family, tmp_path_factory: pytest.TempPathFactory) -> list[Path | None]:
-    """The base, as None, and three LoRAs of it."""
+    """Provide the base, as None, and three LoRAs of it."""
     third = make_text_lora(llama.base, tmp_path_factory.mktemp("third"), seed=3)
     return [None, *llama.loras, third]
 

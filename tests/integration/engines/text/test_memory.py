@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _cudnn_attention() -> Iterator[None]:
-    """A load switches it off for the whole process."""
+    """Restore cuDNN's attention, which a load switches off for the whole process."""
     enabled = torch.backends.cuda.cudnn_sdp_enabled()
     yield
     torch.backends.cuda.enable_cudnn_sdp(enabled)
@@ -73,7 +73,7 @@ def groups(layer: Any) -> list[list[nn.Linear]]:
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address."""
+    """Return the bytes of storages by address."""
     found = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
@@ -113,7 +113,7 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
 
 
 def test_move_copies_nothing_that_is_there_already(models: dict[str, Path]) -> None:
-    """By another name of the device: the library puts weights on "cuda:0" where "cuda" is said."""
+    """Move to another name of the same device: the library puts weights on "cuda:0" for "cuda"."""
     model = library_model(models["llama"])
     move(model, CPU, JOINED)
     before = [parameter.data_ptr() for parameter in model.parameters()]
@@ -142,7 +142,7 @@ def test_joined_projections_compute_the_library_s_logits_bit_for_bit(
 
 
 def fused_logits(decoder: FusedDecoder, model: Any, ids: list[int]) -> torch.Tensor:
-    """Of the last of some tokens, which are computed in two pieces."""
+    """Return the logits of the last of some tokens, which are computed in two pieces."""
     config = model.config
     window = getattr(config, "sliding_window", None)
     shape = LayerShape(config.num_key_value_heads, 16, 16, window, CPU)
@@ -188,7 +188,7 @@ def test_out_of_memory_at_load_is_not_a_fault_of_the_files(
     method: str,
     error: Exception,
 ) -> None:
-    """While the weights are read (onto the cards, if there are several) or for the cache."""
+    """Run out of memory while weights are read (onto several cards, too) and for the cache."""
 
     def fail(*_args: Any, **_settings: Any) -> Any:
         raise error
@@ -205,7 +205,7 @@ def out_of_memory_when(
     too_much: Callable[[Plan], bool],
     error: Exception = OUT_OF_MEMORY_ERRORS["allocator"],
 ) -> None:
-    """A device that is too small for some plans: it fails as torch does, and computes the rest."""
+    """Let the device be too small for some plans: it fails as torch does, and computes the rest."""
     whole = engine._runner.launch
 
     def launch_or_fail(plan: Plan, carry: Carry | None) -> Any:
@@ -304,7 +304,7 @@ def test_load_takes_cudnn_out_of_attention(models: dict[str, Path]) -> None:
 
 
 class Garbage:
-    """An object that only the collector of reference cycles can free."""
+    """Is an object that only the collector of reference cycles can free."""
 
     def __init__(self) -> None:
         self.cycle = self

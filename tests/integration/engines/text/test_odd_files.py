@@ -34,7 +34,7 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Their heads: of the llama that of its embedding, of the qwen3 its own."""
+    """Provide models with different heads: the llama's is its embedding, the qwen3 has its own."""
     root = tmp_path_factory.mktemp("models")
     return {family: make_tiny_model(family, root / family) for family in ("llama", "qwen3")}
 
@@ -202,7 +202,7 @@ def test_dtype_of_the_weights_counts_where_no_config_names_one(
 
 
 def told(folder: Path) -> str | None:
-    """The format that memory is planned with."""
+    """Return the format that memory is planned with."""
     found = vars(inspect(folder))
     now = datetime.now(UTC)
     return own_dtype(Manifest(name="m", source="import", created_at=now, **found))

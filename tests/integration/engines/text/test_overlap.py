@@ -96,7 +96,7 @@ def mixed_jobs() -> list[TextJob]:
 
 @pytest.fixture(scope="module")
 def alone(plain: TextEngine) -> dict[str, TextDone]:
-    """The answers of the mixed jobs, each made by itself and step by step."""
+    """Provide the answers of the mixed jobs, each made by itself and step by step."""
     return {one.id: run(plain, one)[one.id] for one in mixed_jobs()}
 
 
@@ -272,7 +272,7 @@ class NoReads(TorchDispatchMode):
 def test_overlap_reads_nothing_back_but_one_copy_a_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU nothing waits, so what would is forbidden while a step is queued."""
+    """Forbid reads while a step is queued: on a CPU they would not wait."""
     engine, _ = load(folder, step_tokens=16, text=ON)
     queue, copies, steps = engine._runner.launch, 0, 0
     launcher = engine._pipeline._launcher

@@ -1,4 +1,4 @@
-"""Where a prompt ends and where an answer does: BOS once, turns that go on, all end tokens."""
+"""Ends of prompts and answers: BOS once, turns that continue, all end tokens."""
 
 from pathlib import Path
 from typing import NoReturn

@@ -62,7 +62,7 @@ def setting(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose layers are as wide as a block of every format."""
+    """Provide a Llama whose layers are as wide as a block of every format."""
     config = LlamaConfig(
         vocab_size=384,
         hidden_size=64,
@@ -217,7 +217,7 @@ def test_quantization_to_blocks_that_do_not_divide_a_layer_is_refused(tmp_path: 
 
 
 def make_gptq(folder: Path, source: Path, method: str) -> Path:
-    """The files of a model whose layers were quantised to 4 bits by another tool."""
+    """Return the files of a model whose layers were quantised to 4 bits by another tool."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():

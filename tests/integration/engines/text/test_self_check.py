@@ -59,7 +59,7 @@ def wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_gather(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of several blocks read another's."""
+    """Let rows of several blocks read each other's."""
     usual = PagedCache._gather
 
     def shifted(self: PagedCache, pages: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_sequential_logprobs_are_the_library_s(lfm2: Path) -> None:
 def test_sequential_prompt_makes_the_logits_that_are_read_and_no_others(
     family: str, tmp_path: Path
 ) -> None:
-    """Those of a long prompt would be its length times the vocabulary: more than most models."""
+    """Count the logits: all of a long prompt's would be larger than most models."""
     engine, _ = load(make_sequential_model(family, tmp_path / family), step_tokens=64)
     heights: list[int] = []
     engine._loaded.model.register_forward_hook(

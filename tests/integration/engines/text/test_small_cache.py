@@ -21,7 +21,8 @@ SMALL = TextOptions(kv_cache_dtype="fp8")
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with weights as small as those of real ones, so that roundings stay small too."""
+    """Provide a model with weights as small as those of real ones, so that roundings stay small
+    too."""
     config = LlamaConfig(
         vocab_size=384,
         hidden_size=64,

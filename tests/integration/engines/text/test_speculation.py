@@ -59,7 +59,8 @@ def repetitive(name: str, prompt: str = PROMPTS[0], **sampling: Any) -> TextJob:
 
 
 def told(end: TextDone) -> TextDone:
-    """The answer without what it took to make it, and logprobs to what rounding leaves of them."""
+    """Return an answer in a comparable form: without its other fields, and with rounded
+    logprobs."""
     choices = [
         msgspec.structs.replace(
             choice,
@@ -127,7 +128,7 @@ def test_speculation_takes_fewer_steps_and_tells_each_token(engine: TextEngine) 
 
 
 def test_speculation_ends_texts_where_they_end(engine: TextEngine, plain: TextEngine) -> None:
-    """By their length, a stop string, an end token; not before min_tokens."""
+    """End texts by their length, a stop string and an end token; never before min_tokens."""
     whole = run(plain, repetitive("x"))["x"].text
     stop = whole[len(whole) * 3 // 4 :][:3]
     jobs = [repetitive(f"length {most}", max_tokens=most) for most in range(1, 24, 3)]

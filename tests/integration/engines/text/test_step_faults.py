@@ -35,7 +35,7 @@ def test_nan_in_a_row_fails_it_alone(tmp_path: Path, overlap: Overlap) -> None:
 def test_nan_of_a_prompt_that_never_reached_its_end_is_not_left_in_the_cache(
     tmp_path: Path, overlap: Overlap, scope: str | None
 ) -> None:
-    """Only a prompt's last piece tells that it is broken; it is cancelled before that."""
+    """Cancel before a prompt's last piece, which alone would report the NaN."""
     cache = 24 * 3 * 64 * 4 * BLOCK_SIZE
     engine, _ = load(
         make_poisoned_model(tmp_path),
@@ -80,7 +80,7 @@ def test_blocks_that_memory_is_too_small_to_look_at_are_taken_for_broken(
 def test_error_of_the_device_ends_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its context is poisoned: going on would give garbage with a good face."""
+    """Its context is poisoned: going on would give garbage that looks valid."""
     engine, _ = load(make_tiny_model("llama", tmp_path))
 
     def broken(_plan: Plan, _carry: None) -> Any:

@@ -37,7 +37,7 @@ class BrokenStore(MemoryStore):
 
 
 class Desk:
-    """An admission whose clock stands still until the test moves it."""
+    """Holds an admission whose clock stands still until the test moves it."""
 
     def __init__(self, share: float = 1.0, store: MemoryStore | None = None, **limits: Any) -> None:
         self.now = 10**12

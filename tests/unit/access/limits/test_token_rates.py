@@ -19,7 +19,7 @@ PER_MINUTE = 600  #: ten a second
 
 
 class Desk:
-    """A meter whose keys have a rate in tokens; its clock stands still."""
+    """Holds a meter whose keys have a rate in tokens; its clock stands still."""
 
     def __init__(self, per_minute: int | None = PER_MINUTE, **quotas: Any) -> None:
         self.now = 10**12

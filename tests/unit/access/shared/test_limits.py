@@ -13,7 +13,7 @@ from bitinglip.access.limits.gcra import FULL, SECOND, Rate
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.limits.store import Cell, MemoryStore
-from bitinglip.access.shared.limits import Asked, SharedLimits
+from bitinglip.access.shared.limits import RateRequest, SharedLimits
 from bitinglip.access.shared.ticks import asked, ticks
 from bitinglip.errors import (
     BitingLipError,
@@ -40,7 +40,7 @@ def server(redis: RedisServer) -> RedisServer:
 
 @pytest.fixture(params=["memory", "redis"])
 def url(request: pytest.FixtureRequest, server: RedisServer) -> str | None:
-    """Where limits are kept: nowhere but in the gateway, or in Redis."""
+    """Provide the place where limits are kept: the gateway's memory, or Redis."""
     return server.url if request.param == "redis" else None
 
 
@@ -159,7 +159,7 @@ def test_rate_in_redis_decides_as_in_memory(
         cells = [Cell(f"k:{n}", rate) for n, rate in enumerate(rates)]
         for part, share, back in steps:
             cost = min(most, round(part * most))
-            wanted = [Asked(cell, cost, share) for cell in cells]
+            wanted = [RateRequest(cell, cost, share) for cell in cells]
             taken = await limits.take("k", wanted, reads=cost == 0)
             expected = memory.take_now(cells, taken.now, cost=cost, share=share)
             assert taken.decision == expected
@@ -187,11 +187,11 @@ def test_ticks_are_whole_below_what_doubles_hold(rate: Rate, part: float, share:
 def test_rate_keeps_what_was_taken_where_the_clock_goes_back(server: RedisServer) -> None:
     async def ask() -> None:
         async def wait(cell: Cell) -> int:
-            return (await limits.take("k", [Asked(cell)])).decision.wait
+            return (await limits.take("k", [RateRequest(cell)])).decision.wait
 
         link = await RedisLink.opened(RedisSettings(url=server.url), Health())
         limits, cell = SharedLimits(link), Cell("k:minute", Rate(1, 60 * SECOND, 1))
-        taken = await limits.take("k", [Asked(cell)])
+        taken = await limits.take("k", [RateRequest(cell)])
         ahead = taken.now + 7200 * SECOND  # as if it had been taken two hours later
         state = f"{ahead + 60 * SECOND} 0 1 {ahead}"
         await link.command("SET", limits.key("k", cell.id), state)

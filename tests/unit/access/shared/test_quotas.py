@@ -90,7 +90,7 @@ def test_quota_shows_what_all_gateways_use_and_reserve(tmp_path: Path, server: R
             assert await both[0].use(30)
             assert await both[0].reserve(20) is not None
             assert both[1].shared_counts is not None
-            await both[1].shared_counts.quotas.look("k")
+            await both[1].shared_counts.quotas.refresh("k")
             [state] = both[1].meter.read("k")
             assert (state.used, state.reserved) == (30, 20)
             left = both[1].rates.read("k")

@@ -23,7 +23,7 @@ OVER = (0, 60, 60 * MILLION, 60 * MILLION, 60 * MILLION)
 
 
 class Desk:
-    """A meter whose keys all have the quotas of the test, and whose clock stands still."""
+    """Holds a meter whose keys all have the quotas of the test, and whose clock stands still."""
 
     def __init__(self, now: float = NOON, **quotas: Any) -> None:
         self.now = now

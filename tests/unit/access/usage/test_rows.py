@@ -27,7 +27,7 @@ PLAN = Plans(Limits()).of("free", parse_quotas({"daily": {"tokens": 9}, "monthly
 
 
 class Run:
-    """One run of a server: what was counted before is in the database only."""
+    """Simulates one run of a server: what was counted before is in the database only."""
 
     def __init__(self, db: Database, now: float = NOON) -> None:
         self.now = now

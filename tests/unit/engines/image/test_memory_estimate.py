@@ -1,4 +1,4 @@
-"""What image models take of a card, and how much of them stays in RAM so that they fit."""
+"""Memory estimates of image models: on a card, and in RAM when offloaded."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_offload_is_as_little_as_the_card_makes_needed(card: int, mode: str) -> 
 def test_offload_is_what_the_ram_has_room_for(
     monkeypatch: pytest.MonkeyPatch, card: int, ram: int, mode: str
 ) -> None:
-    """Where neither has room, the refusal tells the RAM that the mildest needs."""
+    """Check that where neither has room, the refusal names the RAM of the mildest offload."""
     ours = survey(card * GB)
     devices = [
         DeviceCapacity("0", "cuda", card * GB),

@@ -1,4 +1,4 @@
-"""Where texts are cut to be spoken, and that nothing of them is lost."""
+"""Splitting texts into sentences, of which nothing is lost."""
 
 import pytest
 from hypothesis import given

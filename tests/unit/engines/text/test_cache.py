@@ -20,7 +20,7 @@ def cache() -> PagedCache:
 
 
 def scattered(blocks: int) -> BlockTable:
-    """One sequence whose blocks do not lie side by side."""
+    """Return one sequence whose blocks do not lie side by side."""
     return BlockTable.of([list(range(BLOCKS, BLOCKS - blocks, -1))], CPU)
 
 

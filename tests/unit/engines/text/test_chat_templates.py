@@ -1,4 +1,4 @@
-"""Where a model's chat templates are found, and which one a request gets."""
+"""Chat templates of a model's files, and which one a request gets."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What clients say is text: it never becomes a control token, whatever a template does to it."""
+"""Text of clients never becomes a control token, whatever a template does to it."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ INJECTED: dict[str, Talk] = {
 
 
 class Chat:
-    """A tokenizer with its template, as the engine uses them."""
+    """Holds a tokenizer with its template, as the engine uses them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, folder: Path = Path("none")) -> None:
         self.tokenizer = tokenizer

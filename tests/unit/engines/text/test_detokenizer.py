@@ -26,7 +26,8 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """Like Llama 2's: a word begins with U+2581, unknown characters are single bytes."""
+    """Return a tokenizer such as Llama 2's: a word begins with U+2581, unknown characters are
+    bytes."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += ["▁", "▁one", "▁two", "one", "two", "ab", *"abcdefghijklmnopqrstuvwxyz,.!"]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
@@ -62,7 +63,7 @@ def test_detokenizer_gives_a_character_split_at_every_byte_whole(
 
 
 def _byte_order() -> list[int]:
-    """The code points of the letters for the bytes 0 to 255 in byte-level BPE."""
+    """Return the code points of the letters for the bytes 0 to 255 in byte-level BPE."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [byte if byte in shown else next(others) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Who loses the contents of free blocks: the longest unused, unless it is of a modest owner."""
+"""Fair LRU: free blocks are evicted by age, but not those of an owner of few."""
 
 import random
 from collections import Counter

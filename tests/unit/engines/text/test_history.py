@@ -1,4 +1,4 @@
-"""What chat templates are given of tools, calls and reasoning, and what becomes of it."""
+"""Tools, calls and reasoning in a history, as chat templates get and render them."""
 
 import json
 from functools import lru_cache

@@ -57,7 +57,7 @@ def test_overlap_plans_nothing_after_a_last_token() -> None:
 
 
 def test_overlap_lets_others_find_a_block_when_its_step_has_landed() -> None:
-    """What a step in flight writes may turn out to be no number."""
+    """Check that blocks are published late, as a step in flight may write NaN."""
     scheduler, allocator = make()
     tokens = list(range(9))
     one = Sequence("one", list(tokens), keys=PrefixKeys("key", _SIZE))

@@ -61,7 +61,7 @@ def test_prefix_key_is_that_of_the_whole_text_when_it_grows() -> None:
 
 
 def test_prefix_of_a_lora_has_other_keys_and_the_same_owner() -> None:
-    """Else a key that uses many LoRAs would have the shares of many in the cache."""
+    """Check the owner: a key with many LoRAs must not have the shares of many in the cache."""
     tokens = list(range(8))
     plain, one, other = (PrefixKeys("a", _SIZE, lora=each) for each in (None, "x", "y"))
     assert len({key for each in (plain, one, other) for key in each.of(tokens, 0, 2)}) == 6

@@ -19,7 +19,7 @@ def row(seed: int = 1, prompt: tuple[int, ...] = (3, 4), **settings: Any) -> Sam
 
 
 def sample(values: torch.Tensor, rows: list[SamplingParams], positions: list[int]) -> list[Choice]:
-    """One step of requests that are forgotten after it."""
+    """Sample one step of requests that are new in it."""
     return Sampler().sample(values, rows, positions)
 
 
@@ -29,7 +29,7 @@ def logits(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def reference_support(values: list[float], settings: dict[str, Any]) -> dict[int, float]:
-    """The tokens that may be drawn with their probabilities, by the definitions."""
+    """Return the tokens that may be drawn with their probabilities, by the definitions."""
     scaled = [value / settings.get("temperature", 1.0) for value in values]
     order = sorted(range(len(scaled)), key=lambda token: -scaled[token])
     order = order[: settings.get("top_k") or len(order)]

@@ -61,7 +61,7 @@ def test_seeds_give_the_tokens_that_they_always_gave() -> None:
 
 
 class Reference:
-    """One request, computed alone and by the plainest means."""
+    """Computes one request alone and by the plainest means."""
 
     def __init__(self, one: dict[str, Any], row: SamplingParams, vocab: int) -> None:
         self._one = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "top_k": None, **one}
@@ -95,7 +95,7 @@ class Reference:
         return adjusted
 
     def least(self, scaled: torch.Tensor) -> float:
-        """The smallest value that stays, by a sort of all."""
+        """Return the smallest value that stays, by a sort of all."""
         order = scaled.sort(descending=True).values
         least = NEVER
         top_k = self._one["top_k"]
@@ -208,7 +208,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations(rows: int, **one: Any) -> Counter[str]:
-    """Of a step in which no request is new."""
+    """Return the torch operations of a step in which no request is new."""
     requests = [params(index, one, 512) for index in range(rows)]
     logits = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0)) * 6
     sampler = Sampler()

@@ -36,7 +36,7 @@ def logits(seed: int, spread: float) -> torch.Tensor:
 
 
 def kept(values: torch.Tensor, settings: dict[str, Any]) -> set[int]:
-    """The tokens that may be drawn: those that stay above -inf, by what is drawn from."""
+    """Return the tokens that may be drawn: those that stay above -inf, by what is drawn from."""
     pending = Sampler().enqueue(values, [row(**settings)], [0])
     assert pending.draw is not None
     return set(torch.isfinite(pending.draw.noisy[0]).nonzero()[:, 0].tolist())

@@ -46,7 +46,7 @@ def sequence(name: str, length: int) -> Sequence:
 
 
 def run(scheduler: Scheduler) -> Plan:
-    """One step in which every chunk that samples gets the token 7."""
+    """Run one step in which every chunk that samples gets the token 7."""
     plan = scheduler.schedule()
     scheduler.commit(plan)
     for chunk in plan.chunks:

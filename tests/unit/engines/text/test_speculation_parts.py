@@ -1,4 +1,4 @@
-"""What speculation drafts, and how a step takes it: pure bookkeeping, held by random play."""
+"""Drafts of speculation, and how a step takes them: pure bookkeeping, tested by random play."""
 
 import random
 
@@ -14,7 +14,7 @@ from workers.engines.text.speculation import _fair_share, by_chunk, sampled_plac
 
 
 def latest_earlier_place(tokens: list[int]) -> int | None:
-    """Where the last three tokens have been before, looked for in all of the text."""
+    """Return the place where the last three tokens were before, by a search of the whole text."""
     for place in range(len(tokens) - 1, 2, -1):
         if tokens[place - 3 : place] == tokens[-3:]:
             return place
@@ -23,10 +23,8 @@ def latest_earlier_place(tokens: list[int]) -> int | None:
 
 @pytest.mark.parametrize("words", [2, 5, 40])
 def test_lookup_finds_the_latest_earlier_place(words: int) -> None:
-    """As a search through all of the text does, but for a few places that share their slots.
-
-    The tokens come one by one or many at once.
-    """
+    """Compare with a search through all of the text, but for places that share their slots. The
+    tokens come one by one or many at once."""
     chance = random.Random(words)
     tokens = [chance.randrange(words) for _ in range(chance.randrange(60))]
     index = LookupIndex()

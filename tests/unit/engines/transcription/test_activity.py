@@ -1,4 +1,4 @@
-"""What is taken for no voice, and which attempt at a window is taken."""
+"""Voice activity, and which attempt at a window is taken."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a window's tokens say about segments and about the next window."""
+"""Segments from a window's tokens, and the start of the next window."""
 
 import pytest
 

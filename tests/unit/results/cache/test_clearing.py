@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from bitinglip.db.database import Database
-from bitinglip.gateways.sharing import Sharing
+from bitinglip.gateways.membership import Membership
 from bitinglip.redis.broadcast import Broadcast
 from bitinglip.redis.link import RedisLink
 from bitinglip.redis.remote import RedisBroadcast
@@ -47,7 +47,7 @@ def test_clearing_is_counted_in_a_shared_database_and_not_taken_for_another_s(
 ) -> None:
     async def run() -> None:
         db = await Database.open(tmp_path / "db")
-        places = [Sharing(db, name, Gateways(), Health()) for name in ("one", "two")]
+        places = [Membership(db, name, Gateways(), Health()) for name in ("one", "two")]
         cleared = [0, 0]
 
         def clear(index: int) -> None:
@@ -60,7 +60,7 @@ def test_clearing_is_counted_in_a_shared_database_and_not_taken_for_another_s(
         async def look() -> list[int]:
             cleared[:] = [0, 0]
             for each in places:
-                await each.look()
+                await each.poll()
             return list(cleared)
 
         for each in places:

@@ -69,7 +69,7 @@ def test_cache_key_leaves_out_what_changes_no_output(identity: Identity) -> None
     "work", [TEXT, IMAGE, SPEECH, HEARD, EMBEDDED], ids=lambda work: type(work).__name__
 )
 def test_cache_key_holds_every_other_field(identity: Identity, work: protocol.Job) -> None:
-    """Also one that a later version adds: a field is in the key unless it is named here."""
+    """Check all fields, later ones too: a field is in the key unless it is named here."""
     left_out = {"id", "folder", "path", "image", "sampling"}
     if isinstance(work, protocol.TextJob | protocol.TranscriptionJob):
         left_out |= {"stream", "prefix_scope"}

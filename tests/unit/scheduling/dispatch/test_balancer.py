@@ -1,4 +1,4 @@
-"""Which replica gets a job."""
+"""Choice of the replica for a job."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a worker may say of a job: of its kind, and not for ever."""
+"""Checks of a worker's events: their kind, and their bounds."""
 
 import msgspec
 import pytest

@@ -153,7 +153,7 @@ def test_session_moves_once_its_replica_has_gone() -> None:
 
 
 def test_sessions_keep_no_replica_from_others() -> None:
-    """As many jobs wait for a replica as it runs; those beyond go where there is room."""
+    """Check that no more jobs wait for a replica than it runs; the rest go where there is room."""
     ours, one, two = model_queue(), replica(0, slots=2), replica(1, slots=2)
     ours.sessions.bind(("k", "s"), one)
     first = [push(ours, f"first{number}", session="s") for number in range(2)]
@@ -202,7 +202,8 @@ def test_sessions_of_one_key_push_out_no_other_key_s() -> None:
 
 
 class ModelQueueMachine(RuleBasedStateMachine):
-    """Random lives of flights: each is in exactly one place, and the replicas' books add up."""
+    """Plays random lives of flights: each is in exactly one place, and the replicas' books add
+    up."""
 
     def __init__(self) -> None:
         super().__init__()

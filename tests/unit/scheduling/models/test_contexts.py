@@ -25,7 +25,8 @@ GIB = 1024 * MIB
 
 
 def worker(own: int, *, in_flight: int = 0, context: int | None = None) -> Any:
-    """A worker that believes to hold so much: torch's memory and a context of the size it knows."""
+    """Return a worker that believes to hold so much: torch's memory and a context of the size it
+    knows."""
     return SimpleNamespace(
         pid=7,
         spec=Load(model="m", engine="text", path="", device="cuda", context_bytes=context),

@@ -1,4 +1,4 @@
-"""What a worker's death is blamed on: the request, memory, or the device."""
+"""Causes of a worker's death: the request, memory, or the device."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ CRASH = "exited with code 13"
 
 
 class Reporting(Devices):
-    """Made-up cards that report faults."""
+    """Simulates cards that report faults."""
 
     reports: tuple[Report, ...] = ()
 
@@ -28,7 +28,7 @@ class Reporting(Devices):
 
 
 class Bench:
-    """Two made-up cards and a clock that is turned by hand."""
+    """Simulates two cards and a clock that the test moves."""
 
     def __init__(self) -> None:
         self.devices = Reporting(fake=[("card", GB), ("other", GB)])
@@ -44,7 +44,7 @@ class Bench:
     def report(self, number: int, device: str = "fake0") -> None:
         """Let a card report an Xid, and the next look find it."""
         self.devices.reports += (Report(device, number),)
-        self.deaths.look(self.now)
+        self.deaths.refresh(self.now)
 
     def device(self, name: str = "fake0") -> Device:
         return next(each for each in self.devices.list() if each.id == name)
@@ -122,7 +122,7 @@ def test_device_is_doubtful_once_two_groups_have_died_on_it() -> None:
 
 
 def test_device_is_not_put_in_question_by_workers_that_told_no_fault() -> None:
-    """Requests that crash workers of two models at once must not take the card from everybody."""
+    """Requests that crash workers of two models at once must not take the card from all models."""
     bench = Bench()
     for _ in range(9):
         assert [bench.die(model).blame for model in "ab"][1] == "device"
@@ -147,10 +147,10 @@ def test_device_is_tried_again_ten_minutes_after_it_was_put_in_question() -> Non
     bench.now += 400
     bench.die("a")  # which is its fault too
     bench.now += 199
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     assert bench.state() == "doubtful"
     bench.now += 1
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     assert bench.state() == "well"
 
 
@@ -234,7 +234,7 @@ def test_device_in_question_that_is_found_to_fail_stays_so_and_says_why() -> Non
     assert bench.deaths.due(bench.now) == []
     assert bench.deaths.due(bench.now + 30) == ["fake0"]
     bench.now += 599
-    bench.deaths.look(bench.now)
+    bench.deaths.refresh(bench.now)
     told = bench.device().condition.reason or ""
     assert told.startswith(sentence(119))
     assert told.endswith("does not compute on it, either (CUDA error: unknown error).")

@@ -1,4 +1,4 @@
-"""What other programs hold: what the driver shows, less what is ours, told or not."""
+"""Memory of other programs: the driver's figure, less that of our own workers."""
 
 import random
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ def test_memory_of_a_worker_that_loads_is_not_another_program_s() -> None:
 
 @pytest.mark.parametrize(("told", "other"), [(19, 21), (22, 18), (3, 20), (32, 20)])
 def test_memory_by_the_driver_counts_only_near_the_worker_s_own(told: int, other: int) -> None:
-    """In a container the driver's process numbers may be those of other programs. In GiB."""
+    """Use figures in GiB of a container, where the driver's process ids may be those of other
+    programs."""
     ours = facts()
     loaded = replica()
     beat = Heartbeat(steps=1, in_flight=0, memory_bytes=20 << 30)
@@ -72,7 +73,7 @@ def test_memory_of_a_load_is_ours_where_the_driver_tells_no_processes(
 
 
 def test_memory_of_a_worker_that_has_not_started_is_another_program_s() -> None:
-    """What is taken between the plan and the load, a game took, say, and not the load."""
+    """Take memory between the plan and the load, as a game does."""
     ours = facts()
     ours.update({"fake0": DeviceUsage(10, {})}, [], {})
     ours.update({"fake0": DeviceUsage(40, {})}, [replica()], {})
@@ -106,7 +107,7 @@ def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
 
 
 def learned(ours: ResourceFacts, loaded: Replica, beats: Sequence[int]) -> list[int]:
-    """What is reserved after each heartbeat of a worker of a text model. In MB."""
+    """Return the reservation after each heartbeat of a worker of a text model, in MB."""
     manifest = Manifest(
         name="t",
         kind="text",

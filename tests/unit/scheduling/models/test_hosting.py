@@ -1,4 +1,4 @@
-"""Which workers run the requests of a LoRA: its base's, unless something says why not."""
+"""Hosting: the requests of a LoRA run on its base's workers, unless something speaks against it."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.hosting import Hosting
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from model_store.adapter_links import LENT
 from model_store.adapters import why_merged
-from model_store.lending import LENT
 from model_store.listing import Listing
 from model_store.manifest import ADAPTER, Manifest
 from model_store.store import ModelStore
@@ -30,11 +30,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(base: Path, tmp_path: Path) -> ModelStore:
-    """A store as a server has it, with a base and a LoRA of it."""
+    """Provide a store as a server has it, with a base and a LoRA of it."""
     found = ModelStore(tmp_path / "models")
     found.import_folder(base, "base")
     add(found, base, tmp_path / "lora", "tuned")
-    found.listing.keep_in_memory(found.lent.follow)
+    found.listing.keep_in_memory(found.adapter_links.follow)
     return found
 
 
@@ -50,9 +50,9 @@ def hosting(store: ModelStore, **models: Any) -> Hosting:
 def test_lora_is_run_by_its_base(store: ModelStore) -> None:
     found = hosting(store)
     assert (found.host("tuned"), found.host("base"), found.host("none")) == ("base", "base", "none")
-    assert [each.name for each in found.guests("base")] == ["tuned"]
+    assert [each.name for each in found.adapters("base")] == ["tuned"]
     folder = Path(found.lora("tuned").path)
-    assert folder.parent == store.lent.of_base("base")
+    assert folder.parent == store.adapter_links.of_base("base")
     assert sorted(each.name for each in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -84,7 +84,7 @@ def test_lora_has_a_worker_of_its_own_by_setting(
     found = hosting(store, **models)
     assert found.host("tuned") == "tuned"
     assert why in (found.why_merged(store.get("tuned")) or "")
-    assert found.guests("base") == []
+    assert found.adapters("base") == []
     assert found.lora_numbers(store.get("base")) == 0
 
 
@@ -116,7 +116,7 @@ def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(
     other = add(store, base, tmp_path / "other", "other", **config)
     assert why in (other.merged or "")
     assert hosting(store).host("other") == "other"
-    assert store.lent.path("other") is None
+    assert store.adapter_links.path("other") is None
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_lora_numbers_are_of_the_largest_rank_in_all_that_is_changed(
     """A LoRA of few layers with a high rank makes room of that rank in all layers of another."""
     tuned, found = store.get("tuned"), hosting(store)
     narrow = replace(tuned, name="narrow", lora_rank=32, parameters=tuned.parameters + 10)
-    monkeypatch.setattr(found, "guests", lambda _: [tuned, narrow])
+    monkeypatch.setattr(found, "adapters", lambda _: [tuned, narrow])
     own = (tuned.parameters - store.get("base").parameters) // tuned.lora_rank
     assert found.lora_numbers(store.get("base")) == 2 * 32 * own
 
@@ -182,16 +182,16 @@ def test_lora_is_lent_before_it_is_listed_and_no_more_once_it_is_gone(
 
     def look(manifests: Any) -> None:
         seen.append("late" in Listing.all(store.listing))
-        store.lent.follow(manifests)
+        store.adapter_links.follow(manifests)
 
     store.listing._follow = look
     add(store, base, tmp_path / "late", "late")
     assert not seen[0]
-    path = store.lent.path("late")
+    path = store.adapter_links.path("late")
     assert path is not None
     assert Path(path).is_dir()
     store.remove("late")
-    assert store.lent.path("late") is None
+    assert store.adapter_links.path("late") is None
     assert not Path(path).exists()
 
 
@@ -201,13 +201,13 @@ def test_lora_whose_file_was_repaired_is_lent_again(store: ModelStore) -> None:
     weights.unlink()
     weights.write_bytes(whole)
     os.utime(weights, (1, 1))
-    store.lent.follow(store.listing.all())
-    lent = Path(store.lent.path("tuned") or "") / weights.name
+    store.adapter_links.follow(store.listing.all())
+    lent = Path(store.adapter_links.path("tuned") or "") / weights.name
     assert lent.stat().st_mtime == 1
     stamps = hosting(store).lora("tuned").stamps
     assert stamps[weights.name] != (len(whole), lent.stat().st_mtime_ns)
     store.verify("tuned")
-    store.listing.look()
+    store.listing.refresh()
     stamps = hosting(store).lora("tuned").stamps
     assert stamps[weights.name] == (len(whole), lent.stat().st_mtime_ns)
 
@@ -215,10 +215,10 @@ def test_lora_whose_file_was_repaired_is_lent_again(store: ModelStore) -> None:
 def test_lora_with_other_contents_is_lent_at_another_place(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
-    before = store.lent.path("tuned")
+    before = store.adapter_links.path("tuned")
     store.remove("tuned")
     add(store, base, tmp_path / "again", "tuned", lora_alpha=3)
-    assert before != store.lent.path("tuned") is not None
+    assert before != store.adapter_links.path("tuned") is not None
 
 
 def test_lora_counts_once_in_the_store_although_it_is_lent(
@@ -235,6 +235,6 @@ def test_lora_on_a_store_that_cannot_be_written_to_has_a_worker_of_its_own(
 ) -> None:
     (store.root / LENT).rename(store.root / "gone")
     (store.root / LENT).write_text("in the way of the folder")
-    store.lent.follow(store.listing.all())
+    store.adapter_links.follow(store.listing.all())
     assert hosting(store).host("tuned") == "tuned"
     assert "may only be read" in (hosting(store).why_merged(store.get("tuned")) or "")

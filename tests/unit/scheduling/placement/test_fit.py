@@ -1,4 +1,4 @@
-"""Whether a model fits, after which evictions; each suggestion holds; the planner agrees."""
+"""Fit: where a model fits, after which evictions; suggestions hold; the planner agrees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,14 +51,15 @@ def need(load_config: LoadConfig) -> MemoryEstimate:
 
 
 def held(model: str, size: int, device: str = "0", **facts: Any) -> Reservation:
-    """A model that was loaded long ago and has been idle since, unless a test says otherwise."""
+    """Return a model that was loaded long ago and has been idle since, unless a test says
+    otherwise."""
     usual = {"state": "ready", "loaded_at": 0.0, "used_at": 0.0, "load_seconds": 2.0}
     return Reservation(f"{model}/0", model, {device: size}, **{**usual, **facts})
 
 
 @dataclass
 class Card:
-    """A device with so much free beside its idle models, in GB."""
+    """Simulates a device with so much free beside its idle models, in GB."""
 
     free: int
     models: Sequence[tuple[str, int]]
@@ -193,7 +194,7 @@ def test_fit_answers_and_suggestions_hold(
 
 
 def _check(placement: Placement, needed: int, found: list[Card]) -> None:
-    """The memory is enough, and no model is evicted needlessly."""
+    """Check that the memory is enough, and no model is evicted needlessly."""
     (device,) = placement.devices
     card = next(each for each in found if each.name == device)
     evicted = [h.devices[device] for h in card.reservations if h.model in placement.evict]

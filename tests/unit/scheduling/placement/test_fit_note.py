@@ -1,4 +1,4 @@
-"""What a download says of the memory that its model will take."""
+"""Notes of a download about the memory that its model will take."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Several machines in one plan: no model spans two, and each has its own RAM."""
+"""Nodes in one plan: no model spans two, and each has its own RAM."""
 
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation

@@ -1,4 +1,4 @@
-"""How loaded the server is, who gives up what first, and who may still wait."""
+"""Overload: its measure, and which tiers lose their limits first."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def under(value: float) -> OverloadController:
 
 
 def model_queue(**waiting: int) -> ModelQueue:
-    """One with so many waiting of each key."""
+    """Return a model queue with so many jobs waiting of each key."""
     queue: FairQueue[InFlightJob] = FairQueue(10.0)
     for key, count in waiting.items():
         for number in range(count):

@@ -1,4 +1,4 @@
-"""Which files jobs and loads name, and what they are called on another machine."""
+"""Files that jobs and loads name, and their names on another machine."""
 
 from pathlib import Path
 

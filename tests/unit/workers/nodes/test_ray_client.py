@@ -1,4 +1,4 @@
-"""What is told of a Ray cluster: names of nodes, and why it cannot be joined."""
+"""Reports about a Ray cluster: names of nodes, and why it cannot be joined."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from workers.nodes.messages import AgentConfig
-from workers.nodes.ray_client import RayClient, RayConfig, Told, _why_not_joined
+from workers.nodes.ray_client import ClusterReport, RayClient, RayConfig, _why_not_joined
 
 #: a library that prints what it likes, as Ray does when its daemon on the machine ends
 _TALKATIVE = """
@@ -40,7 +40,7 @@ def test_ray_client_writes_nothing_that_ray_prints(tmp_path: Path) -> None:
         check=True,
     )
     for line in ended.stdout.splitlines():
-        assert msgspec.json.decode(line, type=Told).trouble is None
+        assert msgspec.json.decode(line, type=ClusterReport).trouble is None
     assert b"the raylet is gone" in ended.stderr
 
 

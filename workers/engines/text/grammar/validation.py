@@ -39,7 +39,7 @@ class _Clock:
     def start(self) -> None:
         self._end = time.monotonic() + _SECONDS
 
-    def look(self) -> None:
+    def check(self) -> None:
         if time.monotonic() > self._end:
             raise _TooLong
 
@@ -72,7 +72,7 @@ def _fault(grammar: Grammar, text: str) -> str | None:
 
 def _json_fault(text: str, schema: dict[str, Any]) -> str | None:
     try:
-        _clock.look()
+        _clock.check()
         value = json.loads(text)
         kind = _bounded(validators.validator_for(schema, validators.Draft202012Validator))
         error = next(kind(schema, registry=Registry()).iter_errors(value), None)
@@ -98,7 +98,7 @@ def _bounded(kind: type[Validator]) -> type[Validator]:
 
 def _timed(name: str, keyword: Keyword) -> Keyword:
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        _clock.look()
+        _clock.check()
         if name == "additionalProperties" and "patternProperties" in schema:
             return
         yield from keyword(validator, value, instance, schema) or ()

@@ -1,4 +1,4 @@
-"""Kernels of our own, in Triton; imported only where a model's settings ask for them."""
+"""Holds our own kernels, in Triton; imported only where a model's settings ask for them."""
 
 import importlib.util
 import os

@@ -101,7 +101,7 @@ def _power_of_two(size: int) -> int:
     return max(_LEAST, 1 << (size - 1).bit_length())
 
 
-# Triton compiles a kernel anew for numbers of other divisors, unless it is told not to: the table's
+# Triton recompiles a kernel for numbers of other divisors, unless it is told not to: the table's
 # width is another one every few tokens.
 @triton.jit(do_not_specialize=["table_stride"])
 def _attend_part(

@@ -1,4 +1,5 @@
-"""Readers of calls, one for each shape in which models write them; all are linear in the text."""
+"""Reads calls of tools, by a class for each form in which models write them; all are linear in the
+text."""
 
 import ast
 import json

@@ -56,7 +56,7 @@ def masks() -> Iterator[MaskThread]:
 
 
 class Held:
-    """A text that is held to a grammar, token by token."""
+    """Checks a text against a grammar, token by token."""
 
     def __init__(
         self, grammars: GrammarCompiler, masks: MaskThread, ends: list[int], grammar: Grammar

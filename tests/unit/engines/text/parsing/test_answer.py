@@ -19,7 +19,7 @@ CALLING = [sample for sample in SAMPLES if sample.calls]
 
 
 def tokenizer(template: Any = None) -> Any:
-    """A tokenizer as far as formats look at it."""
+    """Return a stand-in for a tokenizer, with what formats read of it."""
     return SimpleNamespace(
         response_template=template,
         get_added_vocab=dict,

@@ -32,7 +32,7 @@ Grow = Callable[[int], None]
 Memory = AbstractContextManager[Grow]
 
 
-class Asked(NamedTuple):
+class PreparedResponse(NamedTuple):
     """Holds the job that a request asks for, and the items that the request itself has brought.
 
     ``ignored``: fields that were ignored for this model.
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 async def prepare_response(
     asking: Asking, body: ResponsesRequest, kept: Responses, memory: Memory
-) -> Asked:
+) -> PreparedResponse:
     """Prepare a response; what is read of the kept ones for it counts as input of the caller's.
 
     Raises InvalidRequest, ContextLengthExceeded, QueueFull, or what is wrong with a model.
@@ -59,13 +59,13 @@ async def prepare_response(
         history = await _history(asking.caller, kept, body.previous_response_id, grow)
         job = body.to_job(context, [*history, *items], new_id)
         check_length(job, manifest, context.model_settings.max_context)
-    return Asked(job, items, body.unknown_switches(manifest.template_switches), manifest)
+    return PreparedResponse(job, items, body.unknown_switches(manifest.template_switches), manifest)
 
 
 class Keep:
     """Keeps one response, with what the guard has let through of its input."""
 
-    def __init__(self, kept: Responses, asked: Asked, echo: Shown) -> None:
+    def __init__(self, kept: Responses, asked: PreparedResponse, echo: Shown) -> None:
         self.job = asked.job
         self.echo = echo
         self._kept = kept

@@ -60,7 +60,7 @@ class _Call(NamedTuple):
         return ("EVAL", self.script.text, *self.command[2:])
 
 
-class Lane:
+class Pipeline:
     """Owns a connection. ``connect`` opens one; ``on_fault`` is told why it was given up."""
 
     def __init__(
@@ -136,7 +136,7 @@ class Lane:
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
-        """Send what waits, until nothing does."""
+        """Send waiting calls until none is left."""
         while self._waiting:
             calls = self._take(_AT_ONCE)
             try:
@@ -191,9 +191,10 @@ class Lane:
         return answers
 
     def _refused(self, call: _Call, error: ResponseError) -> None:
-        """Redis answers, and cannot do it: it has no memory left, loads its data or only reads.
+        """Fail a call that Redis has refused: it has no memory left, loads its data or is
+        read-only.
 
-        What a script found spoiled is a fault of its keys, and none of Redis.
+        Spoiled data that a script found is a fault of its keys, and none of Redis.
         """
         fault = fault_of(error)
         call.answer.set_exception(fault)

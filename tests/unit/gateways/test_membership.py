@@ -18,7 +18,7 @@ from bitinglip.db.tables import ApiKey
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import ExpiredApiKey, InvalidToken
 from bitinglip.gateways.changes import KEYS
-from bitinglip.gateways.sharing import Sharing
+from bitinglip.gateways.membership import Membership
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings.gateways import Gateways
 from bitinglip.tasks.store import TaskStore
@@ -30,7 +30,7 @@ from workers import protocol
 
 
 class Now:
-    """A clock that the test sets."""
+    """Holds a clock that the test sets."""
 
     def __init__(self) -> None:
         self.at = 0.0
@@ -51,8 +51,8 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def member(db: Database, name: str, now: Now) -> Sharing:
-    return Sharing(db, name, Gateways(lease=10), Health(), now)
+def member(db: Database, name: str, now: Now) -> Membership:
+    return Membership(db, name, Gateways(lease=10), Health(), now)
 
 
 def rows_of(db: Database, owner: str) -> TaskStore:
@@ -62,10 +62,10 @@ def rows_of(db: Database, owner: str) -> TaskStore:
     )
 
 
-async def silence(sharing: Sharing, now: Now) -> None:
+async def silence(membership: Membership, now: Now) -> None:
     """Let a lease pass in which only one server looks."""
     for _ in range(4):
-        await sharing.look()
+        await membership.poll()
         now.at += 4
 
 
@@ -84,7 +84,7 @@ def test_tasks_of_a_dead_server_are_taken_up_once(tmp_path: Path) -> None:
         assert await of_one.take_up() == []
         await asyncio.gather(*(each._beat() for each in (one, two)))
         for _ in range(4):
-            await asyncio.gather(one.look(), two.look())
+            await asyncio.gather(one.poll(), two.poll())
             await asyncio.gather(one._beat(), two._beat())
             now.at += 4
         found = await asyncio.gather(of_one.take_up(), of_two.take_up())
@@ -124,9 +124,9 @@ def test_end_of_a_task_is_not_written_by_a_server_that_was_taken_for_dead(tmp_pa
         task = await rows.get(job.id)
         assert task is not None
         assert task.status == "queued"
-        await stopped.look()
+        await stopped.poll()
         assert rejoined == [set()]
-        await stopped.look()
+        await stopped.poll()
         assert len(rejoined) == 1
 
     using(tmp_path, act)
@@ -186,20 +186,20 @@ def test_batch_of_a_dead_server_goes_on_once_and_is_saved_by_its_owner_only(tmp_
 def test_keys_that_another_server_changed_are_read_again(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         now = Now()
-        audit, sharing = AuditLog(db, bytes(32)), member(db, "one", now)
-        await sharing.join()
+        audit, membership = AuditLog(db, bytes(32)), member(db, "one", now)
+        await membership.join()
         here = await KeyRing.open(db, b"p" * 32, audit)
         there = await KeyRing.open(db, b"p" * 32, audit)
-        sharing.on_change(KEYS, here.reload)
-        await sharing.look()
+        membership.on_change(KEYS, here.reload)
+        await membership.poll()
         record, text = await there.create(name="n", models=["a"])
-        await sharing.look()
+        await membership.poll()
         assert here.authenticate(text).models == ("a",)
         await there.change(record.id, models=["b"])
-        await sharing.look()
+        await membership.poll()
         assert here.authenticate(text).models == ("b",)
         await there.revoke(record.id)
-        await sharing.look()
+        await membership.poll()
         assert here.get(record.id).revoked_at is not None
         # Neither makes a second first key.
         assert [len(ring.list()) for ring in (here, there)] == [1, 1]

@@ -89,7 +89,7 @@ class AnswersInRedis:
             found = await self._client.get(name)
         except _FAULTS as error:
             log.debug("no cached answer could be read", reason=type(error).__name__)
-            self._link.doubt()
+            self._link.check_now()
             return None
         if not isinstance(found, bytes):
             return None
@@ -121,7 +121,7 @@ class AnswersInRedis:
             await self._client.set(name, sealed, px=max(1, int(self._ttl * 1000)))
         except _FAULTS as error:
             log.debug("an answer could not be cached for others", reason=type(error).__name__)
-            self._link.doubt()
+            self._link.check_now()
             return
         self._own.append((now + self._ttl, size))
         self._bytes += size
@@ -142,7 +142,7 @@ class AnswersInRedis:
                 await self._client.unlink(*names[start : start + _AT_ONCE])
         except _FAULTS as error:
             log.warning("cached answers are in Redis still", reason=type(error).__name__)
-            self._link.doubt()
+            self._link.check_now()
 
     async def close(self) -> None:
         await self._client.aclose(close_connection_pool=True)

@@ -24,7 +24,7 @@ LENT = ".lent"
 _FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
-class LentAdapters:
+class AdapterLinks:
     """Owns the folder of links. Only the process that has the store's models run uses it."""
 
     def __init__(self, root: Path) -> None:

@@ -1,7 +1,7 @@
 """Keeps this server among others that share its database.
 
-It shows that it lives, finds out which others have ended, and reads what others have changed. All
-of it goes through the database, by looks at short intervals; a broadcast only makes them earlier.
+It writes heartbeats, finds out which other servers have ended, and reads what they have changed.
+All of it goes through the database, polled at short intervals; a broadcast makes a poll earlier.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.dialects import insert
 from bitinglip.db.tables import Gateway
 from bitinglip.gateways.changes import counts
-from bitinglip.gateways.observed import Life, Observed
+from bitinglip.gateways.failure_detector import FailureDetector, Heartbeat
 from bitinglip.redis.broadcast import Broadcast
 from bitinglip.redis.messages import RowsChanged
 from bitinglip.settings.gateways import Gateways
@@ -32,8 +32,8 @@ _CHECK = "database"  #: of /health, which shows what goes wrong here
 Work = Callable[[], Awaitable[None]]
 
 
-class Sharing:
-    """Is this server's place among others; one that has the database alone makes none."""
+class Membership:
+    """Manages this server's row among others. A server with a database of its own has none."""
 
     def __init__(
         self,
@@ -49,30 +49,30 @@ class Sharing:
         self._health = health
         self._clock = clock
         self._interval = settings.heartbeat
-        self._observed = Observed(settings.lease, longest_gap=settings.lease / 2)
+        self._detector = FailureDetector(settings.lease, longest_gap=settings.lease / 2)
         self._run = ""
         self._known: dict[str, int] = {}
         self._on_change: dict[str, Work] = {}
-        self._on_look: list[Work] = []
+        self._on_poll: list[Work] = []
         self._on_rejoin: list[Work] = []
         self._wake = asyncio.Event()
         self._broadcast = Broadcast()
 
     def connect(self, broadcast: Broadcast) -> None:
-        """Have servers tell each other of what they have written, so that they look at once."""
+        """Have servers tell each other of what they have written, so that they poll at once."""
 
-        async def look(_: RowsChanged | None = None) -> None:
-            self.look_now()
+        async def poll(_: RowsChanged | None = None) -> None:
+            self.poll_now()
 
         self._broadcast = broadcast
-        broadcast.subscribe(RowsChanged, look, look)
+        broadcast.subscribe(RowsChanged, poll, poll)
 
     def tell(self) -> None:
-        """Have the other servers look at what this one has written; without Redis they do soon."""
+        """Have other servers poll at once; without Redis they do at their next interval."""
         self._broadcast.publish(RowsChanged())
 
     def on_change(self, what: str, read: Work) -> None:
-        """Have something read again once another server may have changed it."""
+        """Call ``read`` whenever another server may have changed ``what``."""
         self._on_change[what] = read
 
     def did(self, what: str) -> None:
@@ -80,16 +80,16 @@ class Sharing:
         if what in self._known:
             self._known[what] += 1
 
-    def on_look(self, work: Work) -> None:
-        """Have work done at each look, such as taking up what belongs to nobody."""
-        self._on_look.append(work)
+    def on_poll(self, work: Work) -> None:
+        """Call ``work`` at each poll: it may claim rows whose owner has ended."""
+        self._on_poll.append(work)
 
     def on_rejoin(self, work: Work) -> None:
-        """Have work done once this server was taken for dead, and others have its rows."""
+        """Call ``work`` after other servers took this one for dead and claimed its rows."""
         self._on_rejoin.append(work)
 
     async def join(self) -> None:
-        """Enter this server. Raises DiskFull or DatabaseUnavailable."""
+        """Insert this server's row. Raises DiskFull or DatabaseUnavailable."""
         self._run = secrets.token_hex(8)
         values = {
             "run": self._run,
@@ -102,23 +102,23 @@ class Sharing:
             await session.execute(added.on_conflict_do_update(index_elements=["id"], set_=values))
 
     async def leave(self) -> None:
-        """Take this server out: what it has not ended is anybody's from now on."""
+        """Delete this server's row: other servers may claim its open work from now on."""
         async with self._db.write() as session:
             mine = (col(Gateway.id) == self.own, col(Gateway.run) == self._run)
             await session.execute(delete(Gateway).where(*mine))
 
-    def look_now(self) -> None:
-        """Have the next look at once."""
+    def poll_now(self) -> None:
+        """Poll at once, not at the next interval."""
         self._wake.set()
 
     async def watch(self) -> None:
-        """Show that this server lives, and look at the others, again and again."""
+        """Write heartbeats and poll, each at its interval, until cancelled."""
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._repeat(self._beat, asyncio.Event()), name="signs of life")
-            both.create_task(self._repeat(self.look, self._wake), name="looks at other servers")
+            both.create_task(self._repeat(self._beat, asyncio.Event()), name="heartbeats")
+            both.create_task(self._repeat(self.poll, self._wake), name="polls of other servers")
 
     async def _repeat(self, work: Work, wake: asyncio.Event) -> None:
-        """Do work at each interval, and once something wakes it. A database that is away passes."""
+        """Run ``work`` at each interval and when woken. A database that is away is reported."""
         part = work.__name__.strip("_")
         while True:
             wake.clear()
@@ -132,23 +132,25 @@ class Sharing:
                 async with asyncio.timeout(self._interval):
                     await wake.wait()
 
-    async def look(self) -> None:
-        """See to what others have done, or left. Raises DiskFull or DatabaseUnavailable."""
+    async def poll(self) -> None:
+        """Handle what others have changed or left. Raises DiskFull or DatabaseUnavailable."""
         found = select(col(Gateway.id), col(Gateway.run), col(Gateway.beats))
         async with self._db.read() as session:
-            lives = {name: Life(run, beats) for name, run, beats in await session.execute(found)}
+            heartbeats = {
+                name: Heartbeat(run, beats) for name, run, beats in await session.execute(found)
+            }
             changed = await counts(session)
-        own = lives.pop(self.own, None)
+        own = heartbeats.pop(self.own, None)
         if own is None or own.run != self._run:
             await self._rejoin()
-        for name, life in self._observed.dead(lives, self._clock()).items():
-            await self._remove(name, life)
+        for name, heartbeat in self._detector.dead(heartbeats, self._clock()).items():
+            await self._remove(name, heartbeat)
         for what, read in self._on_change.items():
             count = changed.get(what, 0)
             if self._known.get(what) != count:
                 await read()
                 self._known[what] = count  # of before it was read: again is no harm
-        for work in self._on_look:
+        for work in self._on_poll:
             await work()
 
     async def _beat(self) -> None:
@@ -163,9 +165,9 @@ class Sharing:
         for work in self._on_rejoin:
             await work()
 
-    async def _remove(self, name: str, life: Life) -> None:
-        """Take a dead server out; of several that want to, one does."""
-        same = (col(Gateway.run) == life.run, col(Gateway.beats) == life.beats)
+    async def _remove(self, name: str, heartbeat: Heartbeat) -> None:
+        """Delete a dead server's row; of several servers that try, one succeeds."""
+        same = (col(Gateway.run) == heartbeat.run, col(Gateway.beats) == heartbeat.beats)
         async with self._db.write() as session:
             gone = delete(Gateway).where(col(Gateway.id) == name, *same)
             told = await session.execute(gone.returning(col(Gateway.id)))
