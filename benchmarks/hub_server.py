@@ -1,4 +1,4 @@
-"""A process that serves a folder as a repository of a hub, as fast as the kernel sends files.
+"""Serves a folder as a repository of a hub, as fast as the kernel sends files.
 
     python -m benchmarks.hub_server FOLDER
 

@@ -1,4 +1,4 @@
-"""Llamas with random bf16 weights and a tokenizer, made without any network.
+"""Makes Llamas with random bf16 weights and a tokenizer, without any network.
 
 Shapes: ``135m`` is quick on a CPU; ``gb`` is 1.1 GB, half a billion parameters; ``1b`` is that of
 Llama-3.2-1B, ``8b`` of Llama-3.1-8B, of which ``8b-8`` has eight layers, 2.8 billion parameters;

@@ -1,4 +1,4 @@
-"""The headers of safetensors files, read and distrusted without torch.
+"""Reads the headers of safetensors files, without torch and without trust.
 
 A file is an 8-byte little-endian length, so many bytes of JSON, then the tensors' bytes, which
 the header's offsets must cover without gap or overlap.

@@ -45,7 +45,7 @@ count: `*` at an end of an entry stands for the rest of a word.
 
 `guard.flagged_images: refuse` refuses images that the model's own safety checker has flagged.
 
-## When the guard fails
+## Failures of the guard
 
 With `guard.on_error: close` a text that the guard fails on is refused (503), with `open` it passes
 unchecked. `/health` turns `degraded` and `bitinglip_guard_failures_total` counts either.

@@ -1,4 +1,4 @@
-"""Tells of the end of a child process as soon as it can be waited for, and how it gets on.
+"""Reports the end of a child process as soon as it can be waited for, and its state before that.
 
 By a pidfd where there is one, else by asking now and then. No file of the child's will do as a
 sign: it can close them and live on, or leave them to a child of its own; and the kernel closes

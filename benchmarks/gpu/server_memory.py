@@ -1,4 +1,4 @@
-"""Steps of the part ``server`` in which memory is short: eviction, other programs, exhaustion."""
+"""Runs the steps of the part ``server`` with short memory: eviction, other programs, exhaustion."""
 
 import time
 from collections.abc import Callable

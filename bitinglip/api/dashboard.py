@@ -1,4 +1,4 @@
-"""The dashboard at /: static files of this installation, under a strict CSP.
+"""Serves the dashboard at /: static files of this installation, under a strict CSP.
 
 The page asks for addresses below a digest of all files, so these may be cached for good and never
 mix with those of another version. Everything is read once, when the server is built.

@@ -1,4 +1,4 @@
-"""The table of successful responses for /openapi.json: media types, schemas of JSON.
+"""Lists successful responses for /openapi.json: media types, schemas of JSON.
 
 Schemas name what is always there; responses may hold more.
 """

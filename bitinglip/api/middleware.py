@@ -1,4 +1,4 @@
-"""The door that each request and WebSocket goes through, as pure ASGI.
+"""Handles each request and WebSocket first, as pure ASGI.
 
 It makes no task and no copy of the body. There is no stack of middleware behind it: one layer
 costs as much as a check of a key, so what all requests need stands here, in order.

@@ -1,4 +1,4 @@
-"""Batches of requests: accepted, run beside everything else, and resumed after a restart.
+"""Accepts batches of requests, runs them beside everything else, and resumes them after a restart.
 
 The files of results say which lines have ended (``results``), the database in which state a batch
 is (``rows``), and nothing else: a batch goes on from these two after any stop. A request whose

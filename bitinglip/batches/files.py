@@ -1,4 +1,4 @@
-"""Files that clients keep, and those that batches make for them.
+"""Keeps clients' files, and those that batches make for them.
 
 Their bytes are in the home's ``batches/``, by id; what has no row there was left by a crash.
 """

@@ -1,4 +1,4 @@
-"""The lines of a batch: those of its input, checked, and those of its results after a stop."""
+"""Reads the lines of a batch: its input, checked, and its results after a stop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The results of a batch: two files that only grow, and say which of its lines have ended.
+"""Writes the results of a batch: two files that only grow, and say which lines have ended.
 
 A line has ended when its result is on the disk, and never before. Results that come together are
 written together, so that many lines cost one wait for the disk.

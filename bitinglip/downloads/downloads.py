@@ -1,4 +1,4 @@
-"""Downloads of models: accepted, run a few at a time, and taken up again after a restart.
+"""Accepts downloads of models, runs a few at a time, and resumes them after a restart.
 
 The database says which are to be done, the store's partial files how far each is; a download goes
 on from these two after any stop. What runs is in no row: after a crash it waits again.

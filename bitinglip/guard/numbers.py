@@ -1,4 +1,4 @@
-"""Checks of numbers: check digits, issuers, lengths and groups.
+"""Checks numbers: check digits, issuers, lengths and groups.
 
 Each takes a candidate and returns how many of its characters are such a number, from the first on;
 0 if none are. Candidates may go on into what follows, so the end is looked for between groups.

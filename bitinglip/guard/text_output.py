@@ -1,4 +1,4 @@
-"""The guard of generated text: of each choice its content, its reasoning and its calls of tools.
+"""Guards generated text: of each choice its content, its reasoning and its calls of tools.
 
 Each of them is a text of its own, which is looked at by itself while it comes; what is held back of
 one does not hold up the others.

@@ -1,4 +1,4 @@
-"""Checks of candidates that are not numbers: which part is meant, or 0 if none is."""
+"""Checks candidates that are not numbers: which part is meant, or 0 if none is."""
 
 import ipaddress
 import math

@@ -1,4 +1,4 @@
-"""Refusals that no application is asked about: the contract's error object, and the end."""
+"""Refuses requests before any application is called: the contract's error object, and the end."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The memory that the events of jobs hold in the gateway. Pure.
+"""Counts the memory that events of jobs hold in the gateway. Pure.
 
 Counts are bytes as Python keeps them: one character of a string takes up to four.
 """

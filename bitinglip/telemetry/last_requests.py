@@ -23,7 +23,7 @@ UNSEEN = frozenset(
 
 
 class LastRequest(NamedTuple):
-    """A request that has ended."""
+    """Describes a request that has ended."""
 
     ended: float  #: seconds since 1970
     request_id: str

@@ -22,7 +22,7 @@ _LONGEST_METHOD = 16  #: characters of what a client calls its method
 
 
 class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A line of the log, whose fields stand in this order."""
+    """Is a line of the log, whose fields have this order."""
 
     event: str
     method: str

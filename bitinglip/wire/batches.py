@@ -27,7 +27,7 @@ def _number(text: Any) -> Any:
 
 
 class FileFields(OpenAIRequest):
-    """The fields of a form that brings a file."""
+    """Holds the fields of a form that brings a file."""
 
     purpose: Annotated[str, AllowedValues(("batch",))]
     expires_after_anchor: Annotated[
@@ -101,7 +101,7 @@ class LineErrors(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """A batch as clients see it; times in seconds of Unix time."""
+    """Shows a batch to clients; times in seconds of Unix time."""
 
     id: str
     object: str = "batch"
@@ -131,7 +131,7 @@ class Batch(msgspec.Struct, kw_only=True):
 
 
 class _Tokens(msgspec.Struct, frozen=True):
-    """The usage of one response, on any of the endpoints."""
+    """Holds the usage of one response, on any of the endpoints."""
 
     prompt_tokens: int = 0
     prompt_tokens_details: CachedTokens | None = None
@@ -152,7 +152,7 @@ class _ResultResponse(msgspec.Struct, frozen=True):
 
 
 class ResultLine(msgspec.Struct, frozen=True):
-    """A line of a file of results, as far as its batch counts it."""
+    """Is a line of a file of results, as far as its batch counts it."""
 
     custom_id: str
     response: _ResultResponse | None = None
@@ -174,7 +174,7 @@ class ResultLine(msgspec.Struct, frozen=True):
 
 
 class RequestLine(msgspec.Struct, frozen=True):
-    """A line of the input file."""
+    """Is a line of the input file."""
 
     custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     method: Literal["POST"]

@@ -1,4 +1,4 @@
-"""Estimates of how many tokens texts have."""
+"""Estimates how many tokens texts have."""
 
 CHARACTERS_PER_TOKEN = 4
 MESSAGE_TOKENS = 16  #: that a chat template, or the tokenizer, may add to a text

@@ -1,4 +1,4 @@
-"""Downloads of a running server: asked for, followed, listed, cancelled."""
+"""Shows and changes downloads of a running server: asked for, followed, listed, cancelled."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any

@@ -179,8 +179,7 @@ def import_model(
 def list_models(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """List all models in the store; `models show` tells more of one, with its parameters and
-    voices."""
+    """List all models in the store; `models show` tells more of one, such as its voices."""
     place = CliContext.of(home, config)
     server = place.server()
     found = _listed(server) if server else _listed_here(place)

@@ -1,4 +1,4 @@
-"""The messages between the server and the process that pulls for it: JSON, one a line.
+"""Declares the messages between the server and the process that pulls for it: JSON, one a line.
 
 An order goes in on stdin, and with it what must not be seen in arguments or environments; what
 happens comes back on stdout, and ends with Pulled or Refused.

@@ -1,4 +1,4 @@
-"""A process of its own that pulls one repository into the store for the server, and ends.
+"""Pulls one repository into the store for the server, as a process of its own, and ends.
 
     python -m model_store.hub.puller
 

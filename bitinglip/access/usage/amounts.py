@@ -1,4 +1,4 @@
-"""Amounts of what requests use, in whole numbers, so that sums are exact in any order. Pure."""
+"""Holds amounts of use, in whole numbers, so that sums are exact in any order. Pure."""
 
 from collections.abc import Callable
 from functools import partial

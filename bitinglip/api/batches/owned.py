@@ -1,4 +1,4 @@
-"""Lists of what callers own, on OpenAI's surface."""
+"""Lists what callers own, on OpenAI's surface."""
 
 from starlette.requests import Request
 

@@ -11,7 +11,7 @@ _BOUND = 1.25
 
 
 class Candidate(Protocol):
-    """A replica with a free slot."""
+    """Is a replica with a free slot."""
 
     @property
     def id(self) -> str: ...

@@ -1,4 +1,4 @@
-"""The check of what a worker says of a job: events of the job's kind, and no more than it can be.
+"""Checks a worker's events of a job: events of the job's kind, and no more than it can be.
 
 The protocol's types bound each event; what they cannot know is the job.
 """

@@ -28,7 +28,7 @@ MAX_ISOLATION_SECONDS = 5.0  #: seconds that a job is isolated at most
 
 
 class InFlightJob(msgspec.Struct, eq=False):
-    """A job between admission and the release of everything it holds."""
+    """Is a job between admission and the release of everything it holds."""
 
     event_log: EventLog
     share: FairShare

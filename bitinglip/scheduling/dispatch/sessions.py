@@ -12,7 +12,7 @@ SessionId = tuple[str, str]
 
 
 class Replica(Protocol):
-    """A loaded copy of the model that sessions stay on."""
+    """Is a loaded copy of the model that sessions stay on."""
 
     @property
     def id(self) -> str: ...

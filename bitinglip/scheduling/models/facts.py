@@ -1,4 +1,4 @@
-"""The planner gets its facts here: devices, memory on them, demands. No model state is changed."""
+"""Gathers the planner's facts: devices, memory on them, demands. No model state is changed."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Operations of the administrator: load and unload models, list and stop workers, show memory."""
+"""Runs the administrator's operations: load and unload models, list and stop workers, show
+memory."""
 
 import asyncio
 from collections import Counter

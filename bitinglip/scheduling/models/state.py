@@ -15,7 +15,7 @@ from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
-from workers.codes import Code
+from workers.codes import DRIVER_STARTED, Code, LoadCode
 from workers.devices.device import is_processor, node_of
 from workers.worker import Worker
 
@@ -250,10 +250,11 @@ class ModelState:
         rest = self.rests(now)
         return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
 
-    def refusal(self, code: Code, message: str, now: float) -> errors.BitingLipError:
+    def refusal(self, code: LoadCode, message: str, now: float) -> errors.BitingLipError:
         """Make the error of the requests that wait, with when the model is tried again."""
         rest, details = self.rests(now) or None, {"model": self.name}
-        return errors.from_code(code, message, param="model", details=details, retry_after=rest)
+        shown: Code = "MODEL_LOAD_FAILED" if code == DRIVER_STARTED else code
+        return errors.from_code(shown, message, param="model", details=details, retry_after=rest)
 
     def check(self, now: float) -> None:
         """Raise ModelLoadFailed while the model rests after too many failures."""

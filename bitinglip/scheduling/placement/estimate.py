@@ -83,7 +83,7 @@ class LoadConfig:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The bytes of a model by their use."""
+    """Holds the bytes of a model by their use."""
 
     weights: int
     cache: int = 0

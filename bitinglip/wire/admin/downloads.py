@@ -1,4 +1,4 @@
-"""Downloads as clients see them, and the request that asks for one."""
+"""Shows downloads to clients, and declares the request for one."""
 
 from collections.abc import Callable
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Items are what a response is made from, and what it consists of: messages, calls, reasoning."""
+"""Declares items, which a response is made from and consists of: messages, calls, reasoning."""
 
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Tools of a response: functions of the client's; of hosted ones, a search is left out aloud."""
+"""Declares a response's tools: the client's functions; a hosted search is left out, with a
+header."""
 
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -16,7 +17,7 @@ LEFT_OUT = frozenset({"web_search", "web_search_preview"})
 
 
 class NamedFunction(OpenAIBody):
-    """A function of a namespace."""
+    """Declares a function of a namespace."""
 
     type: Literal["function"]
     name: ToolName
@@ -30,7 +31,7 @@ class NamedFunction(OpenAIBody):
 
 
 class ResponseTool(OpenAIBody):
-    """A function, or a namespace of some; other tools are refused by their type, or left out."""
+    """Declares a function or a namespace; other tools are refused by their type, or left out."""
 
     type: Kind
     name: ToolName | None = None
@@ -93,7 +94,7 @@ def _shown(function: "NamedFunction | ResponseTool") -> Shown:
 
 
 class Offered(NamedTuple):
-    """A function by the name that the model knows it by."""
+    """Holds a function by the name that the model knows it by."""
 
     name: str
     function: NamedFunction | ResponseTool

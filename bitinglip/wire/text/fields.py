@@ -170,7 +170,7 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES,
 
 @dataclass(frozen=True)
 class ApiDefaults:
-    """Defaults of one API for fields that the request omits."""
+    """Holds the defaults of one API for fields that the request omits."""
 
     max_tokens: int
     temperature: float

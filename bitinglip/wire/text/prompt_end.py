@@ -9,7 +9,7 @@ from workers import protocol
 
 
 class PromptEndFields(Body):
-    """Fields of vLLM's name: an answer is a new turn unless a request says otherwise."""
+    """Declares fields of vLLM's name: an answer is a new turn unless a request says otherwise."""
 
     continue_final_message: bool | None = None  #: continue the last message, an assistant's
     add_generation_prompt: bool | None = None  #: write the header of the model's turn

@@ -1,4 +1,4 @@
-"""Switches of chat templates: how much a model reasons, and whatever else its template asks for."""
+"""Declares switches of chat templates: how much a model reasons, and others of its template."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal

@@ -103,7 +103,7 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
 
 
 def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
-    pieces, sent = 4000, 0
+    pieces, sent = 7_000, 0
 
     async def flood(writer: asyncio.StreamWriter) -> None:
         nonlocal sent

@@ -22,7 +22,7 @@ _LEAST_CAPABILITY = (8, 0)  #: of its kernels, in either format
 
 @dataclass(slots=True, frozen=True)
 class RaggedPrompts:
-    """Pieces of prompts one after the other, and all tokens that each of them sees."""
+    """Holds pieces of prompts one after the other, and all tokens that each of them sees."""
 
     start: int  #: of their first token in the step
     slots: Tensor  #: [all tokens that are seen] int64, where in the cache they are

@@ -1,4 +1,4 @@
-"""Downloads of models."""
+"""Adds downloads of models."""
 
 import sqlalchemy as sa
 from alembic import op
