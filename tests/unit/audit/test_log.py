@@ -1,7 +1,5 @@
 """The audit log on a real database: what it holds, shows and deletes, also when it cannot write."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from bitinglip.audit.log import DAY, MOST_WAITING, AuditLog
 from bitinglip.audit.query import Filter
 from bitinglip.errors import DatabaseUnavailable
 from tests.support.audit_log import Run, entries, using
+from tests.support.other_program import change
 
 LONG_AGO = int(400 * DAY * 1e6)
 
@@ -84,7 +83,6 @@ def test_audit_entry_of_a_transaction_that_is_rolled_back_is_not_there(path: Pat
         assert run(audit.verify()).valid
 
 
-@pytest.mark.sqlite
 def test_audit_retention_deletes_from_the_old_end_and_the_chain_holds(path: Path) -> None:
     with using(path) as (run, audit):
         for _ in range(1200):
@@ -106,8 +104,7 @@ def test_audit_retention_deletes_from_the_old_end_and_the_chain_holds(path: Path
         run(audit.prune())
         assert count(run, audit) == 5
     # A deletion by another program is not ours.
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("DELETE FROM audit_log WHERE seq = 1201")
+    change(path, "DELETE FROM audit_log WHERE seq = 1201")
     with using(path) as (run, audit):
         assert run(audit.verify())[:3] == (False, 4, 1201)
 

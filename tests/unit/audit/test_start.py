@@ -1,8 +1,7 @@
 """A start enters its settings in the audit log, and the daily check tells what it found."""
 
 import asyncio
-import sqlite3
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bitinglip.parts import _open_audit
 from bitinglip.settings import Settings
 from bitinglip.telemetry.health import Health
 from tests.support.audit_log import entries, using
+from tests.support.other_program import change, rows
 
 
 @pytest.fixture
@@ -57,7 +57,6 @@ def test_audit_of_very_many_settings_tells_their_digest(path: Path) -> None:
     assert rows[3]["before"] == {"settings_sha256": rows[0]["after"]["settings_sha256"]}
 
 
-@pytest.mark.sqlite
 def test_audit_of_a_stop_tells_its_own_time(path: Path) -> None:
     home = Home(path.parent / "home")
     home.create()
@@ -74,12 +73,10 @@ def test_audit_of_a_stop_tells_its_own_time(path: Path) -> None:
             await db.close()
 
     asyncio.run(run())
-    with closing(sqlite3.connect(path)) as other:
-        [(at,)] = other.execute("SELECT at FROM audit_log WHERE action = 'server.stop'")
-    assert at >= stopped_after
+    [stop] = rows(path, "SELECT at FROM audit_log WHERE action = 'server.stop'")
+    assert stop["at"] >= stopped_after
 
 
-@pytest.mark.sqlite
 def test_audit_log_that_is_not_whole_degrades_the_health_until_it_is(path: Path) -> None:
     health = Health()
     with using(path, days=1) as (run, audit):
@@ -87,14 +84,11 @@ def test_audit_log_that_is_not_whole_degrades_the_health_until_it_is(path: Path)
         run(begin(audit, Settings()))
         run(clean_up(audit, health))
         assert not health.problems()
-        with closing(sqlite3.connect(path)) as other, other:
-            other.execute("UPDATE audit_log SET at = at - ? WHERE seq = 1", [int(2 * DAY * 1e6)])
+        change(path, f"UPDATE audit_log SET at = at - {int(2 * DAY * 1e6)} WHERE seq = 1")
         # It is too old now, so it goes; that it was changed stays known.
         run(clean_up(audit, health))
         assert [row["entry"] for row in entries(run, audit)] == [4, 3, 2]
         assert "entry 1 was changed, removed or forged" in health.problems()["database"]
-        with closing(sqlite3.connect(path)) as other, other:
-            other.execute("DELETE FROM audit_log")
-            other.execute("DELETE FROM audit_head")
+        change(path, "DELETE FROM audit_log", "DELETE FROM audit_head")
         run(clean_up(audit, health))
         assert not health.problems()

@@ -55,6 +55,22 @@ def test_file_bounds_hold_for_a_key_and_for_all(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
+def test_file_of_results_has_its_size_of_now_and_is_removed(tmp_path: Path) -> None:
+    async def act(files: ClientFiles, _db: Database) -> None:
+        made = await keep(files, 10)
+        files.path("file-out").write_bytes(b"one")
+        await files.register("file-out", "k", "out")
+        files.path("file-out").write_bytes(b"one two")
+        await files.register("file-out", "k", "out")
+        assert ((await files.get("file-out")).bytes, made.bytes) == (7, 10)
+        await files.delete("file-out")
+        with pytest.raises(FileGone):
+            await files.get("file-out")
+        assert os.listdir(files.folder) == [files.path(made.id).name]
+
+    using(tmp_path, act)
+
+
 def test_file_count_of_a_key_is_bounded_by_what_rows_take(tmp_path: Path) -> None:
     async def act(files: ClientFiles, _db: Database) -> None:
         for _ in range(4):

@@ -53,6 +53,9 @@ def test_download_is_read_as_it_was_saved(tmp_path: Path) -> None:
         page, total = await rows.page(["m"], limit=1, offset=1)
         assert ([each.id for each in page], total) == (["dl_001"], 2)
         assert (await rows.page(None, limit=5, offset=0))[1] == 3
+        assert not await rows.is_elsewhere(other.id)
+        await rows.remove(first.id)
+        assert await rows.find(first.id) is None
 
     using(tmp_path, act)
 

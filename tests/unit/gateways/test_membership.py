@@ -81,6 +81,7 @@ def test_tasks_of_a_dead_server_are_taken_up_once(tmp_path: Path) -> None:
             await of_dead.add(job)
         await of_dead.begin(begun)
         await of_one.ask_cancel(unwanted.id)
+        assert (await of_dead.to_cancel(), await of_one.to_cancel()) == ([unwanted.id], [])
         assert await of_one.take_up() == []
         await asyncio.gather(*(each._beat() for each in (one, two)))
         for _ in range(4):

@@ -82,6 +82,9 @@ def test_usage_is_added_to_rows_over_runs_and_days(tmp_path: Path) -> None:
         assert second.tokens() == [0, 0]
         await second.rows.load()
         assert (second.tokens(), second.tokens("other")) == ([5, 7], [100, 100])
+        for key_id, counts in (("k", (2, 5, 3, 7)), ("nobody", (0, 0, 0, 0))):
+            daily, monthly = await second.rows.sums_of(key_id, "2026-11-27")
+            assert (*daily[:2], *monthly[:2]) == counts
         second.charge(completion_tokens=10)
         assert second.tokens() == [15, 17]
         await second.write_behind.flush()
