@@ -49,7 +49,7 @@ class JobResponse(Response):
         assert services is not None, "requests are refused until the server is up"
         self._silence = services.settings.server.stream_comment_interval
         try:
-            context_of(scope).job = (self._job.model, self._job.id)
+            context_of(scope).job = (self._job.model, None)
             if self._job.guard is not None:
                 self._job = await checked_job(scope, self._job)
             if services.cache.enabled:
@@ -110,6 +110,7 @@ class JobResponse(Response):
         writer: StreamWriter | None = None,
     ) -> Awaitable[None]:
         """Send the answer, as one body or as a stream."""
+        context_of(scope).job = (self._job.model, self._job.id)
         place = event_log.place
         headers = [
             (b"x-queue-position", b"%d" % (place.position if place else 0)),

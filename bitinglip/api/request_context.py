@@ -40,8 +40,9 @@ class RequestContext(msgspec.Struct, eq=False):
     #: makes those of the key's rate in tokens, when the response begins
     token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
-    #: the model and the id of its job, and never the job: timers keep contexts, and so its input
-    job: tuple[str, str] | None = None
+    #: the model and, once it is accepted, the id of its job, and never the job: timers keep
+    #: contexts, and so its input
+    job: tuple[str, str | None] | None = None
     spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 

@@ -7,9 +7,11 @@ growing intervals, and calls its users once it is back.
 import asyncio
 import random
 import secrets
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 from redis.asyncio import Connection, ConnectionPool, Redis
@@ -22,7 +24,7 @@ from bitinglip.redis.scripts import KNOWN, Script
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
-from workers.secret_files import SecretFileRefused, read_secret_text
+from workers.secret_files import SecretFileRefused, check_secret_file, read_secret_text
 
 log = structlog.get_logger(__name__)
 
@@ -214,9 +216,36 @@ def _options(settings: RedisSettings, seconds: float) -> dict[str, Any]:
         "decode_responses": False,
         "client_name": "bitinglip",
     }
+    _check_tls(settings)
     if settings.password_file is not None:
         try:
             options["password"] = read_secret_text(settings.password_file)
         except SecretFileRefused as error:
             raise SettingsError([f"redis.password_file: {error}"]) from None
     return options
+
+
+def _check_tls(settings: RedisSettings) -> None:
+    """Check the files that the URL names, which are opened at each connection.
+
+    Raises SettingsError.
+    """
+    named = dict(parse_qsl(urlsplit(settings.url or "").query))
+    authorities, cert = named.get("ssl_ca_certs"), named.get("ssl_certfile")
+    key = named.get("ssl_keyfile", cert)
+    context, name = ssl.create_default_context(), "ssl_ca_certs"
+    try:
+        if authorities is not None:
+            context.load_verify_locations(authorities)
+        name = "ssl_keyfile"
+        if key is not None:
+            check_secret_file(key)
+        name = "ssl_certfile"
+        if cert is not None:
+            context.load_cert_chain(cert, key, password="")  # else it asks on the terminal
+    except SecretFileRefused as error:
+        raise SettingsError([f"redis.url: {name}: {error}"]) from None
+    except OSError as error:  # ssl.SSLError too
+        reason = "no PEM of that kind" if isinstance(error, ssl.SSLError) else error.strerror
+        problem = f"redis.url: the file of {name} cannot be used ({reason})"
+        raise SettingsError([problem]) from None

@@ -7,6 +7,7 @@ answers within ``timeout`` seconds; else all fail that wait, because the connect
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ import redis.exceptions
 import structlog
 from redis.asyncio import Connection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterDownError,
     ConnectionError,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -36,8 +40,14 @@ _REST_SECONDS = 0.005  #: for which calls that nothing waits for look for compan
 _MOST_WAITING = 4096  #: more are refused: Redis is too slow for them then
 #: errors of a script that met keys which another program has spoiled
 _OF_KEYS = re.compile(r"WRONGTYPE|(ERR )?(user_script:|Error running script)")
+_CLUSTER = "it is a node of a Redis Cluster, whose redirections are not followed: name a proxy"
 #: what went wrong, in words without anything that a client or the operator has sent
 _REASONS: dict[type[BaseException], str] = {
+    ssl.SSLCertVerificationError: "its TLS certificate is not trusted, or is for another name",
+    ssl.SSLError: "TLS cannot be agreed on with it",
+    MovedError: _CLUSTER,
+    AskError: _CLUSTER,
+    ClusterDownError: _CLUSTER,
     AuthenticationError: "it refuses the password",
     NoPermissionError: "it refuses its user the right to do this",
     ReadOnlyError: "it is a replica, which only reads",
@@ -216,9 +226,11 @@ def fault_of(error: BaseException) -> RedisAway:
     """Return what users of Redis are told of an error of the library or the system."""
     if isinstance(error, RedisAway):
         return error
+    if isinstance(error, ResponseError) and str(error).lower().startswith("unknown command"):
+        return RedisAway("it does not know a command: it is a Sentinel, or too old")
     for kind, reason in _REASONS.items():
-        # While it connects, the library may wrap what Redis said in another error.
-        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+        # While it connects, the library may wrap what Redis or TLS said in another error.
+        if any(isinstance(each, kind) for each in (error, error.__cause__, error.__context__)):
             return RedisAway(reason)
     return RedisAway("it cannot be reached")
 

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from bitinglip.settings.sections import Section, span_in_seconds
 
 _SCHEMES = ("redis", "rediss", "unix")
+#: of what is not followed: beginnings of their URLs, as other clients have them
+_NOT_FOLLOWED = re.compile(r"[a-z+]*(sentinel|cluster|srv)[a-z+]*:", re.IGNORECASE)
 #: what a URL may say after its question mark; all else has a setting, or is ours to decide
 _QUERY = frozenset({"db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 #: to the last @: of a password that is not escaped, too, nothing is shown
@@ -23,6 +25,11 @@ def _is_redis(url: str) -> str:
         parts.port  # noqa: B018  raises for what is none
     except ValueError:
         parts, number, host = urlsplit(""), "", None
+    if _NOT_FOLLOWED.match(url) or "," in url.partition("?")[0].rpartition("@")[2]:
+        raise ValueError(
+            "names one server: Sentinel and Cluster are not followed; name the primary, or a proxy "
+            "or service that has one address for it, as redis://host:6379/0"
+        )
     named = bool(parts.path) if parts.scheme == "unix" else bool(host)
     if parts.scheme not in _SCHEMES or not named:
         raise ValueError(
@@ -39,6 +46,8 @@ def _is_redis(url: str) -> str:
     if unknown := [name for name, _ in parse_qsl(parts.query) if name not in _QUERY]:
         known = ", ".join(sorted(_QUERY))
         raise ValueError(f"has the option {unknown[0][:40]!r}; known here are {known}")
+    if parts.scheme != "rediss" and "ssl_" in parts.query:
+        raise ValueError("names files of TLS, which rediss:// speaks and the others do not")
     return url
 
 

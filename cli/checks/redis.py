@@ -70,7 +70,11 @@ def _info(url: str, password: str | None) -> dict[str, Any]:
 def _judged(shown: str, info: dict[str, Any]) -> Iterator[Finding]:
     version = str(info.get("redis_version", "0"))
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < _OLDEST:
+    mode = info.get("redis_mode", "standalone")
+    if mode != "standalone":
+        problem = f"{shown} is a {mode}, whose redirections are not followed"
+        yield Finding("redis", "error", problem, "name the primary, or a proxy with one address")
+    elif tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         yield Finding("redis", "error", f"{shown} is {name}", f"install {oldest} or newer")
     elif info.get("role") == "slave":

@@ -31,6 +31,7 @@ class RedisServer:
     program: str
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    options: tuple[str, ...] = ()  #: those of other tests
 
     @property
     def socket(self) -> Path:
@@ -45,7 +46,12 @@ class RedisServer:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [self.program, "--unixsocket", str(self.socket), "--dir", str(self.folder), *_OPTIONS],
+            [
+                self.program,
+                *self.options,
+                *("--unixsocket", str(self.socket), "--dir", str(self.folder)),
+                *_OPTIONS,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -79,9 +85,9 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(program: str) -> Iterator[RedisServer]:
+def running_redis(program: str, *options: str) -> Iterator[RedisServer]:
     with tempfile.TemporaryDirectory(prefix="r") as name:
-        server = RedisServer(program, Path(name))
+        server = RedisServer(program, Path(name), options=options)
         server.start()
         try:
             yield server

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from workers.nodes.messages import CHUNK_BYTES, File, Kind
 
 MOST_FILE_BYTES = 1 << 30
 _MOST_NAME = 200
+#: of a disk, what files that come leave free: a twentieth, and at most so many bytes
+_KEPT_PART, _MOST_KEPT = 20, 1 << 30
 
 Result = TypeVar("Result")
 
@@ -181,6 +184,11 @@ def _create(path: Path) -> int:
 
 
 def _write(fd: int, data: bytes) -> None:
+    """Write all of it. Raises OSError, also where it would take the last of the disk."""
+    disk = os.fstatvfs(fd)
+    kept = min(_MOST_KEPT, disk.f_blocks * disk.f_frsize // _KEPT_PART)
+    if disk.f_bavail * disk.f_frsize - len(data) < kept:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

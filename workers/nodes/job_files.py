@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 
 from workers.confinement import model_files
+from workers.nodes.files import MOST_FILE_BYTES
 from workers.protocol import (
     ChatMessage,
     Command,
+    Failed,
     ImageDone,
     ImageJob,
+    Job,
     JobEvent,
     Load,
     SpeechDone,
@@ -60,6 +64,19 @@ def _local(message: ChatMessage, local: Callable[[str], str]) -> ChatMessage:
         msgspec.structs.replace(each, source=local(each.source)) for each in message.pictures
     )
     return msgspec.structs.replace(message, pictures=tuple(pictures))
+
+
+def unsendable(job: Job, path: Path) -> Failed:
+    """Return the end of a job whose upload cannot be sent to another machine, with the reason."""
+    try:
+        too_large = path.stat().st_size > MOST_FILE_BYTES
+    except OSError:
+        too_large = False
+    if too_large:
+        most = MOST_FILE_BYTES >> 20
+        text = f"The model runs on another machine, which takes files of at most {most} MiB."
+        return Failed(id=job.id, code="PAYLOAD_TOO_LARGE", message=text)
+    return Failed(id=job.id, code="INFERENCE_FAILED", message="The file of the request is gone.")
 
 
 def results_of(event: JobEvent) -> list[tuple[str, int]]:

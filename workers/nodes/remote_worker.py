@@ -15,10 +15,11 @@ from typing import Protocol
 
 from workers.faults import NODE_LOST, RAM
 from workers.folders import WorkFolders
-from workers.framing import BadFrame, decode_commands, encode_frame
+from workers.framing import BadFrame, decode_commands, encode_commands, encode_frame
 from workers.launcher import End
+from workers.nodes.expected_files import ExpectedFiles
 from workers.nodes.files import IncomingFiles, NotKept, send_file
-from workers.nodes.job_files import inputs_of
+from workers.nodes.job_files import inputs_of, unsendable
 from workers.nodes.link import Link, LinkLost, decode, set_done
 from workers.nodes.messages import (
     PROTOCOL,
@@ -29,7 +30,7 @@ from workers.nodes.messages import (
     ProcessState,
     Refused,
 )
-from workers.protocol import Imported, Job, Load, LoadFailed
+from workers.protocol import Event, Failed, Imported, Job, Load, LoadFailed
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class RemoteWorker:
             os.set_blocking(fd, False)
         self.folder: Path | None = self._make_folder()
         self._files = IncomingFiles(self.folder)  #: what it has made
+        self._expected = ExpectedFiles()
         self._link: Link | None = None
         self._unsent: deque[bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -104,6 +106,7 @@ class RemoteWorker:
     def send(self, command: bytes) -> None:
         if self._code is not None:
             return
+        self._expected.sent(command)
         if self._link is not None and self._sending is None and not self._names_files(command):
             self._link.send(Kind.COMMANDS, command)
             return
@@ -187,12 +190,15 @@ class RemoteWorker:
     async def _take(self, kind: Kind, payload: bytes) -> None:
         match kind:
             case Kind.EVENTS:
+                self._expected.told(payload)
                 await self._pass_on(self._events, payload)
             case Kind.OUTPUT:
                 await self._pass_on(self._output, payload)
             case Kind.STATE:
                 self._state = decode(payload, ProcessState)
             case Kind.FILE | Kind.DATA:
+                if kind == Kind.FILE:
+                    self._expected.check(payload)
                 try:
                     await self._files.take(kind, payload)
                 except NotKept as error:  # its job fails for want of it, and no other
@@ -271,15 +277,28 @@ class RemoteWorker:
             while self._unsent:
                 command = self._unsent.popleft()
                 if self._names_files(command):
-                    for path in self._files_of(command):
-                        await send_file(link, path)
-                link.send(Kind.COMMANDS, command)
+                    command = await self._with_files(link, command)
+                if command:
+                    link.send(Kind.COMMANDS, command)
 
-    def _files_of(self, command: bytes) -> list[Path]:
-        """Return the uploaded files that jobs read."""
-        jobs = [each for each in decode_commands(command) if isinstance(each, Job)]
-        named = dict.fromkeys(Path(path) for job in jobs for path in inputs_of(job))
-        return [path for path in named if path.parent == self._uploads]
+    async def _with_files(self, link: Link, command: bytes) -> bytes:
+        """Send the uploaded files that jobs read; return the commands without the jobs for which
+        that cannot be done, whose failure is told. Raises LinkLost."""
+        commands = decode_commands(command)
+        refused: list[Event] = []
+        for job in (each for each in commands if isinstance(each, Job)):
+            for path in dict.fromkeys(map(Path, inputs_of(job))):
+                if path.parent == self._uploads and not await send_file(link, path):
+                    refused.append(await asyncio.to_thread(unsendable, job, path))
+                    break
+        if not refused:
+            return command
+        ended = encode_frame(refused)
+        self._expected.told(ended)
+        await self._pass_on(self._events, ended)
+        ids = {each.id for each in refused if isinstance(each, Failed)}
+        left = [each for each in commands if not (isinstance(each, Job) and each.id in ids)]
+        return encode_commands(left) if left else b""
 
     def _make_folder(self) -> Path | None:
         """Make the folder for what the worker makes. On a full disk it has none."""

@@ -130,8 +130,8 @@ async def _asked(request: Request, body: ResponsesRequest) -> PreparedResponse:
 
 async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool) -> Response:
     """Accept the response as a task; its row is stored before a client can ask for it."""
-    services = services_of(request)
-    context_of(request.scope).job = (job.model, job.id)
+    services, context = services_of(request), context_of(request.scope)
+    context.job = (job.model, None)
     if job.guard is not None:
         job = await checked_job(request.scope, job)
     try:
@@ -144,6 +144,7 @@ async def _in_background(request: Request, keep: Keep, job: Job, *, stream: bool
     except Exception:  # whatever the fault, a response that no task makes must not stay
         await keep.delete()
         raise
+    context.job = (job.model, job.id)
     if stream:
         return await _follow(request, keep.echo)
     return json_response(keep.echo)

@@ -64,10 +64,12 @@ async def cancel_task(request: Request, task_id: str) -> Response:
 
 async def accept_as_task(request: Request, job: Job) -> Response:
     """Accept a job as an asynchronous task; the response names its address."""
+    context = context_of(request.scope)
+    context.job = (job.model, None)
     if job.guard is not None:
         job = await checked_job(request.scope, job)
-    context_of(request.scope).job = (job.model, job.id)
     task: Task = await services_of(request).tasks.accept(job)
+    context.job = (job.model, job.id)
     answer = json_response(task_info(task, request_id_of(request)), 202)
     answer.headers["location"] = f"{request.scope['root_path']}{router.prefix}/{task.id}"
     answer.headers["preference-applied"] = "respond-async"

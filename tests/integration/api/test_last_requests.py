@@ -3,7 +3,9 @@
 from typing import Any
 
 import httpx
+import pytest
 
+from bitinglip.errors import QueueFull
 from tests.integration.api.test_dashboard import EVENTS
 from tests.support.api_server import Served
 from tests.support.http_client import NATIVE, PROMPT, error_of
@@ -95,6 +97,33 @@ def test_last_requests_hold_those_that_were_refused(admin: httpx.Client) -> None
     assert (row["status"], row["key_id"], row["model"]) == (401, None, None)
     assert row["seconds"]["queue"] is None
     assert row["seconds"]["overhead"] == row["seconds"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (NATIVE, PROMPT),
+        (NATIVE, {**PROMPT, "async": True}),
+        ("/v1/responses", {"model": "demo", "input": "a"}),
+        ("/v1/responses", {"model": "demo", "input": "a", "background": True}),
+    ],
+)
+def test_last_requests_have_no_task_of_a_job_that_was_not_accepted(
+    client: httpx.Client,
+    admin: httpx.Client,
+    served: Served,
+    path: str,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise QueueFull()
+
+    monkeypatch.setattr(served.services.dispatcher, "open", refuse)
+    refused = client.post(path, json=body)
+    assert refused.status_code == 503
+    row = shown(admin, refused)
+    assert (row["model"], row["task_id"]) == ("demo", None)
 
 
 def test_last_requests_leave_out_what_watchers_ask(admin: httpx.Client, served: Served) -> None:

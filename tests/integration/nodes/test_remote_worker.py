@@ -1,16 +1,36 @@
 """Tests that the gateway bears a worker on a node whose frames come in any order."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+import pytest
 
 from tests.integration.nodes.test_hosted import SECONDS, linked
 from tests.support.wait import until
 from workers.folders import WorkFolders
+from workers.framing import FrameReader, encode_commands, encode_frame
+from workers.nodes.files import MOST_FILE_BYTES
 from workers.nodes.link import Link
 from workers.nodes.messages import File, Kind, Launched, OpenWorker, ProcessEnd, ProcessState
 from workers.nodes.remote_worker import RemoteWorker
-from workers.protocol import Load
+from workers.protocol import (
+    Cancelled,
+    Command,
+    Failed,
+    ImageJob,
+    Load,
+    SpeechJob,
+    TranscriptionJob,
+)
+
+SPEECH = SpeechJob(id="s", text="some words", folder="", seed=1)
+
+
+def image_job(name: str, count: int = 1) -> ImageJob:
+    seeds = tuple(range(count))
+    return ImageJob(id=name, prompt="a fox", folder="", width=64, height=32, steps=1, seeds=seeds)
 
 
 class StandInNode:
@@ -56,16 +76,18 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
 ) -> None:
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
+        worker.send(encode_commands([image_job("j", 2)]))
         node.tell(Kind.FILE, File("j-0.png", 6))
         node.send(Kind.DATA, b"abc")
         node.tell(Kind.STATE, ProcessState(5, stopped=False))
         node.send(Kind.OUTPUT, b"a line\n")
         node.send(Kind.DATA, b"def")
-        node.tell(Kind.FILE, File("empty.png", 0))
-        await until((worker.folder / "empty.png").exists)
+        node.tell(Kind.FILE, File("j-1.png", 0))
+        await until((worker.folder / "j-1.png").exists)
         assert (worker.folder / "j-0.png").read_bytes() == b"abcdef"
         assert worker.bytes_read() == 5
-        node.tell(Kind.FILE, File("half.png", 6))
+        worker.send(encode_commands([SPEECH]))
+        node.tell(Kind.FILE, File("s-0.wav", 6))
         node.send(Kind.DATA, b"abc")
         node.tell(Kind.END, ProcessEnd(code=13))
         await until(lambda: worker.reap() is not None)
@@ -78,6 +100,7 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
 def test_file_that_cannot_be_kept_here_does_not_end_its_worker(tmp_path: Path) -> None:
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
+        worker.send(encode_commands([image_job("j")]))
         (worker.folder / ".j-0.png").mkdir()  # as good as a full disk
         node.tell(Kind.FILE, File("j-0.png", 6))
         node.send(Kind.DATA, b"abc")
@@ -86,5 +109,84 @@ def test_file_that_cannot_be_kept_here_does_not_end_its_worker(tmp_path: Path) -
         await until(lambda: worker.bytes_read() == 5)
         assert worker.reap() is None
         assert not (worker.folder / "j-0.png").exists()
+
+    with_worker(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("other-0.png", 1),
+        ("j-1.png", 1),
+        ("j-0.webp", 1),
+        ("j-0.png", (1 << 20) + 5 * 64 * 32 + 1),
+        ("s-0.wav", 100 << 20),
+        ("ended-0.png", 1),
+        ("once-0.png", 1),
+    ],
+)
+def test_file_that_no_running_job_makes_ends_the_worker_before_a_byte_is_kept(
+    tmp_path: Path, name: str, size: int
+) -> None:
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        assert worker.folder is not None
+        jobs: list[Command] = [image_job("j"), SPEECH, image_job("ended"), image_job("once")]
+        worker.send(encode_commands(jobs))
+        node.send(Kind.EVENTS, encode_frame([Cancelled(id="ended")]))
+        node.tell(Kind.FILE, File("once-0.png", 1))
+        node.send(Kind.DATA, b"a")
+        node.tell(Kind.FILE, File(name, size))
+        node.send(Kind.DATA, b"b")
+        await until(lambda: worker.reap() is not None)
+        assert worker.end is not None
+        assert "malformed frame (a file is " in (worker.end.cause or "")
+        assert [each.name for each in worker.folder.iterdir()] == ["once-0.png"]
+        assert (worker.folder / "once-0.png").read_bytes() == b"a"
+
+    with_worker(tmp_path, test)
+
+
+def test_files_of_nodes_leave_a_part_of_the_disk_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.nodes.files._MOST_KEPT", 1 << 62)
+    monkeypatch.setattr("workers.nodes.files._KEPT_PART", 1)  # as good as a full disk
+
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        assert worker.folder is not None
+        worker.send(encode_commands([image_job("j")]))
+        node.tell(Kind.FILE, File("j-0.png", 6))
+        node.send(Kind.DATA, b"abc")
+        node.send(Kind.DATA, b"def")
+        node.tell(Kind.STATE, ProcessState(5, stopped=False))
+        await until(lambda: worker.bytes_read() == 5)
+        assert worker.reap() is None
+        assert list(worker.folder.iterdir()) == []
+
+    with_worker(tmp_path, test)
+
+
+def test_job_whose_upload_no_node_takes_fails_by_name_and_those_beside_it_run(
+    tmp_path: Path,
+) -> None:
+    (uploads := tmp_path / "uploads").mkdir()
+    for name, size in [("large", MOST_FILE_BYTES + 1), ("small", 3)]:
+        with (uploads / name).open("wb") as file:
+            file.truncate(size)
+    jobs = [
+        TranscriptionJob(id=name, path=str(uploads / name), max_seconds=9.0)
+        for name in ("large", "small", "gone")
+    ]
+
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        worker.send(encode_commands(jobs))
+        kinds = [await node.receive() for _ in range(3)]
+        assert [kind for kind, _ in kinds] == [Kind.FILE, Kind.DATA, Kind.COMMANDS]
+        assert kinds[2][1] == encode_commands([jobs[1]])
+        told = FrameReader().feed(os.read(worker.events_fd, 1 << 16))
+        failed = {each.id: each for each in told if isinstance(each, Failed)}
+        assert failed["large"].code == "PAYLOAD_TOO_LARGE"
+        assert "at most 1024 MiB" in failed["large"].message
+        assert failed["gone"].code == "INFERENCE_FAILED"
 
     with_worker(tmp_path, test)

@@ -43,6 +43,11 @@ def test_redis_url_is_shown_without_its_password(url: str) -> None:
         ("redis://:secret@box/cache", "number of the database"),
         ("redis://:secret@box/0?socket_timeout=60", "'socket_timeout'"),
         ("unix://", "must be a URL"),
+        ("redis+sentinel://box:26379/primary", "Sentinel and Cluster are not followed"),
+        ("sentinel://box", "name the primary, or a proxy"),
+        ("redis+cluster://box", "one server"),
+        ("redis://:secret@one:6379,two:6379/0", "one server"),
+        ("redis://box/0?ssl_ca_certs=/etc/ca.pem", "which rediss:// speaks"),
     ],
 )
 def test_redis_url_that_is_none_is_refused_and_not_quoted(url: str, says: str) -> None:

@@ -1,7 +1,8 @@
 """Quotas in memory and in Redis: one suite, and what several gateways count together."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,58 @@ def _counted(server: RedisServer, name: str) -> dict[bytes, int]:
     with server.client() as client:
         [key] = client.keys(f"bitinglip:{{k}}:{name}")
         return {field: int(value) for field, value in client.hgetall(key).items()}
+
+
+def test_quota_is_charged_once_where_the_answer_to_the_charge_is_lost(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async def lose() -> None:
+        async with (
+            cutting(server, b"\r\n77\r\n") as (url, cuts),
+            gateways(tmp_path, 1, url, {"daily": {"tokens": 1000}, **FREE}) as [one],
+        ):
+            assert await one.use(10)
+            reservation = await one.reserve(100)
+            assert reservation is not None
+            await one.settle(reservation, 77)
+            assert cuts == [True], "the charge was sent again"
+            state = _counted(server, "used:????-??-??")
+            assert state == {b"1": 2, b"2": 87, b"3": 0, b"4": 0, b"5": 0}
+
+    run(lose())
+
+
+@asynccontextmanager
+async def cutting(server: RedisServer, mark: bytes) -> AsyncIterator[tuple[str, list[bool]]]:
+    """Stand between a gateway and Redis; of the first call that holds ``mark``, lose the answer."""
+    cuts: list[bool] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, calls = await asyncio.open_unix_connection(str(server.socket))
+        back = asyncio.create_task(_copied(answers, writer))
+        try:
+            while data := await reader.read(1 << 16):
+                if mark in data and not cuts:
+                    cuts.append(True)
+                    back.cancel()
+                    calls.write(data)
+                    await answers.read(1)  # it was done
+                    return
+                calls.write(data)
+        finally:
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)
+            for each in (writer, calls):
+                each.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        yield f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}", cuts
+
+
+async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
 
 
 def test_quota_reserved_by_a_gateway_that_died_is_free_after_its_lease(
