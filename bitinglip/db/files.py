@@ -87,7 +87,8 @@ def _fill(draft: Path, fill: Callable[[Connection], None] | None) -> None:
     url = URL.create("sqlite", database=str(draft))
     with create_engine(url, poolclass=NullPool).begin() as connection:
         connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
-        Table.metadata.create_all(connection)
+        connection.exec_driver_sql("BEGIN")  # else each statement is a transaction of its own
+        Table.metadata.create_all(connection, checkfirst=False)
         connection.exec_driver_sql(
             "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"
             " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
