@@ -7,7 +7,7 @@ import pytest
 
 from bitinglip import errors
 from model_store.errors import StoreCode
-from workers.codes import DRIVER_STARTED, Code, LoadCode
+from workers.codes import DRIVER_STARTED, NOT_GRANTED, Code, LoadCode
 from workers.protocol import (
     Failed,
     LoadFailed,
@@ -18,7 +18,7 @@ TABLE = {answer.code for answer in errors.TABLE.values()}
 
 def test_error_codes_of_workers_are_those_of_the_table() -> None:
     assert set(get_args(Code)) == TABLE
-    assert set(get_args(LoadCode)) == TABLE | {DRIVER_STARTED}
+    assert set(get_args(LoadCode)) == TABLE | {DRIVER_STARTED, NOT_GRANTED}
 
 
 def test_error_codes_of_the_store_are_in_the_table() -> None:

@@ -16,7 +16,7 @@ from workers.protocol import Load
 class StandInNode:
     """Is reached by a connection whose other end the test has."""
 
-    name = "n1"
+    name, gateway = "n1", "g"
 
     def __init__(self, link: Link) -> None:
         self._link = link
