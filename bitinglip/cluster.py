@@ -74,6 +74,8 @@ def agent_config(settings: Settings, home: Home, secret: str) -> AgentConfig:
         fake=tuple((each.name, each.memory_bytes) for each in devices.fake),
         cpu_memory_bytes=devices.cpu_memory_bytes,
         memory_limit=dict(devices.memory_limit),
+        headroom_bytes=devices.headroom_bytes,
+        display_headroom_bytes=devices.display_headroom_bytes,
         ends_with_input=True,
     )
 

@@ -46,4 +46,6 @@ Code = Literal[
 
 #: The code of a load that another process can do: this one's cards cannot be chosen any more.
 DRIVER_STARTED: Literal["DRIVER_STARTED"] = "DRIVER_STARTED"
-LoadCode = Literal[Code, "DRIVER_STARTED"]
+#: The code of a load for whose memory its node has no room any more: it is planned again.
+NOT_GRANTED: Literal["NOT_GRANTED"] = "NOT_GRANTED"
+LoadCode = Literal[Code, "DRIVER_STARTED", "NOT_GRANTED"]

@@ -322,8 +322,7 @@ class WorkerPool:
                 worker.ready, worker.state = event, "ready"
                 self._ended.pop(worker.id, None)
             case LoadFailed():
-                worker.load_failure = event
-                worker.fault = FAULTS[event.fault] if event.fault else None
+                worker.note_load_failure(event)
             case Broken():
                 worker.fault = FAULTS[event.fault] if event.fault else None
                 log.error("%s: %s", worker.id, explain(worker.fault, event.error))

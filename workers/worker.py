@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.faults import Fault
+from workers.codes import NOT_GRANTED
+from workers.faults import FAULTS, Fault
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
@@ -72,6 +73,13 @@ class Worker:
     def folder(self) -> Path | None:
         """Return the folder that it writes to; None if it has none of its own."""
         return self.handle.folder
+
+    def note_load_failure(self, failure: LoadFailed) -> None:
+        """Note why it does not become what it was to be."""
+        self.load_failure = failure
+        self.fault = FAULTS[failure.fault] if failure.fault else None
+        if failure.code == NOT_GRANTED:  # there is no process that would have failed
+            self.state = "stopped"
 
     def note_final(self, final: Final) -> None:
         """Note that it has ended a job."""

@@ -108,6 +108,9 @@ def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
             yield Text(clean(f"{each['id']} is {each['state']}: {reason}"), style=colour)
         if slowed := each.get("slowed_by"):
             yield Text(clean(f"{each['id']} is slowed by {' and '.join(slowed)}"), style="yellow")
+        if theirs := each.get("elsewhere_bytes"):
+            told = f"{each['id']}: other gateways have reserved {size(theirs)} of it"
+            yield Text(clean(told), style="dim")
         if note := each.get("note"):
             yield Text(clean(f"{each['id']} {note}"), style="dim")
 
@@ -122,7 +125,7 @@ def _legend(table: "Table") -> "Iterator[Text]":
 
 
 def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
-    """Draw our memory, then what other programs hold, then what is free."""
+    """Draw our memory, then what other programs and gateways hold, then what is free."""
     from rich.text import Text
 
     def cells(count: int) -> int:
@@ -131,7 +134,8 @@ def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
         return max(1, round(width * min(count, total) / total))
 
     ours = cells(device.get("reserved_bytes") or 0)
-    theirs = min(width - ours, cells(device.get("foreign_bytes") or 0))
+    others = (device.get("foreign_bytes") or 0) + (device.get("elsewhere_bytes") or 0)
+    theirs = min(width - ours, cells(others))
     return Text.assemble(
         ("█" * ours, "green"), ("▒" * theirs, "yellow"), ("·" * (width - ours - theirs), "dim")
     )

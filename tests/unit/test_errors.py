@@ -11,7 +11,7 @@ from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.models.state import ModelState
 from model_store.errors import StoreCode
 from model_store.manifest import Manifest
-from workers.codes import DRIVER_STARTED, Code, LoadCode
+from workers.codes import DRIVER_STARTED, NOT_GRANTED, Code, LoadCode
 from workers.protocol import (
     Failed,
     LoadFailed,
@@ -22,7 +22,7 @@ TABLE = {answer.code for answer in errors.TABLE.values()}
 
 def test_error_codes_of_workers_are_those_of_the_table() -> None:
     assert set(get_args(Code)) == TABLE
-    assert set(get_args(LoadCode)) == TABLE | {DRIVER_STARTED}
+    assert set(get_args(LoadCode)) == TABLE | {DRIVER_STARTED, NOT_GRANTED}
 
 
 def test_error_codes_of_the_store_are_in_the_table() -> None:

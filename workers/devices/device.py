@@ -37,6 +37,11 @@ def node_of(device: str) -> str:
     return device.rpartition(_ON)[0]
 
 
+def id_there(device: str) -> str:
+    """Return the id that a device has on its own machine."""
+    return device.rpartition(_ON)[2]
+
+
 def processor_of(device: str) -> str:
     """Return the id of the processor of the machine that a device is in."""
     node = node_of(device)
@@ -44,7 +49,7 @@ def processor_of(device: str) -> str:
 
 
 def is_processor(device: str) -> bool:
-    return device.rpartition(_ON)[2] == CPU
+    return id_there(device) == CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +87,19 @@ class DeviceUsage:
     power_w: float | None = None
     slowed_by: tuple[str, ...] = ()  #: "heat", "power supply", "power limit"
     at: float | None = field(default=None, compare=False)  #: when, by the clock on the wall
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Holds what other gateways have of a device of a node that they share, in bytes."""
+
+    reserved: int = 0
+    ram: int = 0  #: of a processor: all of its RAM, with that of models on cards
+    held: int = 0  #: of those, what their processes are known to hold by now
+    unknown: bool = False  #: a process of theirs is there, and nothing says yet what it holds
+    idle: int = 0  #: of models that they may evict now
+    pinned: int = 0  #: of models that they never evict
+    wished: int = 0  #: what this gateway is to free for them, of idle models
+
+
+NOTHING_ELSEWHERE = Elsewhere()

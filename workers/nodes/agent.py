@@ -13,6 +13,9 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
+
+from workers.codes import NOT_GRANTED
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -21,6 +24,7 @@ from workers.folders import WorkFolders
 from workers.framing import BadFrame
 from workers.launcher import SpawnedWorker, SpawnLauncher
 from workers.nodes.folder import AgentFolder
+from workers.nodes.granting import Granting
 from workers.nodes.handshake import SECONDS, AgentIdentity, NotTrusted, prove_to_gateway
 from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost, decode, keep_alive
@@ -28,6 +32,7 @@ from workers.nodes.messages import (
     FROM_GATEWAY,
     PROTOCOL,
     AgentConfig,
+    Holdings,
     Kind,
     NodeFacts,
     Open,
@@ -66,6 +71,7 @@ class Agent:
         self._devices = devices or Devices.find(
             config.fake, config.cpu_memory_bytes, config.memory_limit
         )
+        self._granting = Granting(config, self._devices, self._folder)
         self._launcher = _launcher(config, root, self.inputs)
         self._spare = Spare(self._launcher) if config.spare else None
         self._oom_kills = OomKills()
@@ -76,6 +82,7 @@ class Agent:
         self._connections: set[asyncio.Task[None]] = set()
         self._facts: NodeFacts | None = None
         self._looked = asyncio.Condition()
+        self._look_now = asyncio.Event()
 
     # ---- for its workers -----------------------------------------------------------------------
 
@@ -230,10 +237,21 @@ class Agent:
         def note(pid: int) -> None:
             self._pids[serial] = pid
 
+        reserving = asyncio.create_task(
+            self._granting.reserve(serial, opened, list(self._pids.values()))
+        )
         try:
+            why = await asyncio.shield(reserving)
+            if why is not None:
+                self._look_now.set()  # so that its gateway learns what others have
+                text = f"The node {opened.node} has no room for {opened.name}: {why}"
+                link.tell(Kind.REFUSED, Refused(message=text, code=NOT_GRANTED))
+                return
             await HostedWorker(link, self, opened, serial, note).run()
         finally:
             self._pids.pop(serial, None)
+            await asyncio.wait([reserving])  # which goes on in its thread, whatever ends this
+            await self._granting.release(serial)
             self.loaded()  # or it never will; there may be no spare
 
     # ---- the node ------------------------------------------------------------------------------
@@ -241,8 +259,8 @@ class Agent:
     async def _serve_node(self, link: Link, opened: OpenNode) -> None:
         tasks = [
             asyncio.create_task(self._beat(link, opened.beat_seconds)),
-            asyncio.create_task(self._tell_facts(link)),
-            asyncio.create_task(self._answer(link)),
+            asyncio.create_task(self._tell_facts(link, opened.gateway)),
+            asyncio.create_task(self._answer(link, opened.gateway)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -252,6 +270,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._granting.forget(opened.gateway)
 
     async def _beat(self, link: Link, seconds: float) -> None:
         """Send heartbeats, whatever the driver is busy with."""
@@ -260,18 +279,23 @@ class Agent:
             await link.drain()
             await asyncio.sleep(seconds)
 
-    async def _tell_facts(self, link: Link) -> None:
+    async def _tell_facts(self, link: Link, gateway: str) -> None:
         told: NodeFacts | None = None
         while True:
             async with self._looked:
                 await self._looked.wait_for(lambda: self._facts is not told)  # noqa: B023
                 told = self._facts
-            link.tell(Kind.FACTS, told)
+            assert told is not None
+            elsewhere = await asyncio.to_thread(self._granting.elsewhere, gateway)
+            link.tell(Kind.FACTS, msgspec.structs.replace(told, elsewhere=elsewhere))
             await link.drain()
 
-    async def _answer(self, link: Link) -> None:
+    async def _answer(self, link: Link, gateway: str) -> None:
         while True:
             kind, payload = await link.receive()
+            if kind == Kind.HOLDINGS:
+                await self._granting.take(gateway, decode(payload, Holdings))
+                continue
             if kind != Kind.PROBE:
                 raise BadFrame(f"a frame {kind.name} is no gateway's")
             ids = decode(payload, Probe).ids
@@ -291,7 +315,10 @@ class Agent:
                     self._looked.notify_all()
             except Exception:  # the kernel or the driver does not tell: asked again in a moment
                 log.exception("the devices could not be read")
-            await asyncio.sleep(_LOOK_SECONDS)
+            self._look_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._look_now.wait()
 
     async def _ask_torch(self) -> None:
         """Ask torch, in a process of its own, about cards: NVML does not tell all."""
@@ -304,6 +331,7 @@ class Agent:
 
     def _read(self, pids: list[int]) -> NodeFacts:
         readings = self._devices.read(pids, idle=not pids)
+        self._granting.look(readings)
         return NodeFacts(
             devices=self._devices.list(),
             readings=readings,

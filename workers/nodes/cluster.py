@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Cluster:
         files that jobs read."""
         self._agents = agents
         self._secret = secret
+        self._gateway = secrets.token_hex(8)  #: what nodes know this run of the gateway by
         self._folders = folders
         self._uploads = uploads
         self._timeout = heartbeat_timeout
@@ -181,7 +183,7 @@ class Cluster:
         named = {_NAME.sub("-", told): found for told, found in agents.items()}
         for name, found in named.items():
             if (node := self._nodes.get(name)) is None:
-                node = self._nodes[name] = Node(name, self._secret, self._on_change)
+                node = self._nodes[name] = Node(name, self._secret, self._on_change, self._gateway)
             if isinstance(found, Address):
                 node.connect(found)
             else:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import msgspec
+
 from workers.devices import Condition, Device, Devices, DeviceUsage, Report
-from workers.devices.device import id_on
-from workers.nodes.messages import NodeFacts
+from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere, id_on, id_there, node_of
+from workers.nodes.messages import Holding, Holdings, NodeFacts
 from workers.nodes.node import Node
 
 
@@ -92,6 +94,24 @@ class ClusterDevices(Devices):
     def ask_torch(self) -> bool:
         return False
 
+    def elsewhere(self, device: str) -> Elsewhere:
+        """Return what other gateways have of a device of a node, as the node has told last."""
+        for node, facts in self._well():
+            if node.name == node_of(device):
+                return facts.elsewhere.get(id_there(device), NOTHING_ELSEWHERE)
+        return NOTHING_ELSEWHERE
+
+    def tell(self, workers: Iterable[Holding], wishes: Mapping[str, int]) -> None:
+        """Tell each node what this gateway holds there and what it wishes others to free, both by
+        devices as they are called here."""
+        there: dict[str, list[Holding]] = {}
+        for each in workers:
+            there.setdefault(node_of(next(iter(each.devices), "")), []).append(each)
+        for node, _ in self._well():
+            wished = {each: size for each, size in wishes.items() if node_of(each) == node.name}
+            held = tuple(map(_there, there.get(node.name, ())))
+            node.tell(Holdings(workers=held, wishes=_by_id_there(wished)))
+
     def refresh(self) -> None:
         """Take over new facts of nodes, and which of them are lost."""
         self._rebuild()
@@ -107,3 +127,13 @@ class ClusterDevices(Devices):
             for node in self._nodes.nodes
             if node.state == "well" and node.facts is not None
         ]
+
+
+def _there(holding: Holding) -> Holding:
+    """Return a holding with the ids that its devices have on their node."""
+    devices, held = _by_id_there(holding.devices), _by_id_there(holding.held)
+    return msgspec.structs.replace(holding, devices=devices, held=held)
+
+
+def _by_id_there(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {id_there(device): size for device, size in sizes.items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from workers.devices.device import CPU, Device, DeviceUsage
+from workers.devices.device import CPU, Device, DeviceUsage, Elsewhere
 from workers.framing import BadFrame
 from workers.nodes.messages import NodeFacts
 
@@ -25,6 +25,8 @@ def check_facts(facts: NodeFacts) -> None:
         raise BadFrame("a card shares the memory of a processor that is no device")
     if not all(map(_is_usage, facts.readings.values())):
         raise BadFrame("it has read impossible figures of a device")
+    if not all(map(_is_elsewhere, facts.elsewhere.values())):
+        raise BadFrame("other gateways have impossible figures of a device")
 
 
 def _is_device(device: Device) -> bool:
@@ -48,6 +50,11 @@ def _is_usage(usage: DeviceUsage) -> bool:
         and all(each is None or math.isfinite(each) for each in figures)
         and (usage.at is None or 0 <= usage.at <= _LATEST)
     )
+
+
+def _is_elsewhere(there: Elsewhere) -> bool:
+    sizes = (there.reserved, there.ram, there.held, there.idle, there.pinned, there.wished)
+    return all(map(_is_size, sizes))
 
 
 def _are_sizes(processes: Mapping[int, int]) -> bool:

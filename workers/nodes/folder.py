@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = "bitinglip-agent-"
@@ -24,13 +25,42 @@ class AgentFolder:
             raise OSError(f"{parent} is no folder that this user alone may write to")
         for each in parent.glob(f"{_PREFIX}*"):
             _remove_if_left(each)
-        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if root.is_dir():
+                break
+            os.close(lock)  # another agent that begins took it for one that was left
+        self.root, self._lock = root, lock
 
     def remove(self) -> None:
-        os.close(self._lock)
+        """Remove it; the lock is given back last, so that no other agent does at the same time."""
         shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
+
+
+def other_agents(own: AgentFolder) -> Iterator[Path]:
+    """Iterate over the folders of the other agents that run now."""
+    for each in own.root.parent.glob(f"{_PREFIX}*"):
+        if each != own.root and _is_held(each):
+            yield each
+
+
+def _is_held(folder: Path) -> bool:
+    """Return True if the agent of a folder runs: it holds its lock."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(lock)
 
 
 def _remove_if_left(folder: Path) -> None:

@@ -12,14 +12,15 @@ from typing import Annotated
 import msgspec
 
 from workers.codes import LoadCode
-from workers.devices.device import Device, DeviceUsage
+from workers.devices.device import Device, DeviceUsage, Elsewhere
 from workers.devices.xid import Report
 from workers.framing import MAX_FRAME_BYTES
 from workers.protocol import Command, ConfineMode, Event
-from workers.protocol.bounds import Message
+from workers.protocol.bounds import Message, Name, Size
 
 CHUNK_BYTES = 1 << 18  #: of a file, in one frame
 
+Sizes = Annotated[dict[Name, Size], msgspec.Meta(max_length=256)]  #: bytes by device
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -30,6 +31,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     secret_file: str | None = None  #: a file that holds the secret instead
     host: str = "127.0.0.1"  #: the address to listen at, and no other
     ports: tuple[Port, Port] = (0, 0)  #: the first free one of these; 0: any
+    node: str = ""  #: the machine, by a name that all gateways' agents on it are given
     folder: str  #: for workers' files; a folder of its own is made in it
     models: tuple[str, ...]  #: the folders and files that workers may load from
     hidden: tuple[str, ...] = ()  #: paths of secrets, that confined workers may not open
@@ -39,6 +41,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fake: tuple[tuple[str, int], ...] = ()  #: devices that are made up
     cpu_memory_bytes: int | None = None
     memory_limit: dict[str, int] = {}
+    headroom_bytes: int = 0  #: of each card, that stay free; more of one with a screen:
+    display_headroom_bytes: int = 0
     ends_with_input: bool = False  #: the end of its standard input ends it
 
 
@@ -56,6 +60,7 @@ class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
     """Asks for the node's facts and heartbeats."""
 
     protocol: str
+    gateway: Name  #: by which it is told from others that use the node
     beat_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 1.0
 
 
@@ -63,10 +68,13 @@ class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
     """Asks for a process that becomes a worker; its Load follows."""
 
     protocol: str
+    gateway: Name
     node: str  #: what the gateway calls the machine
-    name: str
+    name: Name
     engine: str
     visible_devices: str
+    reserves: Sizes = {}
+    ram: Size = 0  #: of its memory, beside those
 
 
 Open = OpenNode | OpenWorker
@@ -91,6 +99,25 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     pressure: str | None = None
     note: str | None = None
     reports: tuple[Report, ...] = ()  #: faults that cards have reported since the last look
+    elsewhere: Mapping[str, Elsewhere] = {}  #: by device: what other gateways have of it
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells what a worker has of the node's memory, as its gateway counts it."""
+
+    worker: Name
+    devices: Sizes  #: reserved
+    ram: Size = 0  #: reserved beside those
+    held: Sizes = {}  #: as far as known
+    idle: Annotated[float, msgspec.Meta(ge=0)] | None = None  #: seconds; None: it is to stay
+    pinned: bool = False
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells what a gateway holds on a node, and what it wishes other gateways to free there."""
+
+    workers: Annotated[tuple[Holding, ...], msgspec.Meta(max_length=1024)] = ()
+    wishes: Sizes = {}
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -148,10 +175,16 @@ class Kind(IntEnum):
     DATA = 13
     END = 14
     KILL = 15
+    HOLDINGS = 16
 
 
 #: What a gateway may send, and what an agent: a frame of another kind ends the connection.
-FROM_GATEWAY = frozenset({Kind.OPEN, Kind.PROBE, Kind.COMMANDS, Kind.FILE, Kind.DATA, Kind.KILL})
+FROM_GATEWAY = frozenset(
+    {
+        *(Kind.OPEN, Kind.PROBE, Kind.HOLDINGS),
+        *(Kind.COMMANDS, Kind.FILE, Kind.DATA, Kind.KILL),
+    }
+)
 FROM_AGENT = frozenset(Kind) - FROM_GATEWAY | {Kind.FILE, Kind.DATA}
 
 #: bytes of a frame of each kind; one that claims more ends its connection
@@ -167,7 +200,7 @@ def _digest() -> str:
     """Return a name of all messages as they are declared here: both sides must have the same."""
     schemas, components = msgspec.json.schema_components(
         [
-            *(Command, Event, Open, Refused, NodeFacts, Probe, Probed),
+            *(Command, Event, Open, Refused, NodeFacts, Holdings, Probe, Probed),
             *(Launched, ProcessState, File, ProcessEnd),
         ],
         ref_template="{name}",

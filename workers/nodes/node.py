@@ -13,6 +13,7 @@ from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
     PROTOCOL,
+    Holdings,
     Kind,
     NodeFacts,
     OpenNode,
@@ -42,9 +43,13 @@ class Address(NamedTuple):
 class Node:
     """Is one node of the cluster. Only its own methods change its state, on the event loop."""
 
-    def __init__(self, name: str, secret: str, on_change: Callable[[], None]) -> None:
-        """``on_change``: called when it joins, is lost, or tells new facts."""
+    def __init__(
+        self, name: str, secret: str, on_change: Callable[[], None], gateway: str = ""
+    ) -> None:
+        """``on_change``: called when it joins, is lost, or tells new facts. ``gateway``: what the
+        node tells this gateway by from others that use it."""
         self.name = name
+        self.gateway = gateway
         self.address: Address | None = None
         self.state: NodeState = "joining"
         self.reason: str | None = None  #: why it is not well, for the operator
@@ -59,6 +64,7 @@ class Node:
         self._link: Link | None = None
         self._running: asyncio.Task[None] | None = None
         self._probed: asyncio.Future[dict[str, str]] | None = None
+        self._told = Holdings()
 
     @property
     def workers(self) -> int:
@@ -78,6 +84,13 @@ class Node:
 
     def discard(self, worker: RemoteWorker) -> None:
         self._workers.discard(worker)
+
+    def tell(self, holdings: Holdings) -> None:
+        """Tell it what this gateway holds there, and wishes others to free."""
+        if self.state != "well" or self._link is None or holdings == self._told == Holdings():
+            return
+        self._link.tell(Kind.HOLDINGS, holdings)
+        self._told = holdings
 
     # ---- its life ------------------------------------------------------------------------------
 
@@ -139,8 +152,8 @@ class Node:
         link: Link | None = None
         why = "its agent has closed the connection"
         try:
-            link = await self._open(OpenNode(protocol=PROTOCOL))
-            self._link, self.silence = link, 0.0
+            link = await self._open(OpenNode(protocol=PROTOCOL, gateway=self.gateway))
+            self._link, self.silence, self._told = link, 0.0, Holdings()
             while True:
                 self._take(*await link.receive())
                 self.silence = 0.0

@@ -145,7 +145,7 @@ class RayClient:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         host = self._config.bind_address or node.host
-        agent = msgspec.structs.replace(self._config.agent, host=host)
+        agent = msgspec.structs.replace(self._config.agent, host=host, node=node_id)
         actor = ray.remote(AgentActor).options(
             # One that Ray has not forgotten yet, or another server's, may have the node's name.
             name=f"agent on {node.name} {secrets.token_hex(4)}",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from workers.devices.device import id_there
 from workers.faults import NODE_LOST, RAM
 from workers.folders import WorkFolders
 from workers.framing import BadFrame, decode_commands, encode_commands, encode_frame
@@ -43,6 +44,8 @@ class WorkerNode(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def gateway(self) -> str: ...
     async def open_worker(self, spec: OpenWorker) -> Link:
         """Open a connection for a worker. Raises LinkLost."""
         ...
@@ -162,10 +165,13 @@ class RemoteWorker:
         try:
             opened = OpenWorker(
                 protocol=PROTOCOL,
+                gateway=node.gateway,
                 node=node.name,
                 name=self._name,
                 engine=spec.engine,
                 visible_devices=spec.visible_devices,
+                reserves={id_there(each): size for each, size in spec.reserves.items()},
+                ram=spec.ram,
             )
             link = self._link = await node.open_worker(opened)
             self._send_on()

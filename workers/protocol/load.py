@@ -134,6 +134,9 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     path: str
     adapter: str | None = None  #: text: the folder of a LoRA to merge into the weights
     node: str = ""  #: whose worker it becomes, of a cluster; none: of the gateway's machine
+    #: bytes that are reserved, by device, and of RAM beside those: a node grants them
+    reserves: dict[str, int] = {}
+    ram: int = 0
     device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     #: bytes of weights that each visible device may hold, in their order; none: as they have room

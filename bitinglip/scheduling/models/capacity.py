@@ -1,5 +1,8 @@
 """Shows a device as the planner sees it: what of it may be planned with."""
 
+from dataclasses import replace
+
+from bitinglip.scheduling.models.shared_nodes import SharedNodes
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement.ledger import DeviceCapacity
 from bitinglip.settings import Devices as DeviceSettings
@@ -7,8 +10,13 @@ from workers.devices import Device
 from workers.devices.device import processor_of
 
 
-def capacity(device: Device, use: MemoryUse, settings: DeviceSettings) -> DeviceCapacity:
+def capacity(
+    device: Device, use: MemoryUse, settings: DeviceSettings, shared: SharedNodes
+) -> DeviceCapacity:
     """Return the device with the memory that others use and that stays free."""
+    elsewhere = shared.elsewhere(device.id)
+    if not shared.gives():
+        elsewhere = replace(elsewhere, wished=0)
     return DeviceCapacity(
         id=device.id,
         kind=device.kind,
@@ -24,6 +32,8 @@ def capacity(device: Device, use: MemoryUse, settings: DeviceSettings) -> Device
         display=device.display,
         shares=processor_of(device.id) if device.unified else None,
         node=device.node,
+        elsewhere=elsewhere,
+        refused_until=shared.refused_until(device.id),
     )
 
 

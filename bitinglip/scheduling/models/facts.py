@@ -8,6 +8,7 @@ from bitinglip.scheduling.models.capacity import capacity
 from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.offload import image_load
+from bitinglip.scheduling.models.shared_nodes import SharedNodes
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
@@ -48,10 +49,12 @@ class ResourceFacts:
         self._devices = devices
         self._footprints = footprints
         self._clock = clock
-        self._conditions: dict[str, Condition] | None = None  #: at the last sample
+        #: by device, with what other gateways have of it, at the last sample
+        self._conditions: dict[str, tuple[Condition, int]] | None = None
         self._formats = NumberFormats()
         self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
+        self.shared = SharedNodes(devices, clock)
         self.lora_numbers: Callable[[Manifest], int] = lambda _: 0  #: of a model's LoRAs
 
     # ---- devices -------------------------------------------------------------------------------
@@ -121,10 +124,12 @@ class ResourceFacts:
         """Take over a sample; memory that is not ours belongs to other programs.
 
         ``pids``: the process ids of our workers, loading ones included, by worker id. Returns
-        whether the devices, or which of them are well, have changed since the last sample.
+        whether the devices, which of them are well, or what other gateways have of them has
+        changed since the last sample.
         """
-        self.use.update(readings, replicas, pids, self.devices)
-        before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
+        self.use.update(readings, replicas, pids, self.devices, self.shared.elsewhere)
+        before, theirs = self._conditions, self.shared.elsewhere
+        self._conditions = {d.id: (d.condition, theirs(d.id).reserved) for d in self.devices}
         return before is not None and before != self._conditions
 
     def other_bytes(self, device: str) -> int:
@@ -133,7 +138,7 @@ class ResourceFacts:
 
     def capacities(self) -> list[DeviceCapacity]:
         own = self._settings.devices
-        return [capacity(device, self.use, own) for device in self.devices]
+        return [capacity(device, self.use, own, self.shared) for device in self.devices]
 
     # ---- models --------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from model_store.manifest import ADAPTER, Manifest
 from model_store.page_cache import PageCache, give_back
 from model_store.store import ModelStore
 from workers import protocol
+from workers.codes import NOT_GRANTED
 from workers.devices import DeviceUsage
 from workers.devices.device import node_of
 from workers.pool import StartFailed
@@ -129,6 +130,11 @@ class ReplicaLoader:
                     return
                 worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
+            if why.code == NOT_GRANTED:
+                log.info("a node granted no memory", worker=replica.id, cause=why.message)
+                self._facts.shared.refused(replica.devices)
+                self._listener.on_displaced(model_state, replica)
+                return
             if (stuck := self._pool.stuck(replica.id)) is not None:
                 self._listener.on_stuck(model_state, replica, stuck)
             elif kind == "cuda" and why.code == "OUT_OF_MEMORY":
@@ -286,6 +292,8 @@ class ReplicaLoader:
             path=str(self._store.weights_path(manifest.name)),
             adapter=str(self._store.path(manifest.name)) if manifest.adapter_of else None,
             node=node_of(next(iter(replica.devices), "")),
+            reserves=dict(replica.devices),
+            ram=replica.ram_bytes,
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),

@@ -188,8 +188,7 @@ class ModelManager:
         self.deaths.refresh(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
-            manifest = self.models[replica.model].manifest
-            replica.devices = self.facts.observe(manifest, replica)
+            replica.devices = self.facts.observe(self.models[replica.model].manifest, replica)
             if replica.worker is not None and replica.state == "ready":
                 was_silent, replica.silent = replica.silent, replica.worker.silence > self._overdue
                 if was_silent and not replica.silent:
@@ -197,7 +196,8 @@ class ModelManager:
         ledger = self.ledger()
         short = [device.id for device in ledger.devices if ledger.free(device.id) < 0]
         self.facts.use.note_short(short)
-        if changed or self._unmet or short:
+        self.facts.shared.tell(self.reservations(), self.facts.use.held, self.rules)
+        if changed or self._unmet or short or any(d.elsewhere.wished for d in ledger.devices):
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
@@ -237,9 +237,9 @@ class ModelManager:
         return Ledger(self.facts.capacities(), self.reservations())
 
     def reservations(self) -> list[Reservation]:
-        counts = {name: self._listener.waiting(name) for name in self.models}
-        waiting = {name: found.count if found else 0 for name, found in counts.items()}
-        return [self.facts.reservation(each, waiting[each.model]) for each in self.replicas()]
+        waiting = {name: self._listener.waiting(name) for name in self.models}
+        counts = {name: found.count for name, found in waiting.items() if found}
+        return [self.facts.reservation(each, counts.get(each.model, 0)) for each in self.replicas()]
 
     def _plan(self) -> None:
         now = self.clock()
@@ -251,6 +251,7 @@ class ModelManager:
         self._unmet = any(demand.urgent for demand in demands)
         found = planner.plan(ledger, demands, now, self.rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
+        self.facts.shared.planned(found)
         for load in found.loads:
             self._begin(self.models[load.model], load)
         for eviction in found.evictions:
@@ -266,8 +267,7 @@ class ModelManager:
         replica = self.facts.new_replica(model_state, load)
         model_state.replicas[load.index] = replica
         log.info("loading", worker=replica.id, devices=list(load.devices))
-        kind = self.facts.kind_of(replica)
-        replica.task = self._loader.start(model_state, replica, kind)
+        replica.task = self._loader.start(model_state, replica, self.facts.kind_of(replica))
 
     def _evict(self, eviction: planner.Evict) -> None:
         model, _, index = eviction.id.rpartition("/")
@@ -337,7 +337,7 @@ class ModelManager:
         self._unavailable(model_state, model_state.refusal(why.code, why.message, now))
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
-        """Plan again for a load that has not begun: another program took its memory."""
+        """Plan again for a load that has not begun: others took its memory."""
         log.info("load planned again: its memory was taken meanwhile", worker=replica.id)
         model_state.remove(replica)
         self.replan()

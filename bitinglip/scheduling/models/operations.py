@@ -60,6 +60,7 @@ class DeviceView:
     memory_bytes: int
     used_bytes: int
     foreign_bytes: int  #: used by other programs
+    elsewhere_bytes: int  #: reserved by other gateways
     reserved_bytes: int
     free_bytes: int
     utilisation: float | None
@@ -228,6 +229,7 @@ class Operations(ModelViews):
                     memory_bytes=device.memory_bytes,
                     used_bytes=reading.used_bytes if reading else 0,
                     foreign_bytes=facts.other_bytes(device.id),
+                    elsewhere_bytes=facts.shared.elsewhere(device.id).reserved,
                     reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
                     free_bytes=max(0, free),
                     utilisation=reading.utilisation if reading else None,

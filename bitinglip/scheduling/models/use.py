@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from bitinglip.scheduling.models.returns import MemoryReturns
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU, Device, DeviceUsage
-from workers.devices.device import processor_of
+from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere, processor_of
 
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
@@ -24,6 +24,7 @@ class MemoryUse:
         self._short_since: dict[str, float] = {}
         self._cards: set[str] = set()
         self._looked_at: dict[str, float] = {}
+        self._held: dict[str, dict[str, int]] = {}  #: by replica and device
 
     def looked_at(self, device: str) -> float | None:
         """Return when a device has answered last, by the clock on the wall; None if never."""
@@ -38,31 +39,45 @@ class MemoryUse:
         replicas: Iterable[Replica],
         pids: Mapping[str, int],
         devices: Sequence[Device],
+        elsewhere: Callable[[str], Elsewhere] = lambda _: NOTHING_ELSEWHERE,
     ) -> None:
-        """Take over a look at the devices, given our workers and their process ids."""
+        """Take over a look at the devices, given our workers and their process ids, and what other
+        gateways have of a device."""
         self._cards = {device.id for device in devices if device.kind == "cuda"}
         with_sharing = _Sharing(devices)
         held: dict[str, list[int | None]] = {device: [] for device in readings}
+        self._held = {}
         for replica in replicas:
             for device in with_sharing(replica.devices):
                 if device in readings:
-                    pid = pids.get(replica.id)
-                    held[device].append(_held_by(replica, readings[device], pid))
+                    size = _held_by(replica, readings[device], pids.get(replica.id))
+                    held[device].append(size)
+                    self._note_held(replica, device, size)
             host = processor_of(next(iter(replica.devices), CPU))
             if host in readings and host not in with_sharing(replica.devices):
                 resident = readings[host].processes.get(pids.get(replica.id, 0), 0)
                 held[host].append(min(resident, replica.ram_bytes))
+                self._note_held(replica, host, min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
             late = self._returns.outstanding(device, reading.used_bytes)
-            other = max(0, reading.used_bytes - sum(ours) - late)
-            if None in held[device]:  # one of ours takes memory, and nothing says how much
+            theirs = elsewhere(device)
+            other = max(0, reading.used_bytes - sum(ours) - late - theirs.held)
+            if None in held[device] or theirs.unknown:  # one takes memory; nothing says how much
                 other = min(other, self._other_bytes.get(device, 0))
             self._other_bytes[device] = other
         for device in self._other_bytes.keys() - readings.keys():
             del self._other_bytes[device]  # it does not answer: its last figure says nothing
         self._readings = dict(readings)
         self._looked_at |= {name: each.at for name, each in readings.items() if each.at is not None}
+
+    def held(self, replica: str) -> Mapping[str, int]:
+        """Return what a replica's process held at the last look, by device, as far as is known."""
+        return self._held.get(replica, {})
+
+    def _note_held(self, replica: Replica, device: str, size: int | None) -> None:
+        if size is not None:
+            self._held.setdefault(replica.id, {})[device] = size
 
     def expect_return(self, replica: Replica) -> None:
         """Expect the memory of a worker that has just ended, for which the next load waits."""

@@ -43,6 +43,13 @@ def may_leave_at(
     return max(resident_until, waiting_since + rules.patience)
 
 
+def may_give(reservation: Reservation, now: float, rules: EvictionRules) -> bool:
+    """Return True if a model may be evicted for another gateway: as for a request that came now,
+    and only an idle one."""
+    at = may_leave_at(reservation, now, rules) if reservation.idle else None
+    return at is not None and at <= now
+
+
 def cost(reservation: Reservation, now: float) -> float:
     """Return the eviction cost: the load time, divided by the time since last use."""
     if reservation.idle:

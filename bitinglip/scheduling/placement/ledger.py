@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
@@ -22,16 +24,21 @@ class DeviceCapacity:
     display: bool = False  #: a screen hangs on it, which long computations hold up
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
     node: str = ""  #: the machine of a cluster that it is in; no model is split over several
+    elsewhere: Elsewhere = NOTHING_ELSEWHERE  #: what other gateways have of it
+    refused_until: float = float("-inf")  #: its node has refused memory; nothing goes there before
 
     @property
     def usable(self) -> int:
         """Return the bytes that all our models together may hold now."""
+        if self.exclusive and self.elsewhere.reserved:
+            return 0
         physical = self.physical or self.memory
-        return max(0, min(self.memory, physical - self.other_bytes - self.headroom))
+        ours = min(self.memory, physical - self.other_bytes - self.headroom)
+        return max(0, ours - self.elsewhere.reserved)
 
     @property
     def largest(self) -> int:
-        """Return the bytes that our models could hold if no other program ran."""
+        """Return the bytes that our models could hold if nobody else used it."""
         return max(0, min(self.memory, (self.physical or self.memory) - self.headroom))
 
 
@@ -85,7 +92,7 @@ class Ledger:
         self._node = {device.id: device.node for device in self.devices}
         self._hosts = {device.node: device for device in self.devices if device.kind == "cpu"}
         self._ram_free = {
-            node: (host.physical or host.memory) - host.other_bytes
+            node: (host.physical or host.memory) - host.other_bytes - host.elsewhere.ram
             for node, host in self._hosts.items()
         }
         self._ram_planned = dict.fromkeys(self._hosts, 0)

@@ -55,4 +55,7 @@ class Plan:
     refusals: list[Refuse] = field(default_factory=list)
     waiting: list[Load] = field(default_factory=list)  #: loads whose memory is being freed
     replan_at: float | None = None  #: when time alone will have changed the answer
+    #: by device: bytes that other gateways are asked to free of their idle models
+    wishes: dict[str, int] = field(default_factory=dict)
+    gives: bool = False  #: it evicts models for other gateways
     missing_bytes: int = 0  #: bytes that are missing for models with waiting requests

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from bitinglip.scheduling.placement import eviction
 from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
+from bitinglip.scheduling.placement.idle_evictions import IdleEvictions
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 from bitinglip.scheduling.placement.plan import Demand, Evict, Load, Plan, Refuse
 from bitinglip.scheduling.placement.split import shares
@@ -19,9 +20,7 @@ from bitinglip.scheduling.placement.split import shares
 __all__ = ["Demand", "Evict", "Load", "Plan", "Refuse", "plan"]
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
-#: Seconds for which memory must be missing before models are evicted for another program: use that
-#: flaps, as a browser's does, would have them loaded and evicted in turn.
-_SHORT_SECONDS = 3.0
+_OTHERS_SECONDS = 60.0  #: that requests wait for memory of other gateways, before they are refused
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
@@ -32,51 +31,14 @@ def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionR
     planner.evict_for_external_use()
     for demand in sorted(demands, key=lambda d: (not d.urgent, -d.level, d.since, d.model)):
         planner.place(demand)
+    planner.give()
     return planner.plan
 
 
-class _Planner:
+class _Planner(IdleEvictions):
     def __init__(self, ledger: Ledger, now: float, rules: EvictionRules) -> None:
-        self.plan = Plan()
-        self._ledger = ledger
-        self._now = now
-        self._rules = rules
-        self._coming = {device.id: ledger.leaving(device.id) for device in ledger.devices}
-        # What runs on a device that is not well could not be loaded there again.
-        self._in_question = {device.id for device in ledger.devices if device.reason}
-        self._evicted: set[str] = set()  #: reservations that this plan evicts
+        super().__init__(ledger, now, rules)
         self._claimed = False
-
-    # ---- evictions without a demand --------------------------------------------------------------
-
-    def expire(self) -> None:
-        """Evict models that have been idle for their keep-alive time."""
-        for reservation in self._ledger.reservations:
-            if reservation.keep_alive is None or reservation.pinned or not reservation.idle:
-                continue
-            if not self._in_question.isdisjoint(reservation.devices):
-                continue
-            ends = reservation.used_at + reservation.keep_alive
-            if ends <= self._now:
-                self._evict(reservation, f"not used for {reservation.keep_alive:g} s")
-            else:
-                self._replan_at(ends)
-
-    def evict_for_external_use(self) -> None:
-        """Evict idle models where another program has taken memory that was ours."""
-        for device in self._ledger.devices:
-            missing = -(self._ledger.free(device.id) + self._coming[device.id])
-            if missing <= 0 or device.reason:
-                continue
-            if self._now < device.short_since + _SHORT_SECONDS:
-                self._replan_at(device.short_since + _SHORT_SECONDS)
-                continue
-            idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
-            freed = 0
-            for reservation in sorted(idle, key=lambda h: eviction.cost(h, self._now)):
-                if freed < missing:
-                    freed += reservation.devices[device.id]
-                    self._evict(reservation, "another program took its memory")
 
     # ---- demands ---------------------------------------------------------------------------------
 
@@ -96,11 +58,13 @@ class _Planner:
             if not self._await_doubtful(demand, of_kind):
                 self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
             return
-        if self._load_into_free(demand, fitting):
+        if self._load_into_free(demand, fitting) or self._await_node(demand, fitting):
             return
         if not demand.urgent:
             return
         if self._await_leaving(demand, fitting) or self._free_by_eviction(demand, fitting):
+            return
+        if self._ask_others(demand, fitting):
             return
         possible = [device for device in fitting if self._could_free(demand, device)]
         if not possible:
@@ -164,7 +128,7 @@ class _Planner:
         """Load on the preferred kind, away from its other replicas and from a card that drives a
         screen, where least is left over."""
         kinds = list(demand.needs)
-        free = [each for each in devices if demand.needs[each.kind] <= self._ledger.free(each.id)]
+        free = [each for each in devices if demand.needs[each.kind] <= self._free(each)]
         if not free:
             return False
 
@@ -179,6 +143,59 @@ class _Planner:
         device = min(free, key=rank)
         self._load(demand, {device.id: demand.needs[device.kind]})
         return True
+
+    def _free(self, device: DeviceCapacity) -> int:
+        return 0 if self._now < device.refused_until else self._ledger.free(device.id)
+
+    def _await_node(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Wait for a node that has just refused memory, until it has told who has it."""
+        until = [
+            device.refused_until
+            for device in devices
+            if self._now < device.refused_until
+            and demand.needs[device.kind] <= self._ledger.free(device.id)
+        ]
+        if until:
+            self._replan_at(min(until))
+        return bool(until)
+
+    def _ask_others(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Wish for memory of other gateways, if that of their idle models and ours is enough; wait
+        a while for models of theirs that are in use."""
+        until = demand.since + _OTHERS_SECONDS
+        if self._now >= until:
+            return False
+        missing = {
+            device: self._missing(demand, device) - self._own_idle(device)
+            for device in devices
+            if device.elsewhere.reserved
+        }
+        idle = [each for each, size in missing.items() if 0 < size <= each.elsewhere.idle]
+        if idle:
+            device = min(idle, key=lambda each: missing[each])
+            wished = self.plan.wishes.get(device.id, 0)
+            self.plan.wishes[device.id] = wished + missing[device]
+        elif any(self._could_free(demand, device) for device in devices):
+            return False  # by models of ours that are in use
+        else:
+            theirs = [
+                each
+                for each, size in missing.items()
+                if size <= each.elsewhere.reserved - each.elsewhere.pinned
+            ]
+            if not theirs:
+                return False
+            device = min(theirs, key=lambda each: missing[each])
+        self._replan_at(until)
+        self.plan.missing_bytes += self._missing(demand, device)
+        self._claim(demand, device)
+        return True
+
+    def _own_idle(self, device: DeviceCapacity) -> int:
+        """Return the bytes of our idle models on a device that may be evicted now."""
+        there = self._candidates(device.id)
+        able = (h for h in there if eviction.may_give(h, self._now, self._rules))
+        return sum(h.devices[device.id] for h in able)
 
     def _await_doubtful(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
         """Wait a while for a device that would do, and may be well again in a moment."""
@@ -272,7 +289,7 @@ class _Planner:
             for parts in range(2, most_parts + 1):
                 total = need + (parts - 1) * demand.each_device
                 for same in machines:
-                    free = {each.id: self._ledger.free(each.id) for each in same}
+                    free = {each.id: self._free(each) for each in same}
                     if found := shares(total, free, parts):
                         self._load(demand, found)
                         return
@@ -331,31 +348,6 @@ class _Planner:
             return 0.0, None
         chosen = self._eviction_set(part, device)
         return (chosen.cost if chosen else _NOT_YET), chosen
-
-    # ---- the plan's own bookkeeping --------------------------------------------------------------
-
-    def _load(self, demand: Demand, devices: Mapping[str, int]) -> None:
-        self._ledger.take(devices, demand.ram, demand.lasting_ram)
-        self.plan.loads.append(Load(demand.model, demand.index, devices, demand.ram))
-
-    def _await(self, demand: Demand, devices: Mapping[str, int]) -> None:
-        self._ledger.take(devices, demand.ram, demand.lasting_ram)
-        self.plan.waiting.append(Load(demand.model, demand.index, devices, demand.ram))
-
-    def _evict(self, reservation: Reservation, reason: str) -> None:
-        if reservation.id in self._evicted:
-            return
-        self._evicted.add(reservation.id)
-        for device, size in reservation.devices.items():
-            self._coming[device] = self._coming.get(device, 0) + size
-        self.plan.evictions.append(Evict(reservation.id, reason))
-
-    def _candidates(self, device: str) -> list[Reservation]:
-        return [h for h in self._ledger.on(device) if h.id not in self._evicted]
-
-    def _replan_at(self, at: float) -> None:
-        if self.plan.replan_at is None or at < self.plan.replan_at:
-            self.plan.replan_at = at
 
 
 def _by_machine(devices: Iterable[DeviceCapacity]) -> list[list[DeviceCapacity]]:

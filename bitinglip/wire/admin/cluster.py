@@ -21,6 +21,7 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "memory_bytes": view.memory_bytes,
         "used_bytes": view.used_bytes,
         "foreign_bytes": view.foreign_bytes,
+        "elsewhere_bytes": view.elsewhere_bytes,
         "reserved_bytes": view.reserved_bytes,
         "free_bytes": view.free_bytes,
         "utilisation": view.utilisation,

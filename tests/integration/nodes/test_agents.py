@@ -213,19 +213,19 @@ def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Pat
             await long.receive()
         worker = await connect(*agent.address, SECRET)
         opened = OpenWorker(
-            protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""
+            protocol=PROTOCOL, gateway="g", node="n1", name="w", engine="fake", visible_devices=""
         )
         worker.tell(Kind.OPEN, opened)
         worker.send(Kind.COMMANDS, b"\xc1")
         with pytest.raises(LinkLost):
             await _all_of(worker)
         node = await connect(*agent.address, SECRET)
-        node.tell(Kind.OPEN, OpenNode(protocol="another"))
+        node.tell(Kind.OPEN, OpenNode(protocol="another", gateway="g"))
         kind, payload = await node.receive()
         assert kind == Kind.REFUSED
         assert b"another version" in payload
         still = await connect(*agent.address, SECRET)
-        still.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL))
+        still.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL, gateway="g"))
         assert (await still.receive())[0] in (Kind.BEAT, Kind.FACTS)
         for each in (long, worker, node, still):
             each.abort()
@@ -238,7 +238,7 @@ def test_strangers_that_say_nothing_keep_no_gateway_out(tmp_path: Path) -> None:
     async def run(agent: AgentProcess) -> None:
         silent = [await asyncio.open_connection(*agent.address) for _ in range(20)]
         link = await connect(*agent.address, SECRET)
-        link.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL))
+        link.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL, gateway="g"))
         assert (await link.receive())[0] in (Kind.BEAT, Kind.FACTS)
         link.abort()
         for _, writer in silent:
@@ -257,7 +257,12 @@ def test_agent_that_does_not_know_the_secret_is_not_used(tmp_path: Path) -> None
             assert cluster.devices.missing is not None
             (node,) = cluster.nodes
             opened = OpenWorker(
-                protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""
+                protocol=PROTOCOL,
+                gateway="g",
+                node="n1",
+                name="w",
+                engine="fake",
+                visible_devices="",
             )
             with pytest.raises(LinkLost):  # which is blamed on the node, not on the model
                 await node.open_worker(opened)
@@ -278,7 +283,7 @@ from workers.nodes.messages import *
 async def main():
     link = await connect("127.0.0.1", int(sys.argv[1]), sys.stdin.readline().strip())
     link.tell(Kind.OPEN, OpenWorker(
-        protocol=PROTOCOL, node="n1", name="w", engine="fake", visible_devices=""))
+        protocol=PROTOCOL, gateway="g", node="n1", name="w", engine="fake", visible_devices=""))
     print(await link.receive(), flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())

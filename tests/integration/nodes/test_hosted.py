@@ -107,7 +107,7 @@ def with_hosted(
     async def run() -> None:
         agent = StandInAgent(folder, *entries)
         opened = OpenWorker(
-            protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
+            protocol=PROTOCOL, gateway="g", node="n1", name="w", engine="text", visible_devices=""
         )
         async with asyncio.timeout(SECONDS), linked() as (gateway, link):
             hosted = agent.hosted = HostedWorker(link, agent, opened, 1, lambda _: None)
@@ -290,7 +290,7 @@ def test_worker_that_is_killed_as_its_cards_are_chosen_too_late_is_not_replaced(
 
     async def run() -> None:
         opened = OpenWorker(
-            protocol=PROTOCOL, node="n1", name="w", engine="text", visible_devices=""
+            protocol=PROTOCOL, gateway="g", node="n1", name="w", engine="text", visible_devices=""
         )
         async with linked() as (_, link):
             hosted = HostedWorker(link, StandInAgent(tmp_path), opened, 1, lambda _: None)

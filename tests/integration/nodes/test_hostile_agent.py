@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cluster import SECRET
 from tests.support.wait import until
-from workers.devices.device import Device, DeviceUsage
+from workers.devices.device import Device, DeviceUsage, Elsewhere
 from workers.devices.xid import Report
 from workers.framing import BadFrame
 from workers.nodes import link as links
@@ -44,6 +44,8 @@ def told(*devices: Device, **readings: DeviceUsage) -> NodeFacts:
         told(CPU, cpu=DeviceUsage(1, {1: -1})),
         told(CPU, cpu=DeviceUsage(1, {}, utilisation=math.nan)),
         told(CPU, cpu=DeviceUsage(1, {}, at=1e300)),
+        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(wished=-1)}),
+        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(reserved=1 << 62)}),
         told(*(replace(CARD, id=str(number)) for number in range(1000))),
     ],
 )

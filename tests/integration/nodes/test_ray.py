@@ -1,10 +1,13 @@
 """A server whose models run on the nodes of a Ray cluster, all on this machine."""
 
 import contextlib
+import json
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +15,11 @@ import psutil
 import pytest
 
 from tests.support.api_server import ADMIN, Served, serve
+from tests.support.gateways import running_pair
+from tests.support.http_client import NATIVE
+from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
+from tests.support.server import Server
 from tests.support.sse import STREAM_END, SseEvent, iter_events
 from tests.support.wait import eventually
 
@@ -24,28 +32,32 @@ MODEL = {
     "fake": {"memory_bytes": 5_000_000_000, "tokens_per_second": 10},
 }
 CARD = {"name": "card", "memory_bytes": 8_000_000_000}
+SMALL = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
 START_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """Provide three nodes of Ray; when the tests are over, no process of theirs may be left."""
+def nodes(postgres: PostgresServer, redis: RedisServer) -> Iterator[Any]:
+    """Provide three nodes of Ray; when the tests are over, no process of theirs may be left.
+
+    The services, which a test needs, start before them.
+    """
+    del postgres, redis
     from ray.cluster_utils import Cluster
 
     before = set(psutil.Process().children(recursive=True))
-    small = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
     # Sockets lie there, whose paths may have 107 characters.
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="r") as short:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", short)
-        cluster = Cluster(initialize_head=True, head_node_args=small)
+        cluster = Cluster(initialize_head=True, head_node_args=SMALL)
         try:
-            cluster.extra = [cluster.add_node(**small) for _ in range(2)]
+            cluster.extra = [cluster.add_node(**SMALL) for _ in range(2)]
             yield cluster
         finally:
             cluster.shutdown()
             with contextlib.suppress(psutil.NoSuchProcess):
-                eventually(lambda: not set(psutil.Process().children(recursive=True)) - before)
+                eventually(lambda: not [each for each in _all_below() if _is_left(each, before)])
 
 
 @pytest.fixture(scope="module")
@@ -129,5 +141,61 @@ def test_ray_starts_an_agent_again_that_was_killed(served: Served) -> None:
     eventually(lambda: len(places(served)) == 2, seconds=60)
 
 
+def _is_left(process: psutil.Process, before: set[psutil.Process]) -> bool:
+    """Return True for a process that is new and does not start the servers of all tests."""
+    return process not in before and "tests.support.command_forks" not in process.cmdline()
+
+
 def _all_below() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
+
+
+def replicas(server: Server) -> list[str]:
+    """Return the devices that a gateway's models run on."""
+    with server.client() as client:
+        found = client.get("/api/v1/workers").json()["data"]
+    return [d for each in found if each["state"] in ("ready", "busy") for d in each["devices"]]
+
+
+def echoed(server: Server, words: int = 2) -> int:
+    body = {"model": "demo-echo", "prompt": " ".join(["x"] * words), "max_tokens": words}
+    with server.client() as client:
+        return client.post(NATIVE, json=body).status_code
+
+
+def test_gateways_share_the_nodes_of_one_cluster_and_one_that_is_killed_leaves_its_room(
+    nodes: Any, postgres: PostgresServer, redis: RedisServer, tmp_path: Path
+) -> None:
+    while len(nodes.extra) < 2:  # beside the head's
+        nodes.extra.append(nodes.add_node(**SMALL))
+    ray = {"address": nodes.address, "ports": "0", "folder": str(tmp_path / "on-nodes")}
+    own = {
+        "redis.url": redis.url,
+        "devices.fake": [CARD],
+        "workers.launcher": "ray",
+        "workers.ray.start_timeout": START_SECONDS,
+        **{f"workers.ray.{name}": value for name, value in ray.items()},
+        "models.demo-echo.replicas": 3,
+        "models.demo-echo.preload": True,
+        "models.demo-echo.fake.memory_bytes": 5_000_000_000,
+        "models.demo-echo.fake.tokens_per_second": 10,
+    }
+    told = (f"{name}={json.dumps(value)}" for name, value in own.items())
+    settings = [part for each in told for part in ("--set", each)]
+    with running_pair(tmp_path, postgres.make(), *settings) as pair:
+        one, two = pair.servers
+        # The first has a replica on each node until the second asks for room, which has one then.
+        eventually(lambda: replicas(two), seconds=START_SECONDS)
+        eventually(lambda: len(replicas(one)) == 2)
+        assert len({*replicas(one), *replicas(two)}) == 3
+        assert [echoed(each) for each in pair.servers] == [200, 200]
+        theirs = [each["elsewhere_bytes"] for each in two.status()["devices"]]
+        assert sorted(theirs) == [0, 5_000_000_000, 5_000_000_000]
+        one.process.send_signal(signal.SIGKILL)
+        eventually(lambda: len(replicas(two)) == 3, seconds=60)
+        with ThreadPoolExecutor(12) as pool:
+            others = [pool.submit(echoed, two, 20) for _ in range(12)]
+            eventually(lambda: two.status()["in_flight"] == 12)
+            nodes.remove_node(nodes.extra.pop())
+            assert [each.result() for each in others] == [200] * 12
+        eventually(two.idle)

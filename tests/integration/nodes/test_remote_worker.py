@@ -36,7 +36,7 @@ def image_job(name: str, count: int = 1) -> ImageJob:
 class StandInNode:
     """Stands in for a node; the test has the other end of its connection."""
 
-    name = "n1"
+    name, gateway = "n1", "g"
 
     def __init__(self, link: Link) -> None:
         self._link = link

@@ -206,7 +206,7 @@ def test_display_keeps_memory_of_its_card(tmp_path: Path) -> None:
         assert device.headroom == 0
         nvml = StandInNvml(StandInCard(uuid="GPU-aa", display=1))
         (shown,) = Devices(Cards.find(None, nvml)).list()
-        found = capacity(shown, rig.manager.facts.use, DeviceSettings())
+        found = capacity(shown, rig.manager.facts.use, DeviceSettings(), rig.manager.facts.shared)
         assert found.headroom == 1_073_741_824
 
     run(tmp_path, test)

@@ -132,3 +132,11 @@ def test_table_leaves_out_columns_before_it_cuts_one(width: int) -> None:
     assert {"STATUS", "RUNNING", "QUEUED"} <= set(heads[1])
     assert {"STATE", "MEMORY"} <= set(heads[2])
     assert not [line for line in tables if "\N{HORIZONTAL ELLIPSIS}" in line]
+
+
+def test_memory_of_other_gateways_is_told_and_is_none_of_other_programs() -> None:
+    shared = {**DEVICE, "foreign_bytes": 0, "elsewhere_bytes": 20_000_000_000}
+    lines = shown({**status(), "devices": [shared]})
+    assert any("0: other gateways have reserved 20.0 GB of it" in line for line in lines)
+    plain = shown({**status(), "devices": [{**DEVICE, "foreign_bytes": 20_000_000_000}]})
+    assert [each for each in lines if "█" in each] == [each for each in plain if "█" in each]

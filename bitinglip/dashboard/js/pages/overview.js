@@ -72,7 +72,9 @@ function Device({ device, now, colours }) {
   if (known < device.reserved_bytes) parts.push({ name: "other models", size: device.reserved_bytes - known, token: "--series-7" });
   const all = Math.max(1, device.memory_bytes);
   const elsewhere = all - device.reserved_bytes - device.free_bytes; // of what we may use
-  if (elsewhere > 0) parts.push({ name: "other programs and reserve", size: elsewhere, token: "--foreign" });
+  const gateways = Math.max(0, Math.min(device.elsewhere_bytes, elsewhere));
+  if (gateways > 0) parts.push({ name: "other gateways", size: gateways, token: "--series-6" });
+  if (elsewhere > gateways) parts.push({ name: "other programs and reserve", size: elsewhere - gateways, token: "--foreign" });
   const taken = parts.reduce((sum, part) => sum + part.size, 0);
   const told = parts.map((part) => `${part.name} ${bytes(part.size)}`).join(", ");
   return html`<article class="device" aria-label=${device.name}>

@@ -1,0 +1,80 @@
+"""Shares the nodes of a cluster with other gateways: tells what is held and wished there."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from bitinglip.scheduling.placement.eviction import EvictionRules, may_give
+from bitinglip.scheduling.placement.ledger import Reservation
+from bitinglip.scheduling.placement.plan import Plan
+from workers.devices import Devices
+from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere
+from workers.nodes.devices import ClusterDevices
+from workers.nodes.messages import Holding
+
+_BETWEEN = 10.0  #: seconds between two evictions for other gateways
+_REFUSED_SECONDS = 1.0  #: until a node that has refused memory is planned with again
+
+
+class SharedNodes:
+    """Knows what other gateways have of the nodes; nothing where there is no cluster."""
+
+    def __init__(self, devices: Devices, clock: Callable[[], float]) -> None:
+        self._cluster = devices if isinstance(devices, ClusterDevices) else None
+        self._clock = clock
+        self._wishes: Mapping[str, int] = {}
+        self._gave_at = float("-inf")
+        self._refused: dict[str, float] = {}  #: by device: until when nothing is planned there
+
+    def elsewhere(self, device: str) -> Elsewhere:
+        """Return what other gateways have of a device."""
+        return self._cluster.elsewhere(device) if self._cluster else NOTHING_ELSEWHERE
+
+    def refused(self, devices: Iterable[str]) -> None:
+        """Take note that a node has granted no memory there: others took it a moment ago."""
+        self._refused |= dict.fromkeys(devices, self._clock() + _REFUSED_SECONDS)
+
+    def refused_until(self, device: str) -> float:
+        """Return until when a device has no room, whatever was told of it before."""
+        return self._refused.get(device, float("-inf"))
+
+    def gives(self) -> bool:
+        """Return True if models may be evicted for other gateways: not again and again."""
+        return self._clock() >= self._gave_at + _BETWEEN
+
+    def planned(self, plan: Plan) -> None:
+        """Take over what a plan wishes others to free, and whether it evicts for them."""
+        self._wishes = plan.wishes
+        if plan.gives:
+            self._gave_at = self._clock()
+
+    def tell(
+        self,
+        reservations: Iterable[Reservation],
+        held: Callable[[str], Mapping[str, int]],
+        rules: EvictionRules,
+    ) -> None:
+        """Tell the nodes what is held there and wished.
+
+        ``held``: what a worker's process has by now, by device, as far as that is known.
+        """
+        if self._cluster is None:
+            return
+        now, gives = self._clock(), self.gives()
+        self._cluster.tell(
+            [
+                Holding(
+                    worker=each.id,
+                    devices=dict(each.devices),
+                    ram=each.ram,
+                    held=dict(held(each.id)),
+                    idle=_idle(each, now, rules) if gives else None,
+                    pinned=each.pinned,
+                )
+                for each in reservations
+            ],
+            self._wishes,
+        )
+
+
+def _idle(reservation: Reservation, now: float, rules: EvictionRules) -> float | None:
+    """Return for how many seconds a model has been idle that may be evicted; else None."""
+    return max(0.0, now - reservation.used_at) if may_give(reservation, now, rules) else None
