@@ -56,9 +56,12 @@ def _machine(name: str, machine: Machine) -> str:
         doctor = [*_doctor(devices, machine), ""]
         start, *rest = _server(root / "server", devices)
         lines = [*start.splitlines(), "", *doctor, *rest]
-    about = sys.modules[Machine.__module__].__dict__[MACHINES[name].__name__].__doc__
+    make = sys.modules[Machine.__module__].__dict__[MACHINES[name].__name__]
+    about = " ".join(make.__doc__.removeprefix("Return ").split())  # the machine is the subject
     text = "\n".join(line.rstrip() for line in lines)
-    return f"\n## {name[0].upper()}{name[1:]}\n\n{about}\n\n```\n{text}\n```\n"
+    return (
+        f"\n## {name[0].upper()}{name[1:]}\n\n{about[0].upper()}{about[1:]}\n\n```\n{text}\n```\n"
+    )
 
 
 def _doctor(devices: Devices, machine: Machine) -> Iterator[str]:

@@ -162,7 +162,7 @@ class JobResponse(Response):
 class FollowedJob(JobResponse):
     """Streams the events of a task, which goes on without its client.
 
-    The stream ends once the following client's key is revoked, even if the task is another key's.
+    The stream ends with the key or token of the client that follows, whose key the task may not be.
     """
 
     def __init__(self, event_log: EventLog, view: View, claim: Claim) -> None:

@@ -74,7 +74,7 @@ class Servers:
         return sorted(self.all, key=rank)
 
     def _full(self, now: float) -> frozenset[Server]:
-        """Return the servers that run more than their part of all requests, with one more."""
+        """Return the servers that run their part already of all requests and one more."""
         there = [each for each in self.all if each.again_at <= now]
         running = sum(each.running for each in there) + 1
         share = _MOST_OF_MEAN * running / (sum(each.weight for each in there) or 1)

@@ -58,22 +58,10 @@ class Runner:
         check = SelfCheck(loaded)
         take_over(loaded.model)
         self.loras = None if loras is None else LoraSlots.of(loaded, loras)
-        hooks = None if self.loras is None else self.loras.hooks
-        library = LibraryDecoder(loaded.model)
-        try:
-            shapes = library.probe()
-        except Exception:
-            library.close()
-            raise
+        library, shapes = _probed(loaded)
         self.rows = cache_plan.rows
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype, spare=capture is not None)
-        self._decoder: Decoder = library
-        if can_fuse(loaded.model) and not loaded.spread:
-            library.close()
-            fused = FusedDecoder(loaded.model, loaded.placed)
-            fused.loras = None if self.loras is None else self.loras.joined
-            self._decoder, hooks = fused, None
-        self._forward = _with_loras(self._decoder, hooks)
+        self._decoder, self._forward = self._choose_decoder(loaded, library)
         self._cache = PagedCache(
             shapes,
             self.blocks,
@@ -116,6 +104,18 @@ class Runner:
                 in_place=in_place,
             )
             self._check_graphs(check, captures_all=captures_all)
+
+    def _choose_decoder(
+        self, loaded: LoadedModel, library: LibraryDecoder
+    ) -> tuple[Decoder, Forward]:
+        """Return what computes the layers, fused where the class is known, and a forward pass."""
+        loras = self.loras
+        if loaded.spread or not can_fuse(loaded.model):
+            return library, _with_loras(library, None if loras is None else loras.hooks)
+        library.close()
+        fused = FusedDecoder(loaded.model, loaded.placed)
+        fused.loras = None if loras is None else loras.joined
+        return fused, _with_loras(fused, None)
 
     @torch.inference_mode()
     def _compile_kernels(self) -> None:
@@ -204,6 +204,16 @@ class Runner:
             library.close()
             raise Unsupported("the paged cache does not compute it as its library does")
         raise load_failed("The text engine does not compute this model as its library does.")
+
+
+def _probed(loaded: LoadedModel) -> tuple[LibraryDecoder, list[LayerShape]]:
+    """Enter the model's attention; return the shapes of its layers. Raises Unsupported."""
+    library = LibraryDecoder(loaded.model)
+    try:
+        return library, library.probe()
+    except Exception:
+        library.close()
+        raise
 
 
 def _with_loras(decoder: Decoder, hooks: LoraHooks | None) -> Forward:
