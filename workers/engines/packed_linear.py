@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.engines.eight_bit_linear import EightBitLinear, join_eight_bit
+from workers.engines.four_bit_linear import FourBitLinear, join_four_bit
 
 #: oneDNN lays weights out for a number of rows; this one is good from 1 to hundreds (measured).
 _ROWS_HINT = 16
@@ -51,11 +52,17 @@ class PackedLinear(nn.Module):
         return packed
 
 
-def pack(*layers: nn.Linear | EightBitLinear) -> PackedLinear | EightBitLinear:
+#: Layers whose weights are quantised, each in its own form.
+Quantized = EightBitLinear | FourBitLinear
+
+
+def pack(*layers: nn.Linear | Quantized) -> PackedLinear | Quantized:
     """Make one layer of those that share an input, outputs side by side.
 
     Where weights are not packed, the layers keep theirs as views of the new layer's.
     """
+    if small := [layer for layer in layers if isinstance(layer, FourBitLinear)]:
+        return join_four_bit(small)
     quantized = [layer for layer in layers if isinstance(layer, EightBitLinear)]
     return join_eight_bit(quantized) if quantized else _pack(*layers)  # type: ignore[arg-type]
 
@@ -106,7 +113,7 @@ def unmap(model: nn.Module) -> None:
     """Copy the tensors that were not packed: one that is left keeps its whole file mapped."""
     copies: dict[Tensor, Tensor] = {}  # tied ones stay tied
     for module in model.modules():
-        if isinstance(module, EightBitLinear):
+        if isinstance(module, EightBitLinear | FourBitLinear):
             continue
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         for name, tensor in own:

@@ -32,7 +32,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 
 #: What reads weights that come quantised, by the method that a config names: nothing where the
-#: library's own code does, to full precision (see UNPACKED).
+#: library's own code does, to full precision (see UNPACKED). AWQ and GPTQ of 4 bits in their usual
+#: packing are read and computed here (text/four_bit_files.py), with nothing more than torch.
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "awq": ("gptqmodel",),

@@ -31,7 +31,8 @@ from transformers import (
 from transformers.activations import SiLUActivation
 
 from workers.engines.eight_bit_linear import EightBitLinear
-from workers.engines.packed_linear import PackedLinear, pack
+from workers.engines.four_bit_linear import FourBitLinear, can_join
+from workers.engines.packed_linear import PackedLinear, Quantized, pack
 from workers.engines.text.fused_norms import AnyNorm, HeadNorm, head_norm_of, norm_of
 
 CLASSES = (
@@ -59,7 +60,7 @@ _ROTATED_BY_KIND = (Gemma3ForCausalLM, Olmo3ForCausalLM)
 _INTERLEAVED = (CohereForCausalLM, Cohere2ForCausalLM)
 _PARALLEL = (CohereForCausalLM, Cohere2ForCausalLM)
 
-Joined = PackedLinear | EightBitLinear
+Joined = PackedLinear | Quantized
 
 
 @dataclass(slots=True, frozen=True)
@@ -159,7 +160,14 @@ def is_plain(model: Any) -> bool:
         all(_is_known(module) for module in found)
         and len({type(module) for module in found[:-1]}) == 1
         and all(layer.self_attn.head_dim % 2 == 0 for layer in model.model.layers)
+        and all(_can_join(layer) for layer in model.model.layers)
     )
+
+
+def _can_join(layer: Any) -> bool:
+    """True unless projections that share an input are quantised in groups that differ."""
+    shared = (query_key_value(layer.self_attn), gate_and_up(layer.mlp))
+    return all(can_join(each) for each in shared if isinstance(each[0], FourBitLinear))
 
 
 def linears(model: Any) -> list[Any]:
@@ -186,9 +194,9 @@ def gate_and_up(mlp: Any) -> tuple[Any, ...]:
 
 
 def _is_known(module: nn.Module) -> bool:
-    """True for a layer that is computed here: with weights of torch's own, or of 8 bits."""
+    """True for a layer that is computed here: with weights of torch's own, or of 8 or 4 bits."""
     own = type(module) is nn.Linear and type(module.weight) is nn.Parameter
-    return own or type(module) is EightBitLinear
+    return own or type(module) in (EightBitLinear, FourBitLinear)
 
 
 def _outputs(*projections: Any) -> int:

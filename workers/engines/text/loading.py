@@ -196,7 +196,7 @@ def _model(
             output_loading_info=True,
             device_map=where,
             max_memory=_max_memory(spec, quantization) or None,
-            quantization_config=library_setting(quantization, config, dtype),
+            quantization_config=library_setting(quantization, config, dtype, folder, placed),
         )
     torch_env.check_missing(info["missing_keys"])
     check_quantized(model, quantization)

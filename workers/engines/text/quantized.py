@@ -6,6 +6,7 @@ which takes as long as torch, and its layers widen a weight in each call.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from workers.engines.eight_bit_linear import EightBitLinear
 from workers.engines.quantization import FORMATS, UNPACKED, card_lack, package_lack, reader_lack
+from workers.engines.text.four_bit_files import FourBitConfig, FourBitFormat, format_of
 from workers.engines.torch_env import load_failed
 from workers.engines.upload import Upload
 from workers.protocol import Load
@@ -44,12 +46,17 @@ def quantization_of(spec: Load, config: Any, device: torch.device, *, spread: bo
     """
     method = _method(config)
     if method is not None:
-        if lack := reader_lack(method):
+        if four_bits(config) is None and (lack := reader_lack(method)):
             raise load_failed(f"The model's weights {lack}.")
         if spec.quantization is not None:
             raise load_failed(
                 f"The setting quantization is {spec.quantization}, but the model's weights come "
                 f"quantised by {method}."
+            )
+        if spec.adapter is not None and four_bits(config) is not None:
+            raise load_failed(
+                f"The model's weights are quantised by {method}, and an adapter is merged into "
+                "weights of full precision only."
             )
         return None if method in UNPACKED else method
     if spec.quantization is None:
@@ -58,8 +65,28 @@ def quantization_of(spec: Load, config: Any, device: torch.device, *, spread: bo
     return spec.quantization
 
 
-def library_setting(quantization: str | None, config: Any, dtype: torch.dtype) -> Any:
-    """Return what the library is told about quantised weights; None: the files say it all."""
+def four_bits(config: Any) -> FourBitFormat | None:
+    """Return how the files' weights are packed, if they are as AWQ and GPTQ do it to 4 bits."""
+    return format_of(_method(config), _settings(config))
+
+
+def library_setting(
+    quantization: str | None,
+    config: Any,
+    dtype: torch.dtype,
+    folder: Path,
+    placed: Callable[[int], None],
+) -> Any:
+    """Return what the library is told about quantised weights; None: the files say it all.
+
+    Of weights that are read here the config must not tell it. ``placed`` gets the bytes of those.
+    """
+    how = four_bits(config)
+    if how is not None:
+        for each in (config, config.get_text_config(decoder=True)):
+            if hasattr(each, "quantization_config"):
+                del each.quantization_config
+        return FourBitConfig(folder, how, placed)
     method = _method(config)
     if method == "fp8":
         return transformers.FineGrainedFP8Config(dequantize=True)
@@ -178,14 +205,20 @@ def _no_layer(name: str) -> Exception:
 
 def _method(config: Any) -> str | None:
     """Return the method by which the files' weights are quantised, as the library has read it."""
+    known = _settings(config)
+    method = known.get("quant_method")
+    if method is None and (known.get("load_in_4bit") or known.get("load_in_8bit")):
+        return "bitsandbytes"
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def _settings(config: Any) -> Mapping[str, Any]:
+    """Return what a config tells of the files' quantised weights; nothing if they are not."""
     named = getattr(config, "quantization_config", None)
     if named is None:
         inner = getattr(config, "text_config", None)
         named = getattr(inner, "quantization_config", None)
     if named is None:
-        return None
-    known = named if isinstance(named, dict) else named.to_dict()
-    method = known.get("quant_method")
-    if method is None and (known.get("load_in_4bit") or known.get("load_in_8bit")):
-        return "bitsandbytes"
-    return None if method is None else str(getattr(method, "value", method))
+        return {}
+    known: Mapping[str, Any] = named if isinstance(named, dict) else named.to_dict()
+    return known

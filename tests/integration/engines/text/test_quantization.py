@@ -217,7 +217,10 @@ def test_quantization_to_blocks_that_do_not_divide_a_layer_is_refused(tmp_path: 
 
 
 def make_gptq(folder: Path, source: Path, method: str) -> Path:
-    """Return the files of a model whose layers were quantised to 4 bits by another tool."""
+    """Return the files of a model whose layers another tool quantised to 4 bits.
+
+    They are packed as only that tool's own kernels read them.
+    """
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -233,7 +236,9 @@ def make_gptq(folder: Path, source: Path, method: str) -> Path:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
-    config |= {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 32}}
+    packing = {"checkpoint_format": "marlin", "version": "marlin"}
+    known = {"quant_method": method, "bits": 4, "group_size": 32, **packing}
+    config |= {"quantization_config": known}
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((source / name).read_bytes())

@@ -6,6 +6,7 @@ import os
 import torch
 
 MOST_ROWS = 16  #: that a kernel multiplies with a weight of 8 bits: the least of tensor cores
+MOST_FOUR_BIT_ROWS = 64  #: the same of 4 bits, whose widening costs more
 
 GRIDS = (1, 4, 8, 32)  #: parts of a row that are launched: few sizes, so few kernels are compiled
 CHUNK = 256  #: positions of a part at least

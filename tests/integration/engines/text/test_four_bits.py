@@ -1,0 +1,167 @@
+"""Repositories that AWQ and GPTQ have quantised to 4 bits, read without their packages."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.support.models.packed import make_packed
+from tests.support.models.text import make_tiny_model
+from tests.support.text_harness import job, load, run
+from workers.engines import quantization
+from workers.engines.base import Refused
+from workers.engines.four_bit_linear import FourBitLinear
+from workers.engines.text.fused import can_fuse
+from workers.engines.text.loading import load as load_model
+from workers.protocol import Load
+
+TOKENS = 16
+
+
+@pytest.fixture(autouse=True)
+def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_installed", lambda _package: False)
+
+
+def library_of(source: Path, meant: dict[str, Tensor]) -> Any:
+    """The library's own class in full precision, with the weights that the packed ones mean."""
+    library = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    library.load_state_dict(meant, strict=False)
+    return library.eval()
+
+
+def generated(library: Any, prompt: list[int]) -> list[int]:
+    ids = library.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    found: list[int] = ids[0, len(prompt) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "options"),
+    [
+        ("llama", "awq", {}),
+        ("llama", "gptq", {"act_order": True}),
+        ("llama", "gptq", {"settings": {"checkpoint_format": "gptq_v2"}}),
+        ("qwen2", "gptq", {}),
+        ("qwen3", "awq", {"group": 48}),
+    ],
+)
+def test_four_bits_compute_what_their_formula_generates(
+    tmp_path: Path, family: str, method: str, options: dict[str, Any]
+) -> None:
+    source = make_tiny_model(family, tmp_path / "full")
+    meant = make_packed(source, tmp_path / "packed", method, **options)
+    engine, ready = load(tmp_path / "packed")
+    prompt = engine._loaded.tokenizer("one two").input_ids
+    answers = run(engine, job("a", max_tokens=TOKENS), job("b", "three", max_tokens=TOKENS))
+    engine.close()
+    assert ready.quantization == method
+    assert answers["a"].choices[0].text == engine._loaded.tokenizer.decode(
+        generated(library_of(source, meant), prompt), skip_special_tokens=True
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("four") / "full")
+
+
+def spec(path: Path, **settings: Any) -> Load:
+    return Load(model="tiny", engine="text", path=str(path), dtype="float32", **settings)
+
+
+def test_four_bits_are_joined_and_told_as_they_are_loaded(source: Path, tmp_path: Path) -> None:
+    make_packed(source, tmp_path / "packed", "awq")
+    told: list[int] = []
+    loaded = load_model(spec(tmp_path / "packed"), told.append)
+    assert can_fuse(loaded.model)
+    found = [each for each in loaded.model.modules() if isinstance(each, FourBitLinear)]
+    assert len(found) == 7 * len(loaded.model.model.layers)
+    packed = sum(each.stored.nbytes for each in found)
+    assert packed < sum(told) <= 2 * packed  # with scales and zeros; the rest is not placed yet
+
+
+def test_four_bits_of_parts_with_other_orders_are_computed_apart(
+    source: Path, tmp_path: Path
+) -> None:
+    """Each part of a joined projection would read its inputs in the first one's order."""
+    meant = make_packed(source, tmp_path / "packed", "gptq", act_order=True)
+    loaded = load_model(spec(tmp_path / "packed"))
+    assert not can_fuse(loaded.model)
+    layer = loaded.model.model.layers[1].mlp.up_proj
+    expected = meant["model.layers.1.mlp.up_proj.weight"]
+    inverse = torch.argsort(layer.order)
+    torch.testing.assert_close(
+        layer.widened(0, len(expected), torch.float32)[:, inverse], expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("gptq", {"bits": 8}, "gptqmodel and optimum"),
+        ("gptq", {"checkpoint_format": "marlin"}, "gptqmodel and optimum"),
+        ("awq", {"version": "gemv"}, "gptqmodel"),
+        ("awq", {"zero_point": False}, "gptqmodel"),
+    ],
+)
+def test_four_bits_packed_otherwise_need_a_package(
+    source: Path, tmp_path: Path, method: str, settings: dict[str, Any], said: str
+) -> None:
+    make_packed(source, tmp_path / "packed", method, settings=settings)
+    with pytest.raises(Refused, match=f"quantised by {method}.*{said}.*not installed") as refused:
+        load_model(spec(tmp_path / "packed"))
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+
+
+PART = "model.layers.0.mlp.up_proj"
+
+
+def drop(name: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+
+    return change
+
+
+def put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: tensors.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop(f"{PART}.qzeros"), "lack .*up_proj.qzeros"),
+        (drop(f"{PART}.scales"), "lack .*up_proj.scales"),
+        (put(f"{PART}.scales", torch.ones(3, 7)), "scales of .*up_proj do not fit"),
+        (put(f"{PART}.qweight", torch.ones(2, 2, dtype=torch.int32)), "qweight of .*do not fit"),
+        (put(f"{PART}.g_idx", torch.zeros(48, dtype=torch.int32)), "not of one size"),
+        (put(f"{PART}.g_idx", -torch.ones(48, dtype=torch.int32)), "not of one size"),
+        (put(f"{PART}.bias", torch.ones(96)), "no place for the bias"),
+        (put("model.extra.qweight", torch.ones(2, 2, dtype=torch.int32)), "no linear layer for"),
+        (put("model.layers.0.mlp.act.scales", torch.ones(96)), "act are of no packed weights"),
+    ],
+)
+def test_four_bits_that_do_not_fit_their_model_are_refused(
+    source: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None], said: str
+) -> None:
+    make_packed(source, tmp_path / "packed", "gptq", change=change)
+    with pytest.raises(Refused, match=said) as refused:
+        load_model(spec(tmp_path / "packed"))
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+
+
+def test_four_bits_take_no_adapter_into_their_weights(source: Path, tmp_path: Path) -> None:
+    make_packed(source, tmp_path / "packed", "awq")
+    with pytest.raises(Refused, match="merged into weights of full precision only"):
+        load_model(spec(tmp_path / "packed", adapter=str(tmp_path)))
