@@ -14,7 +14,8 @@ import psycopg
 
 from tests.support.wait import eventually
 
-_FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB")
+#: and connections enough for all servers of a session, each with a database of its own
+_FAST = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=400")
 
 
 def programs() -> Path | None:
@@ -101,6 +102,8 @@ def running_pgbouncer(program: str, server: PostgresServer) -> Iterator[Callable
         config.write_text(
             f"[databases]\n* = host={server.folder}\n[pgbouncer]\nunix_socket_dir = {folder}\n"
             "listen_addr =\npool_mode = transaction\nauth_type = trust\ndefault_pool_size = 4\n"
+            # Idle connections to the databases of tests before are not kept.
+            "server_idle_timeout = 5\nmax_client_conn = 1000\n"
             f"auth_file = {users}\nlogfile = {folder / 'log'}\n"
         )
         if _USER is not None:

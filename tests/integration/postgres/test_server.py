@@ -19,6 +19,9 @@ NATIVE = "/api/v1/inference/text-generation"
 ECHO = {"model": "demo-echo", "prompt": "some words", "max_tokens": 5}
 ASYNC = {"Prefer": "respond-async"}
 
+#: each of these names its databases itself, among them files of SQLite
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def url(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
