@@ -216,8 +216,8 @@ class Meter:
         """
         if not reservation.recorded:
             reservation.recorded = True
-            if self.together is not None:  # Redis may have forgotten it meanwhile
-                self.together.charged(reservation.key_id)
+            if self.shared is not None:  # Redis may have forgotten it meanwhile
+                self.shared.charged(reservation.key_id)
             if reservation.told:
                 self._put(reservation)
 

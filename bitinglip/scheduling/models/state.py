@@ -15,7 +15,7 @@ from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
-from workers.codes import DRIVER_STARTED, Code, LoadCode
+from workers.codes import Code, LoadCode
 from workers.devices.device import is_processor, node_of
 from workers.worker import Worker
 
@@ -253,7 +253,12 @@ class ModelState:
     def refusal(self, code: LoadCode, message: str, now: float) -> errors.BitingLipError:
         """Make the error of the requests that wait, with when the model is tried again."""
         rest, details = self.rests(now) or None, {"model": self.name}
-        shown: Code = "MODEL_LOAD_FAILED" if code == DRIVER_STARTED else code
+        shown: Code
+        match code:
+            case "DRIVER_STARTED" | "NOT_GRANTED":  # which clients do not know
+                shown = "MODEL_LOAD_FAILED"
+            case _:
+                shown = code
         return errors.from_code(shown, message, param="model", details=details, retry_after=rest)
 
     def check(self, now: float) -> None:
