@@ -29,7 +29,7 @@ ROUTES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 @pytest.fixture(scope="module")
 def server(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that has two connections to read with."""
+    """Provide a server that has two connections to read with."""
     own = {"url": postgres.make(), "pool_size": 2, "max_overflow": 0, "pool_timeout": 30}
     options = [f"database.{name}={value}" for name, value in own.items()]
     options += ["queue.max_waiting=1000", "demo=never"]

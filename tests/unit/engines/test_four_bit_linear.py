@@ -17,7 +17,7 @@ WIDTH, GROUP = 96, 32
 def made(
     outs: int, *, seed: int = 1, bias: bool = False, width: int = WIDTH, group: int = GROUP
 ) -> tuple[FourBitLinear, Tensor]:
-    """A layer, and the weight that it has by its formula."""
+    """Return a layer, and the weight that it has by its formula."""
     torch.manual_seed(seed)
     numbers = torch.randint(0, 16, (outs, width // group, group), dtype=torch.uint8)
     zero = torch.randint(0, 17, (width // group, outs), dtype=torch.uint8)
