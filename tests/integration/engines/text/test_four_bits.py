@@ -28,7 +28,7 @@ def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def library_of(source: Path, meant: dict[str, Tensor]) -> Any:
-    """Return the library's own class in full precision, with the weights that the packed ones mean."""
+    """Return the library's own class in full precision, with the weights that are packed."""
     library = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     library.load_state_dict(meant, strict=False)
     return library.eval()

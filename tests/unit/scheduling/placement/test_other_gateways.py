@@ -18,7 +18,7 @@ def card(name: str = "0", memory: int = 24, **theirs: Any) -> DeviceCapacity:
 
 
 def held(model: str, size: int = 10, device: str = "0", **facts: Any) -> Reservation:
-    """Return a model that is loaded, long since and unused for long, unless it is said otherwise."""
+    """Return a model that is loaded long ago and has long been unused, unless facts differ."""
     usual = {"state": "ready", "loaded_at": 0.0, "used_at": 0.0, "load_seconds": 2.0}
     return Reservation(f"{model}/0", model, {device: size}, **{**usual, **facts})
 
