@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx
+import aiohttp
 
 from bitinglip.upstreams.answer import BadAnswer
 
 T = TypeVar("T")
 
+MOST_ANSWER = 64 << 20  #: bytes of an answer whose job does not say
 _MOST = 256 << 20  #: bytes of all answers, and of what is made of them
 _SMALL = 1 << 20  #: bytes up to which an answer is not counted: each model has few at once
 _COPIES = 3  #: an answer is there as it came, as it is decoded, and in part as it is checked
@@ -29,14 +30,16 @@ class AnswerMemory:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.bytes = 0
 
-    async def read(self, answer: httpx.Response, most: int, decode: Callable[[bytearray], T]) -> T:
+    async def read(
+        self, answer: aiohttp.ClientResponse, most: int, decode: Callable[[bytearray], T]
+    ) -> T:
         """Read an answer of at most so many bytes, and return what ``decode``, in a thread, makes.
 
         Raises BadAnswer for a longer one, and what ``decode`` raises.
         """
         held, data, work = 0, bytearray(), None
         try:
-            async for part in answer.aiter_raw():
+            async for part in answer.content.iter_any():
                 data += part
                 if len(data) > most:
                     raise BadAnswer("its answer is too long.")
@@ -89,7 +92,7 @@ class AnswerMemory:
         return not self.bytes or self.bytes + size <= self._most
 
 
-def _length(answer: httpx.Response, most: int) -> int:
+def _length(answer: aiohttp.ClientResponse, most: int) -> int:
     """Return how long an answer may be: as it says, since no more is read, else the most."""
     said = answer.headers.get("content-length", "")
     return min(int(said), most) if said.isascii() and said.isdecimal() else most

@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.upstreams.answer import BadAnswer
 from bitinglip.upstreams.answer_memory import AnswerMemory
-from bitinglip.upstreams.client import open_http
+from bitinglip.upstreams.http import open_http
 from tests.support.wait import until
 
 SIZE = 2 << 20
@@ -45,7 +45,7 @@ async def asking(memory: AnswerMemory, most: int = SIZE) -> AsyncIterator[Ask]:
     async with open_http() as http:
 
         async def ask(path: str, decode: Callable[[bytearray], int]) -> int:
-            async with http.stream("GET", f"http://127.0.0.1:{port}/{path}") as answer:
+            async with http.get(f"http://127.0.0.1:{port}/{path}") as answer:
                 return await memory.read(answer, most, decode)
 
         yield ask
