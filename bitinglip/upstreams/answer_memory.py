@@ -16,6 +16,7 @@ from bitinglip.upstreams.answer import BadAnswer
 
 T = TypeVar("T")
 
+MOST_ANSWER = 64 << 20  #: bytes of an answer whose job does not say
 _MOST = 256 << 20  #: bytes of all answers, and of what is made of them
 _SMALL = 1 << 20  #: bytes up to which an answer is not counted: each model has few at once
 _COPIES = 3  #: an answer is there as it came, as it is decoded, and in part as it is checked

@@ -13,11 +13,10 @@ import structlog
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
-from bitinglip.upstreams.answer_memory import AnswerMemory
+from bitinglip.upstreams.answer_memory import MOST_ANSWER, AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import Form
 from bitinglip.upstreams.http import (
-    MOST_ANSWER,
     NothingSent,
     error_of,
     event_data,

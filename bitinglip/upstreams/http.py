@@ -21,7 +21,6 @@ _HEADERS = {"accept-encoding": "identity", "user-agent": f"bitinglip/{__version_
 _IDLE_SECONDS = 30.0  #: for which a connection that nothing uses is kept
 _UNTAKEN_MS = 120_000  #: milliseconds for which a server may take nothing of what was sent
 _MOST_LINE = 1 << 20  #: bytes of one event of an answer
-MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _DONE = b"[DONE]"  #: the data of the last event
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
