@@ -132,9 +132,10 @@ class ReplicaLoader:
         except StartFailed as why:
             if why.code == NOT_GRANTED:
                 log.info("a node granted no memory", worker=replica.id, cause=why.message)
-                self._facts.shared.refused(replica.devices)
-                self._listener.on_displaced(model_state, replica)
-                return
+                if not self._facts.shared.refused(replica.model, replica.devices):
+                    self._listener.on_displaced(model_state, replica)
+                    return
+                why = StartFailed("MODEL_LOAD_FAILED", why.message)
             if (stuck := self._pool.stuck(replica.id)) is not None:
                 self._listener.on_stuck(model_state, replica, stuck)
             elif kind == "cuda" and why.code == "OUT_OF_MEMORY":

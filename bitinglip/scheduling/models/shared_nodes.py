@@ -12,6 +12,8 @@ from workers.nodes.messages import Holding
 
 _BETWEEN = 10.0  #: seconds between two evictions for other gateways
 _REFUSED_SECONDS = 1.0  #: until a node that has refused memory is planned with again
+_IN_A_ROW = 10.0  #: seconds between refusals at most
+_PATIENCE = 60.0  #: seconds of refusals after which a load has failed
 
 
 class SharedNodes:
@@ -23,14 +25,25 @@ class SharedNodes:
         self._wishes: Mapping[str, int] = {}
         self._gave_at = float("-inf")
         self._refused: dict[str, float] = {}  #: by device: until when nothing is planned there
+        self._refusals: dict[
+            str, tuple[float, float]
+        ] = {}  #: by model: the first in a row, the last
 
     def elsewhere(self, device: str) -> Elsewhere:
         """Return what other gateways have of a device."""
         return self._cluster.elsewhere(device) if self._cluster else NOTHING_ELSEWHERE
 
-    def refused(self, devices: Iterable[str]) -> None:
-        """Take note that a node has granted no memory there: others took it a moment ago."""
-        self._refused |= dict.fromkeys(devices, self._clock() + _REFUSED_SECONDS)
+    def refused(self, model: str, devices: Iterable[str]) -> bool:
+        """Take note that a node has granted no memory there: others took it a moment ago.
+
+        Returns True once that goes on for so long that something else is wrong.
+        """
+        now = self._clock()
+        self._refused |= dict.fromkeys(devices, now + _REFUSED_SECONDS)
+        since, last = self._refusals.get(model, (now, now))
+        since = now if now > last + _IN_A_ROW else since
+        self._refusals[model] = (since, now)
+        return now > since + _PATIENCE
 
     def refused_until(self, device: str) -> float:
         """Return until when a device has no room, whatever was told of it before."""

@@ -11,9 +11,11 @@ import psutil
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.models import shared_nodes
 from tests.support.cluster import AgentProcess, StaticAgents, cluster_of
 from tests.support.scheduling_rig import Rig, answer, idle, job
 from tests.support.wait import eventually, until
+from workers.nodes.folder import AgentFolder
 
 MOST = 5_000_000_000  #: bytes; a node's card has 8
 LITTLE = 2_000_000_000
@@ -188,3 +190,20 @@ def test_agent_that_is_killed_frees_what_its_gateway_held(tmp_path: Path) -> Non
         await until(lambda: not a.loaded())
 
     with_two(tmp_path, test, {"m0": fake(MOST, pin=True)}, {"m1": fake(MOST)})
+
+
+def test_node_that_refuses_memory_for_long_fails_the_load_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_nodes, "_PATIENCE", 1.5)
+
+    async def test(a: Gateway, b: Gateway) -> None:
+        folder = AgentFolder(tmp_path / "on-n1")  # of an agent that stands still
+        (folder.root / "ledger").write_bytes(b"half a pa")
+        with pytest.raises(errors.ModelLoadFailed, match="what another gateway's agent has"):
+            await answer(a.rig, job("one", 1, model="m0"))
+        assert not [each for each in a.rig.operations.workers() if each.state == "failed"]
+        folder.remove()
+        assert await answer(b.rig, job("one", 1, model="m1")) == "one"
+
+    with_two(tmp_path, test, {"m0": fake(MOST)}, {"m1": fake(MOST)})

@@ -1,0 +1,32 @@
+"""How often a gateway gives for others, and how long it bears a node that refuses memory."""
+
+from bitinglip.scheduling.models.shared_nodes import SharedNodes
+from bitinglip.scheduling.placement.plan import Plan
+from workers.devices import Devices
+
+
+def test_refusals_in_a_row_fail_a_load_after_a_minute_and_others_do_not() -> None:
+    now = [0.0]
+    shared = SharedNodes(Devices(), lambda: now[0])
+    for second in range(61):
+        now[0] = float(second)
+        assert not shared.refused("m", ["n1:0"])
+        assert shared.refused_until("n1:0") == second + 1
+    now[0] = 62.0
+    assert not shared.refused("other", ["n1:0"])
+    assert shared.refused("m", ["n1:0"])
+    now[0] = 80.0
+    assert not shared.refused("m", ["n1:0"]), "there was none for a while"
+
+
+def test_models_are_given_up_for_others_once_in_ten_seconds() -> None:
+    now = [0.0]
+    shared = SharedNodes(Devices(), lambda: now[0])
+    assert shared.gives()
+    shared.planned(Plan(gives=True))
+    assert not shared.gives()
+    now[0] = 9.0
+    shared.planned(Plan())
+    assert not shared.gives()
+    now[0] = 10.0
+    assert shared.gives()
