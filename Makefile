@@ -18,7 +18,7 @@ FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/cont
 # Python keeps what it has compiled: hundreds of processes would compile the same files again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-fast rehearsal coverage check format config reference clean
+.PHONY: serve test test-fast test-postgresql test-pgbouncer rehearsal coverage check format config reference clean
 
 # Only what is given here goes before config.yaml and the environment: make serve PORT=9000
 given = $(filter command%,$(origin $(1)))
@@ -35,6 +35,10 @@ rehearsal: $(VENV)/.test  ## what a machine with a card is asked, asked on the C
 
 test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
 	$(BIN)/pytest $(FAST)
+
+# Each file of SQLite gives way to a database of a PostgreSQL server that the tests start.
+test-postgresql test-pgbouncer: test-%: $(VENV)/.test  ## the tests of make test over PostgreSQL, directly or through a pooler
+	$(BIN)/pytest $(PARALLEL) $(AGAIN) -m "not rehearsal" --database $*
 
 coverage: $(VENV)/.test  ## all tests, and which lines and branches they run, in servers and workers too
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=

@@ -2,7 +2,6 @@
 
 import ast
 import sys
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def record(monkeypatch: pytest.MonkeyPatch, ran: set[str]) -> None:
     def recorded(name: str) -> Any:
         plain = getattr(Database, name)
 
-        def opened(self: Database, *args: Any) -> AbstractAsyncContextManager[Any]:
+        def opened(self: Database, *args: Any) -> Any:
             caller = sys._getframe(1)
             function = caller.f_code.co_qualname.partition(".<locals>")[0]
             ran.add(f"{caller.f_globals['__name__']}:{function}")

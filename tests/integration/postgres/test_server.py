@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip.db.tables import Table
 from bitinglip.home import Home
 from tests.support.cli_process import run
 from tests.support.databases import pgbouncer
@@ -98,9 +99,14 @@ def test_home_is_copied_into_postgresql_and_back(postgres: PostgresServer, tmp_p
 
 
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Return all that a file holds, by table."""
     with closing(sqlite3.connect(path)) as connection:
-        tables = ("api_keys", "audit_log", "audit_head", "tasks", "alembic_version")
-        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = [name for (name,) in found]
+        assert {*Table.metadata.tables, "alembic_version"} <= set(tables)
+        return {
+            name: sorted(connection.execute(f"SELECT * FROM {name}"), key=repr) for name in tables
+        }
 
 
 def test_password_of_postgresql_is_in_no_argument_and_no_output(tmp_path: Path) -> None:
