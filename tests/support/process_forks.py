@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import pytest
@@ -52,9 +52,11 @@ def fork_processes(config: "pytest.Config") -> None:
             pass_fds=[listener.fileno()],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
-    assert process.stdin is not None
-    config.add_cleanup(process.wait)
-    config.add_cleanup(process.stdin.close)
+
+    def end() -> None:
+        process.communicate()
+
+    config.add_cleanup(end)
     words = [sys.executable, "-I", "-S", __file__, address]
     config.option.tx = [f"{_PLAIN}//python={shlex.join(words)}"] * len(asked)
 
@@ -84,7 +86,7 @@ def serve(fd: int) -> None:
     gc.enable()
     with socket.socket(fileno=fd) as listener:
         while True:
-            ready, _, _ = select.select([listener, 0], [], [])
+            ready, _, _ = select.select([listener.fileno(), 0], [], [])
             if 0 in ready:
                 break
             connection, _ = listener.accept()
@@ -110,7 +112,7 @@ def _watch(connection: socket.socket, size: int, files: list[int]) -> NoReturn:
     for each in files:
         os.close(each)
     ended = os.pidfd_open(pid)
-    ready, _, _ = select.select([ended, connection], [], [])
+    ready, _, _ = select.select([ended, connection.fileno()], [], [])
     if ended not in ready:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -119,7 +121,7 @@ def _watch(connection: socket.socket, size: int, files: list[int]) -> NoReturn:
     os._exit(0)
 
 
-def _become(message: dict[str, object], files: list[int]) -> NoReturn:
+def _become(message: dict[str, Any], files: list[int]) -> NoReturn:
     """Be the interpreter that was asked for, but for what it has imported."""
     import atexit
     import traceback
@@ -130,13 +132,13 @@ def _become(message: dict[str, object], files: list[int]) -> NoReturn:
         os.close(each)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(message["env"])  # type: ignore[call-overload]  what the stand-in has sent
-    os.chdir(str(message["cwd"]))
+    os.environ.update(message["env"])
+    os.chdir(message["cwd"])
     sys.argv = ["-c"]
     main = sys.modules["__main__"] = ModuleType("__main__")
     code = 1
     try:
-        exec(str(message["program"]), vars(main))
+        exec(message["program"], vars(main))
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
