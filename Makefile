@@ -12,7 +12,7 @@ PARALLEL := --numprocesses $(PROCESSES) $(BY_FILE)
 # A test that fails is run once more, and one that passes then is listed under RERUN: it depends on
 # chance, which is a fault to mend, but one that must not keep others' work from landing.
 AGAIN := --reruns 1 -r aR
-# The fast tests compute all the time, and each process imports what all of them need: one a core.
+# The fast tests compute all the time: one process a core.
 FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 # Python keeps what it has compiled: hundreds of processes would compile the same files again.

@@ -12,7 +12,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from tests.support import httpx_defaults, services
+from tests.support import httpx_defaults, process_forks, services
+from tests.support.logs import CaughtLogs, caught_logs
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
@@ -62,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(_DATABASE, choices=_DATABASES, default="sqlite", help=kinds)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let logs show errors without the values of variables: these take seconds to write out.
 
     What a shell starts in the background ignores Ctrl-C, and so would the commands of tests.
@@ -72,6 +73,7 @@ def pytest_configure() -> None:
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+    process_forks.fork_processes(config)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +102,13 @@ def _database(over: "Databases | None") -> Iterator[None]:
     kept = over.known()
     yield
     over.forget(kept)
+
+
+@pytest.fixture
+def caplog() -> Iterator[CaughtLogs]:
+    """Yield what is logged during a test."""
+    with caught_logs() as caught:
+        yield caught
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Finds the examples in the documents, and what they ask of the command and of the server."""
 
+import functools
 import json
 import re
 import shlex
@@ -52,9 +53,15 @@ def commands(example: Example) -> Iterator[list[str]]:
             yield shlex.split(found[1], comments=True)
 
 
+@functools.cache
+def whole_command() -> Any:
+    """Return ``bitinglip`` with all its commands, whose making takes a while."""
+    return typer.main.get_command(app)
+
+
 def check_command(arguments: list[str]) -> None:
     """Raise what the command says of a command, option or argument that it does not have."""
-    command: Any = typer.main.get_command(app)
+    command: Any = whole_command()
     context = command.context_class(command, info_name="bitinglip")
     rest = list(arguments)
     while hasattr(command, "get_command"):

@@ -14,6 +14,7 @@ from bitinglip.api.tasks import watch
 from bitinglip.http import websocket
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT
+from tests.support.logs import CaughtLogs
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 from workers import protocol
@@ -206,7 +207,7 @@ def answer_to(sock: socket.socket) -> bytes:
 )
 def test_handshake_that_is_refused_has_its_error_and_no_log_line(
     served: Served,
-    caplog: pytest.LogCaptureFixture,
+    caplog: CaughtLogs,
     host: str,
     more: bytes,
     status: int,

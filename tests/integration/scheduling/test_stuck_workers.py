@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.logs import CaughtLogs
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.scheduling_rig import Rig, answer, job, with_settings
 from tests.support.stuck_workers import StuckLauncher
@@ -30,7 +31,7 @@ def hangs() -> TextJob:
 
 
 def test_stop_of_a_worker_that_does_not_end_returns_and_says_so_once(
-    caplog: pytest.LogCaptureFixture,
+    caplog: CaughtLogs,
 ) -> None:
     launcher = StuckLauncher()
 

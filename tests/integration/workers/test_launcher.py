@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from bitinglip.confinement import spawn_launcher
 from bitinglip.home import Home
 from bitinglip.settings import Settings
+from tests.support.logs import CaughtLogs
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.wait import eventually
 from workers.folders import WorkFolders
@@ -138,7 +139,7 @@ def test_load_without_descriptors_fails_and_the_next_one_works(spare: int, tmp_p
     with_pool(test, SpawnLauncher(folders=folders))
 
 
-def test_spare_that_cannot_be_started_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_spare_that_cannot_be_started_is_left_out(caplog: CaughtLogs) -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         pool._keep_spare = True
         with descriptors(2):

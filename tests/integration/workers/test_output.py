@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.logs import CaughtLogs
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig
 from tests.support.wait import until
 from workers.pool import StartFailed, WorkerPool
 
 
-def test_worker_crash_leaves_its_last_output(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_worker_crash_leaves_its_last_output(tmp_path: Path, caplog: CaughtLogs) -> None:
     async def test(rig: Rig) -> None:
         with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="worker"):
             await answer(rig, job("!crash"))

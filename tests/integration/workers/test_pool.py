@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.support import hostile_workers
+from tests.support.logs import CaughtLogs
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import eventually, until
@@ -216,7 +217,7 @@ def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch
 
 
 def test_environment_of_a_worker_is_that_of_the_libraries_settings(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: CaughtLogs
 ) -> None:
     """They reach the process itself, and what does not is said once, by name alone."""
     given = {"NCCL_P2P_DISABLE": "1", "MALLOC_ARENA_MAX": "2", "CUDNN_LOGINFO_DBG": "0"}

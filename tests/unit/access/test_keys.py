@@ -24,6 +24,7 @@ from bitinglip.errors import (
     KeyNotFound,
 )
 from bitinglip.home import Home
+from tests.support.logs import CaughtLogs
 
 PEPPER = b"p" * 32
 Act = Callable[[KeyRing], Awaitable[None]]
@@ -238,7 +239,7 @@ def test_last_use_is_kept_in_batches(home: Home) -> None:
 
 
 def test_pepper_that_is_lost_ends_all_keys_and_the_log_says_so(
-    home: Home, caplog: pytest.LogCaptureFixture
+    home: Home, caplog: CaughtLogs
 ) -> None:
     keys: list[str] = []
 

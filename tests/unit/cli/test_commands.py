@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from cli.commands import keys
 from cli.errors import NAMES_ELSEWHERE
 from cli.examples import EXAMPLES
 from cli.main import app
-from tests.support.doc_examples import check_command
+from tests.support.doc_examples import check_command, whole_command
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    group = group or typer.main.get_command(app)
+    group = group or whole_command()
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))

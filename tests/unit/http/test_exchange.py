@@ -11,6 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from bitinglip.api.request_context import WHOLE_BODY
 from bitinglip.http.exchange import Exchange, split_target
+from tests.support.logs import CaughtLogs
 
 
 class _Transport(asyncio.Transport):
@@ -99,7 +100,7 @@ def test_exchange_writes_a_whole_body_that_comes_with_the_head() -> None:
 
 
 def test_exchange_answers_for_an_application_that_does_not(
-    caplog: pytest.LogCaptureFixture,
+    caplog: CaughtLogs,
 ) -> None:
     async def raises(*_: Any) -> None:
         raise LookupError("no such thing")

@@ -35,7 +35,7 @@ def test_known_contexts_are_none_of_tokens_whose_caller_is_never_seen_again() ->
 
 
 def test_known_contexts_are_bounded() -> None:
-    known = KnownContexts()
+    known, context = KnownContexts(), job_context()
     for number in range(10_000):
-        known.of(replace(CALLER, key_id=str(number)), ("m", "normal", 0), job_context)
+        known.of(replace(CALLER, key_id=str(number)), ("m", "normal", 0), lambda: context)
     assert len(known) < 5000

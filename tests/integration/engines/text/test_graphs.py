@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.integration.engines.text.test_overlap import mixed_jobs, told
 from tests.support.engine_runs import step_until, submit
+from tests.support.logs import CaughtLogs
 from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import BLOCK_SIZE, done, job, load, run
@@ -226,7 +227,7 @@ def test_graphs_that_cannot_be_captured_leave_plain_steps(
     folder: Path,
     alone: dict[str, TextDone],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: CaughtLogs,
 ) -> None:
     calls = 0
 
@@ -252,7 +253,7 @@ def test_graphs_that_compute_otherwise_are_not_used(
     folder: Path,
     alone: dict[str, TextDone],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: CaughtLogs,
 ) -> None:
     def stale(step: Replay) -> Replay:
         logits = step().clone()

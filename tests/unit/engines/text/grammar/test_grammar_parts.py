@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
+from tests.support.logs import CaughtLogs
 from tests.support.models.text import BOS, EOS, VOCAB, train_tokenizer
 from workers.engines.base import Refused
 from workers.engines.text.grammar import compiler, validation
@@ -325,7 +326,7 @@ def test_compiler_refuses_grammars_that_take_long(grammars: GrammarCompiler) -> 
 
 
 def test_compiler_logs_nothing_of_a_schema_that_is_no_json(
-    grammars: GrammarCompiler, caplog: pytest.LogCaptureFixture
+    grammars: GrammarCompiler, caplog: CaughtLogs
 ) -> None:
     source = '{"const": "\\ud800", "minimum": 99999999999999999999999}'
     with pytest.raises(Refused, match="no JSON"):

@@ -1,5 +1,6 @@
 """Answers of every family: whole, cut at every character, malformed and truncated."""
 
+import functools
 import json
 import time
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ def tokenizer(template: Any = None) -> Any:
     )
 
 
+@functools.cache  # as a server has it: its templates are compiled once
 def form(family: str) -> ResponseFormat:
     found = response_format(tokenizer(), None, "", family)
     assert found is not None
