@@ -108,7 +108,7 @@ def build(
             elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
             if any(own_model.upstream.url for own_model in settings.models.values()):
-                from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
+                from bitinglip.upstreams.launcher import UpstreamLauncher  # aiohttp: rarely needed
 
                 with_upstreams = UpstreamLauncher(own, settings.models)
                 stack.push_async_callback(with_upstreams.close)
