@@ -12,6 +12,7 @@ from workers.engines.text.lora_layers import LoraRows, places_of
 from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.plan import Sequence as Text
 from workers.engines.text.ragged import RaggedPrompts
+from workers.engines.text.row_table import RowTable
 from workers.engines.text.sampling_params import upload
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
@@ -124,11 +125,11 @@ class BatchBuilder:
         self._windows = tuple(windows)
         self._dtype = dtype
         self._device = device
+        self._table = RowTable(0, 0, device)  #: of steps whose rows a kernel reads in place
 
     def build(self, plan: Plan, carry: Carry | None = None) -> Batch:
         """Return a plan's tensors; ``carry`` has the tokens that sequences are promised."""
-        # The longest first, so that rows of similar length are neighbours.
-        decodes = sorted(plan.decodes, key=lambda chunk: (-len(chunk.drafts), -chunk.end))
+        decodes = self._ordered(plan.decodes)
         decoded = len(decodes) + sum(len(chunk.drafts) for chunk in decodes)
         chunks = decodes + plan.prefills
         ids: list[int] = []
@@ -165,6 +166,22 @@ class BatchBuilder:
             lora=LoraRows.of(loras, sent["loras"]) if loras else None,
         )
 
+    def _ordered(self, decodes: Sequence[Chunk]) -> list[Chunk]:
+        """Return rows in their order in the step."""
+        if self._keeps_rows(decodes):
+            rows, width = len(decodes), max(len(chunk.sequence.blocks) for chunk in decodes)
+            if rows > self._table.rows or width > self._table.width:
+                self._table = RowTable(
+                    max(2 * self._table.rows, rows), max(2 * self._table.width, width), self._device
+                )
+            return self._table.arrange(decodes)
+        # The longest first, so that rows of similar length are neighbours.
+        return sorted(decodes, key=lambda chunk: (-len(chunk.drafts), -chunk.end))
+
+    def _keeps_rows(self, decodes: Sequence[Chunk]) -> bool:
+        """Return whether a step's rows have a table that stays: of drafts there is a row each."""
+        return self._in_place and bool(decodes) and not any(chunk.drafts for chunk in decodes)
+
     def _add_tokens(
         self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
     ) -> None:
@@ -180,6 +197,12 @@ class BatchBuilder:
     def _paged(self, chunks: Sequence[Chunk]) -> PagedRows:
         """Return the rows' blocks and lengths, a row for each token."""
         longest = max(len(chunk.sequence.blocks) for chunk in chunks)
+        if self._keeps_rows(chunks):
+            ends = [chunk.end for chunk in chunks]
+            sent = upload(self._device, ints={"lengths": ends, **self._table.changes(chunks)})
+            self._table.write(chunks, sent)
+            own = self._table.part(len(chunks), longest)
+            return PagedRows(len(chunks), own, sent["lengths"].int(), max(ends))
         table: list[int] = []
         lengths: list[int] = []
         for chunk in chunks:

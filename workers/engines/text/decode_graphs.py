@@ -25,8 +25,8 @@ from workers.engines.text.batch import (
 )
 from workers.engines.text.cache import BlockTable, PagedCache
 from workers.engines.text.plan import Chunk, Plan
+from workers.engines.text.row_table import RowTable
 from workers.engines.text.sampling_params import upload
-from workers.engines.text.seats import Seats
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,10 @@ class DecodeGraphs:
         self._row_sizes = row_sizes(rows)
         self._lengths = length_sizes(context)
         width = -(-self._lengths[-1] // cache.block_size) + 1  # drafts may take one more
-        self._seats = Seats(width)
+        self._table = RowTable(self._row_sizes[-1], width, device)
         #: tokens, positions, slots, lengths; a row that is not in use writes to the spare block
         self._numbers = torch.zeros(4, self._row_sizes[-1], dtype=torch.long, device=device)
         self._idle = (0, 0, cache.spare_slot, 1)
-        self._table = torch.zeros(self._row_sizes[-1], width, dtype=torch.int32, device=device)
         self._captured: dict[tuple[int, int], Replay] = {}
         self._rests: dict[tuple[int, int], int] = {}  #: steps, by the sizes that rest
         self._fails = False
@@ -108,7 +107,7 @@ class DecodeGraphs:
         size = at_least(self._row_sizes, len(chunks)), at_least(self._lengths, longest)
         if not self._has_replay(size):
             return None
-        order = self._seats.arrange(chunks)
+        order = self._table.arrange(chunks)
         void = self._fill(order, size[0], carry)
         replay = self._replay_of(size)
         return None if replay is None else (order, replay()[: len(order)], void)
@@ -118,7 +117,6 @@ class DecodeGraphs:
 
     def _fill(self, order: list[Chunk], rows: int, carry: Carry | None) -> Tensor | None:
         """Write a step's numbers into the tensors; returns which rows have no token."""
-        places, values = self._seats.changes(order)
         size = self._cache.block_size
         columns = [
             (
@@ -134,22 +132,19 @@ class DecodeGraphs:
             self._device,
             ints={
                 "numbers": [number for numbers in zip(*columns, strict=True) for number in numbers],
-                "places": places,
-                "values": values,
+                **self._table.changes(order),
                 **promised_rows(order, carry),
             },
         )
         self._numbers[:, :rows].copy_(sent["numbers"].view(4, rows))
-        if places:
-            self._table.view(-1).index_copy_(0, sent["places"], sent["values"].int())
-        self._seats.wrote(order)  # not before: memory may run out on the way
+        self._table.write(order, sent)
         return None if carry is None else fill_in(self._numbers[0], carry, sent, len(order))
 
     def _step(self, rows: int, length: int) -> Tensor:
         """Compute the tensors' first rows; their logits are [rows, vocab]."""
         ids, positions, slots, lengths = self._numbers[:, :rows].unbind()
         blocks = -(-length // self._cache.block_size)
-        table = self._table[:rows, :blocks]
+        table = self._table.part(rows, blocks)
         paged, groups = None, []
         if self._in_place:
             paged = PagedRows(rows, table, lengths.int(), length)

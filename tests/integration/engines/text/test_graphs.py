@@ -148,7 +148,7 @@ def test_graphs_hold_what_a_plain_step_is_built_from(
             assert torch.equal(graphs._numbers[:3, row], numbers[:, place])
             assert graphs._numbers[3, row] == chunk.end
             blocks = chunk.sequence.blocks
-            table = graphs._table[row].tolist()
+            table = graphs._table._table[row].tolist()
             assert table == blocks + [0] * (len(table) - len(blocks))
             compared += 1
         return found

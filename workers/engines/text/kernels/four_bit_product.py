@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_LEAST_ROWS = 16  #: that tensor cores multiply
+from workers.engines.text.kernels import MOST_FOUR_BIT_ROWS
+
+_FEW_ROWS = 16  #: the least that tensor cores multiply; one kernel for these, one for more
 _MOST_PAIRS = 64  #: bytes of an output that are read at once
 #: outputs of a program: fewer where a weight would not keep all parts of a card busy
 _BLOCK_N, _FEWER_N, _FEW = 32, 16, 8192
@@ -36,7 +38,7 @@ def four_bit_product(x: Tensor, stored: Tensor, scale: Tensor, zero: Tensor) -> 
             len(zero),
             scale.stride(0),
             zero.stride(0),
-            max(_LEAST_ROWS, triton.next_power_of_2(rows)),
+            _FEW_ROWS if rows <= _FEW_ROWS else MOST_FOUR_BIT_ROWS,
             block_n,
             half,
             pairs,
@@ -45,7 +47,8 @@ def four_bit_product(x: Tensor, stored: Tensor, scale: Tensor, zero: Tensor) -> 
     return y
 
 
-@triton.jit(do_not_specialize=["rows"])  # which would be compiled for one row and for 16 apart
+# Each of these would have kernels of its own where it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["rows", "groups"])
 def _product(
     x_ptr,
     stored_ptr,
