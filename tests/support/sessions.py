@@ -56,8 +56,7 @@ def record(monkeypatch: pytest.MonkeyPatch, ran: set[str]) -> None:
             caller = sys._getframe(1)
             function = caller.f_code.co_qualname.partition(".<locals>")[0]
             ran.add(f"{caller.f_globals['__name__']}:{function}")
-            session: AbstractAsyncContextManager[Any] = plain(self, *args)
-            return session
+            return plain(self, *args)
 
         return opened
 

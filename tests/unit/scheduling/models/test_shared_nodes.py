@@ -1,4 +1,4 @@
-"""How often a gateway gives for others, and how long it bears a node that refuses memory."""
+"""Evictions for other gateways, and loads that a node refuses memory for."""
 
 from bitinglip.scheduling.models.shared_nodes import SharedNodes
 from bitinglip.scheduling.placement.plan import Plan
