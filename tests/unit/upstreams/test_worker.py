@@ -120,7 +120,7 @@ def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
             worker = stand_in(http, Upstream(url=[url]))
             send(worker, JOB)
             before = -1
-            while sent != before:
+            while not sent or sent != before:
                 before = sent
                 await asyncio.sleep(0.1)
             assert 0 < sent < pieces / 2
