@@ -67,6 +67,7 @@ from workers.nodes.cluster import Agents, Cluster
 if TYPE_CHECKING:
     from bitinglip.results.cache.together import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
+    from bitinglip.upstreams.launcher import UpstreamLauncher
 
 
 def build(
@@ -107,14 +108,11 @@ def build(
                 stack.push_async_callback(cluster.close)
             elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            if any(own_model.upstream.url for own_model in settings.models.values()):
-                from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
-
-                with_upstreams = UpstreamLauncher(own, settings.models)
-                stack.push_async_callback(with_upstreams.close)
-                own = with_upstreams
+            if (upstreams := _upstreams(own, settings, stack)) is not None:
+                own = upstreams
             hub = HubAccess(settings, home.models, hub_token)
-            started = _Started(own, cluster, books, cluster.devices if cluster else devices)
+            machines = cluster.devices if cluster else devices
+            started = _Started(own, cluster, upstreams, books, machines)
             services, admin_key = await _open(settings, home, started, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
@@ -138,11 +136,25 @@ def build(
     return app
 
 
+def _upstreams(
+    own: Launcher, settings: Settings, stack: AsyncExitStack
+) -> "UpstreamLauncher | None":
+    """Return what starts stand-ins for other servers, if a model's settings name some."""
+    if not any(model.upstream.url for model in settings.models.values()):
+        return None
+    from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
+
+    upstreams = UpstreamLauncher(own, settings.models)
+    stack.push_async_callback(upstreams.close)
+    return upstreams
+
+
 class _Started(NamedTuple):
     """Holds what the other parts stand on."""
 
     launcher: Launcher
     cluster: Cluster | None  #: if workers run on other machines
+    upstreams: "UpstreamLauncher | None"  #: if other servers answer for models
     connections: Connections
     devices: Devices | None  #: None: the machine's
 
@@ -219,8 +231,7 @@ async def _open(
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, started.connections)
     counts.watch(metrics, together.broadcast)
-    cluster = started.cluster
-    base = _Base(settings, home, db, health, metrics, tracer, cluster, sharing, together)
+    base = _Base(settings, home, db, health, metrics, tracer, started, sharing, together)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
@@ -269,7 +280,7 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
-    cluster: Cluster | None
+    started: _Started
     sharing: Sharing | None
     together: Together
 
@@ -297,7 +308,7 @@ def _services(
 ) -> Services:
     """Give the parts their names for the handlers."""
     manager, delivery = scheduling.manager, scheduling.dispatcher.delivery
-    cluster = base.cluster
+    cluster = base.started.cluster
     # A suspension is noticed of this machine only: on others, their cards are not in question.
     probe, kind = (cluster.probe, "") if cluster else (probe_cards, "cuda")
     return Services(
@@ -325,6 +336,7 @@ def _services(
         resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe, kind=kind),
         recheck=Recheck(manager, probe),
         cluster=cluster,
+        upstreams=base.started.upstreams,
         health=base.health,
         tracer=base.tracer,
         sharing=base.sharing,

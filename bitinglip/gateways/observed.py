@@ -36,6 +36,10 @@ class Observed:
             name: life for name, (life, since) in self._since.items() if now - since > self._lease
         }
 
+    def silence(self, name: str, now: float) -> float:
+        """Return the seconds for which a server has shown the same sign of life; 0 if unknown."""
+        return now - self._since[name][1] if name in self._since else 0.0
+
     def _seen(self, name: str, life: Life, now: float) -> tuple[Life, float]:
         last = self._since.get(name)
         return last if last is not None and last[0] == life else (life, now)

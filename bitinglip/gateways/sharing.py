@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 from sqlmodel import col, delete, select, update
@@ -32,6 +33,16 @@ _CHECK = "database"  #: of /health, which shows what goes wrong here
 Work = Callable[[], Awaitable[None]]
 
 
+class GatewayView(NamedTuple):
+    """Shows a server that shares the database, as of the last look."""
+
+    id: str
+    version: str
+    started_at: datetime
+    silence: float  #: seconds since a sign of life of it was seen that was new
+    is_own: bool
+
+
 class Sharing:
     """Is this server's place among others; one that has the database alone makes none."""
 
@@ -52,6 +63,8 @@ class Sharing:
         self._observed = Observed(settings.lease, longest_gap=settings.lease / 2)
         self._run = ""
         self._known: dict[str, int] = {}
+        self._seen: dict[str, tuple[str, datetime]] = {}  #: all servers: version and start
+        self._beaten = clock()
         self._on_change: dict[str, Work] = {}
         self._on_look: list[Work] = []
         self._on_rejoin: list[Work] = []
@@ -102,6 +115,21 @@ class Sharing:
             mine = (col(Gateway.id) == self.own, col(Gateway.run) == self._run)
             await session.execute(delete(Gateway).where(*mine))
 
+    def views(self) -> list[GatewayView]:
+        """List the servers that share the database, this one first."""
+        now = self._clock()
+        own, others = now - self._beaten, self._observed
+        views = [
+            GatewayView(
+                name,
+                *told,
+                own if name == self.own else others.silence(name, now),
+                name == self.own,
+            )
+            for name, told in self._seen.items()
+        ]
+        return sorted(views, key=lambda each: (not each.is_own, each.id))
+
     def look_now(self) -> None:
         """Have the next look at once."""
         self._wake.set()
@@ -129,10 +157,11 @@ class Sharing:
 
     async def look(self) -> None:
         """See to what others have done, or left. Raises DiskFull or DatabaseUnavailable."""
-        found = select(col(Gateway.id), col(Gateway.run), col(Gateway.beats))
         async with self._db.read() as session:
-            lives = {name: Life(run, beats) for name, run, beats in await session.execute(found)}
+            rows = (await session.execute(select(Gateway))).scalars().all()
             changed = await counts(session)
+        lives = {each.id: Life(each.run, each.beats) for each in rows}
+        self._seen = {each.id: (each.version, each.started_at) for each in rows}
         own = lives.pop(self.own, None)
         if own is None or own.run != self._run:
             await self._rejoin()
@@ -151,6 +180,7 @@ class Sharing:
         async with self._db.write_beside() as session:
             beat = update(Gateway).where(*mine)
             await session.execute(beat.values(beats=col(Gateway.beats) + 1))
+        self._beaten = self._clock()
 
     async def _rejoin(self) -> None:
         log.warning("other servers took this one for dead; it goes on with what is still its own")

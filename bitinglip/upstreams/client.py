@@ -124,14 +124,11 @@ class UpstreamClient:
                 async with self._http.stream("GET", url, headers=self._headers) as answer:
                     pass  # its status tells enough, and what it says has no end that is known
         except (httpx.HTTPError, TimeoutError) as error:
-            self.servers.failed(server)
-            return f"it does not answer ({type(error).__name__})"
+            return self._fails(server, f"it does not answer ({type(error).__name__})")
         if answer.status_code in (401, 403):
-            self.servers.failed(server)
-            return "it refuses the key in upstream.key_file"
+            return self._fails(server, "it refuses the key in upstream.key_file")
         if answer.status_code >= 500:
-            self.servers.failed(server)
-            return f"it answers with status {answer.status_code}"
+            return self._fails(server, f"it answers with status {answer.status_code}")
         self.servers.answered(server)
         return None
 
@@ -221,7 +218,13 @@ class UpstreamClient:
     def _note_failure(self, server: Server, error: BaseException | None) -> None:
         if server.is_well:
             log.warning("an upstream server failed", server=server.url, error=type(error).__name__)
-        self.servers.failed(server)
+        answered = isinstance(error, Refused | BadAnswer)
+        away = f"it did not answer ({type(error).__name__})"
+        self._fails(server, "it answered with an error" if answered else away)
+
+    def _fails(self, server: Server, reason: str) -> str:
+        self.servers.failed(server, reason)
+        return reason
 
     @contextlib.asynccontextmanager
     async def _answer(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from bitinglip.settings.models import Model
 from bitinglip.upstreams.client import UpstreamClient, open_http
-from bitinglip.upstreams.servers import Servers
+from bitinglip.upstreams.servers import Servers, ServerView
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.launcher import Handle, Launcher, kept_by
 
@@ -17,6 +17,7 @@ class UpstreamLauncher:
         self.kept = kept_by(local)
         self._models = {name: own for name, own in models.items() if own.upstream.url}
         self._http = open_http()
+        self._workers: dict[str, UpstreamWorker] = {}
 
     def launch(self, name: str, imports: Sequence[str], visible_devices: str | None) -> Handle:
         model = name.rpartition("/")[0]
@@ -24,7 +25,18 @@ class UpstreamLauncher:
         if own is None:
             return self._local.launch(name, imports, visible_devices)
         servers = Servers(own.upstream.url, own.balancing)
-        return UpstreamWorker(UpstreamClient(self._http, own.upstream, model, servers))
+        worker = UpstreamWorker(UpstreamClient(self._http, own.upstream, model, servers))
+        self._workers[name] = worker
+        return worker
+
+    def views(self) -> list[ServerView]:
+        """List the servers of the models that are loaded."""
+        self._workers = {name: each for name, each in self._workers.items() if each.is_there}
+        return [
+            view
+            for name, each in self._workers.items()
+            for view in each.servers.views(name.rpartition("/")[0])
+        ]
 
     async def close(self) -> None:
         """Close the connections; the workers have ended."""

@@ -24,3 +24,12 @@ def test_death_is_not_told_by_a_server_that_was_away_for_as_long() -> None:
     assert not observed.dead(silent, 64)
     assert not observed.dead({}, 68)
     assert not observed.dead(silent, 71)
+
+
+def test_silence_is_counted_from_the_last_new_sign_of_life() -> None:
+    observed = Observed(LEASE, GAP)
+    observed.dead({"b": Life("r", 7)}, 0)
+    observed.dead({"b": Life("r", 7)}, 3)
+    assert (observed.silence("b", 4), observed.silence("another", 4)) == (4, 0)
+    observed.dead({"b": Life("r", 8)}, 5)
+    assert observed.silence("b", 5) == 0
