@@ -26,6 +26,12 @@ ADDRESS = "http://127.0.0.1:8080"
 QUESTION = "What is BitingLip?"
 #: names that examples give models, and the repositories that they pull them from
 NAMES = {"qwen": "Qwen/Qwen3-0.6B", "whisper": "openai/whisper-small", "bark": "suno/bark-small"}
+#: examples that leave these open take a second instead of ten
+_SETTINGS = (
+    "workers.threads=1",
+    "models.demo-image.image.steps=4",
+    "models.qwen.sampling.max_tokens=16",
+)
 _IMPLIES = {"whisper": "transcribe"}  #: a word of examples that need a model without naming it
 #: where examples look for the command, beside PATH
 _ELSEWHERE = (".venv/bin", "bitinglip/bin")
@@ -166,8 +172,7 @@ def desk_of(folder: Path) -> Iterator[Desk]:
         hub_of(made) as hub,
         running_server(
             folder / ".bitinglip",
-            "--set",
-            "workers.threads=1",
+            *(word for each in _SETTINGS for word in ("--set", each)),
             environ={"BITINGLIP_HUB__ENDPOINT": hub.url},
             forked_workers=True,
         ) as server,
