@@ -153,6 +153,8 @@ async def open_loop(target: Target, *, rate: float, seconds: float) -> Report:
     started = perf_counter()
 
     async def one_request(due: float) -> None:
+        while idle and not idle[-1].usable:  # the server has closed it meanwhile
+            idle.pop()
         connection = idle.pop() if idle else await Connection.open(target)
         samples.append(await connection.send(next(turns), due))
         if connection.usable:

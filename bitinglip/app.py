@@ -142,7 +142,7 @@ def _upstreams(
     """Return what starts stand-ins for other servers, if a model's settings name some."""
     if not any(model.upstream.url for model in settings.models.values()):
         return None
-    from bitinglip.upstreams.launcher import UpstreamLauncher  # httpx: rarely needed
+    from bitinglip.upstreams.launcher import UpstreamLauncher  # aiohttp: rarely needed
 
     upstreams = UpstreamLauncher(own, settings.models)
     stack.push_async_callback(upstreams.close)

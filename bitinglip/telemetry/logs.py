@@ -27,7 +27,7 @@ from bitinglip.telemetry.request_lines import Line, RequestLines, open_lines
 _MAX_WAITING = 10_000
 _STOP_SECONDS = 3.0  #: for what waits, when the logging ends
 #: loggers that speak of every packet below this level
-_CHATTY = ("aiosqlite", "alembic.runtime.plugins", "asyncio", "httpcore", "httpx", "sqlalchemy")
+_CHATTY = ("aiohttp", "aiosqlite", "alembic.runtime.plugins", "asyncio", "sqlalchemy")
 _encoder = msgspec.json.Encoder()
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 

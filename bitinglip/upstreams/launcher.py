@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from bitinglip.settings.models import Model
-from bitinglip.upstreams.client import UpstreamClient, open_http
+from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers, ServerView
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.launcher import Handle, Launcher, kept_by
@@ -40,4 +41,4 @@ class UpstreamLauncher:
 
     async def close(self) -> None:
         """Close the connections; the workers have ended."""
-        await self._http.aclose()
+        await self._http.close()

@@ -195,7 +195,7 @@ def test_upstream_that_does_not_answer_is_passed_over(client: httpx.Client) -> N
     status = client.get("/api/v1/cluster/status").json()
     away, well = (each for each in status["upstreams"] if each["model"] == "second")
     assert (away["state"], away["in_flight"], well["state"]) == ("failing", 0, "well")
-    assert "ConnectError" in away["reason"]
+    assert "answer: " in away["reason"]
     assert away["again_seconds"] > 0
     assert (well["reason"], well["again_seconds"]) == (None, 0)
 
@@ -214,7 +214,7 @@ def test_upstream_s_address_is_told_to_admins_only(client: httpx.Client, here: S
 def test_upstream_without_any_server_says_so(client: httpx.Client) -> None:
     answer = client.post(CHAT, json=chat("gone"))
     assert answer.status_code == 502
-    assert "ConnectError" in answer.json()["error"]["message"]
+    assert "no connection to it" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

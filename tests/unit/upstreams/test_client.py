@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader
-from bitinglip.upstreams.client import UpstreamClient, open_http
+from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.engines.base import Refused
@@ -65,7 +66,7 @@ def job() -> TextJob:
     return TextJob(id="j", messages=(ChatMessage("user", "a"),), sampling=Sampling(max_tokens=1))
 
 
-def client(http: httpx.AsyncClient, upstream: Upstream) -> UpstreamClient:
+def client(http: aiohttp.ClientSession, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(http, upstream, "m", Servers(upstream.url, "least_work"))
 
 
@@ -90,7 +91,7 @@ def test_upstream_s_key_file_that_holds_no_key_is_refused(tmp_path: Path, key: s
     upstream = Upstream(url=["http://127.0.0.1:9/v1"], key_file=str(tmp_path / "key"))
 
     async def run() -> None:
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with open_http() as http:
             await client(http, upstream).open()
 
     with pytest.raises(Refused, match="one line"):
@@ -99,7 +100,7 @@ def test_upstream_s_key_file_that_holds_no_key_is_refused(tmp_path: Path, key: s
 
 def test_cancel_of_an_upstream_s_job_before_it_begins_has_its_final_event(url: str) -> None:
     async def run() -> bytes:
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with open_http() as http:
             worker = UpstreamWorker(client(http, Upstream(url=[url])))
             worker.send(encode_commands([job(), Cancel(id="j")]))
             await asyncio.sleep(0)

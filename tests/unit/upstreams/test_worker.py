@@ -2,14 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
+import aiohttp
 import pytest
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.framing import FrameReader, encode_commands
@@ -18,23 +21,43 @@ from workers.protocol import (
     Cancelled,
     Command,
     Event,
+    Failed,
+    Job,
     Load,
     LoadFailed,
     Sampling,
     TextDelta,
     TextDone,
     TextJob,
+    TranscriptionJob,
 )
 
-URL = "http://upstream/v1"
+URL = "http://127.0.0.1:9/v1"  #: where nothing answers
 PIECE = b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % (b"a" * 1000)
 LAST = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+Answer = Callable[[asyncio.StreamWriter], Coroutine[None, None, None]]
 JOB = TextJob(id="j", prompt="p", sampling=Sampling(max_tokens=9))
 LOAD = Load(model="m", engine="upstream", path="", device="cpu")
 
 
-def stand_in(http: httpx.AsyncClient, upstream: Upstream) -> UpstreamWorker:
-    return UpstreamWorker(UpstreamClient(http, upstream, "m", Servers([URL], "least_work")))
+def stand_in(http: aiohttp.ClientSession, upstream: Upstream) -> UpstreamWorker:
+    return UpstreamWorker(UpstreamClient(http, upstream, "m", Servers(upstream.url, "least_work")))
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[str]:
+    """Answer each connection's first request; yield the URL."""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        await answer(writer)
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1")
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
 def told(worker: UpstreamWorker, reader: FrameReader) -> list[Event]:
@@ -47,7 +70,7 @@ def told(worker: UpstreamWorker, reader: FrameReader) -> list[Event]:
 async def until(worker: UpstreamWorker, last: type[Event]) -> list[Event]:
     """Return all that it says up to an event of a type."""
     events, reader = list[Event](), FrameReader()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not any(isinstance(each, last) for each in events):
             events += told(worker, reader)
             await asyncio.sleep(0)
@@ -66,7 +89,7 @@ async def ended(worker: UpstreamWorker) -> None:
 
 def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
     async def check() -> None:
-        async with httpx.AsyncClient() as http:
+        async with open_http() as http:
             worker = stand_in(http, Upstream(url=[URL]))
             send(worker, JOB, Cancel("j"))
             assert (await until(worker, Cancelled))[1:] == [Cancelled(id="j")]
@@ -76,46 +99,70 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
 
 
 def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
+    pieces, sent = 4000, 0
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        # What the system holds on the way is no more than this, and what it gives to a new reader.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        for _ in range(pieces):
+            sent += 1
+            writer.write(PIECE)
+            await writer.drain()
+        writer.write(LAST)
+
     async def check() -> None:
-        sent = 0
-
-        async def flood() -> AsyncIterator[bytes]:
-            nonlocal sent
-            for _ in range(2000):
-                sent += 1
-                yield PIECE
-            yield LAST
-
-        def answer(_request: httpx.Request) -> httpx.Response:
-            return httpx.Response(200, content=flood())
-
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            worker = stand_in(http, Upstream(url=[URL]))
+        async with serving(flood) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
             send(worker, JOB)
-            for _ in range(5000):
-                await asyncio.sleep(0)
-            assert 0 < sent < 1000
+            before = -1
+            while sent != before:
+                before = sent
+                await asyncio.sleep(0.1)
+            assert 0 < sent < pieces / 2
             events = await until(worker, TextDone)
-            assert sum(isinstance(each, TextDelta) for each in events) == 2000
+            assert sum(isinstance(each, TextDelta) for each in events) == pieces
             await ended(worker)
 
     asyncio.run(check())
 
 
-def test_commands_after_the_end_begin_nothing() -> None:
+def transcription(path: Path) -> TranscriptionJob:
+    path.touch()
+    os.truncate(path, 64 << 20)  # more than the system holds on the way
+    return TranscriptionJob(id="j", path=str(path), max_seconds=60.0)
+
+
+@pytest.mark.parametrize("job", [lambda _: JOB, lambda folder: transcription(folder / "sound")])
+def test_server_that_is_silent_ends_the_job(job: Callable[[Path], Job], tmp_path: Path) -> None:
     async def check() -> None:
-        asked: list[httpx.Request] = []
+        async with open_http() as http:
+            with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts no connection
+                url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+                worker = stand_in(http, Upstream(url=[url], connect_timeout=0.2, read_timeout=0.2))
+                send(worker, job(tmp_path))
+                *_, failed = await until(worker, Failed)
+            assert isinstance(failed, Failed)
+            assert "silent for too long" in failed.message
+            await ended(worker)
+            await asyncio.sleep(0.02)  # for the end of the connection
 
-        def answer(request: httpx.Request) -> httpx.Response:
-            asked.append(request)
-            return httpx.Response(200, content=LAST)
+    asyncio.run(check())
 
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            worker = stand_in(http, Upstream(url=[URL]))
+
+def test_commands_after_the_end_begin_nothing() -> None:
+    asked = 0
+
+    async def answer(_writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+
+    async def check() -> None:
+        async with serving(answer) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
             worker.kill()
             send(worker, JOB)
-            for _ in range(100):
-                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
             assert not asked
             worker.close()
 
@@ -126,7 +173,7 @@ def test_commands_after_the_end_begin_nothing() -> None:
 def test_key_that_no_header_can_hold_is_refused(tmp_path: Path, key: str) -> None:
     async def check() -> None:
         (tmp_path / "key").write_text(key)
-        async with httpx.AsyncClient() as http:
+        async with open_http() as http:
             worker = stand_in(http, Upstream(url=[URL], key_file=str(tmp_path / "key")))
             send(worker, LOAD)
             *_, failed = await until(worker, LoadFailed)
@@ -139,7 +186,7 @@ def test_key_that_no_header_can_hold_is_refused(tmp_path: Path, key: str) -> Non
 
 def test_address_that_cannot_be_asked_fails_the_load() -> None:
     async def check() -> None:
-        async with httpx.AsyncClient() as http:
+        async with open_http() as http:
             servers = Servers(["http://upstream:99999/v1"], "least_work")
             worker = UpstreamWorker(UpstreamClient(http, Upstream(url=[URL]), "m", servers))
             send(worker, LOAD)

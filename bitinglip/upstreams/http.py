@@ -1,0 +1,182 @@
+"""Sends requests to other servers and reads their answers, within bounds of size and time."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import certifi
+from aiohttp.connector import AddrInfoType
+
+from bitinglip import __version__
+from bitinglip.upstreams.answer import BadAnswer
+from bitinglip.upstreams.form import Form
+
+#: what is unpacked cannot be bounded before it is there
+_HEADERS = {"accept-encoding": "identity", "user-agent": f"bitinglip/{__version__}"}
+_IDLE_SECONDS = 30.0  #: for which a connection that nothing uses is kept
+_UNTAKEN_MS = 120_000  #: milliseconds for which a server may take nothing of what was sent
+_MOST_LINE = 1 << 20  #: bytes of one event of an answer
+_MOST_ANSWER = 64 << 20  #: bytes of an answer that is no stream
+_MOST_ERROR = 64 << 10  #: bytes that are read of an error
+_DONE = b"[DONE]"  #: the data of the last event
+_END_SECONDS = 0.5  #: for the end of an answer after its last event
+
+
+def open_http() -> aiohttp.ClientSession:
+    """Return what all models' requests go through; it keeps nothing that servers set.
+
+    It has no bound of its own: each model runs as many requests at once as it has slots.
+    """
+    trust = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE
+    trust.load_verify_locations(certifi.where())
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0, ssl=trust, keepalive_timeout=_IDLE_SECONDS, socket_factory=_socket
+        ),
+        headers=_HEADERS,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+def _socket(address: AddrInfoType) -> socket.socket:
+    """Make a socket that ends when the other side takes nothing more.
+
+    A connection that is closed while it holds unsent bytes would else last as long as that side.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)
+    return made
+
+
+class NothingSent(Exception):
+    """A server did not take the request: another one may be asked."""
+
+
+async def send(
+    http: aiohttp.ClientSession,
+    url: str,
+    body: bytes | Form,
+    headers: dict[str, str],
+    limits: aiohttp.ClientTimeout,
+) -> aiohttp.ClientResponse:
+    """Send a request, and return its answer once that begins.
+
+    Raises NothingSent, ``aiohttp.ClientError``, and TimeoutError for a server that takes
+    nothing of it, or says nothing to it, for as long as one may be silent.
+    """
+    patience = limits.sock_read or 0.0
+    async with asyncio.timeout(None) as silence:
+        if isinstance(body, Form):
+            length = str(await body.length())
+            headers = headers | {"content-type": body.content_type, "content-length": length}
+            content: bytes | AsyncIterator[bytes] = _within(body.parts(), silence, patience)
+        else:
+            headers, content = headers | {"content-type": "application/json"}, body
+            _expect(silence, patience + (limits.connect or 0.0))
+        try:
+            return await http.post(
+                url, data=content, headers=headers, timeout=limits, allow_redirects=False
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NothingSent from error
+
+
+async def _within(
+    parts: AsyncIterator[bytes], silence: asyncio.Timeout, patience: float
+) -> AsyncIterator[bytes]:
+    """Yield the parts of a body; each that was taken is a sign of life."""
+    async for part in parts:
+        _expect(silence, patience)
+        yield part
+
+
+async def whole_body(answer: aiohttp.ClientResponse, most: int = _MOST_ANSWER) -> bytes:
+    """Read an answer that is one JSON object. Raises BadAnswer for more than we take."""
+    data = bytearray()
+    async for part in answer.content.iter_any():
+        data += part
+        if len(data) > most:
+            raise BadAnswer("its answer is too long.")
+    return bytes(data)
+
+
+async def event_data(answer: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
+    """Yield the data of server-sent events until the last, those together that came together.
+
+    Raises BadAnswer.
+    """
+    rest = bytearray()
+    async for part in answer.content.iter_any():
+        rest += part
+        if len(rest) > _MOST_LINE:
+            raise BadAnswer("an event of its answer is too long.")
+        if b"\n" not in part:
+            continue  # so that a long line is not copied for each of its parts
+        *lines, rest = rest.split(b"\n")
+        found = [bytes(line[5:].strip()) for line in lines if line.startswith(b"data:")]
+        is_last = _DONE in found
+        yield found[: found.index(_DONE)] if is_last else found
+        if is_last:
+            await _skip(answer)
+            return
+
+
+async def _skip(answer: aiohttp.ClientResponse) -> None:
+    """Read the end of an answer: only then is its connection kept for the next request."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in answer.content.iter_any():
+                pass
+
+
+def _expect(silence: asyncio.Timeout, seconds: float) -> None:
+    """Let a server be silent for so long from now on."""
+    silence.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+async def error_of(answer: aiohttp.ClientResponse) -> str:
+    """Return the message of an answer that is an error; it may be empty."""
+    data = bytearray()
+    async for part in answer.content.iter_any():
+        data += part
+        if len(data) > _MOST_ERROR:
+            break
+    try:
+        return message_of(json.loads(bytes(data)))
+    except (ValueError, RecursionError):
+        return ""
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return what clients may read of a failure: no address, and no file."""
+    match error:
+        case BadAnswer():
+            return str(error)
+        case aiohttp.ClientSSLError():
+            return "TLS failed, or its certificate is not trusted."
+        case aiohttp.ClientConnectorDNSError():
+            return "its name is not known."
+        case aiohttp.ClientConnectorError():
+            return "there is no connection to it."
+        case TimeoutError():
+            return "it was silent for too long."
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | OSError():
+            return "it closed the connection."
+        case _:
+            return f"it answered with another protocol ({type(error).__name__})."
+
+
+def message_of(body: Any) -> str:
+    """Return what an error says, in OpenAI's form or in others'."""
+    error = body.get("error") if isinstance(body, dict) else None
+    told = error.get("message") if isinstance(error, dict) else error
+    return told if isinstance(told, str) else ""
