@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +104,14 @@ def commands(example: Example) -> Iterator[list[str]]:
             yield list(itertools.takewhile(lambda word: word not in {"|", ">"}, words))
 
 
+@cache
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
 def check_command(arguments: list[str]) -> None:
     """Raise what the command says of a command, option or argument that it does not have."""
-    command: Any = typer.main.get_command(app)
+    command: Any = _command()
     context = command.context_class(command, info_name="bitinglip")
     rest = list(arguments)
     while hasattr(command, "get_command"):
