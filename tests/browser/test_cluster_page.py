@@ -36,6 +36,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served
         agents(home, "n2") as cards,
     ):
         nodes = {**well, **cards}
+        (folder / "key").touch(0o600)
         (folder / "key").write_text(other.keys[ADMIN])
         upstream = {"url": [f"{other.url}/v1", AWAY], "model": "demo"}
         models = {"far": {"upstream": {**upstream, "key_file": str(folder / "key")}}}
