@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from workers.engines.text.lora_files import LoraPair
 from workers.engines.text.plan import Chunk
+from workers.engines.text.sampling_params import upload
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,7 +28,11 @@ class LoraRows:
     last: int  #: one beyond
     #: [tokens, last - first, 1] bool, what a token has nothing of; None: all tokens are one's
     hidden: Tensor | None
+    #: the slots, where they lie so far apart that what is between costs more than copies of
+    #: theirs; ``hidden`` is [tokens, slots, 1] then. None: all between first and last are used
+    apart: Tensor | None = None
     elsewhere: dict[torch.device, Tensor] = field(default_factory=dict)  #: copies of the same
+    apart_elsewhere: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, places: Sequence[int], sent: Tensor) -> "LoraRows":
@@ -36,6 +41,9 @@ class LoraRows:
         first, last = min(slots), max(slots) + 1
         if len(set(places)) == 1:
             return cls(slots, first, last, None)
+        if last - first > _FAR * len(slots):
+            apart = upload(sent.device, ints={"slots": sorted(slots)})["slots"]
+            return cls(slots, first, last, (sent[:, None] != apart)[:, :, None], apart)
         every = torch.arange(first, last, device=sent.device)
         return cls(slots, first, last, (sent[:, None] != every)[:, :, None])
 
@@ -51,8 +59,17 @@ class LoraRows:
             self.elsewhere[device] = self.hidden.to(device)
         return self.elsewhere[device]
 
+    def apart_on(self, device: torch.device) -> Tensor | None:
+        if self.apart is None or self.apart.device == device:
+            return self.apart
+        if device not in self.apart_elsewhere:
+            self.apart_elsewhere[device] = self.apart.to(device)
+        return self.apart_elsewhere[device]
+
 
 NO_SLOT = -1
+#: Reading a matrix, writing a copy and reading that is three times reading it.
+_FAR = 3
 
 
 def places_of(chunks: Iterable[Chunk]) -> list[int]:
@@ -106,7 +123,11 @@ class LoraStack:
         """
         if self.slots.isdisjoint(rows.slots):
             return
-        a, b = self._a[rows.first : rows.last], self._b[rows.first : rows.last]
+        apart = rows.apart_on(self._a.device)
+        if apart is None:
+            a, b = self._a[rows.first : rows.last], self._b[rows.first : rows.last]
+        else:
+            a, b = self._a.index_select(0, apart), self._b.index_select(0, apart)
         inner = functional.linear(x.to(a), a.flatten(0, 1))  # [tokens, slots * rank]
         hidden = rows.hidden_on(a.device)
         if hidden is not None:
