@@ -200,8 +200,12 @@ def _fill(layer: FourBitLinear, files: _Files, name: str, how: FourBitFormat) ->
     groups = len(layer.zero)
     words = [ins, outs // _IN_WORD] if how.by_outputs else [ins // _IN_WORD, outs]
     wanted = {"qweight": words, "qzeros": [groups, outs // _IN_WORD]}
+    if layer.order is not None:
+        wanted["g_idx"] = [ins]
     for part, shape in wanted.items():
-        if files.shape(f"{name}.{part}") != shape or outs % _IN_WORD or ins % _IN_WORD:
+        fits = files.shape(f"{name}.{part}") == shape
+        whole = files.dtype(f"{name}.{part}") == torch.int32
+        if not (fits and whole) or outs % _IN_WORD or ins % _IN_WORD:
             raise load_failed(f"The {part} of {name[:120]} do not fit its layer.")
     packed = files.read(f"{name}.qweight").to(device)
     numbers = (  # [in, out]

@@ -145,6 +145,7 @@ def put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], None]:
         (drop(f"{PART}.scales"), "lack .*up_proj.scales"),
         (put(f"{PART}.scales", torch.ones(3, 7)), "scales of .*up_proj do not fit"),
         (put(f"{PART}.qweight", torch.ones(2, 2, dtype=torch.int32)), "qweight of .*do not fit"),
+        (put(f"{PART}.g_idx", torch.zeros(47, dtype=torch.int32)), "g_idx of .*do not fit"),
         (put(f"{PART}.g_idx", torch.zeros(48, dtype=torch.int32)), "not of one size"),
         (put(f"{PART}.g_idx", -torch.ones(48, dtype=torch.int32)), "not of one size"),
         (put(f"{PART}.bias", torch.ones(96)), "no place for the bias"),
