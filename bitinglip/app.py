@@ -38,6 +38,7 @@ from bitinglip.parts import (
     flush_at_end,
     owner_of,
     share,
+    shared_answers_of,
     tickets_of,
 )
 from bitinglip.periodic import start_keeping, start_periodic
@@ -66,8 +67,8 @@ from workers.launcher import Launcher, kept_by
 from workers.nodes.cluster import Agents, Cluster
 
 if TYPE_CHECKING:
-    from bitinglip.results.cache.redis_answers import AnswersInRedis
     from bitinglip.tracing.tracer import Tracer
+    from bitinglip.upstreams.launcher import UpstreamLauncher
 
 
 def build(
@@ -108,14 +109,11 @@ def build(
                 stack.push_async_callback(cluster.close)
             elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            if any(own_model.upstream.url for own_model in settings.models.values()):
-                from bitinglip.upstreams.launcher import UpstreamLauncher  # aiohttp: rarely needed
-
-                with_upstreams = UpstreamLauncher(own, settings.models)
-                stack.push_async_callback(with_upstreams.close)
-                own = with_upstreams
+            if (upstreams := _upstreams(own, settings, stack)) is not None:
+                own = upstreams
             hub = HubAccess(settings, home.models, hub_token)
-            started = _Started(own, cluster, books, cluster.devices if cluster else devices)
+            machines = cluster.devices if cluster else devices
+            started = _Started(own, cluster, upstreams, books, machines)
             services, admin_key = await _open(settings, home, started, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
@@ -139,11 +137,25 @@ def build(
     return app
 
 
+def _upstreams(
+    own: Launcher, settings: Settings, stack: AsyncExitStack
+) -> "UpstreamLauncher | None":
+    """Return what starts stand-ins for other servers, if a model's settings name some."""
+    if not any(model.upstream.url for model in settings.models.values()):
+        return None
+    from bitinglip.upstreams.launcher import UpstreamLauncher  # aiohttp: rarely needed
+
+    upstreams = UpstreamLauncher(own, settings.models)
+    stack.push_async_callback(upstreams.close)
+    return upstreams
+
+
 class _Started(NamedTuple):
     """Holds what the other parts stand on."""
 
     launcher: Launcher
     cluster: Cluster | None  #: if workers run on other machines
+    upstreams: "UpstreamLauncher | None"  #: if other servers answer for models
     connections: Connections
     devices: Devices | None  #: None: the machine's
 
@@ -204,7 +216,7 @@ async def _open(
         work.revocation,
         cache_metrics,
         clearing=Clearing(db, membership, shared_redis.broadcast),
-        shared=_answers(settings, home, shared_redis, guard),
+        shared=shared_answers_of(settings, home, shared_redis, guard),
     )
     stack.push_async_callback(cache.close)
     downloads = await Downloads.open(
@@ -221,31 +233,10 @@ async def _open(
     stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, started.connections)
     counts.watch(metrics, shared_redis.broadcast)
-    cluster = started.cluster
-    base = _Base(settings, home, db, health, metrics, tracer, cluster, membership, shared_redis)
+    base = _Base(settings, home, db, health, metrics, tracer, started, membership, shared_redis)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
     services = _services(base, access, counts, machine, scheduling, storage, work, requested)
     return services, access.admin_key
-
-
-def _answers(
-    settings: Settings, home: Home, shared_redis: SharedRedis, guard: Guard
-) -> "AnswersInRedis | None":
-    """Return where answers are kept for all gateways, if the settings ask for it."""
-    if shared_redis.link is None or not (settings.redis.cache and settings.cache.responses):
-        return None
-    from bitinglip.results.cache.redis_answers import (  # redis: rarely needed
-        CACHING,
-        AnswersInRedis,
-    )
-
-    return AnswersInRedis(
-        shared_redis.link,
-        home.secret(CACHING),
-        ttl=settings.cache.ttl,
-        most=settings.cache.max_bytes,
-        words=guard.words_digest,
-    )
 
 
 async def _join(
@@ -274,7 +265,7 @@ class _Base(NamedTuple):
     health: Health
     metrics: Metrics
     tracer: "Tracer | None"
-    cluster: Cluster | None
+    started: _Started
     membership: Membership | None
     shared_redis: SharedRedis
 
@@ -302,7 +293,7 @@ def _services(
 ) -> Services:
     """Give the parts their names for the handlers."""
     manager, delivery = scheduling.manager, scheduling.dispatcher.delivery
-    cluster = base.cluster
+    cluster = base.started.cluster
     # A suspension is noticed of this machine only: on others, their cards are not in question.
     probe, kind = (cluster.probe, "") if cluster else (probe_cards, "cuda")
     return Services(
@@ -330,6 +321,7 @@ def _services(
         resume=Resume(machine.devices, manager, delivery, scheduling.pool, probe, kind=kind),
         recheck=Recheck(manager, probe),
         cluster=cluster,
+        upstreams=base.started.upstreams,
         health=base.health,
         tracer=base.tracer,
         membership=base.membership,

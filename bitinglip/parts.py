@@ -33,10 +33,12 @@ from bitinglip.disk_space import DiskSpace
 from bitinglip.gateways.changes import KEYS, TOKENS
 from bitinglip.gateways.membership import Membership
 from bitinglip.gateways.owner import ALONE
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
 from bitinglip.machine import find_devices, open_page_cache
 from bitinglip.redis.broadcast import Broadcast
+from bitinglip.redis.opening import SharedRedis
 from bitinglip.results.files import UNCLAIMED_SECONDS, Files
 from bitinglip.results.uploads import LOST_SECONDS, Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -61,6 +63,7 @@ from workers.devices import Devices
 
 if TYPE_CHECKING:
     from bitinglip.redis.link import RedisLink
+    from bitinglip.results.cache.redis_answers import AnswersInRedis
 
 log = structlog.get_logger(__name__)
 
@@ -267,6 +270,26 @@ class Storage(NamedTuple):
             lost=LOST_SECONDS + longest,
         )
         return cls(space, files, uploads)
+
+
+def shared_answers_of(
+    settings: Settings, home: Home, shared_redis: SharedRedis, guard: Guard
+) -> "AnswersInRedis | None":
+    """Return where answers are kept for all gateways, if the settings ask for it."""
+    if shared_redis.link is None or not (settings.redis.cache and settings.cache.responses):
+        return None
+    from bitinglip.results.cache.redis_answers import (  # redis: rarely needed
+        CACHING,
+        AnswersInRedis,
+    )
+
+    return AnswersInRedis(
+        shared_redis.link,
+        home.secret(CACHING),
+        ttl=settings.cache.ttl,
+        most=settings.cache.max_bytes,
+        words=guard.words_digest,
+    )
 
 
 class KeptWork(NamedTuple):

@@ -70,8 +70,8 @@ class SimulatedStore:
         return self
 
     @property
-    def lent(self) -> "SimulatedStore":
-        """Return what lends adapters to workers: itself, which has none."""
+    def adapter_links(self) -> "SimulatedStore":
+        """Return what links adapters for workers: itself, which has none."""
         return self
 
     def of_base(self, name: str) -> Path:

@@ -116,6 +116,15 @@ _NODE = object_of(
     workers=WHOLE,
     silent_seconds=NUMBER,
 )
+_GATEWAY = object_of(id=TEXT, own=FLAG, version=TEXT, started_at=MOMENT, silent_seconds=NUMBER)
+_UPSTREAM = object_of(
+    model=TEXT,
+    url=or_null(TEXT),
+    state=TEXT,
+    reason=or_null(TEXT),
+    in_flight=WHOLE,
+    again_seconds=NUMBER,
+)
 _CLUSTER = object_of(
     status=TEXT,
     in_flight=WHOLE,
@@ -125,6 +134,8 @@ _CLUSTER = object_of(
     reservations=list_of(object_of(worker=TEXT, model=TEXT, device=TEXT, bytes=WHOLE)),
     models=list_of(_MODEL_STATE),
     nodes=list_of(_NODE),
+    gateways=list_of(_GATEWAY),
+    upstreams=list_of(_UPSTREAM),
 )
 _LAST_REQUEST = object_of(
     request_id=TEXT,

@@ -50,6 +50,7 @@ from model_store.store import ModelStore
 
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
+    from bitinglip.upstreams.launcher import UpstreamLauncher
     from workers.nodes.cluster import Cluster
 
 
@@ -97,6 +98,7 @@ class Services:
     contexts: KnownContexts = field(default_factory=KnownContexts)
     tracer: "Tracer | None" = None  #: where the settings ask for traces
     cluster: "Cluster | None" = None  #: where workers run on other machines
+    upstreams: "UpstreamLauncher | None" = None  #: where other servers answer for models
     #: what looks after the store just now: models whose files are read, and "" for a clean-up
     caring: set[str] = field(default_factory=set)
     last_requests: LastRequests = field(default_factory=LastRequests)

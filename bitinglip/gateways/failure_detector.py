@@ -38,6 +38,10 @@ class FailureDetector:
             if now - since > self._lease
         }
 
+    def silence(self, name: str, now: float) -> float:
+        """Return the seconds for which a server has had the same heartbeat; 0 if unknown."""
+        return now - self._since[name][1] if name in self._since else 0.0
+
     def _seen(self, name: str, heartbeat: Heartbeat, now: float) -> tuple[Heartbeat, float]:
         last = self._since.get(name)
         return last if last is not None and last[0] == heartbeat else (heartbeat, now)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 from sqlmodel import col, delete, select, update
@@ -32,6 +33,16 @@ _CHECK = "database"  #: of /health, which shows what goes wrong here
 Work = Callable[[], Awaitable[None]]
 
 
+class GatewayView(NamedTuple):
+    """Shows a server that shares the database, as of the last poll."""
+
+    id: str
+    version: str
+    started_at: datetime
+    silence: float  #: seconds since its heartbeat was last seen to change
+    is_own: bool
+
+
 class Membership:
     """Manages this server's row among others. A server with a database of its own has none."""
 
@@ -52,6 +63,8 @@ class Membership:
         self._detector = FailureDetector(settings.lease, longest_gap=settings.lease / 2)
         self._run = ""
         self._known: dict[str, int] = {}
+        self._seen: dict[str, tuple[str, datetime]] = {}  #: all servers: version and start
+        self._beaten = clock()
         self._on_change: dict[str, Work] = {}
         self._on_poll: list[Work] = []
         self._on_rejoin: list[Work] = []
@@ -107,6 +120,21 @@ class Membership:
             mine = (col(Gateway.id) == self.own, col(Gateway.run) == self._run)
             await session.execute(delete(Gateway).where(*mine))
 
+    def views(self) -> list[GatewayView]:
+        """List the servers that share the database, this one first."""
+        now = self._clock()
+        own, others = now - self._beaten, self._detector
+        views = [
+            GatewayView(
+                name,
+                *told,
+                own if name == self.own else others.silence(name, now),
+                name == self.own,
+            )
+            for name, told in self._seen.items()
+        ]
+        return sorted(views, key=lambda each: (not each.is_own, each.id))
+
     def poll_now(self) -> None:
         """Poll at once, not at the next interval."""
         self._wake.set()
@@ -134,12 +162,11 @@ class Membership:
 
     async def poll(self) -> None:
         """Handle what others have changed or left. Raises DiskFull or DatabaseUnavailable."""
-        found = select(col(Gateway.id), col(Gateway.run), col(Gateway.beats))
         async with self._db.read() as session:
-            heartbeats = {
-                name: Heartbeat(run, beats) for name, run, beats in await session.execute(found)
-            }
+            rows = (await session.execute(select(Gateway))).scalars().all()
             changed = await counts(session)
+        heartbeats = {each.id: Heartbeat(each.run, each.beats) for each in rows}
+        self._seen = {each.id: (each.version, each.started_at) for each in rows}
         own = heartbeats.pop(self.own, None)
         if own is None or own.run != self._run:
             await self._rejoin()
@@ -158,6 +185,7 @@ class Membership:
         async with self._db.write_beside() as session:
             beat = update(Gateway).where(*mine)
             await session.execute(beat.values(beats=col(Gateway.beats) + 1))
+        self._beaten = self._clock()
 
     async def _rejoin(self) -> None:
         log.warning("other servers took this one for dead; it goes on with what is still its own")

@@ -116,14 +116,11 @@ class UpstreamClient:
                 answer = await self._http.get(url, headers=self._headers, allow_redirects=False)
                 answer.close()  # its status tells enough, and what it says has no end that is known
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.servers.failed(server)
-            return f"it does not answer: {reason_of(error)}"
+            return self._fails(server, f"it does not answer: {reason_of(error)}")
         if answer.status in (401, 403):
-            self.servers.failed(server)
-            return "it refuses the key in upstream.key_file."
+            return self._fails(server, "it refuses the key in upstream.key_file.")
         if answer.status >= 500:
-            self.servers.failed(server)
-            return f"it answers with status {answer.status}."
+            return self._fails(server, f"it answers with status {answer.status}.")
         self.servers.answered(server)
         return None
 
@@ -211,7 +208,12 @@ class UpstreamClient:
     def _note_failure(self, server: Server, error: BaseException | None) -> None:
         if server.is_well:
             log.warning("an upstream server failed", server=server.url, error=type(error).__name__)
-        self.servers.failed(server)
+        away = f"it did not answer: {reason_of(error)}"
+        self._fails(server, "it answered with an error." if isinstance(error, Refused) else away)
+
+    def _fails(self, server: Server, reason: str) -> str:
+        self.servers.failed(server, reason)
+        return reason
 
     @contextlib.asynccontextmanager
     async def _answer(

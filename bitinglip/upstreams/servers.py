@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitinglip.settings.models import Balancing
 from workers.protocol import TextJob
@@ -19,6 +20,16 @@ _BEGINNING = 1024  #: characters that tell a conversation from others
 _MOST_OF_MEAN = 1.25  #: what a server may have, of the mean by weight, before it is passed over
 #: how a server's weight falls with a fault and grows with an answer, and how low it falls
 _FALL, _GROWTH, _LEAST = 0.5, 1.1, 1 / 16
+
+
+class ServerView(NamedTuple):
+    """Shows a server that answers for a model as clients see it."""
+
+    model: str
+    url: str
+    running: int
+    reason: str | None  #: why it failed; None: it is well
+    again_in: float  #: seconds until it is tried again
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +42,8 @@ class Server:
     again_at: float = 0.0  #: when it is tried again
     turn: int = 0  #: number of its last request, among all of the model
     weight: float = 1.0  #: its part of the load, beside others': less after faults
+
+    reason: str | None = None  #: why it failed the last time; None once it has answered
 
     @property
     def is_well(self) -> bool:
@@ -86,16 +99,25 @@ class Servers:
         server.turn = self._turn
         server.running += 1
 
-    def failed(self, server: Server) -> None:
+    def failed(self, server: Server, reason: str) -> None:
         """Send a server no requests for a while, longer each time."""
         server.failures += 1
+        server.reason = reason
         server.weight = max(_LEAST, server.weight * _FALL)
         server.again_at = self._clock() + _pause(server)
 
     def answered(self, server: Server) -> None:
         """Count a success: a server that had failed gets requests again, more and more of them."""
-        server.failures, server.again_at = 0, 0.0
+        server.failures, server.again_at, server.reason = 0, 0.0, None
         server.weight = min(1.0, server.weight * _GROWTH)
+
+    def views(self, model: str) -> list[ServerView]:
+        """Show the servers of a model as clients see them."""
+        now = self._clock()
+        return [
+            ServerView(model, each.url, each.running, each.reason, max(0.0, each.again_at - now))
+            for each in self.all
+        ]
 
     def take_due(self) -> Sequence[Server]:
         """Return the failed servers that are to be probed now; each once a pause."""

@@ -14,7 +14,7 @@ import structlog
 
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.client import UpstreamClient
-from bitinglip.upstreams.servers import Server
+from bitinglip.upstreams.servers import Server, Servers
 from workers.engines.base import Refused
 from workers.framing import BadFrame, checked_frame, decode_commands, encode_frame
 from workers.protocol import (
@@ -75,6 +75,15 @@ class UpstreamWorker:
         self._code: int | None = None
         self._done = 0
         self._tell([Imported()])
+
+    @property
+    def servers(self) -> Servers:
+        return self._client.servers
+
+    @property
+    def is_there(self) -> bool:
+        """Return whether it has not ended."""
+        return self._code is None
 
     # ---- the handle ------------------------------------------------------------------------------
 

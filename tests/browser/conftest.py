@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.api_server import Served
 from tests.support.browser.chromium import find_chromium, running_chromium
 from tests.support.browser.page import Page, page_at
 from tests.support.hub import fake_hub
@@ -90,7 +91,7 @@ def page(browser_page: Page, server: Server, screen: str) -> Iterator[Page]:
     assert browser_page.run("bl.overflow()") <= 0
 
 
-def check_quiet(page: Page, server: Server) -> None:
+def check_quiet(page: Page, server: Server | Served) -> None:
     """Check that the console is empty, and that all requests went to the server; forget both."""
     complaints, requests = page.complaints, page.requests
     page.complaints, page.requests = [], []

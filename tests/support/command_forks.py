@@ -31,9 +31,9 @@ from threading import Thread
 from typing import Any, BinaryIO, NoReturn
 
 from tests.support import worker_forks
+from tests.support.fork_client import HEAD_BYTES, begin, connection, head
 
 ROOT = Path(__file__).parents[2]
-_HEAD_BYTES = 10
 _STAY, _LIBRARIES = 0, -1  #: in place of a message's length
 _LIBRARIES_SUFFIX = "-libraries"
 #: what most commands import, and what is imported by name only: without torch
@@ -87,12 +87,9 @@ def start(
     forked_workers: bool = False,
 ) -> Forked:
     """Start ``python -m cli`` as ``subprocess.Popen`` does."""
-    message = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
-    sock = _connection(_with_libraries() if forked_workers else _address())
+    sock = connection(_with_libraries() if forked_workers else address())
     files = [each.fileno() for each in (stdin, stdout, stderr)]
-    socket.send_fds(sock, [_head(len(message))], files)
-    sock.sendall(message)
-    return Forked(int(sock.recv(10)), sock)
+    return Forked(begin(sock, arguments, env=env, cwd=str(cwd), files=files), sock)
 
 
 def run(
@@ -126,14 +123,14 @@ def _whole(file: BinaryIO) -> bytes:
 
 
 @functools.cache
-def _address() -> str:
+def address() -> str:
     """Find the process that forks, or start it; it ends after the last one that has found it."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or os.getpid()
-    address = f"bitinglip-commands-{run}"
+    found = f"bitinglip-commands-{run}"
     with _alone():
-        if not _found(address):
+        if not _found(found):
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, address],
+                [sys.executable, "-m", __name__, found],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -144,22 +141,22 @@ def _address() -> str:
             with process.stdout as told:
                 assert told.readline(), "the process that forks could not be started"
             process.returncode = 0  # it outlives this process, if others have found it
-            assert _found(address)
-    return address
+            assert _found(found)
+    return found
 
 
 @functools.cache
 def _with_libraries() -> str:
     """Find the process that has imported the engines too, or have it forked."""
-    plain = _address()
-    address = plain + _LIBRARIES_SUFFIX
+    plain = address()
+    found = plain + _LIBRARIES_SUFFIX
     with _alone():
-        if not _found(address):
-            with _connection(plain) as sock:
-                sock.sendall(_head(_LIBRARIES))
+        if not _found(found):
+            with connection(plain) as sock:
+                sock.sendall(head(_LIBRARIES))
                 assert sock.recv(1), "the libraries could not be imported"
-            assert _found(address)
-    return address
+            assert _found(found)
+    return found
 
 
 @contextlib.contextmanager
@@ -170,55 +167,41 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _found(address: str) -> bool:
+def _found(name: str) -> bool:
     """Return whether a process listens there, which then stays until this one ends."""
     try:
-        sock = _connection(address)
+        sock = connection(name)
     except ConnectionRefusedError:
         return False
-    sock.sendall(_head(_STAY))
+    sock.sendall(head(_STAY))
     atexit.register(sock.close)
     return True
-
-
-def _connection(address: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.connect("\0" + address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _head(number: int) -> bytes:
-    return b"%*d" % (_HEAD_BYTES, number)
 
 
 # ---- the process that forks --------------------------------------------------------------------
 
 
-def _serve(address: str) -> None:
+def _serve(name: str) -> None:
     for package in PACKAGES:
         found = importlib.import_module(package)
         for module in pkgutil.walk_packages(found.__path__, f"{package}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    for name in MODULES:
-        importlib.import_module(name)
+    for each in MODULES:
+        importlib.import_module(each)
     assert "torch" not in sys.modules
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    _listen(address)
+    _listen(name)
 
 
-def _listen(address: str, told: "socket.socket | None" = None) -> None:
+def _listen(name: str, told: "socket.socket | None" = None) -> None:
     """Fork for each connection, until all clients that keep it open have ended."""
     gc.collect()
     gc.freeze()  # a collector's marks in the forks would copy what they share
     staying: list[socket.socket] = []
     libraries = told is not None
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + address)
+        listener.bind("\0" + name)
         listener.listen(64)
         if told is None:
             print("listening", flush=True)  # noqa: T201  it is how the tests learn it
@@ -231,55 +214,53 @@ def _listen(address: str, told: "socket.socket | None" = None) -> None:
             staying = [each for each in staying if each not in ready]
             if listener not in ready:
                 continue
-            connection, _ = listener.accept()
-            head, files, _, _ = socket.recv_fds(connection, _HEAD_BYTES, 3)
-            if int(head) == _STAY:
-                staying.append(connection)
+            asking, _ = listener.accept()
+            first, files, _, _ = socket.recv_fds(asking, HEAD_BYTES, 3)
+            if int(first) == _STAY:
+                staying.append(asking)
                 began = True
                 continue
             if not os.fork():
                 listener.close()
                 for each in staying:
                     each.close()
-                if int(head) == _LIBRARIES:
-                    _with_engines(address + _LIBRARIES_SUFFIX, connection)
+                if int(first) == _LIBRARIES:
+                    _with_engines(name + _LIBRARIES_SUFFIX, asking)
                 else:
-                    _watch(connection, int(head), files, libraries)
-            connection.close()
+                    _watch(asking, int(first), files, libraries)
+            asking.close()
             for fd in files:
                 os.close(fd)
 
 
-def _with_engines(address: str, connection: socket.socket) -> NoReturn:
+def _with_engines(name: str, asking: socket.socket) -> NoReturn:
     """Import the engines, and fork servers whose workers are forks."""
     worker_forks.import_libraries()
-    _listen(address, connection)
+    _listen(name, asking)
     os._exit(0)
 
 
-def _watch(
-    connection: socket.socket, size: int, files: list[int], forked_workers: bool
-) -> NoReturn:
+def _watch(asking: socket.socket, size: int, files: list[int], forked_workers: bool) -> NoReturn:
     """Run one command in a process below this one, and say how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with connection.makefile("rb") as reader:
+    with asking.makefile("rb") as reader:
         message = json.loads(reader.read(size))
     pid = os.fork()
     if not pid:
-        connection.close()
+        asking.close()
         _become(message, files, forked_workers)
-    Thread(target=_end_with, args=(connection, os.pidfd_open(pid)), daemon=True).start()
-    connection.sendall(b"%10d" % pid)
+    Thread(target=_end_with, args=(asking, os.pidfd_open(pid)), daemon=True).start()
+    asking.sendall(b"%10d" % pid)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
-        connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+        asking.sendall(b"%d" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 
-def _end_with(connection: socket.socket, pidfd: int) -> None:
+def _end_with(asking: socket.socket, pidfd: int) -> None:
     """End the command once its test has ended without waiting for it."""
     with contextlib.suppress(OSError):
-        connection.recv(1)
+        asking.recv(1)
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
@@ -288,6 +269,7 @@ def _become(message: dict[str, Any], files: list[int], forked_workers: bool) -> 
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    _open_streams()
     os.environ.clear()
     os.environ.update(message["env"])
     os.chdir(message["cwd"])
@@ -308,6 +290,16 @@ def _become(message: dict[str, Any], files: list[int], forked_workers: bool) -> 
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code & 0xFF)
+
+
+def _open_streams() -> None:
+    """Open the standard streams again: those of the process that forks know of its files that one
+    can seek in them, which pipes cannot."""
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        old = getattr(sys, name)
+        options: dict[str, Any] = {"encoding": old.encoding, "errors": old.errors}
+        buffering = 1 if name == "stderr" or os.isatty(number) else -1
+        setattr(sys, name, open(number, mode, buffering, closefd=False, **options))  # noqa: SIM115  it lives as long as the process
 
 
 def _code(given: "str | int | None") -> int:

@@ -1,10 +1,12 @@
 """Finds the examples in the documents, and what they ask of the command and of the server."""
 
-import functools
+import itertools
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +19,34 @@ ROOT = Path(__file__).parents[2]
 _MADE = {"machines.md", "guard.md"}
 PAGES = [
     ROOT / "README.md",
-    *sorted(each for each in (ROOT / "docs").glob("*.md") if each.name not in _MADE),
+    *sorted(each for each in (ROOT / "docs").rglob("*.md") if each.name not in _MADE),
 ]
+_PROMTOOL = r"(cd deploy/prometheus|promtool .*)$"
+#: statements of the shell that no machine without more can run, and why; the rest is run
+NOT_RUN = {
+    r"make serve": "installs into the repository, then starts what other examples start",
+    r"make test": "runs this test",
+    r"git clone |cd bitinglip": "fetches the repository",
+    r"nvidia-smi": "needs a card",
+    r"python3 -m venv bitinglip|bitinglip/bin/pip ": "installs; test_wheel.py looks at the wheel",
+    r"pip install 'bitinglip\[": "installs",
+    r"sudo (useradd|python3|cp|systemctl|cat|/opt/bitinglip)": "changes the machine's services",
+    r"sudo nvidia-ctk ": "needs a card and Docker",
+    r"sudo bitinglip doctor --as-service": "needs systemd",
+    r"docker ": "needs Docker",
+    r"ray start |bitinglip serve --set workers.launcher=ray": "needs more machines; test_ray.py",
+    r"\(umask 077; head .*/etc/": "writes into /etc",
+    _PROMTOOL: "needs promtool",
+    r"(bitinglip serve --home|BITINGLIP_API_KEY=.* keys list --home) ": (
+        "needs PostgreSQL and settings; postgres/test_gateways.py does it"
+    ),
+    r"bitinglip db copy postgresql": "needs PostgreSQL; postgres/test_server.py does it",
+    r"export (OPENAI|ANTHROPIC)_|aider |claude$": "needs a program of others; clients.md has when",
+}
+if shutil.which("promtool"):
+    del NOT_RUN[_PROMTOOL]
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"^(?:sudo )?(?:[A-Z_]+=\S+ )?(?:\S*/)?bitinglip (.*)$")
+_COMMAND = re.compile(r"^(?:.* \| )?(?:sudo )?(?:[A-Z_]+=\S+ )?(?:\S*/)?bitinglip (.*)$")
 _CURL = re.compile(r"^curl (.*)$", re.DOTALL)
 
 
@@ -46,14 +72,39 @@ def examples(*languages: str) -> list[Example]:
     return [each for each in found if not languages or each.language in languages]
 
 
+def statements(example: Example) -> list[str]:
+    """List what an example of the shell runs, one after the other."""
+    found, begun = [], ""
+    for line in example.text.splitlines():
+        begun += line
+        try:
+            shlex.split(begun, comments=True)
+        except ValueError:  # a quotation goes on
+            begun += "\n"
+            continue
+        if begun.endswith("\\"):
+            begun = begun[:-1]
+        elif begun.strip():
+            found.append(begun.strip())
+            begun = ""
+    assert not begun, example.id
+    return found
+
+
+def reason_not_to_run(statement: str) -> str | None:
+    return next((why for what, why in NOT_RUN.items() if re.match(what, statement)), None)
+
+
 def commands(example: Example) -> Iterator[list[str]]:
     """Yield the arguments of each ``bitinglip`` in an example of the shell."""
-    for line in example.text.replace("\\\n", " ").splitlines():
+    for line in statements(example):
         if found := _COMMAND.match(line):
-            yield shlex.split(found[1], comments=True)
+            words = shlex.shlex(found[1], posix=True, punctuation_chars="|>")
+            words.whitespace_split = True
+            yield list(itertools.takewhile(lambda word: word not in {"|", ">"}, words))
 
 
-@functools.cache
+@cache
 def whole_command() -> Any:
     """Return ``bitinglip`` with all its commands, whose making takes a while."""
     return typer.main.get_command(app)
@@ -83,8 +134,8 @@ class Call(NamedTuple):
 
 def calls(example: Example) -> Iterator[Call]:
     """Yield what each curl in an example of the shell asks of the server."""
-    for statement in re.split(r"\n(?=curl )", example.text.replace("\\\n", " ")):
-        found = _CURL.match(statement.strip())
+    for statement in statements(example):
+        found = _CURL.match(statement)
         if not found:
             continue
         words = shlex.split(found[1])

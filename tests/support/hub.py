@@ -43,6 +43,7 @@ class Fault:
 @dataclass
 class FakeHub:
     files: dict[str, bytes]
+    repo: str = REPO
     url: str = ""
     far_url: str = ""
     sha: str = SHA  #: of main
@@ -68,6 +69,7 @@ class FakeHub:
     down: bool = False  #: nothing is answered
     found: Any = ()  #: repositories that its search finds
     told_name: str = REPO  #: of the repository, in its listing
+    beside: dict[str, "FakeHub"] = field(default_factory=dict)  #: other repositories, by name
     endless: str = ""  #: the beginning of the paths that are answered without an end
     at_once: int = 0  #: bodies that are being sent
     slow: float = 0  #: seconds before each 64 KiB
@@ -80,6 +82,11 @@ class FakeHub:
 
     def at(self, sha: str) -> dict[str, bytes] | None:
         return self.files if sha == self.sha else self.old.get(sha)
+
+    def having(self, path: str) -> "FakeHub":
+        """Return what answers for a path: another repository, or this one."""
+        found = [each for name, each in self.beside.items() if name in path or each.sha in path]
+        return found[0] if found else self
 
     def siblings(self, sha: str = "") -> list[dict[str, Any]]:
         """List a repository's files: weights are in large-file storage, texts are not."""
@@ -110,7 +117,8 @@ class _Near(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        hub, token = self.hub, self.headers.get("Authorization", "")
+        self.hub = hub = type(self).hub.having(self.path)
+        token = self.headers.get("Authorization", "")
         if hub.down:
             self.close_connection = True
             return
@@ -176,7 +184,7 @@ class _Near(BaseHTTPRequestHandler):
             self.answer(status, headers)
         elif kind == "models" and repo in hub.renamed:
             self.moved(repo)
-        elif kind != "models" or repo != REPO or (hub.private and not token):
+        elif kind != "models" or repo != hub.repo or (hub.private and not token):
             self.answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
         elif hub.at(sha) is None:
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
@@ -191,6 +199,7 @@ class _Near(BaseHTTPRequestHandler):
 
 class _Far(_Near):
     def do_GET(self) -> None:
+        self.hub = type(self).hub.having(self.path)
         sha, _, path = self.path[1:].partition("/")
         if not _is_head(self):
             self.hub.far_headers.append(dict(self.headers))
@@ -280,13 +289,25 @@ def _stream(handler: _Near, path: str, data: memoryview, fault: Fault) -> None:
 @contextmanager
 def fake_hub(folder: Path) -> Iterator[FakeHub]:
     """Serves a folder's files as the repository ``REPO``."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    with serve(FakeHub(files)) as hub:
+    with serve(FakeHub(files_of(folder))) as hub:
         yield hub
+
+
+@contextmanager
+def hub_of(folders: Mapping[str, Path]) -> Iterator[FakeHub]:
+    """Serves folders as repositories of these names, at their first and only commit."""
+    hub = FakeHub({})
+    for number, (name, folder) in enumerate(folders.items()):
+        sha = f"{number:040x}"
+        hub.beside[name] = FakeHub(files_of(folder), name, told_name=name, sha=sha)
+    with serve(hub):
+        yield hub
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Read all files of a folder, by their paths in it."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @contextmanager
@@ -304,7 +325,8 @@ def serve(hub: FakeHub, tls: tuple[Path, Path] | None = None) -> Iterator[FakeHu
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
     scheme = "https" if tls else "http"
-    hub.url, hub.far_url = (f"{scheme}://127.0.0.1:{server.server_port}" for server in servers)
+    for each in (hub, *hub.beside.values()):
+        each.url, each.far_url = (f"{scheme}://127.0.0.1:{one.server_port}" for one in servers)
     try:
         yield hub
     finally:

@@ -51,7 +51,7 @@ class NodeView:
     reason: str | None
     devices: tuple[str, ...]
     workers: int
-    silence: float
+    silence: float  #: seconds since it said something
 
 
 class Cluster:
@@ -140,7 +140,7 @@ class Cluster:
                 reason=node.reason,
                 devices=tuple(each.id for each in self.devices.of(node)),
                 workers=node.workers,
-                silence=node.silence,
+                silence=node.silence + (0.0 if node.state == "well" else node.lost_for),
             )
             for node in self.nodes
         ]

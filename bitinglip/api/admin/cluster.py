@@ -24,9 +24,11 @@ from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import Services, services_of
 from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
 from bitinglip.results.streams import sse
+from bitinglip.upstreams.servers import ServerView
 from bitinglip.wire.admin.activity import last_errors, last_minute, queues_by_tier
 from bitinglip.wire.admin.cluster import (
     device_info,
+    gateway_info,
     model_state_info,
     node_info,
     reservation_info,
@@ -44,11 +46,11 @@ _encode = msgspec.json.Encoder().encode
 @requires_scope(Scope.CLUSTER_READ)
 async def cluster_status(request: Request) -> Response:
     """Show devices, memory, models, queues and workers at this moment."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     mode = services.settings.workers.confine
     return json_response(
         {
-            **_state(services, caller_of(request)),
+            **_state(services, caller, admin=caller.may(Scope.ADMIN)),
             "confinement": {"mode": mode, **asdict(Kernel.find())},
         }
     )
@@ -131,7 +133,7 @@ def _snapshot(services: Services, caller: Caller, *, admin: bool) -> bytes:
     return _encode(
         {
             "at": time.time(),
-            **_state(services, caller),
+            **_state(services, caller, admin=admin),
             "tiers": queues_by_tier(event_logs, services.settings.limits.tiers),
             "last_minute": last_minute(event_logs, time.monotonic()),
             "totals": services.metrics.totals(),
@@ -141,7 +143,7 @@ def _snapshot(services: Services, caller: Caller, *, admin: bool) -> bytes:
     )
 
 
-def _state(services: Services, caller: Caller) -> dict[str, Any]:
+def _state(services: Services, caller: Caller, *, admin: bool) -> dict[str, Any]:
     """Describe what a caller may see of the server's state."""
     dispatcher, operations = services.dispatcher, services.operations
     return {
@@ -151,6 +153,14 @@ def _state(services: Services, caller: Caller) -> dict[str, Any]:
         "load": round(dispatcher.overload.value, 3),
         "devices": [device_info(view) for view in operations.devices()],
         "nodes": [node_info(view) for view in services.cluster.views()] if services.cluster else [],
+        "gateways": [gateway_info(view) for view in services.membership.views()]
+        if services.membership
+        else [],
+        "upstreams": [
+            _upstream_info(view, addresses=admin)
+            for view in (services.upstreams.views() if services.upstreams else ())
+            if caller.may_use(view.model)
+        ],
         "missing_card": operations.device_problems().get("card"),
         "reservations": [
             reservation_info(view)
@@ -167,4 +177,16 @@ def _state(services: Services, caller: Caller) -> dict[str, Any]:
             for view in operations.workers()
             if view.model is None or caller.may_use(view.model)
         ],
+    }
+
+
+def _upstream_info(view: ServerView, *, addresses: bool) -> dict[str, Any]:
+    """Describe a server that answers for a model; ``addresses`` are for admins."""
+    return {
+        "model": view.model,
+        "url": view.url if addresses else None,
+        "state": "well" if view.reason is None else "failing",
+        "reason": view.reason,
+        "in_flight": view.running,
+        "again_seconds": round(view.again_in, 3),
     }

@@ -20,6 +20,7 @@ const PAGES = [
   { name: "playground", title: "Playground", needs: INFERENCE, load: () => import("./pages/playground.js") },
   { name: "tasks", title: "Tasks", needs: INFERENCE, load: () => import("./pages/tasks.js") },
   { name: "workers", title: "Workers", needs: ["cluster:read"], load: () => import("./pages/workers.js") },
+  { name: "cluster", title: "Cluster", needs: ["cluster:read"], load: () => import("./pages/cluster.js") },
   { name: "requests", title: "Requests", needs: ["admin"], load: () => import("./pages/requests.js") },
   { name: "keys", title: "Keys", needs: ["admin"], load: () => import("./pages/keys.js") },
   { name: "usage", title: "Usage", needs: [], load: () => import("./pages/usage.js") },

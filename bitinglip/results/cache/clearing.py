@@ -1,7 +1,7 @@
 """Has all gateways forget cached answers when one of them is told to.
 
 Gateways that share a database count it there, and look at once where a broadcast reaches them, else
-at their next sign of life. Those that share a Redis alone are told by it.
+at their next heartbeat. Those that share a Redis alone are told by it.
 """
 
 from collections.abc import Callable

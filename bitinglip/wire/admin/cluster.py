@@ -3,6 +3,7 @@ replicas."""
 
 from typing import Any
 
+from bitinglip.gateways.membership import GatewayView
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import DeviceView, Operations, ReservationView
 from bitinglip.settings import Model
@@ -45,6 +46,17 @@ def node_info(view: NodeView) -> dict[str, Any]:
         "reason": view.reason,
         "devices": list(view.devices),
         "workers": view.workers,
+        "silent_seconds": round(view.silence, 3),
+    }
+
+
+def gateway_info(view: GatewayView) -> dict[str, Any]:
+    """Describe a server that shares the database."""
+    return {
+        "id": view.id,
+        "own": view.is_own,
+        "version": view.version,
+        "started_at": timestamp(view.started_at),
         "silent_seconds": round(view.silence, 3),
     }
 

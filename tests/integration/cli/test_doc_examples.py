@@ -1,11 +1,10 @@
-"""The examples in README and docs/ are run, or at least what they name is there."""
+"""The examples in README and docs/ are run; what cannot run here is listed, and looked at."""
 
 import itertools
 import json
-import os
 import re
+import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ import pytest
 import yaml
 
 from bitinglip.settings import Settings
-from bitinglip.settings_loader import dotted, every_setting
-from tests.support.api_server import ADMIN, Served, serve
+from bitinglip.settings_loader import dotted, every_setting, load_settings
+from tests.support.certificates import make_certificate
+from tests.support.cli_process import run
 from tests.support.doc_examples import (
+    NOT_RUN,
     PAGES,
     ROOT,
     Example,
@@ -26,51 +27,36 @@ from tests.support.doc_examples import (
     check_command,
     commands,
     examples,
+    reason_not_to_run,
+    statements,
 )
-from tests.support.model_folders import llama
+from tests.support.doc_runs import ADDRESS, Desk, desk_of
 
 #: the tag after the fence, and what becomes of such examples here
 LANGUAGES = {
-    "sh",  # calls of the demo text model are run; commands and other calls are checked
-    "sh console",  # needs what is not here, such as Docker or root: commands are checked
+    "sh",  # run, but for what ``NOT_RUN`` names; what it names is looked at
     "python",  # run
-    "python not-installed",  # compiled: LlamaIndex takes no openai of today beside it
-    "yaml",  # settings of ours, which are validated
-    "yaml other",  # of another program
-    "json",
-    "nginx",
-    "caddyfile",
+    "python not-installed",  # compiled: see clients.md for when it ran
+    "yaml",  # settings of ours, which are loaded from a file
+    "yaml other",  # of another program: looked at
+    "json",  # run
+    "nginx",  # tested by nginx where there is one
+    "caddyfile",  # looked at
     "text",  # nothing to run
 }
-HERE = "http://127.0.0.1:8080"
-SHELL = examples("sh", "sh console")
+SHELL = examples("sh")
 SETTINGS = {dotted(path) for path, _ in every_setting()}
 
 
-def runs_here(example: Example) -> bool:
-    """Return whether an example is nothing but calls that the demo text model answers."""
-    asked = list(calls(example))
-    models = {each.body["model"] for each in asked if each.body}
-    others = [each for each in example.text.splitlines() if re.match(r"\S*bitinglip |make ", each)]
-    return bool(asked) and models == {"demo-text"} and not others
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("examples")
-    with serve(folder) as found:
-        body = {"path": str(llama(folder / "demo-text")), "name": "demo-text"}
-        answer = httpx.post(
-            f"{found.url}/api/v1/models/import", json=body, headers=found.headers(ADMIN)
-        )
-        answer.raise_for_status()
-        (folder / ".bitinglip").symlink_to(found.home.root)
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with desk_of(tmp_path_factory.mktemp("examples")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def schema(served: Served) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{served.url}/openapi.json").json()
+def schema(desk: Desk) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{desk.server.url}/openapi.json").json()
     return found
 
 
@@ -84,22 +70,24 @@ def test_examples_say_what_they_are() -> None:
     assert [each.id for each in examples() if each.language not in LANGUAGES] == []
 
 
-@pytest.mark.parametrize("example", SHELL, ids=lambda each: each.id)
-def test_example_of_the_shell_is_one_and_uses_commands_that_exist(example: Example) -> None:
-    subprocess.run(["bash", "-n"], input=example.text, text=True, check=True, timeout=30)
-    for arguments in commands(example):
-        check_command(arguments)
-        for flag, value in itertools.pairwise(arguments):
-            if flag == "--set":
-                name = re.sub(r"^models\.\w+\.", "models.<name>.", value.partition("=")[0])
-                assert name in SETTINGS, name
+def test_examples_that_are_not_run_are_there() -> None:
+    every = [each for example in SHELL for each in statements(example)]
+    assert [what for what in NOT_RUN if not any(re.match(what, each) for each in every)] == []
 
 
-@pytest.mark.parametrize("example", SHELL, ids=lambda each: each.id)
-def test_example_calls_routes_that_exist_with_bodies_that_fit(
-    example: Example, schema: dict[str, Any]
-) -> None:
-    for call in calls(example):
+def test_examples_of_the_shell_use_commands_and_settings_that_exist() -> None:
+    """Check those that are not run, too."""
+    for example in SHELL:
+        for arguments in commands(example):
+            check_command(arguments)
+            for flag, value in itertools.pairwise(arguments):
+                if flag == "--set":
+                    name = re.sub(r"^models\.\w+\.", "models.<name>.", value.partition("=")[0])
+                    assert name in SETTINGS, (example.id, name)
+
+
+def test_examples_call_routes_that_exist_with_bodies_that_fit(schema: dict[str, Any]) -> None:
+    for call in itertools.chain.from_iterable(map(calls, SHELL)):
         operation = schema["paths"][call.path][call.method.lower()]
         if call.body is not None:
             content = operation["requestBody"]["content"]["application/json"]
@@ -108,37 +96,55 @@ def test_example_calls_routes_that_exist_with_bodies_that_fit(
             )
 
 
-@pytest.mark.parametrize(
-    "example", [each for each in examples("sh") if runs_here(each)], ids=lambda each: each.id
-)
-def test_example_of_curl_is_answered(example: Example, served: Served) -> None:
-    text = example.text.replace(HERE, served.url).replace(".venv/bin/python", "python")
-    text = re.sub(r"^curl ", "curl --fail-with-body ", text, flags=re.MULTILINE)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", text],
-        env={"PATH": path, "HOME": str(served.home.root.parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done
-    assert done.stdout.strip()
+#: with what the one before it has left in the home
+RUN_BY_PAGE = {"backups.md"}
+RUN = [
+    each
+    for each in SHELL
+    if each.page not in RUN_BY_PAGE and not all(map(reason_not_to_run, statements(each)))
+]
+
+
+@pytest.mark.parametrize("example", RUN, ids=lambda each: each.id)
+def test_example_of_the_shell_runs(example: Example, desk: Desk, tmp_path: Path) -> None:
+    run_here = [each for each in statements(example) if not reason_not_to_run(each)]
+    servers = [each for each in run_here if "bitinglip serve" in each]
+    others = "\n".join(each for each in run_here if each not in servers)
+    for words in commands(example._replace(text="\n".join(servers))):
+        desk.serve(words[1:])
+    if not others:
+        return
+    with desk.prepared(others):
+        done = desk.run(others, tmp_path if "db migrate" in others else None)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done
+    desk.check_outputs(others)
+
+
+def test_examples_of_backups_bring_back_what_was_there(desk: Desk, tmp_path: Path) -> None:
+    """The server's home is not theirs: the second one is for a server that has stopped."""
+    backup, restore = (each for each in SHELL if each.page == "backups.md")
+    home = tmp_path / ".bitinglip"
+    assert run(home, "keys", "create", "--name", "before").returncode == 0
+    assert desk.run(backup.text, tmp_path).returncode == 0
+    assert run(home, "keys", "create", "--name", "after").returncode == 0
+    (home / "secret.key").unlink()
+    assert desk.run(restore.text, tmp_path).returncode == 0
+    listed = run(home, "keys", "list").stdout
+    assert "before" in listed
+    assert "after" not in listed
 
 
 @pytest.mark.parametrize("example", examples("python"), ids=lambda each: each.id)
 def test_example_of_python_is_answered(
     example: Example,
-    served: Served,
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("BITINGLIP_API_KEY", served.keys[ADMIN])
-    monkeypatch.setenv("HOME", str(served.home.root.parent))
-    exec(compile(example.text.replace(HERE, served.url), example.id, "exec"), {})
-    # The server, which logs to the same place, may load the model first.
-    assert capsys.readouterr().out.strip().splitlines()[-1] == "one two"
+    monkeypatch.setenv("BITINGLIP_API_KEY", desk.server.key)
+    monkeypatch.setenv("HOME", str(desk.folder))
+    exec(compile(example.text.replace(ADDRESS, desk.server.url), example.id, "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("example", examples("python not-installed"), ids=lambda each: each.id)
@@ -147,8 +153,12 @@ def test_example_for_another_package_is_python(example: Example) -> None:
 
 
 @pytest.mark.parametrize("example", examples("yaml"), ids=lambda each: each.id)
-def test_example_of_settings_is_valid(example: Example) -> None:
-    Settings.model_validate(yaml.safe_load(example.text))
+def test_example_of_settings_is_valid(example: Example, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(example.text)
+    read = load_settings(config=file, home=tmp_path, environ={}, sets=[], flags={}).model_dump()
+    asked = Settings.model_validate(yaml.safe_load(example.text)).model_dump()
+    assert {name: each for name, each in asked.items() if read[name] != each} == {}
 
 
 @pytest.mark.parametrize("example", examples("yaml other"), ids=lambda each: each.id)
@@ -158,19 +168,19 @@ def test_example_of_continue_has_what_it_requires(example: Example) -> None:
     for model in told["models"]:
         assert model.keys() == {"name", "provider", "model", "apiBase", "apiKey", "roles"}
         assert set(model["roles"]) <= {"chat", "edit", "apply", "embed"}
-        assert model["apiBase"] == f"{HERE}/v1"
+        assert model["apiBase"] == f"{ADDRESS}/v1"
 
 
 @pytest.mark.parametrize("example", examples("json"), ids=lambda each: each.id)
-def test_example_of_an_n8n_node_is_answered(example: Example, served: Served) -> None:
+def test_example_of_an_n8n_node_is_answered(example: Example, desk: Desk) -> None:
     node = json.loads(example.text)
     answer = httpx.request(
         node["method"],
-        node["url"].replace(HERE, served.url),
+        node["url"].replace(ADDRESS, desk.server.url),
         json=json.loads(node["jsonBody"]),
-        headers={"Authorization": f"Bearer {served.keys[ADMIN]}"},
+        headers=desk.server.headers,
     )
-    assert answer.json()["choices"][0]["message"]["content"] == "one two"
+    assert answer.json()["choices"][0]["message"]["content"]
 
 
 @pytest.mark.parametrize("example", examples("nginx", "caddyfile"), ids=lambda each: each.id)
@@ -182,6 +192,28 @@ def test_example_of_a_proxy_has_its_blocks_closed(example: Example) -> None:
         if example.language == "nginx":
             assert line[-1] in ";{}", line
     assert depth == 0
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx here")
+@pytest.mark.parametrize("example", examples("nginx"), ids=lambda each: each.id)
+def test_example_of_nginx_is_one_for_nginx(example: Example, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    listens = f"listen unix:{tmp_path}/socket"  # nginx opens what it listens on, for a test too
+    text = re.sub(r"listen 443", listens, example.text)
+    if listens not in text:
+        text = re.sub(r"^server {", f"server {{ {listens};", text, flags=re.MULTILINE)
+    text = re.sub(r"gateway-(\d)", r"127.0.0.\1", text)
+    text = re.sub(r"(ssl_certificate) .*;", rf"\1 {certificate};", text)
+    text = re.sub(r"(ssl_certificate_key) .*;", rf"\1 {key};", text)
+    paths = "".join(
+        f"{each}_temp_path {tmp_path}/{each}; "
+        for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {paths}{text} }}"
+    (tmp_path / "nginx.conf").write_text(whole)
+    command = ["nginx", "-t", "-e", str(tmp_path / "log"), "-c", str(tmp_path / "nginx.conf")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

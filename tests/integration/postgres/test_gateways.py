@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import httpx
 import pytest
 
+from bitinglip import __version__
 from tests.support.gateways import Balancer, Pair, running_pair, statuses
 from tests.support.http_client import NATIVE
 from tests.support.postgres import PostgresServer
@@ -60,6 +62,22 @@ def test_keys_and_tokens_of_one_server_work_on_the_other_until_they_are_revoked(
             eventually(lambda: session.get("/api/v1/models").status_code == 401)
         two.delete(f"/api/v1/keys/{made['id']}")
         eventually(lambda: here.get("/api/v1/models").status_code == 401)
+
+
+def test_gateways_show_each_other_and_their_signs_of_life(
+    clients: tuple[httpx.Client, httpx.Client],
+) -> None:
+    def told(client: httpx.Client) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = client.get("/api/v1/cluster/status").json()["gateways"]
+        return found
+
+    eventually(lambda: all(len(told(each)) == 2 for each in clients))
+    (first, second), (own, other) = map(told, clients)
+    assert (first["own"], second["own"]) == (True, False)
+    assert (own["id"], other["id"]) == (second["id"], first["id"])
+    assert second["version"] == __version__
+    assert second["started_at"] == own["started_at"]
+    assert second["silent_seconds"] >= 0
 
 
 def test_limit_of_a_key_holds_over_both_servers_at_once(

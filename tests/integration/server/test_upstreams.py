@@ -193,6 +193,22 @@ def test_upstream_gets_its_own_key_and_name(
 def test_upstream_that_does_not_answer_is_passed_over(client: httpx.Client) -> None:
     for _ in range(3):
         assert client.post(CHAT, json=chat("second")).status_code == 200
+    status = client.get("/api/v1/cluster/status").json()
+    away, well = (each for each in status["upstreams"] if each["model"] == "second")
+    assert (away["state"], away["in_flight"], well["state"]) == ("failing", 0, "well")
+    assert ("answer: " in away["reason"], away["again_seconds"] > 0) == (True, True)
+    assert (well["reason"], well["again_seconds"]) == (None, 0)
+
+
+def test_upstream_s_address_is_told_to_admins_only(client: httpx.Client, here: Served) -> None:
+    assert client.post(CHAT, json=chat("second")).status_code == 200
+
+    def addresses(headers: dict[str, str]) -> set[str | None]:
+        status = httpx.get(f"{here.url}/api/v1/cluster/status", headers=headers).json()
+        return {each["url"] for each in status["upstreams"]}
+
+    assert None not in addresses(here.headers("admin"))
+    assert addresses(here.headers("cluster:read")) == {None}
 
 
 def test_upstream_without_any_server_says_so(client: httpx.Client) -> None:

@@ -129,7 +129,7 @@ def _exports(text: str) -> set[str]:
 
 def test_pages_are_modules_with_a_page() -> None:
     names = re.findall(r"import\(\"\./(pages/\w+\.js)\"\)", SCRIPTS["js/main.js"])
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert re.search(r"^export default function \w+", SCRIPTS[f"js/{name}"], re.MULTILINE)
 

@@ -24,3 +24,12 @@ def test_death_is_not_told_by_a_server_that_was_away_for_as_long() -> None:
     assert not observed.dead(silent, 64)
     assert not observed.dead({}, 68)
     assert not observed.dead(silent, 71)
+
+
+def test_silence_is_counted_from_the_last_new_heartbeat() -> None:
+    detector = FailureDetector(LEASE, GAP)
+    detector.dead({"b": Heartbeat("r", 7)}, 0)
+    detector.dead({"b": Heartbeat("r", 7)}, 3)
+    assert (detector.silence("b", 4), detector.silence("another", 4)) == (4, 0)
+    detector.dead({"b": Heartbeat("r", 8)}, 5)
+    assert detector.silence("b", 5) == 0

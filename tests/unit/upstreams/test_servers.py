@@ -40,7 +40,7 @@ def test_servers_take_turns(clock: list[float], balancing: Balancing) -> None:
 def test_server_that_comes_back_gets_no_more_than_its_turns(clock: list[float]) -> None:
     servers = made(clock, "round_robin")
     back = servers.all[0]
-    servers.failed(back)
+    servers.failed(back, "away")
     for _ in range(30):
         assert take_turn(servers) is not back
     servers.answered(back)
@@ -60,7 +60,7 @@ def test_server_of_a_conversation_stays_and_only_its_own_move(clock: list[float]
     assert len(set(first.values())) == 4
     assert servers.order(job("7"))[0] is first[7]
     gone = first[7]
-    servers.failed(gone)
+    servers.failed(gone, "away")
     for number, server in first.items():
         now = servers.order(job(str(number)))[0]
         assert (now is server) == (server is not gone)
@@ -73,7 +73,7 @@ def test_server_that_failed_is_tried_last_and_later_again(clock: list[float]) ->
     bad = servers.all[0]
     for failures, pause in ((1, 1.0), (2, 2.0), (3, 4.0), (12, 60.0)):
         while bad.failures < failures:
-            servers.failed(bad)
+            servers.failed(bad, "away")
         assert servers.order(job())[-1] is bad
         assert bad not in servers.take_due()
         assert bad.again_at - clock[0] == pause
@@ -102,7 +102,7 @@ def test_server_of_a_busy_conversation_is_passed_over_beyond_its_part(clock: lis
 def test_server_that_failed_gets_its_part_back_by_and_by(clock: list[float]) -> None:
     servers = made(clock)
     weak = servers.all[0]
-    servers.failed(weak)
+    servers.failed(weak, "away")
     servers.answered(weak)
     for each in servers.all:
         each.running = 3

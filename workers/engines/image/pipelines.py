@@ -155,8 +155,15 @@ class Pipelines:
         return bool(made > 0)
 
     def _takes_negative(self) -> bool:
-        """True if a negative prompt has an effect: distilled pipelines need a second guidance."""
+        """Return whether a negative prompt has an effect.
+
+        Distilled pipelines need a second guidance for it, and distilled U-Nets, to which guidance
+        is one more input, are never run with it.
+        """
         parameters = self._parameters("text")
+        unet = getattr(self._pipe("text"), "unet", None)
+        if unet is not None and getattr(unet.config, "time_cond_proj_dim", None) is not None:
+            return False
         return "negative_prompt" in parameters and "true_cfg_scale" not in parameters
 
     def _parameters(self, mode: str) -> "dict[str, inspect.Parameter]":

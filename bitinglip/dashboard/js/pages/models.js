@@ -79,6 +79,7 @@ function Row({ model, state, writes, reload, show }) {
   const coming = status === "downloading"; // there is nothing to load or to show yet
   return html`<tr>
     <th scope="row">${coming ? name : html`<button type="button" class="link" onClick=${() => show(model)}>${name}</button>`}
+      ${model.kind === "adapter" && html`<div class="small quiet">${model.base ? `LoRA of ${model.base}` : "LoRA"}</div>`}
       ${model.description && html`<div class="small quiet clip description">${model.description}</div>`}
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />

@@ -44,7 +44,7 @@ export function Card({ title, tools, flush, children, ...rest }) {
 const TONES = {
   ready: "ok", well: "ok", completed: "ok", running: "info", busy: "info", loading: "info",
   starting: "info", downloading: "info", queued: "plain", error: "bad", failed: "bad", lost: "bad",
-  crashed: "bad", doubtful: "warn", draining: "warn", stopping: "warn", cancelled: "plain",
+  crashed: "bad", failing: "bad", refused: "bad", joining: "info", doubtful: "warn", draining: "warn", stopping: "warn", cancelled: "plain",
   revoked: "plain", expired: "warn",
 };
 

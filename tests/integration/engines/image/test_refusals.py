@@ -77,3 +77,12 @@ def test_uploads_that_are_no_images_are_refused(harness: ImageHarness, tmp_path:
         assert str(tmp_path) not in found.message
     small = saved(tmp_path / "small", Image.new("L", (32, 32)))
     assert refusal(harness, image=good, mask=small).param == "mask"
+
+
+def test_negative_prompt_is_refused_where_guidance_is_an_input_of_the_model(
+    own_harness: ImageHarness,
+) -> None:
+    unet = own_harness.engine._pipelines.base.unet
+    unet.register_to_config(time_cond_proj_dim=8)  # then the library makes no second pass
+    refused = refusal(own_harness, negative_prompt="a dog")
+    assert (refused.code, refused.param) == ("UNSUPPORTED_PARAMETER", "negative_prompt")

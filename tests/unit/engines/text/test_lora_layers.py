@@ -1,10 +1,10 @@
-"""What LoRAs add to a layer's outputs is each token's own, wherever the slots lie."""
+"""The layers of LoRAs in one batch: each token gets its own, wherever the slots lie."""
 
 import pytest
 import torch
 
-from workers.engines.text.lora_files import Pair
-from workers.engines.text.lora_layers import NO_SLOT, LoraRows, Stack
+from workers.engines.text.lora_files import LoraPair
+from workers.engines.text.lora_layers import NO_SLOT, LoraRows, LoraStack
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ def test_lora_adds_to_its_own_tokens_however_far_its_slot_is(
     places: list[int], apart: bool
 ) -> None:
     torch.manual_seed(1)
-    stack = Stack((6, 5), 12, 2, dtype=torch.float32, device="cpu")
-    pairs = {slot: Pair(torch.randn(2, 6), torch.randn(2, 5)) for slot in (0, 3, 4, 5, 7, 11)}
+    stack = LoraStack((6, 5), 12, 2, dtype=torch.float32, device="cpu")
+    pairs = {slot: LoraPair(torch.randn(2, 6), torch.randn(2, 5)) for slot in (0, 3, 4, 5, 7, 11)}
     for slot, pair in pairs.items():
         stack.put(slot, pair)
     rows = LoraRows.of(places, torch.tensor(places))

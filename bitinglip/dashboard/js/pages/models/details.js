@@ -11,6 +11,7 @@ export function Details({ model, onClose }) {
   const load = Object.entries(model.load_seconds ?? {});
   const facts = [
     ["Type", model.type],
+    ["LoRA of", model.kind === "adapter" && model.base],
     ["Architecture", model.architecture],
     ["Engine", model.engine],
     ["Parameters", model.parameters ? number(model.parameters) : null],
