@@ -202,6 +202,7 @@ def _model(
             quantization_config=library_setting(quantization, config, dtype, folder, placed),
         )
     torch_env.check_missing(info["missing_keys"])
+    _keep_short_rotation(model)
     check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
@@ -213,6 +214,17 @@ def _model(
             quantize(model, quantization, device, dtype, placed)
         move(model, device, dtype, placed)
     return model.eval().requires_grad_(False)
+
+
+def _keep_short_rotation(model: Any) -> None:
+    """Have longrope's rotations keep the frequencies of short texts, which are all that come.
+
+    ``max_positions`` ends the context there. The library looks for a longer one in each forward
+    pass.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            module.rope_type = "default"
 
 
 def _max_memory(spec: Load, quantization: str | None) -> dict[int, int]:
