@@ -88,10 +88,10 @@ class Membership:
         """Call ``read`` whenever another server may have changed ``what``."""
         self._on_change[what] = read
 
-    def did(self, what: str) -> None:
-        """Take a change that this server has counted itself as known here."""
-        if what in self._known:
-            self._known[what] += 1
+    def did(self, what: str, count: int) -> None:
+        """Take a change that this server has counted itself, as this many, as known here."""
+        if self._known.get(what) == count - 1:  # else another's is not known, or a poll saw it
+            self._known[what] = count
 
     def on_poll(self, work: Work) -> None:
         """Call ``work`` at each poll: it may claim rows whose owner has ended."""

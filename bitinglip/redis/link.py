@@ -48,7 +48,7 @@ class RedisLink:
         self._health = health
         self._seconds = settings.timeout_ms / 1000
         self._options = _options(settings, self._seconds)
-        # The lane has a time-out for all of a write; those of the library take a task each.
+        # The pipeline has a time-out for all of a write; those of the library take a task each.
         self._pool = self._new_pool(max_connections=2, timeout=None)
         self._pipeline = Pipeline(self._connect, self._seconds, self._lost)
         self._returns: list[Hook] = []

@@ -83,6 +83,7 @@ class RemoteWorker:
         self._unsent: deque[bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._passing = asyncio.Lock()
         self._state = ProcessState(None, False)
         self._code: int | None = None
         self._killed = False
@@ -224,13 +225,17 @@ class RemoteWorker:
                 raise BadFrame(f"a frame {kind.name} is no worker's")
 
     async def _pass_on(self, fd: int, data: bytes) -> None:
-        """Write into a pipe as it has room; the pool reads it on this event loop."""
+        """Write into a pipe as it has room; the pool reads it on this event loop.
+
+        One at a time: what the node tells and what is told here come from two tasks.
+        """
         view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(fd, view) :]
-            except BlockingIOError:
-                await self._writable(fd)
+        async with self._passing:
+            while view:
+                try:
+                    view = view[os.write(fd, view) :]
+                except BlockingIOError:
+                    await self._writable(fd)
 
     async def _writable(self, fd: int) -> None:
         loop = asyncio.get_running_loop()

@@ -38,6 +38,6 @@ class Clearing:
             self._broadcast.publish(CacheCleared())
             return
         async with self._db.write() as session:
-            await count_change(session, CACHE)
-        self._membership.did(CACHE)
+            count = await count_change(session, CACHE)
+        self._membership.did(CACHE, count)
         self._membership.tell()

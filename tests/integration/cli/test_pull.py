@@ -152,6 +152,7 @@ def test_token_of_the_hub_comes_from_the_settings_file_or_the_environment(
     hub: Hub, home: Path
 ) -> None:
     token = home.parent / "token"
+    token.touch(0o600)
     token.write_text("hf_from_file\n")
     environ = {**hub.environ, "HF_TOKEN": "hf_from_environment"}
     run(home, "models", "pull", REPO, **environ)

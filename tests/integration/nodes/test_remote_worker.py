@@ -1,7 +1,11 @@
 """Tests that the gateway bears a worker on a node whose frames come in any order."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from workers.nodes.remote_worker import RemoteWorker
 from workers.protocol import (
     Cancelled,
     Command,
+    Event,
     Failed,
     ImageJob,
     Load,
@@ -190,3 +195,29 @@ def test_job_whose_upload_no_node_takes_fails_by_name_and_those_beside_it_run(
         assert failed["gone"].code == "INFERENCE_FAILED"
 
     with_worker(tmp_path, test)
+
+
+def test_failure_told_here_waits_for_a_frame_of_events_that_is_half_passed_on(
+    tmp_path: Path,
+) -> None:
+    many = [Cancelled(id=f"{n:064}", completion_tokens=0) for n in range(2000)]  # over a pipe's
+    job = TranscriptionJob(id="gone", path=str(tmp_path / "uploads" / "gone"), max_seconds=9.0)
+
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        node.send(Kind.EVENTS, encode_frame(many))
+        await until(lambda: waiting(worker.events_fd) > 1 << 15)
+        worker.send(encode_commands([job]))
+        await asyncio.sleep(0.1)  # for it to be refused meanwhile; too early is no fault
+        reader, told = FrameReader(), list[Event]()
+        while not any(isinstance(each, Failed) for each in told):
+            with contextlib.suppress(BlockingIOError):
+                told += reader.feed(os.read(worker.events_fd, 1 << 16))
+            await asyncio.sleep(0)
+        assert [each for each in told if isinstance(each, Cancelled)] == many
+
+    with_worker(tmp_path, test)
+
+
+def waiting(fd: int) -> int:
+    """Return the bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)

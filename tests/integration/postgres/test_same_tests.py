@@ -30,6 +30,7 @@ from tests.unit.db import test_write_behind as write_behind
 from tests.unit.downloads import test_rows as downloads
 from tests.unit.gateways import test_membership as gateways
 from tests.unit.results import test_files as files
+from tests.unit.results.cache import test_clearing as clearing
 from tests.unit.tasks import test_lost_tasks as lost_tasks
 from tests.unit.tasks import test_responses as responses
 from tests.unit.tasks import test_tasks as tasks
@@ -73,6 +74,10 @@ test_audit_is_shown = audit.test_audit_entry_is_shown_as_it_was_made
 test_audit_is_selected = audit.test_audit_entries_are_selected_by_who_what_and_when
 test_audit_is_rolled_back = audit.test_audit_entry_of_a_transaction_that_is_rolled_back_is_not_there
 test_audit_is_pruned = audit.test_audit_retention_keeps_at_most_so_many_entries
+
+test_clearing_is_counted = (
+    clearing.test_clearing_is_counted_in_a_shared_database_and_not_taken_for_another_s
+)
 
 folder = inbox.folder
 test_audit_takes_the_inbox = inbox.test_inbox_entry_is_entered_once

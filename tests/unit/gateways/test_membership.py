@@ -17,7 +17,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.tables import ApiKey
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import ExpiredApiKey, InvalidToken
-from bitinglip.gateways.changes import KEYS
+from bitinglip.gateways.changes import CACHE, KEYS, count_change
 from bitinglip.gateways.membership import Membership
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings.gateways import Gateways
@@ -245,5 +245,34 @@ def test_ticket_of_one_server_is_redeemed_by_another_once(tmp_path: Path) -> Non
         now.at += LIFETIME + 1
         with pytest.raises(InvalidToken):
             await there.take(late, "task-1")
+
+    using(tmp_path, act)
+
+
+def test_change_of_another_server_is_read_though_a_poll_saw_the_own_one_first(
+    tmp_path: Path,
+) -> None:
+    async def act(db: Database) -> None:
+        one, reads = member(db, "one", Now()), list[int]()
+
+        async def read() -> None:
+            reads.append(1)
+
+        async def change() -> int:
+            async with db.write() as session:
+                return await count_change(session, CACHE)
+
+        one.on_change(CACHE, read)
+        await one.join()
+        await one.poll()
+        own = await change()
+        await one.poll()  # before the writer goes on
+        one.did(CACHE, own)
+        reads.clear()
+        await one.poll()
+        assert not reads
+        await change()
+        await one.poll()
+        assert reads == [1]
 
     using(tmp_path, act)

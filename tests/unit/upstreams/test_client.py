@@ -22,13 +22,22 @@ from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.engines.base import Refused
 from workers.framing import FrameReader, encode_commands
-from workers.protocol import Cancel, Cancelled, ChatMessage, EmbeddingJob, Sampling, TextJob
+from workers.protocol import (
+    Cancel,
+    Cancelled,
+    ChatMessage,
+    EmbeddingJob,
+    Sampling,
+    TextJob,
+    TranscriptionJob,
+)
 
 ANSWER = (
     b'data: {"choices": [{"index": 0, "delta": {"content": "so"}, "finish_reason": "stop"}]}\n\n',
     b"data: [DONE]\n\n",
     b"",
 )
+REASON = b'{"error": {"message": "This is no audio."}}'
 
 
 class Counted(BaseHTTPRequestHandler):
@@ -36,13 +45,21 @@ class Counted(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     connections = 0
+    early: int | None = None  #: the status that it answers with before it has read the request
 
     def setup(self) -> None:
         super().setup()
         type(self).connections += 1
 
     def do_POST(self) -> None:
+        if self.early is not None:
+            self.send_response(self.early)
+            self.send_header("content-length", str(len(REASON)))
+            self.end_headers()
         self.rfile.read(int(self.headers["content-length"]))
+        if self.early is not None:
+            self.wfile.write(REASON)
+            return
         self.send_response(200)
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
@@ -87,6 +104,21 @@ def test_upstream_s_connection_is_kept_for_the_next_request(url: str) -> None:
 
     asyncio.run(run())
     assert Counted.connections == 1
+
+
+def test_upstream_that_answers_while_a_file_is_sent_is_understood(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "audio").write_bytes(bytes(16 << 20))  # more than sockets hold
+    monkeypatch.setattr(Counted, "early", 400)
+    asked = TranscriptionJob(id="j", path=str(tmp_path / "audio"), max_seconds=1.0)
+
+    async def run() -> None:
+        async with open_http() as http:
+            await client(http, Upstream(url=[url], read_timeout=30)).transcribe(asked)
+
+    with pytest.raises(Refused, match="This is no audio"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize("key", ["", "sk-\u00e9", "sk-1\nsk-2"])

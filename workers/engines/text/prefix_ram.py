@@ -21,6 +21,8 @@ from workers.protocol import Load
 #: What of a load does not change what its cache means.
 _HARMLESS = frozenset(
     {
+        "reserves",
+        "ram",
         "visible_devices",
         "device_weights",
         "even_split",

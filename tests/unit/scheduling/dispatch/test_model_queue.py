@@ -1,4 +1,4 @@
-"""One model's lane: trials, retries, replicas, and that each flight is in one place."""
+"""One model's queue: trials, retries, replicas, and that each flight is in one place."""
 
 from typing import Any
 
