@@ -13,6 +13,8 @@ SWITCHES = ("enable_thinking", "reasoning_effort", "thinking", "tools", "verbosi
 _REASONING = re.compile(
     r"\benable_thinking\b|\breasoning_(?:effort|content)\b|</?think(?:ing)?>|<\|channel\|>analysis"
 )
+#: Types of models without turns, for which the engine has a template of its own.
+WITHOUT_TURNS = frozenset({"paligemma"})
 _LONGEST = 1_000_000  #: characters of a template; the engine takes no longer one
 
 

@@ -27,7 +27,7 @@ _OTHERS = {
     ".tflite": "weights for TensorFlow Lite",
     ".parquet": "data and no model",
 }
-_TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")
+_TEXTS = (".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja")
 _CARDS = ("LICENSE", "README.md")
 _NOT_NEEDED = ("training_args", "optimizer", "trainer_state")
 #: folders beside a transformers model: voices, further templates, sentence-transformers' parts

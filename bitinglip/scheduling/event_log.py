@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -86,9 +86,11 @@ class EventLog:
 
     @property
     def message(self) -> protocol.Job:
-        """Return what is sent to a worker, with the name of the trace that it is a part of."""
-        trace = self.job.trace
-        return self.work if trace is None else msgspec.structs.replace(self.work, trace=trace)
+        """Return what is sent to a worker, with its trace and, of a text, its priority."""
+        told: dict[str, Any] = {} if self.job.trace is None else {"trace": self.job.trace}
+        if isinstance(self.work, protocol.TextJob):
+            told["priority"] = self.job.priority.level
+        return msgspec.structs.replace(self.work, **told) if told else self.work
 
     @property
     def altered(self) -> bool:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from model_store.chat_templates import has_template, switches, writes_reasoning
+from model_store.chat_templates import WITHOUT_TURNS, has_template, switches, writes_reasoning
 from model_store.inspection.context import config_dtype, longest_context
 from model_store.inspection.facts import (
     DECODER_LAYER_FIELDS,
@@ -73,7 +73,7 @@ def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspecti
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),
         quantization=method_of(config),
-        has_chat_template=has_template(folder),
+        has_chat_template=has_template(folder) or model_type in WITHOUT_TURNS,
     )
     if kind == "speech":
         _add_speech(found, folder, config)

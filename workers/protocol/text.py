@@ -154,6 +154,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
     prefix_scope: str | None = None
     lora: TextLora | None = None  #: None: the text is the model's own
+    priority: int = 0  #: of those that run, the lowest give way first where memory lacks
     trace: str | None = None  #: the W3C's traceparent of its request, if that is traced
 
     @property

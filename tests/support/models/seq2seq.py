@@ -1,12 +1,22 @@
 """Tiny models with an encoder for the prompt and a decoder for the answer."""
 
+import inspect
+import io
+import json
 import string
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    M2M100Tokenizer,
+    MarianTokenizer,
+    MBart50Tokenizer,
+)
 
 from tests.support.models.text import EOS, VOCAB, train_tokenizer
 
@@ -87,6 +97,72 @@ def make_seq2seq_model(family: str, folder: Path) -> Path:
     return folder
 
 
+def make_marian(folder: Path) -> Path:
+    """Write a tiny Marian with its own tokenizer: two SentencePiece files, and what numbers both.
+
+    Some pieces have no number, so they are read as the unknown one.
+    """
+    folder.mkdir()
+    pieces: list[str] = []
+    for name, things in (("source", (json, Path, dict)), ("target", (str, inspect, list))):
+        pieces += _train_pieces(folder / f"{name}.spm", things)
+    numbered = [">>de<<", *dict.fromkeys(piece for piece in pieces if piece[0] != "<")]
+    del numbered[5::17]
+    vocab = {piece: place for place, piece in enumerate(["</s>", "<unk>", *numbered, "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    tokenizer = MarianTokenizer(
+        str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json")
+    )
+    padding = vocab["<pad>"]
+    ids = {"pad_token_id": padding, "eos_token_id": 0, "decoder_start_token_id": padding}
+    shape = {**_BART, "vocab_size": len(vocab), "scale_embedding": True, **ids}
+    _save(AutoConfig.for_model("marian", **shape), padding, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_m2m100(folder: Path) -> Path:
+    """Write a tiny M2M100 with its own tokenizer: its tokens of languages stand in no file."""
+    folder.mkdir()
+    pieces = _train_pieces(folder / "sentencepiece.bpe.model", (json, Path, dict))
+    numbered = dict.fromkeys(["<s>", "<pad>", "</s>", *pieces])
+    vocab = {piece: place for place, piece in enumerate(numbered)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    tokenizer = M2M100Tokenizer(
+        str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en"
+    )
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    shape = {**_BART, "vocab_size": max(tokenizer.id_to_lang_token) + 9, **ids}
+    _save(AutoConfig.for_model("m2m_100", **shape), 2, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _train_pieces(file: Path, things: tuple[object, ...]) -> list[str]:
+    """Train a SentencePiece model on docstrings. -> its pieces, in the order of their ids"""
+    lines = [line for each in things for line in (inspect.getdoc(each) or "").splitlines()]
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        vocab_size=150,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    file.write_bytes(written.getvalue())
+    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    return [model.id_to_piece(place) for place in range(model.get_piece_size())]
+
+
+def _save(config: Any, start: int, folder: Path) -> None:
+    torch.manual_seed(5)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model.generation_config.forced_eos_token_id = None
+    model.generation_config.decoder_start_token_id = start
+    model.save_pretrained(folder)
+
+
 def make_translator(folder: Path) -> Path:
     """Write a tiny mBART with the tokenizer of mBART 50, which marks prompts with languages."""
     special = ("<s>", "<pad>", "</s>", "<unk>")
@@ -94,11 +170,6 @@ def make_translator(folder: Path) -> Path:
     vocab = [*((token, 0.0) for token in special), *((letter, -1.0) for letter in letters)]
     tokenizer = MBart50Tokenizer(vocab=vocab, src_lang="en_XX")
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
-    config = AutoConfig.for_model("mbart", **{**_BART, **ids})
-    torch.manual_seed(5)
-    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    model.generation_config.forced_eos_token_id = None
-    model.generation_config.decoder_start_token_id = 2
-    model.save_pretrained(folder)
+    _save(AutoConfig.for_model("mbart", **{**_BART, **ids}), 2, folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -13,8 +13,11 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -57,6 +60,9 @@ _CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
             "final_logit_softcapping": 5.0,
         },
     ),
+    "phi3": (Phi3Config, {**_SHAPE, "sliding_window": SLIDING_WINDOW, "pad_token_id": 0}),
+    "olmo2": (Olmo2Config, {**_SHAPE, "tie_word_embeddings": False}),
+    "granite": (GraniteConfig, {**_SHAPE, "residual_multiplier": 0.5}),
     "gpt_oss": (
         GptOssConfig,
         {

@@ -107,6 +107,19 @@ _CONFIGS: Mapping[str, dict[str, Any]] = {
         "scale_factor": 2,
         "tie_word_embeddings": False,
     },
+    # What stands before the answer looks at all of itself.
+    "paligemma": {
+        "text_config": {"model_type": "gemma", **_TEXT, "num_image_tokens": 4},
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "image_size": 28,
+            "patch_size": 14,
+            "projection_dim": 48,
+            "vision_use_head": False,
+            **_TOWER,
+        },
+        "projection_dim": 48,
+    },
     "gemma3": {
         "text_config": {
             **_TEXT,
@@ -126,6 +139,7 @@ _CONFIGS: Mapping[str, dict[str, Any]] = {
 }
 _TOKENS: Mapping[str, dict[str, str]] = {
     "llava": {"image_token": "<image>"},
+    "paligemma": {"image_token": "<image>"},
     "pixtral": {"image_token": "[IMG]", "break": "[IMG_BREAK]", "end": "[IMG_END]"},
     "smolvlm": {
         "image_token": "<image>",
@@ -141,6 +155,7 @@ _TOKENS: Mapping[str, dict[str, str]] = {
 }
 _PICTURES = {
     "llava": "<image>",
+    "paligemma": "<image>",
     "pixtral": "[IMG]",
     "smolvlm": "<image>",
     "gemma3": "<start_of_image>",
@@ -149,6 +164,7 @@ _IMAGES: Mapping[str, dict[str, Any]] = {
     "llava": {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}},
     "pixtral": {"size": {"longest_edge": 56}, "patch_size": 14},
     "smolvlm": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
+    "paligemma": {**_PATCHES, "image_seq_length": 4},
     "gemma3": _PATCHES,
 }
 _PROCESSORS: Mapping[str, dict[str, Any]] = {
@@ -222,7 +238,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 
 def _special(family: str, ids: Mapping[str, int]) -> dict[str, Any]:
-    if family in ("llava", "pixtral"):
+    if family in ("llava", "pixtral", "paligemma"):
         return {"image_token_index": ids[_PICTURES[family]]}
     if family == "smolvlm":
         return {"image_token_id": ids["<image>"]}

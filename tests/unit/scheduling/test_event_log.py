@@ -10,6 +10,8 @@ from bitinglip.scheduling.dispatch.quarantine import Quarantine, fingerprint
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.queue.priority import priority_of
+from bitinglip.settings.limits import Tier
 from tests.support.jobs import text_job
 from workers.protocol import Cancelled, Started, TextChoice, TextDelta, TextDone, TextJob
 
@@ -109,6 +111,12 @@ def test_event_log_output_that_was_seen_counts_as_sent() -> None:
         assert event_log.output_seen
 
     run(test)
+
+
+def test_event_log_message_tells_a_worker_the_level_of_the_job() -> None:
+    low = EventLog(job(priority=priority_of(Tier(priority=2), "low")))
+    assert low.job.priority.level == 3
+    assert low.message == msgspec.structs.replace(low.work, priority=3)
 
 
 def test_event_log_status_names_where_a_job_is() -> None:

@@ -163,7 +163,13 @@ def test_selection_of_a_pipeline_whose_part_has_pickles_only_is_refused() -> Non
 def test_selection_takes_templates_settings_and_processors() -> None:
     wanted = [*TEXTS, "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
     wanted += ["preprocessor_config.json", "processor_config.json", "special_tokens_map.json"]
-    wanted += ["tokenizer.model", "model.safetensors", "1_Pooling/config.json", "modules.json"]
+    wanted += [
+        "source.spm",
+        "tokenizer.model",
+        "model.safetensors",
+        "1_Pooling/config.json",
+        "modules.json",
+    ]
     assert sorted(select([*wanted, "chat_template.py"], shards={})) == sorted(wanted)
 
 

@@ -12,6 +12,24 @@ from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 _DEFAULT, _FOR_TOOLS = "default", "tool_use"  #: as the library names them
 _MOST_BYTES = 8_000_000  #: of a file of templates
 
+#: Of models that know no turns, and whose files have no template: the pictures come first, then all
+#: texts. What the library's processor puts between them and at the end is put here where there are
+#: no pictures for it.
+_PALIGEMMA = """\
+{%- set seen = namespace(pictures=false, text='') -%}
+{%- for message in messages -%}
+{%- if seen.text -%}{%- set seen.text = seen.text + '\n' -%}{%- endif -%}
+{%- if message['content'] is string -%}{%- set seen.text = seen.text + message['content'] -%}
+{%- else -%}{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{%- set seen.pictures = true -%}{{ '<image>' }}
+{%- else -%}{%- set seen.text = seen.text + part['text'] -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{%- endfor -%}
+{%- if seen.pictures -%}{{ seen.text }}
+{%- else -%}{{ bos_token + seen.text + '\n' }}{%- endif -%}"""
+#: By the types of models; the store says of the same ones that they chat.
+WITHOUT_TURNS = {"paligemma": _PALIGEMMA}
+
 Template = ChatTemplate | BrokenTemplate
 
 
@@ -44,13 +62,14 @@ class ChatTemplates:
         return "\0".join(each.literals for each in usable)
 
 
-def chat_templates(tokenizer: Any, folder: Path) -> ChatTemplates | None:
-    """Return a model's templates; None if it has none.
+def chat_templates(tokenizer: Any, folder: Path, model_type: str = "") -> ChatTemplates | None:
+    """Return a model's templates; None if it has none, nor one of ours for its type.
 
     The library has read ``chat_template.jinja``, those beside it and the tokenizer's configuration;
     ``chat_template.json``, where models of several inputs used to have theirs, it has not.
     """
     found = tokenizer.chat_template or _of_json(folder / "chat_template.json")
+    found = found or WITHOUT_TURNS.get(model_type)
     if not found:
         return None
     sources = found if isinstance(found, dict) else {_DEFAULT: found}

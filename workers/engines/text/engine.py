@@ -18,6 +18,7 @@ from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.draw import UNDECIDED
 from workers.engines.text.flight import NONE, Launcher
+from workers.engines.text.generate_steps import has_prefix
 from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
@@ -100,7 +101,7 @@ class TextEngine:
         rows = min(self._runner.rows, self._runner.blocks)
         context = min(plan.context, self._runner.blocks * self._block_size)
         tokenizer = private_copy(loaded.tokenizer)
-        templates = chat_templates(tokenizer, Path(spec.path))
+        templates = chat_templates(tokenizer, Path(spec.path), loaded.model_type)
         wanted = options.response_template
         chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
         loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
@@ -115,6 +116,7 @@ class TextEngine:
             vocab_size=loaded.vocab_size,
             grammars=self._grammars.compiler,
             starts=loaded.starts,
+            scores_prompts=not has_prefix(loaded),
         )
         return Ready(
             slots=rows,

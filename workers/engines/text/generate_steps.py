@@ -15,13 +15,15 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from workers.engines.numbers import no_numbers
 from workers.engines.text.loading import LoadedModel
+from workers.engines.text.plan import Sequence
 from workers.engines.text.self_check import tolerance
 from workers.engines.torch_env import load_failed
 
 ENCODED = "prompt"  #: the input that names the tokens which an encoder reads
+_TYPES = "token_type_ids"
 _LENGTHS = 12, 5  #: tokens of the prompt and the answer that try a model
 #: Inputs that say something of each token; what comes after a prompt is plain text.
-_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")
+_OF_TOKENS = (_TYPES, "mm_token_type_ids")
 
 
 class GenerateSteps:
@@ -32,9 +34,18 @@ class GenerateSteps:
         self._device = loaded.device
         self._encodes = loaded.family == "seq2seq"
         forward = signature(loaded.model.forward).parameters
+        #: a prompt's tokens look at all of it, so what comes after it is to be told from them
+        self._has_prefix = has_prefix(loaded)
         self._counts = "position_ids" in forward and not self._encodes
         self._settings = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
         self._never = _never_said(loaded)
+
+    def inputs_of(self, sequence: Sequence) -> Mapping[str, Any]:
+        """Return what the model reads beside a sequence's tokens."""
+        found = sequence.inputs or {}
+        if self._has_prefix and _TYPES not in found:
+            return {**found, _TYPES: torch.zeros(1, sequence.prompt_length, dtype=torch.long)}
+        return found
 
     def begin(self, tokens: list[int], inputs: Mapping[str, Any]) -> tuple[Any, Tensor]:
         """Compute a whole sequence. -> what it leaves, the logits after it [vocab]
@@ -50,7 +61,7 @@ class GenerateSteps:
                 name: each.to(self._device) if isinstance(each, Tensor) else each
                 for name, each in inputs.items()
             }
-            given |= {name: _stretched(name, each, len(tokens)) for name, each in placed.items()}
+            given |= {name: self._stretched(name, e, len(tokens)) for name, e in placed.items()}
             if self._counts:
                 given["position_ids"] = self._model._prepare_position_ids_for_generation(ids, given)
         given |= {"use_cache": True, **self._settings}
@@ -82,46 +93,59 @@ class GenerateSteps:
         output = encoder(input_ids=ids, attention_mask=mask, return_dict=True)
         return {"attention_mask": mask, "encoder_outputs": output}
 
+    def _stretched(self, name: str, value: Any, length: int) -> Any:
+        """Return an input of a prompt for a sequence that has gone on: computed again."""
+        if name not in _OF_TOKENS or value.shape[-1] >= length:
+            return value
+        rest = int(self._has_prefix and name == _TYPES)
+        return torch.nn.functional.pad(value, (0, length - value.shape[-1]), value=rest)
+
     def _cache(self) -> Any:
         own = DynamicCache(config=self._model.config.get_text_config(decoder=True))
         # All of a prompt is kept, also where the decoder looks back through windows.
         return EncoderDecoderCache(own, DynamicCache()) if self._encodes else own
 
 
+def has_prefix(loaded: LoadedModel) -> bool:
+    """Return whether a model's prompts are read in both directions (PaliGemma's)."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    both = getattr(config, "use_bidirectional_attention", None)
+    return loaded.family == "vision" and both is True
+
+
 @torch.inference_mode()
 def check_steps(loaded: LoadedModel) -> None:
-    """Compare an encoder-decoder's logits, token after token, with those of one pass.
+    """Compare an answer's logits, token after token, with those of one pass.
 
-    Raises Refused where they differ.
+    It is for models that read a prompt otherwise than what they say after it. Raises Refused where
+    they differ.
     """
     steps = GenerateSteps(loaded)
     prompt, said = (
         [(17 + 31 * place) % loaded.vocab_size for place in range(count)] for count in _LENGTHS
     )
-    output = loaded.model(
-        input_ids=torch.tensor([prompt], device=loaded.device),
-        decoder_input_ids=torch.tensor([said], device=loaded.device),
-        use_cache=False,
-    )
-    expected = output.logits[0].float()
+    before: list[int] = []
+    if loaded.family == "seq2seq":
+        inputs: dict[str, Any] = {ENCODED: prompt}
+        given = {"input_ids": prompt, "decoder_input_ids": said}
+    else:
+        before = prompt
+        inputs = {_TYPES: torch.zeros(1, len(prompt), dtype=torch.long)}
+        given = {"input_ids": prompt + said, _TYPES: [0] * len(prompt) + [1] * len(said)}
+    placed = {name: torch.tensor([each], device=loaded.device) for name, each in given.items()}
+    output = loaded.model(**placed, use_cache=False)
+    expected = output.logits[0, len(before) :].float()
     if not bool(expected.isfinite().all()):
         raise no_numbers(loaded.dtype)
-    given, found = steps.begin(said[:1], {ENCODED: prompt})
+    state, found = steps.begin([*before, *said[:1]], inputs)
     worst = 0.0
     for place in range(len(said)):
         if place:
-            given, found = steps.go_on(said[: place + 1], given)
+            state, found = steps.go_on([*before, *said[: place + 1]], state)
         near = (found.float() - expected[place])[found.isfinite()]
         worst = max(worst, near.square().mean().sqrt().item())
     if not worst <= tolerance(loaded) * expected.std().item():
         raise load_failed("The text engine does not compute this model as its library does.")
-
-
-def _stretched(name: str, value: Any, length: int) -> Any:
-    """Return an input of a prompt for a sequence that has gone on: when it is computed again."""
-    if name not in _OF_TOKENS or value.shape[-1] >= length:
-        return value
-    return torch.nn.functional.pad(value, (0, length - value.shape[-1]))
 
 
 def _never_said(loaded: LoadedModel) -> Tensor | None:

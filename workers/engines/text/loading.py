@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from workers.engines import torch_env
-from workers.engines.base import reason
+from workers.engines.base import Refused, reason
 from workers.engines.library_config import library_config
 from workers.engines.library_progress import placed_by_library
 from workers.engines.peer_copies import check_copies
@@ -28,6 +28,7 @@ from workers.engines.text.families import (
 )
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.text.pictures import PictureReader, open_processor
+from workers.engines.text.python_tokenizers import is_python, with_backend
 from workers.engines.text.quantized import (
     EIGHT_BITS,
     MEMORY_SHARE,
@@ -44,6 +45,8 @@ from workers.protocol import Load, TextOptions
 
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
+#: Chats must tell control tokens from text that looks like them, and such tokenizers do not.
+_NO_RUST = "The tokenizer does not work: it is one in Python, which only encoders may have."
 _RELATIVE_CONTEXT = 1024  #: the same, of an encoder-decoder that was made for no length
 
 
@@ -199,6 +202,7 @@ def _model(
             quantization_config=library_setting(quantization, config, dtype, folder, placed),
         )
     torch_env.check_missing(info["missing_keys"])
+    _keep_short_rotation(model)
     check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
@@ -210,6 +214,17 @@ def _model(
             quantize(model, quantization, device, dtype, placed)
         move(model, device, dtype, placed)
     return model.eval().requires_grad_(False)
+
+
+def _keep_short_rotation(model: Any) -> None:
+    """Have longrope's rotations keep the frequencies of short texts, which are all that come.
+
+    ``max_positions`` ends the context there. The library looks for a longer one in each forward
+    pass.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            module.rope_type = "default"
 
 
 def _max_memory(spec: Load, quantization: str | None) -> dict[int, int]:
@@ -234,11 +249,18 @@ def _tokenizer(folder: Path, config: Any) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, config=config, trust_remote_code=False, local_files_only=True
         )
+        if is_python(tokenizer):
+            if not config.is_encoder_decoder:
+                raise load_failed(_NO_RUST)
+            tokenizer = with_backend(tokenizer)
         backend = tokenizer.backend_tokenizer
-        # Defaults in tokenizer.json would cut or fill prompts in silence.
-        backend.no_truncation()
-        backend.no_padding()
+        if not is_python(tokenizer):
+            # Defaults in tokenizer.json would cut or fill prompts in silence.
+            backend.no_truncation()
+            backend.no_padding()
         tokenizer.decode(backend.encode("A try.").ids)
+    except Refused:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise

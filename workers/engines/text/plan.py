@@ -30,6 +30,7 @@ class Sequence:
     sound: bool = False  #: a token was chosen from what its blocks hold: these are numbers
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
     lora: int | None = None  #: the slot of the LoRA that it is computed with; None: of none
+    priority: int = 0  #: where blocks lack, those of the lowest lose theirs first
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

@@ -62,11 +62,14 @@ class Preprocessor:
         vocab_size: int,
         grammars: GrammarCompiler,
         starts: Sequence[int] = (),
+        scores_prompts: bool = True,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``.
 
         ``starts``: what a decoder begins with, if an encoder reads the prompts.
+        ``scores_prompts``: a prompt's tokens have log-probabilities, as each sees those before it.
         """
+        self._scores_prompts = scores_prompts
         self._starts = list(starts)
         self._grammars = grammars
         self._tokenizer = tokenizer
@@ -85,6 +88,12 @@ class Preprocessor:
         """
         self._check_tokens(job.sampling.logit_bias, "logit_bias")
         self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
+        if job.echo and job.sampling.logprobs is not None and not self._scores_prompts:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                "This model reads prompts in both directions: their tokens have no probabilities.",
+                param="logprobs",
+            )
         prompts: list[PreparedPrompt] = []
         for given in job.prompts or (job.prompt,):
             prompts.append(self._prepare_shortened(job, given))

@@ -79,6 +79,7 @@ class Request:
                     holders=holders,
                     keys=self._keys(),
                     inputs=prompt.inputs,
+                    priority=job.priority,
                 ),
                 SamplingParams(
                     sampling,

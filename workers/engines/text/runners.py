@@ -4,7 +4,7 @@ from workers.engines import torch_env
 from workers.engines.cuda_graphs import Capture, cuda_capture
 from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.decoder import Unsupported
-from workers.engines.text.generate_steps import check_steps
+from workers.engines.text.generate_steps import check_steps, has_prefix
 from workers.engines.text.kernels import unusable
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_slots import LoraBounds
@@ -69,7 +69,7 @@ def _sequential(
     """Return what computes each sequence by itself. Raises Refused where it does so wrongly."""
     with torch_env.library_errors("The model does not run"):
         runner = SequentialRunner(loaded, plan, loras)
-        if loaded.family == "seq2seq":
+        if loaded.family == "seq2seq" or has_prefix(loaded):
             check_steps(loaded)
             return runner
         check = SelfCheck(loaded, _LENGTHS)

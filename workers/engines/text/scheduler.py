@@ -2,8 +2,8 @@
 
 One token budget per step: first the sequences that wait for one token only (decode), then tokens
 that are drafted for them, then the prompts, in pieces that fill what is left. When blocks run out,
-the youngest sequence loses its blocks (preemption) and is computed again later from its prompt and
-its own tokens.
+the sequence of the lowest priority loses its blocks (preemption), the youngest of these, and is
+computed again later from its prompt and its own tokens.
 
 A job may have several sequences. Each job has a row before another has its second one: if rows or
 blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
@@ -13,6 +13,7 @@ jobs share the blocks of what they have in common at their beginning, if their k
 A step may be planned before the tokens of the one before are known: these are promised then.
 """
 
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,7 +54,7 @@ class Scheduler:
         self._limit = StepLimit(step_tokens)
         self._watermark = int(allocator.total * watermark)
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  #: oldest first
+        self._running: list[Sequence] = []  #: of the highest priority first, then oldest
         self._rows: Counter[str] = Counter()  #: of the running sequences, by their job
         self._scored_left = 0  #: tokens that this step may still score
         self._in_flight = False  #: the step before the one that is being planned has not landed
@@ -115,7 +116,7 @@ class Scheduler:
         prefills = self._plan_running_prefills(budget)
         stuck = not decodes and not prefills and len(self._running) > 1
         if stuck and not any(sequence.held_up for sequence in self._running):
-            prefills = self._unblock_oldest(preempted)
+            prefills = self._unblock_first(preempted)
         budget -= sum(chunk.end - chunk.start for chunk in prefills)
         if len(preempted) == made_way:
             prefills += self._admit(budget)
@@ -190,10 +191,12 @@ class Scheduler:
                 room -= count
 
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
-        """Reserve the block of the next token; preempt younger sequences if need be."""
+        """Reserve the block of the next token; preempt those that come later if need be."""
         while not self._grow(sequence, 1):
             place = self._running.index(sequence)  # those before it are in the plan
-            victim = self._of_most_rows(self._running[place:])
+            lowest = self._running[-1].priority
+            later = [each for each in self._running[place:] if each.priority == lowest]
+            victim = self._of_most_rows(later)
             self._preempt(victim)
             preempted.append(victim)
             if victim is sequence:
@@ -201,7 +204,7 @@ class Scheduler:
         return True
 
     def _of_most_rows(self, sequences: list[Sequence]) -> Sequence:
-        """Return the youngest of those whose job has most rows."""
+        """Return the last of those whose job has most rows."""
         return max(reversed(sequences), key=lambda each: self._rows[each.id])
 
     def _make_way(self) -> list[Sequence]:
@@ -231,13 +234,13 @@ class Scheduler:
                     chunks.append(chunk)
         return chunks
 
-    def _unblock_oldest(self, preempted: list[Sequence]) -> list[Chunk]:
-        """Preempt the youngest sequences until the oldest can go on."""
-        oldest = self._running[0]
+    def _unblock_first(self, preempted: list[Sequence]) -> list[Chunk]:
+        """Preempt the last sequences until the first can go on."""
+        first = self._running[0]
         while len(self._running) > 1:
             preempted.append(self._running[-1])
             self._preempt(self._running[-1])
-            chunk = self._prefill(oldest, self._limit.tokens)
+            chunk = self._prefill(first, self._limit.tokens)
             if chunk:
                 return [chunk]
         return []
@@ -282,8 +285,7 @@ class Scheduler:
         return bool(holders) and all(each.computed < self._sharable(each) for each in holders)
 
     def _sharable(self, sequence: Sequence) -> int:
-        """Count the tokens of a prompt's full blocks, without its last token: that is computed by
-        each, since its logits are what the next token is drawn from."""
+        """Count the tokens of a prompt's full blocks, without its last: each computes that one."""
         size = self._allocator.block_size
         return (sequence.prompt_length - 1) // size * size
 
@@ -321,7 +323,7 @@ class Scheduler:
         sequence.sound = False
         if not sequence.started:
             sequence.cached = sequence.computed
-        self._running.append(sequence)
+        insort(self._running, sequence, key=lambda each: -each.priority)
         self._rows[sequence.id] += 1
         if sequence.holders is not None:
             sequence.holders.append(sequence)

@@ -113,7 +113,8 @@ class SequentialRunner:
             # A pass that fails leaves the cache half written, so it is forgotten until it is whole.
             self._states.pop(chunk.sequence, None)
             self._choose_lora(chunk.sequence)
-            cache, logits = self._forward(tokens, state, chunk.sequence.inputs or {})
+            given = {} if self._steps is None else self._steps.inputs_of(chunk.sequence)
+            cache, logits = self._forward(tokens, state, given)
             state = self._states[chunk.sequence] = _State(cache, len(tokens), logits)
         assert state.logits is not None
         return state.logits

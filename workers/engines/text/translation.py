@@ -1,4 +1,4 @@
-"""Sets the languages of models that translate, by the codes of their tokenizers (NLLB, mBART)."""
+"""Sets the languages of models that translate, by their codes (NLLB, mBART, M2M100)."""
 
 from typing import Any
 
@@ -33,6 +33,11 @@ def starts_in(tokenizer: Any, starts: tuple[int, ...], options: TextOptions) -> 
     """
     if options.target_language is None:
         return starts
+    if codes := getattr(tokenizer, "supported_language_codes", None):
+        raise load_failed(
+            "text.target_language is set, but this model is told it in the prompt, which begins "
+            f"with {codes[0][:40]!a} or another language."
+        )
     wanted = _id_of(tokenizer, options.target_language, "target_language")
     plain = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return (starts[0], wanted) if starts[0] in plain else (wanted,)
@@ -40,7 +45,9 @@ def starts_in(tokenizer: Any, starts: tuple[int, ...], options: TextOptions) -> 
 
 def _id_of(tokenizer: Any, code: str, field: str) -> int:
     """Return the token of a language. Raises Refused if the tokenizer has none."""
-    found = tokenizer.convert_tokens_to_ids(code)
+    # M2M100's tokens of languages have other names than its codes.
+    name = getattr(tokenizer, "lang_code_to_token", {}).get(code, code)
+    found = tokenizer.convert_tokens_to_ids(name)
     if not isinstance(found, int) or found == tokenizer.unk_token_id:
         raise load_failed(f"text.{field} is {code[:40]!a}, for which the model has no token.")
     return found

@@ -1,5 +1,7 @@
 """Models whose encoder reads the prompt, in the text engine, against the library's generate()."""
 
+import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -8,13 +10,20 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.support.engine_runs import finals, run_to_end
-from tests.support.models.seq2seq import FAMILIES, make_seq2seq_model, make_translator
+from tests.support.models.seq2seq import (
+    FAMILIES,
+    make_m2m100,
+    make_marian,
+    make_seq2seq_model,
+    make_translator,
+)
 from tests.support.models.text import EOS, make_tiny_model
 from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Answered, Refused
 from workers.protocol import (
     Cancelled,
     ChatMessage,
+    Grammar,
     Sampling,
     TextDelta,
     TextDone,
@@ -168,6 +177,58 @@ def test_encoder_translates_between_the_languages_of_the_settings(tmp_path: Path
     with pytest.raises(Refused) as refused:
         load(t5, text=TextOptions(source_language=EOS))
     assert "marks no languages" in refused.value.message
+
+
+def test_encoder_prompt_in_pieces_of_sentencepiece_is_translated_as_by_generate(
+    tmp_path: Path,
+) -> None:
+    """Marian's tokenizer numbers the pieces of two files by a third, and is one in Python."""
+    folder = make_marian(tmp_path / "model")
+    engine, _ = load(folder)
+    texts = [*PROMPTS, ">>de<< the keys and values  of a dict", "\N{SNOWMAN} </s> >>de<< t"]
+    jobs = [job(str(n), prompt, max_tokens=9 + n) for n, prompt in enumerate(texts)]
+    library = Library(folder)
+    expected = {str(n): library.answer(each, 9 + n) for n, each in enumerate(texts)}
+    assert len(set(expected.values())) == len(texts)
+    assert all(expected.values())
+    assert {name: end.text for name, end in run(engine, *jobs).items()} == expected
+    events = run_to_end(engine, jobs[0])
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == expected["0"]
+    one = job("a", texts[0], ignore_eos=False, max_tokens=40)
+    form = Grammar(kind="regex", source="[a-m ]{3,9}")
+    said = run(engine, msgspec.structs.replace(one, grammar=form))["a"].text
+    assert re.fullmatch("[a-m ]{3,9}", said)
+    engine.close()
+    with pytest.raises(Refused) as refused:
+        load(folder, text=TextOptions(target_language=">>de<<"))
+    assert "is told it in the prompt, which begins with '>>de<<'" in refused.value.message
+
+
+def test_encoder_translates_by_codes_that_are_no_tokens(tmp_path: Path) -> None:
+    folder = make_m2m100(tmp_path / "model")
+    library, texts = Library(folder), []
+    for languages in (("fr", "de"), ("en", "ro")):
+        options = TextOptions(source_language=languages[0], target_language=languages[1])
+        engine, _ = load(folder, text=options)
+        texts.append(run(engine, job("a", "return the keys", max_tokens=8))["a"].text)
+        named = (languages[0], f"__{languages[1]}__")
+        assert texts[-1] == library.translation("return the keys", 8, named)
+        engine.close()
+    assert len(set(texts)) == 2
+    with pytest.raises(Refused) as refused:
+        load(folder, text=TextOptions(source_language="klingon"))
+    assert "has no token" in refused.value.message
+
+
+def test_tokenizer_in_python_is_not_for_chats(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    translator = make_m2m100(tmp_path / "translator")
+    for name in ("vocab.json", "sentencepiece.bpe.model", "tokenizer_config.json"):
+        shutil.copy(translator / name, folder)
+    with pytest.raises(Refused) as refused:
+        load(folder)
+    assert "in Python, which only encoders may have" in refused.value.message
 
 
 def test_languages_are_not_for_models_without_an_encoder(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.engine_runs import run_to_end
@@ -144,15 +145,15 @@ def random_arrival(engine: TextEngine, jobs: list[TextJob], seed: int) -> list[E
     return events + run_to_end(engine)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_preemption_in_a_small_cache_changes_no_answer(
     models: dict[str, Path], family: str
 ) -> None:
     reference = Reference(models[family])
-    per_block = {"llama": 3 * 64, "mistral": 3 * 64, "gpt2": 3 * 96}[family] * 4 * BLOCK_SIZE
+    per_block = 3 * (96 if family == "gpt2" else 64) * 4 * BLOCK_SIZE
     engine, ready = load(models[family], step_tokens=24, kv_cache_bytes=31 * per_block)
     assert ready.max_context == 30 * BLOCK_SIZE
-    jobs = [job(str(n), "one two three", max_tokens=60) for n in range(4)]
+    jobs = [replace(job(str(n), "one two three", max_tokens=60), priority=n // 3) for n in range(4)]
     resets = 0
     for one in jobs:
         engine.submit(engine.prepare(one))
@@ -165,6 +166,7 @@ def test_preemption_in_a_small_cache_changes_no_answer(
     assert resets, "the cache was to be too small"
     expected = reference.text("one two three", 60)
     assert [end.text for end in done(events).values()] == [expected] * 4
+    assert next(iter(done(events))) == "3", "the others gave way"
     assert len([event for event in events if isinstance(event, Started)]) == 4
     assert not any(engine.books().values())
     engine.close()

@@ -1,6 +1,7 @@
 """Steps of single tokens as graphs: captures that compute again over the same tensors stand in for
 a card's, so what lies in these tensors is what counts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.support.engine_runs import step_until, submit
 from tests.support.logs import CaughtLogs
 from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import make_tiny_model
-from tests.support.text_harness import BLOCK_SIZE, done, job, load, run
+from tests.support.text_harness import BLOCK_SIZE, distance_from_library, done, job, load, run
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Replay
 from workers.engines.text import attention, decode_graphs, runners
@@ -277,3 +278,28 @@ def test_graphs_are_refused_where_there_can_be_none(
     monkeypatch.undo()
     with pytest.raises(Refused, match=r"text\.graphs is warmup, but the model does not run on"):
         load(folder, text=TextOptions(graphs="warmup"))
+
+
+def test_graphs_of_longrope_capture_no_look_at_the_length(tmp_path: Path) -> None:
+    """The library compares the largest position in each pass, and writes the frequencies anew."""
+    folder = make_tiny_model("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.5] * 8,
+        "long_factor": [2.0] * 8,
+        "factor": 2.0,
+        "original_max_position_embeddings": 128,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    engine, ready = load(folder)
+    assert ready.max_context == 128
+    one = job("a", prompt="word " * 9, logprobs=0)
+    ids = engine.prepare(one).prompts[0].ids
+    rotary = engine._loaded.model.model.rotary_emb
+    before = rotary.inv_freq._version
+    end = run(engine, one)["a"]
+    assert max(distance_from_library(folder, torch.float32, "cpu", ids, end)) <= 1e-3
+    assert rotary.inv_freq._version == before
+    engine.close()

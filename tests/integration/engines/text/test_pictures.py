@@ -9,12 +9,15 @@ import msgspec
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from tests.support.models.text import make_tiny_model
+from model_store.chat_templates import WITHOUT_TURNS
+from model_store.inspection import inspect
+from tests.support.models.text import BOS, make_tiny_model
 from tests.support.models.vision import FAMILIES, library_processor, make_vision_model, png
-from tests.support.text_harness import load, run
+from tests.support.text_harness import job, load, run
 from workers.engines.base import Answered, Refused
+from workers.engines.text import chat_templates
 from workers.protocol import ChatMessage, Picture, Sampling, TextDone, TextJob
 
 TEXT = "What do you see here, and what is it like?"
@@ -47,6 +50,9 @@ class Library:
     def __init__(self, family: str, folder: Path) -> None:
         self._processor = library_processor(family, folder)
         self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        # PaliGemma's processor gives its tokenizer tokens for which this model has no row.
+        self._own = AutoTokenizer.from_pretrained(folder)
+        self._needs_pictures = family == "paligemma"
         self._model.eval().generation_config.eos_token_id = None
 
     def answer(self, messages: Sequence[ChatMessage], count: int) -> str:
@@ -58,12 +64,15 @@ class Library:
             for each in messages
             for picture in each.pictures
         ]
-        inputs = self._processor(images=images or None, text=[prompt], return_tensors="pt")
+        if images or not self._needs_pictures:
+            inputs = self._processor(images=images or None, text=[prompt], return_tensors="pt")
+        else:
+            inputs = tokenizer(prompt, return_tensors="pt")
         output = self._model.generate(
             **inputs, max_new_tokens=count, do_sample=False, pad_token_id=0
         )
         said = output[0, inputs["input_ids"].shape[1] :]
-        shown: str = tokenizer.decode(said, skip_special_tokens=True)
+        shown: str = self._own.decode(said, skip_special_tokens=True)
         return shown
 
 
@@ -74,6 +83,8 @@ def _content(message: ChatMessage) -> list[dict[str, str]]:
     ]
 
 
+# The library's processor of PaliGemma makes an array of a tensor.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_picture_chat_says_what_generate_says_alone_and_beside_others(
     family: str, tmp_path: Path
@@ -102,14 +113,45 @@ def test_picture_chat_says_what_generate_says_alone_and_beside_others(
     engine.close()
 
 
-def test_picture_prompt_is_computed_again_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_picture_for_a_model_without_turns_and_template(tmp_path: Path) -> None:
+    """PaliGemma's processor puts BOS behind its pictures, and a line's end behind the text."""
+    folder = make_vision_model("paligemma", tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    assert inspect(folder).capabilities == ("completion", "chat", "vision")
+    engine, ready = load(folder)
+    assert ready.has_chat_template
+    processor = library_processor("paligemma", folder)
+    asked = chat("a", seen(tmp_path, TEXT, (5, 1), (5, 2)))
+    images = [Image.new("RGB", (40, 40))] * 2
+    theirs = processor(images=images, text=[f"<image><image>{TEXT}"])["input_ids"]
+    assert engine.prepare(asked).prompts[0].ids == theirs[0]
+    plain = engine.prepare(chat("b", ChatMessage("user", "<image> hi"))).prompts[0]
+    encoded = AutoTokenizer.from_pretrained(folder)(f"{BOS}{{}}\n")["input_ids"]
+    assert (plain.ids[0], plain.ids[-1]) == (encoded[0], encoded[-1])
+    assert processor.image_token_id not in plain.ids
+    assert run(engine, asked)["a"].completion_tokens == 9
+    with pytest.raises(Refused) as refused:
+        engine.prepare(msgspec.structs.replace(job("c", "hi", logprobs=1), echo=True))
+    assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "logprobs")
+    engine.close()
+
+
+def test_picture_models_without_turns_are_the_same_to_the_store() -> None:
+    assert set(chat_templates.WITHOUT_TURNS) == WITHOUT_TURNS
+
+
+@pytest.mark.parametrize(("family", "room"), [("qwen2_5_vl", 220_000), ("paligemma", 160_000)])
+def test_picture_prompt_is_computed_again_as_it_was(family: str, room: int, tmp_path: Path) -> None:
     """Jobs that had to give way begin again, with what they said behind their pictures."""
-    folder = make_vision_model("qwen2_5_vl", tmp_path / "model")
-    engine, ready = load(folder, kv_cache_bytes=220_000, max_context=96)
+    folder = make_vision_model(family, tmp_path / "model")
+    engine, ready = load(folder, kv_cache_bytes=room, max_context=96)
     jobs = [chat(str(n), seen(tmp_path, TEXT, (n, n)), max_tokens=24) for n in range(5)]
     expected = {one.id: run(engine, one)[one.id].text for one in jobs}
     computed: list[int] = []
-    engine._loaded.model.model.visual.register_forward_hook(lambda *_: computed.append(1))
+    inner = engine._loaded.model.model
+    tower = inner.visual if family == "qwen2_5_vl" else inner.vision_tower
+    tower.register_forward_hook(lambda *_: computed.append(1))
     assert {name: end.text for name, end in run(engine, *jobs).items()} == expected
     assert ready.slots > 1
     assert len(computed) > len(jobs)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.engine_runs import run_to_end
-from tests.support.models.text import make_tiny_model, train_tokenizer
+from tests.support.models.text import FAMILIES, make_tiny_model, train_tokenizer
 from tests.support.text_harness import BLOCK_SIZE, distance_from_library, done, job, load, run
 from workers.engines.text.engine import TextEngine
 from workers.protocol import Failed, TextJob
@@ -34,7 +34,7 @@ def within(scope: str | None, one: TextJob, **fields: int) -> TextJob:
     return msgspec.structs.replace(one, prefix_scope=scope, **fields)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_prefix_reuse_changes_no_greedy_text(family: str, tmp_path: Path) -> None:
     folder = make_tiny_model(family, tmp_path / family)
     jobs = [job(str(n), BEGINNING + each, logprobs=0) for n, each in enumerate(QUESTIONS)]
@@ -48,6 +48,9 @@ def test_prefix_reuse_changes_no_greedy_text(family: str, tmp_path: Path) -> Non
         assert length - BLOCK_SIZE <= end.cached_tokens < end.prompt_tokens
         found = distance_from_library(folder, torch.float32, "cpu", prompts[name], end)
         assert max(found) <= 1e-3
+    alone = run(engine, within("a", jobs[1]))["1"].text
+    forks = run(engine, within("b", jobs[1], n=3))["1"].choices
+    assert [each.text for each in forks] == [alone] * 3
     engine.close()
 
 

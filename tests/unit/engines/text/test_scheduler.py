@@ -41,8 +41,8 @@ def make(
     return scheduler, allocator
 
 
-def sequence(name: str, length: int) -> Sequence:
-    return Sequence(name, list(range(length)))
+def sequence(name: str, length: int, priority: int = 0) -> Sequence:
+    return Sequence(name, list(range(length)), priority=priority)
 
 
 def run(scheduler: Scheduler) -> Plan:
@@ -106,6 +106,63 @@ def test_preemption_takes_the_youngest_which_is_computed_again_later() -> None:
     assert (again.sequence, again.start, again.end) == (young, 0, 8)
     assert again.samples
     assert books_add_up(allocator)
+
+
+@pytest.mark.parametrize(("old", "young"), [(0, 2), (-1, 0)])
+def test_preemption_takes_the_lowest_priority_first(old: int, young: int) -> None:
+    scheduler, allocator = make(blocks=6, step_tokens=32, watermark=0.0)
+    low, later = sequence("low", 8, old), sequence("later", 7, old)
+    high = sequence("high", 7, young)
+    for each in (low, later, high):
+        scheduler.add(each)
+    run(scheduler)
+    plan = run(scheduler)
+    assert plan.preempted == [later]
+    assert [c.sequence.id for c in plan.chunks] == ["high", "low"]
+    while not plan.preempted or plan.preempted == [later]:
+        plan = run(scheduler)
+    assert plan.preempted == [low]
+    scheduler.remove(high)
+    assert [c.sequence.id for c in run(scheduler).prefills] == ["low", "later"]
+    assert books_add_up(allocator)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_scheduler_starves_nobody_whatever_arrives_and_leaves(seed: int) -> None:
+    """Jobs of all priorities and lengths come while others run; some are cancelled."""
+    chance = random.Random(seed)
+    blocks = chance.randint(8, 20)
+    scheduler, allocator = make(
+        blocks, rows=chance.randint(2, 6), step_tokens=chance.randint(6, 20)
+    )
+    left: dict[str, tuple[Sequence, int]] = {}
+    preempted: list[int] = []
+    for step in range(20_000):
+        if step < 400 and chance.random() < 0.1:
+            length = chance.randint(1, 2 * blocks)
+            one = sequence(f"s{step}", length, chance.randint(-2, 5))
+            left[one.id] = (one, length + chance.randint(1, blocks * 4 - length))
+            scheduler.add(one)
+        if left and chance.random() < 0.02:
+            scheduler.remove(left.pop(chance.choice(list(left)))[0])
+        if not left:
+            if step >= 400:
+                break
+            continue
+        plan = run(scheduler)
+        assert plan.chunks, "one row can always go on"
+        check_plan(plan, allocator)
+        for gone in plan.preempted:
+            preempted.append(gone.priority)
+            assert all(chunk.sequence.priority >= gone.priority for chunk in plan.decodes)
+        for chunk in plan.chunks:
+            one = chunk.sequence
+            if len(one.tokens) > left[one.id][1]:
+                del left[one.id]
+                scheduler.remove(one)
+    assert not left
+    assert preempted
+    assert allocator.used_count == scheduler.running_count == scheduler.waiting_count == 0
 
 
 def test_blocks_are_inspected_when_they_are_freed_before_a_token_has_shown_them_sound() -> None:

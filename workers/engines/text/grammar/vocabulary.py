@@ -1,12 +1,13 @@
 """Describes a model's tokens to llguidance, once for each loaded model."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from workers.engines.text.detokenizer import ByteTable, byte_table
+from workers.engines.text.python_tokenizers import PieceTable, is_python
 
 
 class _Bytes:
@@ -14,7 +15,7 @@ class _Bytes:
 
     bos_token_id: int | None = None
 
-    def __init__(self, tokenizer: Any, table: ByteTable, size: int, end: int) -> None:
+    def __init__(self, tokenizer: Any, table: Mapping[int, bytes], size: int, end: int) -> None:
         self.eos_token_id = end
         self.special_token_ids = sorted(added_tokens(tokenizer).values())
         self.tokens = [table[token] for token in range(size)]
@@ -34,7 +35,9 @@ def make_vocabulary(tokenizer: Any, eos_ids: Collection[int], size: int) -> LLTo
     not bytes the library reads the tokenizer's own description, once and three times as long.
     """
     ends = sorted(eos_ids)
-    table = byte_table(tokenizer)
+    table: ByteTable | PieceTable | None = (
+        PieceTable(tokenizer) if is_python(tokenizer) else byte_table(tokenizer)
+    )
     if table is None:
         backend = copy.copy(tokenizer.backend_tokenizer)
         backend.no_padding()
