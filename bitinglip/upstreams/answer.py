@@ -124,7 +124,8 @@ class AnswerReader:
     def _spend(self, text: str, reasoning: str, calls: tuple[ToolCallDelta, ...]) -> None:
         """Hold a server to the bounds of the job, as workers are held. Raises BadAnswer."""
         self._pieces_left -= 1 + len(calls)
-        self._text_left -= len(text) + len(reasoning) + sum(len(each.arguments) for each in calls)
+        called = sum(len(each.arguments) + len(each.id) + len(each.name) for each in calls)
+        self._text_left -= len(text) + len(reasoning) + called
         if self._pieces_left < 0 or self._text_left < 0:
             raise BadAnswer("The upstream's answer is longer than any that was asked for.")
 

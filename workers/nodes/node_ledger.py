@@ -22,6 +22,7 @@ import msgspec
 from workers.devices.device import Elsewhere
 from workers.nodes.folder import AgentFolder, other_agents
 from workers.nodes.reservations import (
+    WISH_SECONDS,
     Entry,
     Page,
     Room,
@@ -114,12 +115,16 @@ class NodeLedger:
     def wish(self, viewer: Viewer, devices: Mapping[str, int]) -> None:
         """Take over what a gateway wishes others to free, by keys of devices; nothing ends it."""
         with self._changing:
+            now = self._clock()
+            for each, old in list(self._wishes.items()):
+                if each != viewer and now - old.at > WISH_SECONDS:
+                    del self._wishes[each]  # of a gateway that has gone meanwhile
             if devices:
                 self._wishes[viewer] = Wish(
                     gateway=viewer.gateway,
                     node=viewer.node,
                     devices=dict(devices),
-                    at=self._clock(),
+                    at=now,
                 )
             elif self._wishes.pop(viewer, None) is None:
                 return

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from workers.devices.device import CPU, Device, Elsewhere
-from workers.protocol.bounds import Name, Size
+from workers.protocol.bounds import MOST_BYTES, Name, Size
 
 WISH_SECONDS = 5.0  #: that a wish holds; a gateway says it again each second
 
@@ -87,7 +87,7 @@ def keyed(devices: Mapping[str, int], node: str, there: Sequence[Device]) -> dic
     known = {each.id: each for each in there}
     taken = {key_of(node, known[name]): size for name, size in devices.items()}
     if any(known[name].unified for name in devices) and CPU in known:
-        size = sum(devices.values())
+        size = _total(devices.values())
         shared = [each for each in there if each.unified or each.id == CPU]
         taken |= {key_of(node, each): size for each in shared}
     return taken
@@ -122,15 +122,20 @@ def elsewhere(
         if not there and not wished:
             continue
         found[name] = Elsewhere(
-            reserved=sum(each.size(key) for each in there),
-            ram=sum(each.in_ram for each in there if each.host == key),
-            held=sum(each.held.get(key, 0) for each in there),
+            reserved=_total(each.size(key) for each in there),
+            ram=_total(each.in_ram for each in there if each.host == key),
+            held=_total(each.held.get(key, 0) for each in there),
             unknown=any(key not in each.held for each in there),
-            idle=sum(each.size(key) for each in there if each.idle_since is not None),
-            pinned=sum(each.size(key) for each in there if each.pinned),
-            wished=wished,
+            idle=_total(each.size(key) for each in there if each.idle_since is not None),
+            pinned=_total(each.size(key) for each in there if each.pinned),
+            wished=min(wished, MOST_BYTES),
         )
     return found
+
+
+def _total(sizes: Iterable[int]) -> int:
+    """Add bytes up, to no more than a message may say: gateways may tell what they like."""
+    return min(sum(sizes), MOST_BYTES)
 
 
 def _planned(room: Room, entries: Sequence[Entry]) -> tuple[int, int]:

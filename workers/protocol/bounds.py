@@ -15,7 +15,8 @@ MOST_SEQUENCES = 128  #: that one text job makes
 MOST_PICTURE_PIXELS = 1 << 26  #: of a picture in a message; a larger one is never decoded
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes
+MOST_BYTES = 2**50
+Size = Annotated[int, Meta(ge=0, le=MOST_BYTES)]  #: bytes
 Dimensions = Annotated[int, Meta(ge=1, le=2**20)]
 Slots = Annotated[int, Meta(ge=1, le=2**16)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]

@@ -100,3 +100,16 @@ def test_answer_without_an_end_is_given_up(stream: bool) -> None:
         reader.take(piece)
     with pytest.raises(BadAnswer, match="longer"):
         reader.take(piece)
+
+
+def test_answer_of_endless_names_of_tools_is_given_up() -> None:
+    reader = AnswerReader(job())
+
+    def call(number: int) -> dict[str, Any]:
+        named = {"index": number, "id": "c", "function": {"name": "n" * (1 << 20)}}
+        return chunk(tool_calls=[named])
+
+    for number in range(14):
+        reader.take(call(number))
+    with pytest.raises(BadAnswer, match="longer"):
+        reader.take(call(14))

@@ -238,8 +238,10 @@ def _order(group_of: Tensor, groups: int) -> Tensor | None:
     group_of: [in], the group of each input.
     """
     size = len(group_of) // groups
-    counts = torch.bincount(group_of.clamp(min=0).long(), minlength=groups)
-    if int(group_of.min()) < 0 or len(counts) != groups or bool((counts != size).any()):
+    if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
+        raise load_failed("The groups of the quantised weights are not those of their scales.")
+    counts = torch.bincount(group_of.long(), minlength=groups)
+    if bool((counts != size).any()):
         raise load_failed("The groups of the quantised weights are not of one size.")
     order = torch.argsort(group_of.long(), stable=True)
     return None if torch.equal(order, torch.arange(len(order), device=order.device)) else order

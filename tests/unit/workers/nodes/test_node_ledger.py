@@ -16,6 +16,7 @@ from workers.nodes import node_ledger
 from workers.nodes.folder import AgentFolder
 from workers.nodes.node_ledger import NodeLedger
 from workers.nodes.reservations import Entry, Room, Viewer, key_of, keyed
+from workers.protocol.bounds import MOST_BYTES
 
 GB = 1_000_000_000
 CARD = Device("0", "card", "cuda", 8 * GB, 10 * GB, pin="GPU-1")
@@ -108,6 +109,31 @@ def test_ledger_shares_cards_between_nodes_and_keeps_other_devices_apart(tmp_pat
     assert a.ask(2, 12, device="cpu") == ""
     assert b.ask(1, 12, device="cpu") == ""
     assert "GB left" in b.ask(2, 5)
+
+
+def test_ledger_tells_no_more_than_a_message_may_say(tmp_path: Path) -> None:
+    """Two entries of impossible sizes, which another gateway tells unasked, harm no one."""
+    one, two = Agent(tmp_path, "one"), Agent(tmp_path, "two")
+    assert (one.ask(1, 1), one.ask(2, 1)) == ("", "")
+    told = {
+        f"w{n}": one.entry(f"w{n}", 1, devices={"GPU-1": MOST_BYTES}, held={"GPU-1": MOST_BYTES})
+        for n in (1, 2)
+    }
+    one.ledger.update("one", told)
+    there = two.sees()
+    assert there is not None
+    assert (there.reserved, there.held) == (MOST_BYTES, MOST_BYTES)
+    unified = Device("0", "card", "cuda", 8 * GB, 10 * GB, unified=True)
+    taken = keyed({"0": MOST_BYTES, "cpu": MOST_BYTES}, "n", (unified, HOST))
+    assert set(taken.values()) == {MOST_BYTES}
+
+
+def test_ledger_drops_wishes_of_gateways_that_have_gone(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, "one")
+    for number in range(3):
+        agent.ledger.wish(Viewer(f"gateway {number}", "n"), {"GPU-1": GB})
+        agent.now += 6
+    assert agent.page.read_bytes().count(b'"gateway":') == 1
 
 
 def test_ledger_forgets_an_agent_that_was_killed(tmp_path: Path) -> None:
