@@ -14,6 +14,7 @@ import pytest
 
 from bitinglip import errors
 from tests.support.cluster import SECRET, AgentProcess, StaticAgents, agents, cluster_of
+from tests.support.left_processes import no_process_left
 from tests.support.scheduling_rig import Rig, answer, idle, job
 from tests.support.wait import eventually, until
 from workers.framing import BadFrame
@@ -30,9 +31,8 @@ TWO = {"a": {"replicas": 2, "fake": {"memory_bytes": 5_000_000_000, "tokens_per_
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    eventually(lambda: not set(psutil.Process().children(recursive=True)) - before)
+    with no_process_left():
+        yield
 
 
 def with_nodes(

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from bitinglip import errors
 from bitinglip.scheduling.models import shared_nodes
 from tests.support.cluster import AgentProcess, StaticAgents, cluster_of
+from tests.support.left_processes import no_process_left
 from tests.support.scheduling_rig import Rig, answer, idle, job
-from tests.support.wait import eventually, until
+from tests.support.wait import until
 from workers.nodes.folder import AgentFolder
 
 MOST = 5_000_000_000  #: bytes; a node's card has 8
@@ -24,9 +24,8 @@ NODES = ("n1",)
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    eventually(lambda: not set(psutil.Process().children(recursive=True)) - before)
+    with no_process_left():
+        yield
 
 
 @dataclass
