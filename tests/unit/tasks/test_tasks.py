@@ -75,6 +75,7 @@ FULL = Job(
         drop_turns=True,
         trace="00-1-2-01",
         lora=protocol.TextLora("folder"),
+        priority=3,
         stream=False,
     ),
     model="m",
