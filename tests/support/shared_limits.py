@@ -104,7 +104,7 @@ async def _database(path: Path) -> Database:
         return await Database.open(path)
     await (await Database.open(path)).close()
     if path.exists():  # noqa: ASYNC240  it is no database of PostgreSQL
-        _migrated.append(path.read_bytes())  # noqa: ASYNC240
+        _migrated.append(path.read_bytes())  # noqa: ASYNC240  as above
     return await Database.open(path)
 
 

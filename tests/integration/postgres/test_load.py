@@ -104,7 +104,7 @@ def test_postgresql_that_is_killed_under_load_loses_nothing_that_was_acknowledge
 async def more(kept: dict[str, list[str]], count: int) -> None:
     """Wait until so many further keys and tasks were acknowledged."""
     until = {name: len(each) + count for name, each in kept.items()}
-    while any(len(kept[name]) < least for name, least in until.items()):  # noqa: ASYNC110
+    while any(len(kept[name]) < least for name, least in until.items()):  # noqa: ASYNC110  lists tell of no change
         await asyncio.sleep(0.05)
 
 

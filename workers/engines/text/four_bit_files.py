@@ -139,7 +139,8 @@ class _Files:
 
     def dtype(self, name: str) -> torch.dtype:
         self._check(name)
-        return self._of[name].get_slice(name)[:0].dtype  # type: ignore[no-any-return]
+        found: torch.dtype = self._of[name].get_slice(name)[:0].dtype
+        return found
 
     def has(self, name: str) -> bool:
         return name in self._of
