@@ -4,7 +4,7 @@ Devices have keys here that hold for all agents of a machine: a card's UUID; els
 device's id there.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -183,12 +183,12 @@ def _given(pages: Sequence[Page], viewer: Viewer, now: float) -> dict[str, int]:
     given: dict[str, int] = {}
     for wish in wishes:
         for key, wanted in wish.devices.items():
-            able = [
-                number
+            able = {
+                number: each.size(key)
                 for number, each in enumerate(idle)
                 if number not in chosen and each.size(key) and each.gateway != wish.gateway
-            ]
-            going = _first(able, lambda number, key=key: idle[number].size(key), wanted)  # type: ignore[misc]
+            }
+            going = _first(able, wanted)
             chosen.update(going)
             for number in going:
                 if _of(idle[number]) == viewer:
@@ -196,14 +196,14 @@ def _given(pages: Sequence[Page], viewer: Viewer, now: float) -> dict[str, int]:
     return given
 
 
-def _first(able: Sequence[int], size: Callable[[int], int], wanted: int) -> list[int]:
-    """Return the first ones that are enough together; none if all are too few."""
+def _first(able: Mapping[int, int], wanted: int) -> list[int]:
+    """Return the first ones that are enough together, by their bytes; none if all are too few."""
     going, freed = [], 0
-    for number in able:
+    for number, size in able.items():
         if freed >= wanted:
             break
         going.append(number)
-        freed += size(number)
+        freed += size
     return going if freed >= wanted else []
 
 
