@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -82,8 +83,16 @@ class Secured:
         return f"rediss://{self.address}?" + urlencode({k: v for k, v in files.items() if v})
 
 
+def knows_tls(program: str) -> bool:
+    """Return whether a server was built with TLS: one that was not refuses its options."""
+    said = subprocess.run([program, "--tls-port", "0", "--port", "0"], capture_output=True, text=True)
+    return "tls-port" not in said.stdout + said.stderr
+
+
 @pytest.fixture(scope="module")
 def secured(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    if not knows_tls(redis.program):
+        pytest.skip("this server was built without TLS")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = make_certificate(folder, name="server")
     trusted, _ = make_certificate(folder, name="client")
