@@ -69,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     kinds = "the database under tests that name none: sqlite, or postgresql, directly or through "
     kinds += "pgbouncer; those marked sqlite are about its file, and are left out then"
     parser.addoption(_DATABASE, choices=_DATABASES, default="sqlite", help=kinds)
-    servers = "the server under tests of Redis: redis, or valkey, with which all others are left out"
+    servers = "the server under tests of Redis: redis, or valkey, which leaves out all other tests"
     parser.addoption(_REDIS, choices=("redis", "valkey"), default="redis", help=servers)
 
 
