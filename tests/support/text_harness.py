@@ -37,6 +37,19 @@ def done(events: list[Event]) -> dict[str, TextDone]:
     return {name: final for name, final in finals(events).items() if isinstance(final, TextDone)}
 
 
+def generated(library: Any, prompt: list[int], tokens: int) -> list[int]:
+    """Return the tokens that the library's generate() says after a prompt, greedy."""
+    ids = library.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    found: list[int] = ids[0, len(prompt) :].tolist()
+    return found
+
+
 @torch.inference_mode()
 def distance_from_library(
     path: Path, dtype: torch.dtype, device: str, prompt: list[int], end: TextDone

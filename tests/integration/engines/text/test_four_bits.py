@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.models.packed import make_packed
 from tests.support.models.text import make_tiny_model
-from tests.support.text_harness import job, load, run
+from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
 from workers.engines.four_bit_linear import FourBitLinear
@@ -32,18 +32,6 @@ def library_of(source: Path, meant: dict[str, Tensor]) -> Any:
     library = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     library.load_state_dict(meant, strict=False)
     return library.eval()
-
-
-def generated(library: Any, prompt: list[int]) -> list[int]:
-    ids = library.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=TOKENS,
-        min_new_tokens=TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    found: list[int] = ids[0, len(prompt) :].tolist()
-    return found
 
 
 @pytest.mark.parametrize(
@@ -67,7 +55,7 @@ def test_four_bits_compute_what_their_formula_generates(
     engine.close()
     assert ready.quantization == method
     assert answers["a"].choices[0].text == engine._loaded.tokenizer.decode(
-        generated(library_of(source, meant), prompt), skip_special_tokens=True
+        generated(library_of(source, meant), prompt, TOKENS), skip_special_tokens=True
     )
 
 
