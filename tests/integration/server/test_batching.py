@@ -1,4 +1,4 @@
-"""How text models are computed, as `models show` tells it of loaded ones."""
+"""Text models share steps or take turns, as `models show` tells it of loaded ones."""
 
 from pathlib import Path
 
