@@ -28,6 +28,7 @@ from workers.engines.text.cache_plan import cache_plan
 from workers.engines.text.decoder import LibraryDecoder
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.fused import FusedDecoder
+from workers.engines.text.fused_layers import query_key_value
 from workers.engines.text.loading import LoadedModel, load
 from workers.engines.text.lora_slots import LoraBounds
 from workers.engines.text.plan import Plan, Sequence, next_chunk
@@ -119,8 +120,12 @@ def test_split_model_is_joined_and_computes_the_library_s_logits(
         assert set(sizes) == {FIRST, SECOND}
         for card, size in sizes.items():  # neither parts beside joined ones nor gaps
             assert size <= cards.peak[card.index] <= size + SMALL
+        first_parts = [query_key_value(each.self_attn)[0] for each in loaded.model.model.layers]
+        lie_at = [each.weight.data_ptr() for each in first_parts]
         runner = runner_of(spec, loaded)
         assert isinstance(runner._decoder, FusedDecoder)
+        joined = [layer.qkv._weight.data_ptr() for layer in runner._decoder._layers]
+        assert joined == lie_at, "joined as they were loaded, and not again"
         layers = [layer.device for layer in runner._decoder._layers]
         assert layers == sorted(layers, key=str)
         assert set(layers) == {FIRST, SECOND}
