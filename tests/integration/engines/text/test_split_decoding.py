@@ -124,7 +124,8 @@ def test_split_model_is_joined_and_computes_the_library_s_logits(
         lie_at = [each.weight.data_ptr() for each in first_parts]
         runner = runner_of(spec, loaded)
         assert isinstance(runner._decoder, FusedDecoder)
-        joined = [layer.qkv._weight.data_ptr() for layer in runner._decoder._layers]
+        made: list[Any] = [layer.qkv for layer in runner._decoder._layers]
+        joined = [each._weight.data_ptr() for each in made]
         assert joined == lie_at, "joined as they were loaded, and not again"
         layers = [layer.device for layer in runner._decoder._layers]
         assert layers == sorted(layers, key=str)
