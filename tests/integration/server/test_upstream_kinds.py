@@ -293,6 +293,7 @@ def test_upstream_s_pictures_take_no_loras_and_no_previews(client: httpx.Client)
     assert streamed.status_code == 200
     listed = client.get("/api/v1/models/drawing").json()
     assert (listed["type"], "loras" in listed["supported_parameters"]) == ("image", False)
+    assert "strength" in listed["supported_parameters"]
 
 
 def test_upstream_ranks(client: httpx.Client) -> None:
