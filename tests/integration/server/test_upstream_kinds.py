@@ -61,9 +61,9 @@ async def speak(job: protocol.SpeechJob) -> AsyncIterator[protocol.JobEvent]:
 async def paint(job: protocol.ImageJob) -> AsyncIterator[protocol.JobEvent]:
     yield protocol.Started(id=job.id)
     GIVEN.clear()
-    for name, path in (("image", job.image), ("mask", job.mask)):
-        if path is not None:
-            GIVEN[name] = await asyncio.to_thread(Path(path).read_bytes)
+    for name, given in (("image", job.image), ("mask", job.mask)):
+        if given is not None:
+            GIVEN[name] = await asyncio.to_thread(Path(given).read_bytes)
     if job.prompt == "!stall":
         await asyncio.sleep(60)
     pictures = []
