@@ -256,6 +256,27 @@ def test_concurrency_is_free_again_after_a_watch(limited: Served, admin: httpx.C
     eventually(lambda: limited.services.admission.in_flight == 0)
 
 
+def test_concurrency_counts_those_who_follow_a_response(
+    limited: Served, admin: httpx.Client
+) -> None:
+    """Each event goes to each of them, as over a WebSocket."""
+    headers = new_key(admin, "pro")
+    asked = {"model": "demo", "input": "!stall", "background": True}
+    with ExitStack() as stack:
+        client = stack.enter_context(
+            httpx.Client(base_url=limited.url, headers=headers, timeout=60)
+        )
+        path = f"/v1/responses/{client.post('/v1/responses', json=asked).json()['id']}"
+        for _ in range(2):
+            followed = stack.enter_context(client.stream("GET", path, params={"stream": "true"}))
+            assert followed.status_code == 200
+        refused = client.get(path, params={"stream": "true"})
+        error_of(refused, 429, "rate_limit_exceeded")
+        assert client.get(path).json()["status"] in ("queued", "in_progress")
+        assert client.post(f"{path}/cancel").status_code == 200
+    eventually(lambda: limited.services.admission.in_flight == 0)
+
+
 def test_concurrency_is_free_after_a_thousand_aborts_and_crashes(
     limited: Served, admin: httpx.Client
 ) -> None:
