@@ -1,4 +1,4 @@
-"""How the answer of `models fit` is shown."""
+"""Shows the answer of `models fit` to people."""
 
 from typing import Any
 
