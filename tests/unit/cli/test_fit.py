@@ -1,4 +1,4 @@
-"""How the answer of `models fit` is shown."""
+"""Shown answers of `models fit`."""
 
 from typing import Any
 
