@@ -16,8 +16,16 @@ from tests.support.wait import until
 from workers.folders import WorkFolders
 from workers.framing import FrameReader, encode_commands, encode_frame
 from workers.nodes.files import MOST_FILE_BYTES
-from workers.nodes.link import Link
-from workers.nodes.messages import File, Kind, Launched, OpenWorker, ProcessEnd, ProcessState
+from workers.nodes.link import Link, LinkLost
+from workers.nodes.messages import (
+    File,
+    Kind,
+    Launched,
+    OpenFiles,
+    OpenWorker,
+    ProcessEnd,
+    ProcessState,
+)
 from workers.nodes.remote_worker import RemoteWorker
 from workers.protocol import (
     Cancelled,
@@ -49,6 +57,9 @@ class StandInNode:
     async def open_worker(self, spec: OpenWorker) -> Link:
         del spec
         return self._link
+
+    async def open_files(self, opened: OpenFiles) -> Link:
+        raise LinkLost(f"nothing is copied for {opened.token}")
 
     def add(self, worker: RemoteWorker) -> None:
         pass
