@@ -256,16 +256,14 @@ class Agent:
                 text = f"The node {opened.node} has no room for {opened.name}: {why}"
                 link.tell(Kind.REFUSED, Refused(message=text, code=NOT_GRANTED))
                 return
-            models = None
-            if self._deliveries is not None:
-                models = self._deliveries.expect(opened.token, opened.node, opened.origin)
-            await HostedWorker(link, self, opened, serial, note, models).run()
+            expect = self._deliveries.expect if self._deliveries is not None else _shared
+            await HostedWorker(link, self, opened, serial, note, expect(opened)).run()
         finally:
-            if self._deliveries is not None:
-                await self._deliveries.end(opened.token)
             self._pids.pop(serial, None)
             await asyncio.wait([reserving])  # which goes on in its thread, whatever ends this
             await self._granting.release(serial)
+            if self._deliveries is not None:
+                await self._deliveries.end(opened.token)
             self.loaded()  # or it never will; there may be no spare
 
     # ---- the node ------------------------------------------------------------------------------
@@ -358,6 +356,10 @@ class Agent:
             note=self._devices.note,
             reports=tuple(self._devices.take_reports()),
         )
+
+
+def _shared(_opened: OpenWorker) -> None:
+    """Expect no files: a worker reads those of the gateway where they are."""
 
 
 def _launcher(config: AgentConfig, root: Path, inputs: Path) -> SpawnLauncher:

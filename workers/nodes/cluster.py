@@ -153,6 +153,11 @@ class Cluster:
             for node in self.nodes
         ]
 
+    def copies(self) -> dict[str, int]:
+        """Return the bytes of models that were copied to each node."""
+        told = ((node.name, node.facts.store) for node in self.nodes if node.facts is not None)
+        return {name: store.bytes for name, store in told if store is not None}
+
     def probe(self, ids: Sequence[str]) -> dict[str, str]:
         """Return what is wrong with cards, by their UUIDs; blocks: call it in a thread."""
         assert self._loop is not None

@@ -206,7 +206,7 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
 
     source: Path  #: as the gateway has it
     is_file: bool = False
-    files: Annotated[tuple[TreeFile, ...], msgspec.Meta(min_length=1, max_length=1 << 16)]
+    files: Annotated[tuple[TreeFile, ...], msgspec.Meta(max_length=1 << 16)]
 
 
 class Trees(msgspec.Struct, frozen=True):

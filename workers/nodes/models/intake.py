@@ -10,7 +10,7 @@ from pathlib import Path
 from workers.framing import BadFrame
 from workers.nodes.files import in_thread
 from workers.nodes.link import Link, decode
-from workers.nodes.messages import Kind, Need, Refused, Stored, StoreFacts, Trees
+from workers.nodes.messages import Kind, Need, OpenWorker, Refused, Stored, StoreFacts, Trees
 from workers.nodes.models.parts import Damaged, NoRoom, Part
 from workers.nodes.models.store import NodeModels, Stay
 from workers.nodes.models.trees import check_tree
@@ -47,7 +47,8 @@ class WorkerModels:
         for task in self._taking:
             task.cancel()
         await asyncio.gather(*self._taking, return_exceptions=True)
-        stays = [*self._stays, *filter(None, [self._lent])]
+        # What is lent goes first: its contents go with the folders that it was taken from.
+        stays = [*filter(None, [self._lent]), *self._stays]
         self._stays, self._lent = [], None
         for stay in stays:
             await self._end(stay)
@@ -176,13 +177,16 @@ class Deliveries:
         self.models = NodeModels(Path(root), max_bytes)
         self._workers: dict[str, WorkerModels] = {}
 
-    def expect(self, token: str, node: str, origin: str) -> WorkerModels:
-        """Return what holds the files of a worker; it is found by the token until it is ended."""
-        found = self._workers[token] = WorkerModels(self.models, node, origin)
+    def expect(self, opened: OpenWorker) -> WorkerModels:
+        """Return what holds the files of a worker; its token finds it until it is ended."""
+        found = WorkerModels(self.models, opened.node, opened.origin)
+        self._workers[opened.token] = found
         return found
 
     async def end(self, token: str) -> None:
-        await self._workers.pop(token).release()
+        """Let go of the files of a worker that has ended, or was never expected."""
+        if (found := self._workers.pop(token, None)) is not None:
+            await found.release()
 
     async def take(self, link: Link, token: str) -> None:
         """Take the files that a connection brings. Raises BadFrame or LinkLost."""

@@ -34,7 +34,7 @@ class ModelSource:
     def tree(self, source: str) -> tuple[Tree, dict[str, Path]]:
         """Return what is in a folder, or the one file, and where each content can be read.
 
-        Raises SourceChanged for a path at which there is nothing, or OSError.
+        Raises SourceChanged where there is nothing, or less than the manifest lists, or OSError.
         """
         top = Path(source)
         files, paths, listed = [], {}, self._listed(top)
@@ -43,7 +43,7 @@ class ModelSource:
             sha256, size = self._digest(path, listed.get(name))
             files.append(TreeFile(name, size, sha256))
             paths[sha256] = path
-        if not files:
+        if not top.exists() or listed.keys() - {each.path for each in files}:
             raise SourceChanged
         return Tree(source=source, is_file=top.is_file(), files=tuple(files)), paths
 

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from workers.framing import BadFrame
@@ -29,7 +32,8 @@ def filled(models: NodeModels, stay: Stay, **contents: bytes) -> Stay:
     """Bring all that a folder lacks."""
     by_hash = {hashlib.sha256(each).hexdigest(): each for each in contents.values()}
     for part in list(stay.parts.values()):
-        part.resume()
+        if not part.have:
+            part.resume()
         part.add(by_hash[part.sha256][part.have :])
         models.keep(stay, part)
     assert models.claim(stay)
@@ -75,6 +79,39 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     again.keep(stay, part)
     assert (stay.path / "weights").read_bytes() == b"0123456789"
     again.end(stay)
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+import msgspec
+from workers.nodes.messages import Tree
+from workers.nodes.models.store import NodeModels
+tree = msgspec.msgpack.decode(bytes.fromhex(sys.argv[2]), type=Tree)
+stay = NodeModels(Path(sys.argv[1]), None).begin(tree, "1" * 32)
+next(iter(stay.parts.values())).add(b"0123")
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+def test_part_of_an_agent_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
+    tree = tree_of("/a", weights=b"0123456789")
+    told = msgspec.msgpack.encode(tree).hex()
+    command = [sys.executable, "-c", _KILLED, str(tmp_path / "m"), told]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == b"there\n"
+        models = NodeModels(tmp_path / "m", None)
+        stay = models.begin(tree, OTHER)
+        assert not stay.parts, "it is being written"
+        agent.kill()
+    assert not models.claim(stay)
+    (part,) = stay.parts.values()
+    part.resume()
+    assert part.have == 4
+    filled(models, stay, weights=b"0123456789")
+    models.end(stay)
 
 
 def test_one_writes_a_content_and_another_waits_for_it_or_takes_it_over(tmp_path: Path) -> None:
