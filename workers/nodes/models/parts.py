@@ -19,7 +19,7 @@ class NoRoom(Exception):
 
 
 class Damaged(Exception):
-    """What has come is not the content that was announced."""
+    """A content has come that is not the announced one."""
 
 
 class Part:
