@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from workers.devices.device import CPU, Device, DeviceUsage, Elsewhere
 from workers.framing import BadFrame
-from workers.nodes.messages import NodeFacts
+from workers.nodes.messages import MOST_WORKERS, NodeFacts
 
 _MOST_BYTES = 1 << 50
 _MOST_DEVICES = 256
@@ -53,8 +53,8 @@ def _is_usage(usage: DeviceUsage) -> bool:
 
 
 def _is_elsewhere(there: Elsewhere) -> bool:
-    sizes = (there.reserved, there.ram, there.held, there.idle, there.pinned, there.wished)
-    return all(map(_is_size, sizes))
+    sizes = (there.reserved, there.ram, there.held, there.idle, there.pinned)
+    return all(map(_is_size, sizes)) and len(there.leave) <= MOST_WORKERS
 
 
 def _are_sizes(processes: Mapping[int, int]) -> bool:

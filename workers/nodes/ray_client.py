@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from workers.nodes.messages import AgentConfig
+from workers.nodes.messages import PROTOCOL, AgentConfig
 from workers.nodes.ray_node import AgentActor
 
 _LOOK_SECONDS = 1.0
@@ -145,7 +145,9 @@ class RayClient:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         host = self._config.bind_address or node.host
-        agent = msgspec.structs.replace(self._config.agent, host=host, node=node_id)
+        agent = msgspec.structs.replace(
+            self._config.agent, host=host, node=node_id, protocol=PROTOCOL
+        )
         actor = ray.remote(AgentActor).options(
             # One that Ray has not forgotten yet, or another server's, may have the node's name.
             name=f"agent on {node.name} {secrets.token_hex(4)}",

@@ -219,15 +219,17 @@ def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Pat
         worker.send(Kind.COMMANDS, b"\xc1")
         with pytest.raises(LinkLost):
             await _all_of(worker)
-        node = await connect(*agent.address, SECRET)
-        node.tell(Kind.OPEN, OpenNode(protocol="another", gateway="g"))
-        kind, payload = await node.receive()
-        assert kind == Kind.REFUSED
-        assert b"another version" in payload
+        for opening in ("node", "a kind that this version does not have"):
+            node = await connect(*agent.address, SECRET)
+            node.tell(Kind.OPEN, {"type": opening, "protocol": "another", "gateway": {"new": 1}})
+            kind, payload = await node.receive()
+            assert kind == Kind.REFUSED
+            assert b"another version" in payload
+            node.abort()
         still = await connect(*agent.address, SECRET)
         still.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL, gateway="g"))
         assert (await still.receive())[0] in (Kind.BEAT, Kind.FACTS)
-        for each in (long, worker, node, still):
+        for each in (long, worker, still):
             each.abort()
 
     with agents(tmp_path, "n1") as there:

@@ -44,7 +44,7 @@ def told(*devices: Device, **readings: DeviceUsage) -> NodeFacts:
         told(CPU, cpu=DeviceUsage(1, {1: -1})),
         told(CPU, cpu=DeviceUsage(1, {}, utilisation=math.nan)),
         told(CPU, cpu=DeviceUsage(1, {}, at=1e300)),
-        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(wished=-1)}),
+        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(leave=("w",) * 2000)}),
         NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(reserved=1 << 62)}),
         told(*(replace(CARD, id=str(number)) for number in range(1000))),
     ],
