@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from bitinglip.settings.sections import Confine, Seconds, Section
 
@@ -92,6 +92,13 @@ class Ray(Section):
     start_timeout: Seconds = Field(
         60, description="seconds that the start waits for the first nodes to tell of their devices"
     )
+
+    @model_validator(mode="after")
+    def _check_copies(self) -> Self:
+        for name in ("models_path", "models_max_bytes"):
+            if self.models != "pull" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for copies of models, which only models: pull makes")
+        return self
 
 
 class Workers(Section):

@@ -23,6 +23,7 @@ from workers.nodes.messages import (
     TreeFile,
     Trees,
 )
+from workers.nodes.models import sender
 from workers.nodes.models.intake import Deliveries, WorkerModels
 from workers.nodes.models.sender import Sender
 from workers.nodes.models.source import ModelSource
@@ -156,8 +157,8 @@ def test_all_that_a_load_names_comes_once_and_is_found_there(tmp_path: Path) -> 
         speech = SpeechOptions(vocoder=vocoder, voices={"anna": str(voice)})
         text = TextOptions(lora_folder=str(place.models / ".lent"))
         command = load(path, speech=speech, text=text, adapter=place.model("l", adapter=b"l"))
-        async with place.worker() as (there, sender):
-            assert await sender.bring([command]) == ([command], [])
+        async with place.worker() as (there, sending):
+            assert await sending.bring([command]) == ([command], [])
             here = {each: Path(there.local(each) or "") for each in (path, vocoder, str(voice))}
             assert (here[path] / "weights").read_bytes() == weights
             assert (here[vocoder] / "weights").read_bytes() == b"v"
@@ -166,8 +167,8 @@ def test_all_that_a_load_names_comes_once_and_is_found_there(tmp_path: Path) -> 
             assert place.told[-1] == (SIZE + 5, SIZE + 5)
             assert os.listdir(there.lent) == []
         asked = len(place.node.needs)
-        async with place.worker() as (_, sender):
-            await sender.bring([command])
+        async with place.worker() as (_, sending):
+            await sending.bring([command])
         assert len(place.node.needs) == asked, "all was there"
 
     run(test)
@@ -181,12 +182,12 @@ def test_lora_of_a_job_comes_before_it_and_one_that_changed_fails_its_job_alone(
     stamps = {"adapter": (4, (lora / "adapter").stat().st_mtime_ns)}
 
     async def test() -> None:
-        async with place.worker() as (there, sender):
+        async with place.worker() as (there, sending):
             good = TextJob(id="j", sampling=SAMPLING, lora=TextLora(str(lora), stamps))
             bad = TextJob(
                 id="k", sampling=SAMPLING, lora=TextLora(str(lora / "x"), {"adapter": (4, 1)})
             )
-            able, ended = await sender.bring([good, bad])
+            able, ended = await sending.bring([good, bad])
             assert able == [good]
             assert [(each.id, each.code) for each in ended if isinstance(each, Failed)] == [
                 ("k", "INFERENCE_FAILED")
@@ -194,10 +195,30 @@ def test_lora_of_a_job_comes_before_it_and_one_that_changed_fails_its_job_alone(
             found = Path(there.local(str(lora)) or "")
             assert (found / "adapter").read_bytes() == b"lora"
             assert found.is_relative_to(there.lent)
-            await sender.bring([good])
+            await sending.bring([good])
             assert place.node.opened == 1
         place.node.deliveries.models.drop((key_of(place.source.tree(str(lora))[0].files),), ORIGIN)
         assert not list(place.copies.glob("blobs/*/*"))
+
+    run(test)
+
+
+def test_lora_that_does_not_come_in_time_fails_its_job_and_holds_no_others_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_LORA_SECONDS", 0.2)
+    place = Place(tmp_path)
+    lora = place.model("l", adapter=b"lora")
+    other = place.node.deliveries.models.begin(place.source.tree(lora)[0], ORIGIN)  # and stands
+
+    async def test() -> None:
+        async with place.worker() as (_, sending):
+            job = TextJob(id="j", sampling=SAMPLING, lora=TextLora(lora))
+            able, (failed,) = await sending.bring([job])
+            assert isinstance(failed, Failed)
+            assert (able, "not come to the node n1" in failed.message) == ([], True)
+            other.close()
+            assert await sending.bring([job]) == ([job], [])
 
     run(test)
 
@@ -207,14 +228,14 @@ def test_copying_that_was_cut_off_goes_on_where_it_ended(tmp_path: Path) -> None
     path = place.model("m", weights=weights)
 
     async def test() -> None:
-        async with place.worker() as (_, sender):
-            copying = asyncio.create_task(sender.bring([load(path)]))
+        async with place.worker() as (_, sending):
+            copying = asyncio.create_task(sending.bring([load(path)]))
             await at_once(lambda: _have(place.copies) >= 1 << 20)
             copying.cancel()  # the gateway is killed
             await asyncio.gather(copying, return_exceptions=True)
             await place.node.close()
-        async with place.worker() as (there, sender):
-            copying = asyncio.create_task(sender.bring([load(path)]))
+        async with place.worker() as (there, sending):
+            copying = asyncio.create_task(sending.bring([load(path)]))
             await at_once(lambda: len(place.node.needs) == 2)
             place.node.links[-1].abort()  # only the connection ends: it is opened again
             await copying
@@ -259,8 +280,8 @@ def test_model_that_cannot_fit_fails_by_the_name_of_the_setting(tmp_path: Path) 
     path = place.model("m", weights=os.urandom(SIZE))
 
     async def test() -> None:
-        async with place.worker() as (_, sender):
-            failed = failure([*(await sender.bring([load(path)]))[1]])
+        async with place.worker() as (_, sending):
+            failed = failure([*(await sending.bring([load(path)]))[1]])
         assert failed.code == "DISK_FULL"
         assert "workers.ray.models_max_bytes" in failed.message
         assert "n1" in failed.message
@@ -282,8 +303,8 @@ def test_disk_that_fills_up_ends_the_copying_with_its_reason(
     monkeypatch.setattr(os, "pwrite", fills_up)
 
     async def test() -> None:
-        async with place.worker() as (_, sender):
-            failed = failure([*(await sender.bring([load(path)]))[1]])
+        async with place.worker() as (_, sending):
+            failed = failure([*(await sending.bring([load(path)]))[1]])
         assert (failed.code, "disk is full" in failed.message) == ("DISK_FULL", True)
 
     run(test)
@@ -300,16 +321,16 @@ def test_file_that_changes_on_the_gateway_meanwhile_fails_the_load(tmp_path: Pat
     place.source = ModelSource(place.models, ORIGIN, lambda _: listed)
 
     async def test() -> None:
-        async with place.worker() as (there, sender):
-            failed = failure([*(await sender.bring([load(path)]))[1]])
+        async with place.worker() as (there, sending):
+            failed = failure([*(await sending.bring([load(path)]))[1]])
             assert "not those announced" in failed.message
             assert len(place.node.needs) == 2, "it was asked for once more"
             assert there.local(path) is None
             (Path(path) / "weights").unlink()
-            failed = failure([*(await sender.bring([load(path)]))[1]])
+            failed = failure([*(await sending.bring([load(path)]))[1]])
             assert "could not be read on the gateway" in failed.message
             other = place.model("m", weights=os.urandom(SIZE))
-            assert (await sender.bring([load(other)]))[1] == []
+            assert (await sending.bring([load(other)]))[1] == []
 
     run(test)
 

@@ -30,6 +30,7 @@ from workers.protocol import Command, Event, Failed, Job, Load, LoadFailed, Text
 
 _PIECE_BYTES = 1 << 20
 _PAUSE_SECONDS = 1.0
+_LORA_SECONDS = 60.0  #: for one that a job names: other jobs of its worker wait meanwhile
 
 
 class FilesNode(Protocol):
@@ -86,7 +87,12 @@ class Sender:
             return
         if not await in_thread(has_stamps, Path(lora.path), lora.stamps):
             raise NotCopied("The LoRA has changed since it was taken in: verify it.")
-        await self._copy("the LoRA", [lora.path], _untold, lend=True)
+        try:
+            async with asyncio.timeout(_LORA_SECONDS):
+                await self._copy("the LoRA", [lora.path], _untold, lend=True)
+        except TimeoutError:
+            text = f"The LoRA has not come to the node {self._node.name} in {_LORA_SECONDS:g} s."
+            raise NotCopied(f"{text} The next request goes on with it.") from None
         self._loras.add(lora.path)
 
     async def _copy(

@@ -25,6 +25,8 @@ from workers.nodes.models.parts import NoRoom, Part, sync
 from workers.nodes.models.trees import key_of
 
 _LENT, _GONE = "lent-", ".gone-"
+#: seconds that changes of others may take: an agent that was stopped would hold all up
+_LOCK_SECONDS, _LOCK_PAUSE = 30.0, 0.02
 _PART_SECONDS = 7 * 86_400.0  #: that a part is kept which nobody has gone on with
 #: of the disk, what stays free: a twentieth, and at most so many bytes
 _KEPT_PART, _MOST_KEPT = 20, 1 << 30
@@ -187,7 +189,11 @@ class NodeModels:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fd = _open_lock(self.root, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while (fd := _try_lock(self.root)) is None:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "another agent holds the copies of models for long")
+            time.sleep(_LOCK_PAUSE)
         try:
             yield
         finally:
@@ -328,6 +334,14 @@ def _open_lock(folder: Path, how: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _try_lock(folder: Path) -> int | None:
+    """Lock a folder for this alone; None if another one has it. Raises OSError."""
+    try:
+        return _open_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
 
 
 def _is_locked(path: Path) -> bool:

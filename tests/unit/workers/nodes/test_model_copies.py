@@ -1,5 +1,6 @@
 """Copies of models' files on a node: bounds, resuming, and what is kept for whom."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from workers.framing import BadFrame
 from workers.nodes.messages import HeldTree, Tree, TreeFile
+from workers.nodes.models import store
 from workers.nodes.models.parts import Damaged, NoRoom
 from workers.nodes.models.source import ModelSource, SourceChanged
 from workers.nodes.models.store import NodeModels, Stay
@@ -165,6 +167,18 @@ def test_disk_without_room_is_said_before_a_byte_comes(
     with pytest.raises(NoRoom, match=r"its disk has 0\.0 MiB"):
         models.begin(tree_of("a", weights=b"a"), ONE)
     assert not list((tmp_path / "m/trees").iterdir())
+
+
+def test_store_that_another_agent_holds_for_long_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = NodeModels(tmp_path / "m", None)
+    monkeypatch.setattr(store, "_LOCK_SECONDS", 0.05)
+    with (tmp_path / "m/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another agent holds"):
+            models.begin(tree_of("a", weights=b"a"), ONE)
+    models.end(brought(models, "a", weights=b"a"))
 
 
 def test_folder_goes_once_no_store_wants_it_and_no_worker_has_it_open(tmp_path: Path) -> None:
