@@ -8,7 +8,7 @@ runs here is the product's own code and the libraries', with real numbers.
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 _CPU = torch.device("cpu")
 _aten = torch.ops.aten
 #: Operations whose tensors may lie on several devices: copies, and one that looks at kinds only.
-_ANYWHERE = (_aten.copy_, _aten._to_copy, _aten._has_compatible_shallow_copy_type)
+_ANYWHERE = (_aten.copy_, _aten._has_compatible_shallow_copy_type)
 #: Operations of which a card takes indices that lie on the CPU.
 _INDEXED = (_aten.index,)
 
@@ -60,6 +60,13 @@ def simulated_cards(monkeypatch: pytest.MonkeyPatch, count: int = 2) -> Iterator
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device=None: "simulated")
     monkeypatch.setattr(torch.cuda, "mem_get_info", _untold)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _card: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: _Queue())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", _Queue)
+    monkeypatch.setattr(torch.cuda, "Event", _Queue)
+    monkeypatch.setattr(Tensor, "record_stream", lambda _tensor, _stream: None)
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: None)
     # What is simulated is seen by this thread; the library would load weights on others.
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     with ExitStack() as modes:
@@ -79,6 +86,7 @@ class _Calls(TorchFunctionMode):
         self, func: Callable[..., Any], _types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         given = dict(kwargs or {})
+        given.pop("pin_memory", None)  # all memory is RAM
         if func is torch.device and len(args) == 1 and isinstance(args[0], int):
             return torch.device("cuda", args[0])
         if func == Tensor.device.__get__:
@@ -151,6 +159,21 @@ class _Operations(TorchDispatchMode):
                 if isinstance(each, Tensor) and not _is_on_card(each):
                     self._cards.mark(each, device)
         return made
+
+
+class _Queue:
+    """Is a stream, or an event of one, in which everything is done at once."""
+
+    def __init__(self, _device: torch.device | None = None) -> None: ...
+
+    def record(self, _stream: Any = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def wait_stream(self, _stream: Any) -> None: ...
+
+    def query(self) -> bool:
+        return True
 
 
 def _untold(_device: Any = None) -> tuple[int, int]:

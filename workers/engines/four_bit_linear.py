@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.engines.quantization import has_cpu_layout
-from workers.engines.text.kernels import MOST_FOUR_BIT_ROWS, unusable
+from workers.engines.text.kernels import MOST_FOUR_BIT_ROWS, MOST_ROWS, unusable
 
 #: Weights that are widened at once: in float32 they take 64 MiB.
 _CHUNK = 1 << 24
@@ -129,7 +129,10 @@ class FourBitLinear(nn.Module):
             lack = unusable(x.device, x.dtype)
             fits = self.group % 32 == 0  # what tensor cores multiply is 16 wide, two in a byte
             self._has_kernel = lack is None and x.device.type == "cuda" and fits
-        return self._has_kernel and len(x) <= MOST_FOUR_BIT_ROWS
+        # In float32 tensor cores have no part in it, and more rows do not fit into what a program
+        # has on smaller cards (99 KiB).
+        most = MOST_ROWS if x.dtype is torch.float32 else MOST_FOUR_BIT_ROWS
+        return self._has_kernel and len(x) <= most
 
 
 def can_join(layers: Sequence[FourBitLinear]) -> bool:

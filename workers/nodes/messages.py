@@ -181,7 +181,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    failed: dict[str, str]
+    failed: dict[Name, Message]
 
 
 # ---- about a worker ------------------------------------------------------------------------------

@@ -232,7 +232,8 @@ def to_leave(pages: Sequence[Page], now: float) -> list[Entry]:
 
 def _leaves(entry: Entry, now: float) -> bool:
     """Return True for a model whose memory will be free in a moment."""
-    return entry.leaving_since is not None and now - entry.leaving_since <= LEAVING_SECONDS
+    since = entry.leaving_since
+    return since is not None and 0 <= now - since <= LEAVING_SECONDS
 
 
 def _first(able: Iterable[Entry], key: str, wanted: int) -> list[Entry]:

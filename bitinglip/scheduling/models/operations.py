@@ -185,7 +185,7 @@ class Operations(ModelViews):
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
-            ram_bytes=resident(self._manager).get(worker.pid),
+            ram_bytes=resident(self._manager, worker, replica.devices if replica else ()),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,

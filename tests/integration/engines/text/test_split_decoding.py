@@ -20,12 +20,15 @@ from tests.support.models.adapters import make_text_lora
 from tests.support.models.packed import make_packed
 from tests.support.models.text import make_tiny_model
 from tests.support.simulated_cards import Cards, simulated_cards
+from tests.support.text_harness import job, run
 from workers.engines import peer_copies
 from workers.engines.base import Refused
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache_plan import cache_plan
 from workers.engines.text.decoder import LibraryDecoder
+from workers.engines.text.engine import TextEngine
 from workers.engines.text.fused import FusedDecoder
+from workers.engines.text.fused_layers import query_key_value
 from workers.engines.text.loading import LoadedModel, load
 from workers.engines.text.lora_slots import LoraBounds
 from workers.engines.text.plan import Plan, Sequence, next_chunk
@@ -37,6 +40,7 @@ from workers.protocol import Load, TextLora, TextOptions
 BLOCK_SIZE = 4
 LENGTHS = (5, 23, 38)  #: of prompts: more than a window, and rows of one step that differ
 ROWS = [[(11 + 7 * place + 3 * n) % 300 for place in range(n)] for n in LENGTHS]
+CPU = torch.device("cpu")
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 #: Bytes beside the weights that may lie on a card after a load: rotations, and scales of norms.
 SMALL = 8192
@@ -116,8 +120,13 @@ def test_split_model_is_joined_and_computes_the_library_s_logits(
         assert set(sizes) == {FIRST, SECOND}
         for card, size in sizes.items():  # neither parts beside joined ones nor gaps
             assert size <= cards.peak[card.index] <= size + SMALL
+        first_parts = [query_key_value(each.self_attn)[0] for each in loaded.model.model.layers]
+        lie_at = [each.weight.data_ptr() for each in first_parts]
         runner = runner_of(spec, loaded)
         assert isinstance(runner._decoder, FusedDecoder)
+        made: list[Any] = [layer.qkv for layer in runner._decoder._layers]
+        joined = [each._weight.data_ptr() for each in made]
+        assert joined == lie_at, "joined as they were loaded, and not again"
         layers = [layer.device for layer in runner._decoder._layers]
         assert layers == sorted(layers, key=str)
         assert set(layers) == {FIRST, SECOND}
@@ -206,12 +215,12 @@ def test_split_model_adds_a_lora_on_the_card_of_each_layer(
         slot = runner.loras.take(lora, runner.loras.read(lora))
         allocator = BlockAllocator(runner.blocks, BLOCK_SIZE)
 
-        def run(plan: Plan) -> Any:
+        def with_lora(plan: Plan) -> Any:
             for chunk in (*plan.decodes, *plan.prefills):
                 chunk.sequence.lora = slot
             return runner.run(plan)
 
-        worst, _ = compare(run, ROWS, expected, allocator)
+        worst, _ = compare(with_lora, ROWS, expected, allocator)
         assert worst < 1e-4 * torch.cat(expected).std().item()
         runner.close()
 
@@ -229,6 +238,54 @@ def test_split_model_with_an_adapter_merged_computes_what_peft_does(
         assert isinstance(runner._decoder, FusedDecoder) is (family == "llama")
         check(runner, expected)
         runner.close()
+
+
+def test_split_model_answers_as_the_same_on_one_device(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the engine: steps that overlap, prefixes that are shared, seeds."""
+    jobs = [
+        job("long", "one two " * 12, logprobs=2),
+        job("drawn", "one two " * 12 + "three", seed=3, temperature=1.0),
+        job("short", "x", max_tokens=30),
+    ]
+
+    def answers(spec: Load) -> dict[str, str]:
+        engine = TextEngine(block_size=BLOCK_SIZE)
+        engine.load(spec, lambda _fraction: None)
+        ended = [run(engine, *jobs), run(engine, jobs[0])]
+        engine.close()
+        return {
+            f"{name} {n}": end.choices[0].text
+            for n, ends in enumerate(ended)
+            for name, end in ends.items()
+        }
+
+    spec = spec_of(models["qwen2"], warmup=False, threads=1)
+    on_one = structs.replace(spec, device="cpu", visible_devices="", device_weights=())
+    expected = answers(on_one)
+    monkeypatch.setattr(peer_copies, "_NUMBERS", 8)
+    with simulated_cards(monkeypatch):
+        assert answers(spec) == expected
+
+
+def test_split_cache_is_read_written_and_scrubbed_on_each_layer_s_card(
+    models: dict[str, Path], cards: Cards
+) -> None:
+    spec = spec_of(models["qwen2"])
+    cache = runner_of(spec, load(spec)).cache
+    assert {page.device for page in cache.pages} == {FIRST, SECOND}
+    kept = torch.arange(2 * cache.block_bytes).remainder(64).to(torch.uint8).view(2, -1)
+    cards.copies.clear()
+    cache.copy_in([3, 5], kept)
+    assert torch.equal(cache.copy_out([3, 5]), kept)
+    assert cache.hold_numbers([3, 5])
+    cache.pages[-1][3 * BLOCK_SIZE] = float("nan")
+    assert not cache.hold_numbers([3])
+    cache.scrub([3])
+    assert not cache.copy_out([3]).any()
+    assert torch.equal(cache.copy_out([5])[0], kept[1])
+    assert not {pair for pair in cards.copies if CPU not in pair}
 
 
 @pytest.mark.usefixtures("cards")

@@ -57,6 +57,8 @@ def test_ray_nodes_of_one_machine_have_names_of_their_own_that_stay() -> None:
     client._see([node("aaaaaaaa", "", "10.0.0.1"), node("bbbbbbbb", "big", "10.0.0.2")])
     client._see([node("aaaaaaaa", "", "10.0.0.1"), node("cccccccc", "", "10.0.0.1")])
     assert {each.name for each in client._nodes.values()} == {"10.0.0.1", "10.0.0.1-cccccc"}
+    client._see([node("dddddddd", "rack 1", "10.0.0.3"), node("eeeeeeee", "rack:1", "10.0.0.4")])
+    assert {each.name for each in client._nodes.values()} == {"rack-1-dddddd", "rack-1-eeeeee"}
 
 
 def test_ray_actor_refuses_the_settings_of_another_version_by_name() -> None:
