@@ -15,10 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from workers.devices.device import id_there
 from workers.faults import NODE_LOST, RAM
 from workers.folders import WorkFolders
-from workers.framing import BadFrame, decode_commands, encode_commands, encode_frame
+from workers.framing import (
+    BadFrame,
+    decode_command,
+    encode_frame,
+    join_commands,
+    split_commands,
+)
 from workers.launcher import End
 from workers.nodes.expected_files import ExpectedFiles
 from workers.nodes.files import IncomingFiles, NotKept, send_file
@@ -36,7 +44,7 @@ from workers.nodes.messages import (
 )
 from workers.nodes.models.sender import Sender
 from workers.nodes.models.source import ModelSource
-from workers.protocol import CopyProgress, Event, Failed, Imported, Job, Load, LoadFailed
+from workers.protocol import Command, CopyProgress, Event, Imported, Job, Load, LoadFailed
 
 log = logging.getLogger(__name__)
 
@@ -347,21 +355,31 @@ class RemoteWorker:
     async def _with_files(self, link: Link, command: bytes) -> bytes:
         """Send the uploaded files that jobs read; return the commands without the jobs for which
         that cannot be done, whose failure is told. Raises LinkLost."""
-        commands = decode_commands(command)
+        left: list[msgspec.Raw] = []
         refused: list[Event] = []
-        for job in (each for each in commands if isinstance(each, Job)):
-            for path in dict.fromkeys(map(Path, inputs_of(job))):
-                if path.parent == self._uploads and not await send_file(link, path):
-                    refused.append(await asyncio.to_thread(unsendable, job, path))
-                    break
+        for each in split_commands(command):
+            failure = None
+            if self._names_files(bytes(each)):
+                failure = await self._unsent_files(link, decode_command(each))
+            if failure is None:
+                left.append(each)
+            else:
+                refused.append(failure)
         if not refused:
             return command
         ended = encode_frame(refused)
         self._expected.told(ended)
         await self._pass_on(self._events, ended)
-        ids = {each.id for each in refused if isinstance(each, Failed)}
-        left = [each for each in commands if not (isinstance(each, Job) and each.id in ids)]
-        return encode_commands(left) if left else b""
+        return join_commands(left) if left else b""
+
+    async def _unsent_files(self, link: Link, job: Command) -> Event | None:
+        """Send the uploaded files that a job reads; return its failure if one cannot be sent."""
+        if not isinstance(job, Job):
+            return None
+        for path in dict.fromkeys(map(Path, inputs_of(job))):
+            if path.parent == self._uploads and not await send_file(link, path):
+                return await asyncio.to_thread(unsendable, job, path)
+        return None
 
     def _make_folder(self) -> Path | None:
         """Make the folder for what the worker makes. On a full disk it has none."""
