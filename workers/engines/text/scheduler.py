@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from workers.engines.text.admission import may_pass, next_to_admit
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
 from workers.engines.text.step_limit import StepLimit
@@ -248,12 +249,10 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Chunk]:
         chunks = []
         while self._waiting and budget > 0 and len(self._running) < self._max_rows:
-            sequence = self._next()
-            if sequence is None:
+            found = self._next()
+            if found is None:
                 break
-            shared = self._shared(sequence)
-            if not self._fits(sequence, len(shared) - self._allocator.free_among(shared)):
-                break
+            sequence, shared = found
             self._waiting.remove(sequence)
             self._enter(sequence, shared)
             self._restore(sequence)
@@ -263,22 +262,23 @@ class Scheduler:
                 chunks.append(chunk)
         return chunks
 
-    def _next(self) -> Sequence | None:
-        """Return the sequence to admit next: the first one of the job that has the fewest rows.
+    def _next(self) -> tuple[Sequence, list[int]] | None:
+        """Return the sequence to admit next, and the blocks that it shares; None if none fits."""
+        first = next_to_admit(self._waiting, self._rows, self._awaits_prompt)
+        if first is None:
+            return None
+        if (shared := self._shared_if_fits(first)) is not None:
+            return first, shared
+        other = may_pass(first, self._waiting, self._rows)
+        if other is None or (shared := self._shared_if_fits(other)) is None:
+            return None
+        first.passed += 1
+        return other, shared
 
-        One whose prompt another computes just now is none. Without jobs of several sequences it is
-        the first that waits.
-        """
-        found = None
-        for sequence in self._waiting:
-            rows = self._rows[sequence.id]
-            if rows and self._awaits_prompt(sequence):
-                continue
-            if not rows:
-                return sequence
-            if found is None or rows < self._rows[found.id]:
-                found = sequence
-        return found
+    def _shared_if_fits(self, sequence: Sequence) -> list[int] | None:
+        shared = self._shared(sequence)
+        fits = self._fits(sequence, len(shared) - self._allocator.free_among(shared))
+        return shared if fits else None
 
     def _awaits_prompt(self, sequence: Sequence) -> bool:
         holders = () if sequence.scores else sequence.holders or ()
