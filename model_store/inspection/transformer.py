@@ -15,7 +15,12 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
-from model_store.inspection.quantized import linear_layers, method_of, parameters_of
+from model_store.inspection.quantized import (
+    linear_layers,
+    method_of,
+    packed_layers,
+    parameters_of,
+)
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -58,6 +63,7 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     found.parameters = parameters_of(config, tensors)
     if kind == "text":
         found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+        found.packed = packed_layers(_of_text(config), tensors)
     return found
 
 
