@@ -31,6 +31,7 @@ class Sequence:
     inputs: Mapping[str, Any] | None = None  #: what the model reads beside its tokens
     lora: int | None = None  #: the slot of the LoRA that it is computed with; None: of none
     priority: int = 0  #: where blocks lack, those of the lowest lose theirs first
+    passed: int = 0  #: how often one of a higher priority was admitted before it
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

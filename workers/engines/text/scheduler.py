@@ -23,6 +23,9 @@ from workers.engines.text.step_limit import StepLimit
 
 #: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
 _SCORED_TOKENS = 256
+#: Times that others of a higher priority are admitted before a text that does not fit: then they
+#: wait until it does, or it would wait for as long as they come.
+_MOST_PASSED = 64
 
 
 class MustLand(Exception):
@@ -236,11 +239,12 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Chunk]:
         chunks = []
         while self._waiting and budget > 0 and len(self._running) < self._max_rows:
-            sequence = self._next()
-            if sequence is None:
-                break
-            shared = self._blocks.shared(sequence)
-            if not self._fits(sequence, self._blocks.in_use(shared)):
+            first = sequence = self._next()
+            shared = None if first is None else self._shared_if_fits(first)
+            if first is not None and shared is None and (sequence := self._passing(first)):
+                shared = self._shared_if_fits(sequence)
+                first.passed += shared is not None
+            if sequence is None or shared is None:
                 break
             self._waiting.remove(sequence)
             self._blocks.begin(sequence, shared)
@@ -267,6 +271,21 @@ class Scheduler:
             if found is None or rows < self._running.rows(found.id):
                 found = sequence
         return found
+
+    def _passing(self, first: Sequence) -> Sequence | None:
+        """Return who is tried before a text that does not fit, if anybody may be.
+
+        One that made way for others of a higher priority would else keep the next of these out.
+        """
+        if first.passed >= _MOST_PASSED:
+            return None
+        higher = (each for each in self._waiting if each.priority > first.priority)
+        return next((each for each in higher if not self._running.rows(each.id)), None)
+
+    def _shared_if_fits(self, sequence: Sequence) -> list[int] | None:
+        """Return the blocks that a sequence shares with others; None if it does not fit."""
+        shared = self._blocks.shared(sequence)
+        return shared if self._fits(sequence, self._blocks.in_use(shared)) else None
 
     def _fits(self, sequence: Sequence, shared: int) -> bool:
         """True if all of its tokens fit beside those that the running prompts still need.

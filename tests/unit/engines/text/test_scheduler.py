@@ -127,6 +127,56 @@ def test_preemption_takes_the_lowest_priority_first(old: int, young: int) -> Non
     assert books_add_up(allocator)
 
 
+def _steps_of_high(scheduler: Scheduler, low: Sequence | None) -> int:
+    """Return the steps in which forty texts of a high priority end, eight of which come at once.
+
+    ``low`` runs before they come, takes most blocks, and begins anew whenever it has ended.
+    """
+    if low is not None:
+        scheduler.add(low)
+        run(scheduler)
+    made, left = 0, set[Sequence]()
+    for step in range(1, 2000):
+        while len(left) < 8 and made < 40:
+            left.add(high := sequence(f"high{made}", 7, 1))
+            scheduler.add(high)
+            made += 1
+        for each in [chunk.sequence for chunk in run(scheduler).chunks]:
+            if each is low and len(each.tokens) >= 78:
+                scheduler.remove(low)
+                scheduler.add(low := sequence("low", 64, low.priority))
+            elif each in left and len(each.tokens) >= 16:
+                left.discard(each)
+                scheduler.remove(each)
+        if not left:
+            return step
+    raise AssertionError("they do not end")
+
+
+def test_preemption_of_a_long_text_lets_those_of_higher_priority_in_before_it() -> None:
+    """It waited at the front for most of the cache, and each of them behind it for a place."""
+    scheduler, _ = make(blocks=20, step_tokens=64)
+    alone = _steps_of_high(scheduler, None)
+    scheduler, _ = make(blocks=20, step_tokens=64)
+    assert _steps_of_high(scheduler, sequence("low", 64, -1)) < 1.5 * alone
+
+
+def test_preemption_is_no_end_for_a_text_while_those_of_higher_priority_come() -> None:
+    scheduler, _ = make(blocks=20, step_tokens=64)
+    scheduler.add(low := sequence("low", 64, -1))
+    made = 0
+    for _ in range(3000):
+        while scheduler.running_count + scheduler.waiting_count < 9:
+            scheduler.add(sequence(f"high{made}", 7, 1))
+            made += 1
+        for each in [chunk.sequence for chunk in run(scheduler).chunks]:
+            if each is low and len(low.tokens) >= 70:
+                return
+            if each is not low and len(each.tokens) >= 16:
+                scheduler.remove(each)
+    raise AssertionError("it never ends")
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_scheduler_starves_nobody_whatever_arrives_and_leaves(seed: int) -> None:
     """Jobs of all priorities and lengths come while others run; some are cancelled."""
