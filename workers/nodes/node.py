@@ -71,7 +71,7 @@ class Node:
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
         self._frames = 0  #: since the last look
         self._told_facts = 0  #: alike
-        self._opening = asyncio.Semaphore(_MOST_OPENING)
+        self._openings = asyncio.Semaphore(_MOST_OPENING)
         self._secret = secret
         self._on_change = on_change
         self._workers: set[RemoteWorker] = set()
@@ -212,7 +212,7 @@ class Node:
     async def _open(self, message: Open) -> Link:
         if self.address is None:
             raise LinkLost("it has no agent yet")
-        async with self._opening:
+        async with self._openings:
             link = await connect(*self.address, self._secret)
         link.tell(Kind.OPEN, message)
         return link

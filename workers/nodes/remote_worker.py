@@ -23,6 +23,8 @@ from workers.folders import WorkFolders
 from workers.framing import (
     BadFrame,
     decode_command,
+    decode_commands,
+    encode_commands,
     encode_frame,
     join_commands,
     split_commands,
@@ -339,7 +341,7 @@ class RemoteWorker:
         commands = decode_commands(command)
         able, ended = await self._sender.bring(commands)
         if ended:
-            await self._pass_on(self._events, encode_frame(ended))
+            await self._tell_ends(ended)
             if any(isinstance(each, LoadFailed) for each in ended):
                 self.kill()
         if len(able) == len(commands):
@@ -367,10 +369,14 @@ class RemoteWorker:
                 refused.append(failure)
         if not refused:
             return command
-        ended = encode_frame(refused)
-        self._expected.told(ended)
-        await self._pass_on(self._events, ended)
+        await self._tell_ends(refused)
         return join_commands(left) if left else b""
+
+    async def _tell_ends(self, ended: list[Event]) -> None:
+        """Tell the gateway of what ended before it reached the node, which makes no files of it."""
+        frame = encode_frame(ended)
+        self._expected.told(frame)
+        await self._pass_on(self._events, frame)
 
     async def _unsent_files(self, link: Link, job: Command) -> Event | None:
         """Send the uploaded files that a job reads; return its failure if one cannot be sent."""
