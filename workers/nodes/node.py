@@ -179,7 +179,7 @@ class Node:
         link: Link | None = None
         why = "its agent has closed the connection"
         try:
-            link = await self._open(self._opening())
+            link = await self._open(self._first_frame())
             self._link, self.silence, self._told = link, 0.0, Holdings()
             while True:
                 self._take(*await link.receive())
@@ -206,7 +206,7 @@ class Node:
                     self._probed.set_exception(LinkLost("the connection has ended"))
         self._lose(why)
 
-    def _opening(self) -> OpenNode:
+    def _first_frame(self) -> OpenNode:
         return OpenNode(protocol=PROTOCOL, gateway=self.gateway, origin=self._origin)
 
     async def _open(self, message: Open) -> Link:
