@@ -18,7 +18,7 @@ FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/cont
 # Python keeps what it has compiled: hundreds of processes would compile the same files again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-fast test-postgresql test-pgbouncer rehearsal coverage check format config reference clean
+.PHONY: serve test test-fast test-postgresql test-pgbouncer test-valkey rehearsal coverage check format config reference clean
 
 # Only what is given here goes before config.yaml and the environment: make serve PORT=9000
 given = $(filter command%,$(origin $(1)))
@@ -39,6 +39,9 @@ test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
 # Each file of SQLite gives way to a database of a PostgreSQL server that the tests start.
 test-postgresql test-pgbouncer: test-%: $(VENV)/.test  ## the tests of make test over PostgreSQL, directly or through a pooler
 	$(BIN)/pytest $(PARALLEL) $(AGAIN) -m "not rehearsal" --database $*
+
+test-valkey: $(VENV)/.test  ## the tests of Redis over Valkey
+	$(BIN)/pytest $(PARALLEL) --redis valkey
 
 coverage: $(VENV)/.test  ## all tests, and which lines and branches they run, in servers and workers too
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=

@@ -1,8 +1,8 @@
 """Makes Llamas with random bf16 weights and a tokenizer, without any network.
 
-Shapes: ``135m`` is quick on a CPU; ``gb`` is 1.1 GB, half a billion parameters; ``1b`` is that of
-Llama-3.2-1B, ``8b`` of Llama-3.1-8B, of which ``8b-8`` has eight layers, 2.8 billion parameters;
-``tiny`` loads in a moment.
+Shapes: ``135m`` is quick on a CPU, ``135m-2`` has two of its layers and a long context; ``gb`` is
+1.1 GB, half a billion parameters; ``1b`` is that of Llama-3.2-1B, ``8b`` of Llama-3.1-8B, of which
+``8b-8`` has eight layers, 2.8 billion parameters; ``tiny`` loads in a moment.
 """
 
 import json
@@ -39,6 +39,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(128, 2, 4, 4, 256, 1024, 32_768),
     "135m": Shape(576, 30, 9, 3, 1536, 49_152, 2048),
+    "135m-2": Shape(576, 2, 9, 3, 1536, 49_152, 65_536),
     "gb": Shape(2048, 8, 32, 8, 8192, 32_768, 8192),
     "1b": Shape(2048, 16, 32, 8, 8192, 128_256, 131_072),
     "8b": Shape(4096, 32, 32, 8, 14_336, 128_256, 131_072, tied=False),

@@ -13,6 +13,7 @@ from bitinglip.api.services import Services
 from bitinglip.settings import Settings
 from bitinglip.settings.models import UPSTREAM
 from bitinglip.store_care import run_store_care
+from model_store.rereading import reread, told_before
 from model_store.rights import unreadable_models
 from model_store.store import ModelStore
 
@@ -38,7 +39,15 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             services.batches.resume()
             services.downloads.resume()
     await asyncio.to_thread(_warn_of_unreadable, services.home.models)
+    await _look_again(services.store)
     await run_store_care(services)
+
+
+async def _look_again(store: ModelStore) -> None:
+    """Tell models' files again that an older version has told, one after another, off the loop."""
+    for name in await asyncio.to_thread(told_before, store):
+        if await asyncio.to_thread(reread, store, name):
+            log.info("more is known of a model's files by this version", model=name)
 
 
 def _warn_of_unreadable(models: Path) -> None:

@@ -13,7 +13,7 @@ from model_store.kinds import known_names
 from model_store.manifest import ADAPTER, HUB, VISION, Manifest
 
 _COMPONENT = "lora"  #: among those of a pipeline
-_UNKNOWN = "an older version has looked at its files; `models verify` looks again"
+_UNKNOWN = "an older version has looked at its files; the next start or `models verify` looks again"
 _OF_PAIRS = 3  #: the version of the facts that tells of an adapter's pairs
 
 

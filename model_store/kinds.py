@@ -91,7 +91,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _kind_of_config(config: dict[str, Any]) -> str:
-    if config.get("model_type") in WITHOUT_WEIGHTS:
+    if model_type_of(config) in WITHOUT_WEIGHTS:
         return UPSTREAM_KINDS[asked_of_upstream(config)]
     name = architecture_of(config)
     if name in _VOCODERS:
@@ -113,9 +113,15 @@ def asked_of_upstream(config: dict[str, Any]) -> str:
     Raises BadFiles for what no such model does.
     """
     asked = config.get("kind", "text")
-    if asked not in UPSTREAM_KINDS:
+    if not isinstance(asked, str) or asked not in UPSTREAM_KINDS:
         raise BadFiles("A model of other servers does one of: " + ", ".join(UPSTREAM_KINDS) + ".")
-    return str(asked)
+    return asked
+
+
+def model_type_of(config: dict[str, Any]) -> str | None:
+    """Return the ``model_type`` of a config; None if it is not there, or no text."""
+    told = config.get("model_type")
+    return told if isinstance(told, str) else None
 
 
 def architecture_of(config: dict[str, Any]) -> str | None:

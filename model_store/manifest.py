@@ -23,8 +23,19 @@ class FileEntry(msgspec.Struct, frozen=True):
     mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
+class PackedLayers(msgspec.Struct, frozen=True):
+    """Counts linear layers of one shape that AWQ or GPTQ have quantised to 4 bits."""
+
+    outs: int
+    ins: int
+    groups: int  #: of a layer's inputs: each has a scale and a zero for every output
+    scale_bytes: int  #: of one scale
+    ordered: bool  #: the inputs of a group need not be next to each other
+    count: int
+
+
 #: Raised when a new version tells more of a model's files, or other things.
-FACTS = 3
+FACTS = 4
 HUB = "hub:"  #: begins the source of a model that was pulled; then comes the repository
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 VISION = "vision"  #: what a text model is capable of that reads pictures in messages
@@ -69,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     #: text: of the layers that can be quantised at load, the rest stays in full precision
     linear_parameters: int = 0
     linear_rows: int = 0
+    packed: tuple[PackedLayers, ...] = ()  #: text: those that come in 4 bits, by shape
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
     base: str | None = None  #: adapters: the model that they were made for, as their files name it
     lora_rank: int = 0  #: adapters: the largest of a pair's; 0 if they can only be merged

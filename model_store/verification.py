@@ -93,7 +93,7 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     if not found and (entries != manifest.files or manifest.facts < FACTS):
         changed = msgspec.structs.replace(manifest, files=entries)
         with suppress(OSError):  # a store that may only be read
-            _rewrite(store, refreshed(files, changed))
+            rewrite(store, refreshed(files, changed))
     return sorted(found, key=lambda each: each.path)
 
 
@@ -142,7 +142,7 @@ def mend(store: "ModelStore", name: str, digests: Collection[str]) -> None:
         else:
             entries.append(entry)
     if tuple(entries) != manifest.files:
-        _rewrite(store, msgspec.structs.replace(manifest, files=tuple(entries)))
+        rewrite(store, msgspec.structs.replace(manifest, files=tuple(entries)))
 
 
 def _holders(store: "ModelStore", sha256: str) -> Iterator[Path]:
@@ -170,7 +170,7 @@ def _inode(path: Path) -> _Inode | None:
     return found.st_dev, found.st_ino
 
 
-def _rewrite(store: "ModelStore", manifest: Manifest) -> None:
+def rewrite(store: "ModelStore", manifest: Manifest) -> None:
     """Write a model's manifest again. Raises OSError."""
     write_manifest(store.folder(manifest.name), manifest)
     os.utime(store.root)  # so that a server that lists from memory looks again

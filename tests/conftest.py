@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ httpx_defaults.read_roots_once()
 
 
 _DATABASE, _DATABASES = "--database", ("sqlite", "postgresql", "pgbouncer")
+_REDIS = "--redis"
 _DAY_SECONDS = 86_400
 _LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
 
@@ -49,10 +50,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     gc.freeze()
     gc.enable()
     if config.getoption(_DATABASE) != "sqlite":
-        about_files = [each for each in items if each.get_closest_marker("sqlite") is not None]
-        config.hook.pytest_deselected(items=about_files)
-        items[:] = [each for each in items if each not in about_files]
+        _leave_out(config, items, lambda item: item.get_closest_marker("sqlite") is not None)
+    if config.getoption(_REDIS) != "redis":
+        _leave_out(config, items, lambda item: "redis" not in getattr(item, "fixturenames", ()))
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
+
+
+def _leave_out(
+    config: pytest.Config, items: list[pytest.Item], which: Callable[[pytest.Item], bool]
+) -> None:
+    config.hook.pytest_deselected(items=[each for each in items if which(each)])
+    items[:] = [each for each in items if not which(each)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     kinds = "the database under tests that name none: sqlite, or postgresql, directly or through "
     kinds += "pgbouncer; those marked sqlite are about its file, and are left out then"
     parser.addoption(_DATABASE, choices=_DATABASES, default="sqlite", help=kinds)
+    servers = "the server under tests of Redis: redis, or valkey, which leaves out all other tests"
+    parser.addoption(_REDIS, choices=("redis", "valkey"), default="redis", help=servers)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -116,8 +126,8 @@ def redis(request: pytest.FixtureRequest) -> "Iterator[RedisServer]":
     """Provide a Redis server for the tests of a module."""
     from tests.support.redis import program, running_redis
 
-    if (found := program()) is None:
-        services.missing(request.config, "Redis", "redis-server")
+    if (found := program(kind := request.config.getoption(_REDIS))) is None:
+        services.missing(request.config, kind.title(), f"{kind}-server")
     with running_redis(found) as server:
         yield server
 

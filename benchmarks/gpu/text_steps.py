@@ -4,6 +4,7 @@ the kernel or without; and times the sampler alone, which may not wait for the c
 import gc
 import statistics
 import time
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -49,23 +50,42 @@ def measure(record: Recorder) -> None:
     grid = _GRIDS[record.shape]
     plain: dict[tuple[int, int, bool], float] = {}
     said: list[str] = []
+    failed: list[str] = []
     for options in _WAYS:
         how = _name(options)
         try:
-            with open_engine(record, grid, build_model(grid.shape, record.device), options) as made:
-                _measure_way(record, grid, made, options, plain)
-                said.append(_answer(made))
+            said.append(_measure_way(record, grid, options, plain))
         except Refused as refused:
             record.figure(f"{grid.shape}{how}", 0.0, note=f"not run: {refused.message}")
+            continue
+        except Exception as error:  # noqa: BLE001  told at the end; the next ways do not need it
+            traceback.print_exc()
+            failed.append(f"{type(error).__name__}: {str(error)[:150]}")
+            record.figure(f"{grid.shape}{how}", 0.0, note=f"failed: {failed[-1]}")
             continue
         finally:
             _empty(record)
         same = next((n for n in range(len(said[0])) if said[-1][n : n + 1] != said[0][n]), None)
         note = "all" if same is None else f"the first {same} of {len(said[0])} characters"
         record.figure(f"{grid.shape}{how}: as the plain way", float(same is None), note=note)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(_WAYS)} ways failed: {'; '.join(failed)}")
 
 
 def _measure_way(
+    record: Recorder,
+    grid: Grid,
+    options: TextOptions,
+    plain: dict[tuple[int, int, bool], float],
+) -> str:
+    """Measure one way; return its answer. Nothing keeps its engine, which has much of the card."""
+    model = build_model(grid.shape, record.device)
+    with open_engine(record, grid, model, options) as engine:
+        _measure_steps(record, grid, engine, options, plain)
+        return _answer(engine)
+
+
+def _measure_steps(
     record: Recorder,
     grid: Grid,
     engine: TextEngine,

@@ -158,8 +158,17 @@ _FIT = object_of(
     needs=or_null(ANY_OBJECT),
     device=or_null(TEXT),
     evict=list_of(TEXT),
+    evict_elsewhere_bytes=WHOLE,
     settings=ANY_OBJECT,
-    devices=list_of(object_of(id=TEXT, memory_bytes=WHOLE, free_bytes=WHOLE)),
+    devices=list_of(
+        object_of(
+            id=TEXT,
+            memory_bytes=WHOLE,
+            free_bytes=WHOLE,
+            idle_bytes=WHOLE,
+            idle_elsewhere_bytes=WHOLE,
+        )
+    ),
     ways_out=list_of(ANY_OBJECT),
 )
 _LIMITS = object_of(

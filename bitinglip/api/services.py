@@ -9,6 +9,7 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.places import Places
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.links import Links
 from bitinglip.access.shared.counts import SharedCounts
@@ -106,6 +107,7 @@ class Services:
     snapshots: Shared[dict[tuple[bool, tuple[str, ...] | None], bytes]] = field(
         default_factory=Shared
     )
+    watches: Places = field(default_factory=Places)  #: streams of these snapshots
 
 
 def services_in(scope: HttpScope) -> Services | None:

@@ -26,6 +26,7 @@ INPUT, OUTPUT = "batch", "batch_output"
 CLEAN_SECONDS = 60.0  #: between two looks for files that are too old
 _ROW_BYTES = 4096  #: that each file counts beside its own, so that empty ones are bounded, too
 _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
+_ROWS_AT_ONCE = 500  #: that a statement names; databases bound the values of one
 _LOST_SECONDS = 120  #: after which a file without a row is one that a crash has left
 
 
@@ -123,7 +124,9 @@ class ClientFiles:
         async with self._db.write() as session:
             expired = await session.scalars(select(col(ClientFile.id)).where(self._expired()))
             gone = [each for each in expired if not in_use(each)]
-            await session.execute(delete(ClientFile).where(col(ClientFile.id).in_(gone)))
+            for start in range(0, len(gone), _ROWS_AT_ONCE):
+                part = gone[start : start + _ROWS_AT_ONCE]
+                await session.execute(delete(ClientFile).where(col(ClientFile.id).in_(part)))
             kept = set(await session.scalars(select(col(ClientFile.id))))
         lost = [name for name in old if name not in kept and not in_use(name)]
         await asyncio.to_thread(self._remove, {*lost, *gone})

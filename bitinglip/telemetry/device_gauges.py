@@ -19,6 +19,7 @@ class DeviceSample:
     power_w: float | None = None
     temperature_c: float | None = None
     slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
+    elsewhere: int | None = None  #: reserved by other gateways; of a device of a cluster
 
 
 def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily]:
@@ -39,6 +40,11 @@ def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily
     slowed = GaugeMetricFamily(
         "bitinglip_device_slowed", "1 while this keeps a device slow", labels=["device", "by"]
     )
+    elsewhere = GaugeMetricFamily(
+        "bitinglip_device_elsewhere_bytes",
+        "Memory of a cluster's device that other gateways have reserved",
+        labels=["device"],
+    )
     for sample in samples:
         memory.add_metric([sample.device, "total"], sample.total)
         memory.add_metric([sample.device, "reserved"], sample.reserved)
@@ -50,6 +56,8 @@ def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily
             power.add_metric([sample.device], sample.power_w)
         if sample.temperature_c is not None:
             heat.add_metric([sample.device], sample.temperature_c)
+        if sample.elsewhere is not None:
+            elsewhere.add_metric([sample.device], sample.elsewhere)
         for reason in sample.slowed_by:
             slowed.add_metric([sample.device, reason], 1)
-    yield from (memory, busy, power, heat, slowed)
+    yield from (memory, busy, power, heat, slowed, elsewhere)

@@ -15,7 +15,7 @@ from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.answer_memory import MOST_ANSWER, AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
-from bitinglip.upstreams.form import Form
+from bitinglip.upstreams.form import FilePart, Form
 from bitinglip.upstreams.http import (
     NothingSent,
     error_of,
@@ -24,7 +24,7 @@ from bitinglip.upstreams.http import (
     reason_of,
     send,
 )
-from bitinglip.upstreams.images import image_done, image_request, most_bytes
+from bitinglip.upstreams.images import edit_form, image_done, image_request, most_bytes
 from bitinglip.upstreams.request import LONG, Request, encoded, request_of, takes_long
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
@@ -155,7 +155,8 @@ class UpstreamClient:
             return await self._memory.read(answer, MOST_ANSWER, partial(transcript_done, job))
 
         path = transcript_path(job)
-        form = Form(transcript_fields(job, self._model), Path(job.path))
+        file = FilePart("file", Path(job.path), "audio")
+        form = Form(transcript_fields(job, self._model), file)
         return await self._ask(self.servers.order(), path, form, job.trace, read)
 
     async def speak(self, job: SpeechJob, tell: Tell) -> SpeechDone:
@@ -175,7 +176,12 @@ class UpstreamClient:
         async def read(answer: aiohttp.ClientResponse) -> ImageDone:
             return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
 
-        path, body = await _made(image_request, job, self._model)
+        path, fields = image_request(job, self._model)
+        body: bytes | Form
+        if job.image is None:
+            body = encoded(fields)
+        else:
+            body = await asyncio.to_thread(edit_form, job, fields)
         return await self._ask(self.servers.order(), path, body, job.trace, read)
 
     async def _ask(

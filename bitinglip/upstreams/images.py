@@ -1,19 +1,22 @@
 """Converts image jobs into requests of OpenAI's API, and its answers into the jobs' files."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bitinglip.upstreams.answer import BadAnswer
+from bitinglip.upstreams.form import FilePart, Form
 from bitinglip.upstreams.pictures import checked_picture
-from bitinglip.upstreams.request import Request
+from bitinglip.upstreams.request import Request, picture_kind
 from workers.engines.base import Refused
 from workers.protocol import ImageDone, ImageFile, ImageJob, image_file_name
 
 #: bytes of a pixel and of all else in a picture, and of what is around all of them: at most
 _PIXEL_BYTES, _PICTURE_BYTES, _ANSWER_BYTES = 5, 1 << 20, 1 << 20
+_KIND_BYTES = 16  #: of a picture's beginning, which tell its kind
 _UNKNOWN = "upstream"  #: where the other server chooses the scheduler
 
 
@@ -28,9 +31,8 @@ class _Answer(msgspec.Struct):
 def image_request(job: ImageJob, model: str) -> Request:
     """Return the request for a job's pictures. Raises Refused for what the API has no field for."""
     unsupported = {
-        "image": job.image is not None,
-        "mask": job.mask is not None,
-        "strength": job.strength is not None,
+        "mask": job.mask is not None and job.image is None,
+        "strength": job.strength is not None and job.image is None,
         "loras": bool(job.adapters),
         "preview": job.stream and job.preview_every > 0,
         # Of a PNG alone what it tells can be left out here.
@@ -55,9 +57,30 @@ def image_request(job: ImageJob, model: str) -> Request:
         "negative_prompt": job.negative_prompt,
         "guidance_scale": job.guidance_scale,
         "scheduler": job.scheduler,
+        "strength": job.strength,
     }
     body |= {name: value for name, value in optional.items() if value is not None}
-    return Request("images/generations", body)
+    return Request("images/generations" if job.image is None else "images/edits", body)
+
+
+def edit_form(job: ImageJob, body: Mapping[str, Any]) -> Form:
+    """Return the form of a request that makes pictures from one, with the fields of its body.
+
+    It looks into files, which come as the client has sent them. Raises Refused.
+    """
+    files = (("image", job.image), ("mask", job.mask))
+    try:
+        parts = [_file_part(name, Path(path)) for name, path in files if path is not None]
+    except OSError as error:
+        raise Refused("INFERENCE_FAILED", "The picture of the request is gone.") from error
+    return Form([(name, str(value)) for name, value in body.items()], *parts)
+
+
+def _file_part(name: str, path: Path) -> FilePart:
+    """Return a picture as a part of a form. Raises OSError."""
+    with path.open("rb") as file:
+        kind = picture_kind(file.read(_KIND_BYTES))
+    return FilePart(name, path, f"{name}.{kind}", f"image/{kind}")
 
 
 def most_bytes(job: ImageJob) -> int:

@@ -130,9 +130,13 @@ def _part(part: str | Picture) -> dict[str, Any]:
         data = Path(part.source).read_bytes()
     except OSError as error:
         raise Refused("INFERENCE_FAILED", "The picture of the request is gone.") from error
-    kind = next((kind for start, kind in _PICTURES.items() if data.startswith(start)), "webp")
-    url = f"data:image/{kind};base64,{b64encode(data).decode()}"
+    url = f"data:image/{picture_kind(data)};base64,{b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def picture_kind(data: bytes) -> str:
+    """Return the kind of a picture by its first bytes: it has been looked at as it came."""
+    return next((kind for start, kind in _PICTURES.items() if data.startswith(start)), "webp")
 
 
 def takes_long(job: TextJob) -> bool:

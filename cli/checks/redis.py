@@ -70,7 +70,7 @@ def _info(url: str, password: str | None) -> dict[str, Any]:
 def _judged(shown: str, info: dict[str, Any]) -> Iterator[Finding]:
     version = str(info.get("redis_version", "0"))
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
-    mode = info.get("redis_mode", "standalone")
+    mode = info.get("redis_mode", info.get("server_mode", "standalone"))  # Valkey's name since 9
     if mode != "standalone":
         problem = f"{shown} is a {mode}, whose redirections are not followed"
         yield Finding("redis", "error", problem, "name the primary, or a proxy with one address")

@@ -52,11 +52,22 @@ def _show(found: dict[str, Any]) -> None:
         show_table(("NEEDS", "BYTES"), [*parts, total], right="BYTES")
         typer.echo(_SOURCES[needs["source"]])
     typer.echo()
+    idle = [
+        (heading, key)
+        for heading, key in (("UNUSED", "idle_bytes"), ("ELSEWHERE", "idle_elsewhere_bytes"))
+        if any(each.get(key) for each in found["devices"])
+    ]
     rows = [
-        (each["id"], each["name"], size(each["memory_bytes"]), size(each["free_bytes"]))
+        (
+            *(each["id"], each["name"], size(each["memory_bytes"]), size(each["free_bytes"])),
+            *(size(each[key]) for _, key in idle),
+        )
         for each in found["devices"]
     ]
-    show_table(("DEVICE", "NAME", "MEMORY", "FREE"), rows, right="MEMORY FREE")
+    headings = ("DEVICE", "NAME", "MEMORY", "FREE", *(heading for heading, _ in idle))
+    show_table(headings, rows, right="MEMORY FREE UNUSED ELSEWHERE")
+    if idle:
+        typer.echo("Models that are unused may be unloaded for it: here, or of other gateways.")
     if found["ways_out"]:
         typer.echo("\nIt would fit with one of")
         for line in suggestions(found["ways_out"]):
@@ -70,7 +81,10 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
         names, values = way["setting"], way["value"]
         pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
         options = " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in pairs)
-        after = f" after unloading {', '.join(way['evict'])}" if way.get("evict") else ""
+        gone = list(way.get("evict", ()))
+        if theirs := way.get("evict_elsewhere_bytes"):
+            gone.append(f"{size(theirs)} of other gateways' unused models")
+        after = f" after unloading {', '.join(gone)}" if gone else ""
         lacks = f"; {way['lacks']}" if way.get("lacks") else ""
         yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after}{lacks})")
 

@@ -352,19 +352,29 @@ def _said(model: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a model that a person reads in other words than a program."""
     loads = model.get("load_seconds") or {}
     needs = model.get("needs_by_dtype") or {}
-    why, merged = model.get("sequential"), model.get("merged")
+    merged = model.get("merged")
     return {
         "size": _size(model),
         "parameters": amount(model["parameters"]) if model["parameters"] else None,
         "load_seconds": [f"{took:.1f} s from {source}" for source, took in loads.items()],
         "needs_by_dtype": {dtype: size(count) for dtype, count in needs.items()},
         "quantizations": [_quantized(each) for each in model.get("quantizations") or ()],
-        "sequential": why and f"requests at once take turns: {why}",
+        "batching": _batching(model),
+        "sequential": None,  # that line tells of it
         "merged": merged and f"into a copy of its base, in a worker of its own: {merged}",
         "pinned": "yes" if model.get("pinned") else "no",
         "last_used_at": (used := model.get("last_used_at")) and moment(used),
         "may set": list(model["supported_parameters"]),
     }
+
+
+def _batching(model: dict[str, Any]) -> str | None:
+    """Return how the requests of a text model are computed, and why; None until it is loaded."""
+    if model["engine"] != "text" or model["status"] != "ready":
+        return None
+    if why := model.get("sequential"):
+        return f"requests at once take turns, each with the library's own cache: {why}"
+    return "continuous: requests at once share each step, in the paged cache"
 
 
 def _quantized(option: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from model_store.kinds import (
     asked_of_upstream,
     is_pipeline,
     kind_of,
+    model_type_of,
     read_any_json,
     read_json,
 )
@@ -62,7 +63,8 @@ def inspect(folder: Path) -> Inspection:
         found = inspect_pipeline(folder)
     else:
         config = read_json(folder / "config.json")
-        if (own := config.get("model_type")) in WITHOUT_WEIGHTS:
+        own = model_type_of(config)
+        if own in WITHOUT_WEIGHTS:
             asked = asked_of_upstream(config)
             return Inspection(
                 kind,

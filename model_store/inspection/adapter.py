@@ -120,7 +120,10 @@ def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
     found = _adapter(folder, "text", tensors, named)
     found.merged = _why_merged(config, tensors)
     if found.merged is None:
-        found.lora_rank = max(each.shape[0] for name, each in tensors.items() if name.endswith(_A))
+        ranks = [each.shape[0] for name, each in tensors.items() if name.endswith(_A)]
+        if not ranks:
+            raise BadFiles("The adapter's weights hold no LoRA.")
+        found.lora_rank = max(ranks)
     return found
 
 
@@ -132,7 +135,8 @@ def _why_merged(config: dict[str, Any], tensors: dict[str, Tensor]) -> str | Non
         return f"it is no plain LoRA: {variant} is set"
     if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
         return "it was begun from its base's own weights"
-    if any(not _PLAIN_NAME.fullmatch(str(key)) for key in config.get("alpha_pattern") or ()):
+    alphas = config.get("alpha_pattern") or {}
+    if not isinstance(alphas, dict) or any(not _PLAIN_NAME.fullmatch(each) for each in alphas):
         return "its alpha_pattern is no list of layers"
     for name, each in tensors.items():
         if not name.endswith((_A, _B)) or len(each.shape) != 2:

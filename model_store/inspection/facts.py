@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_store.errors import BadFiles
-from model_store.manifest import FACTS
+from model_store.manifest import FACTS, PackedLayers
 
 CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -74,6 +74,7 @@ class Inspection:
     quantization: str | None = None
     linear_parameters: int = 0
     linear_rows: int = 0
+    packed: tuple[PackedLayers, ...] = ()
     facts: int = FACTS
 
 

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model_store.headers import Tensor
 from model_store.inspection.facts import number
+from model_store.manifest import PackedLayers
 
 #: what each of a tensor's elements packs: of integers of 32 bits by the number of bits
 _PACKED = re.compile(r"\.(?:qweight|weight_packed)$")
@@ -17,6 +19,8 @@ _BESIDE = re.compile(
     r"weight_scale(?:_inv)?|weight_shape|weight_zero_point|weight_g_idx|input_scale)$"
     r"|quant_state\.|(?:_scales|\.scales)$"
 )
+_FOUR_BITS, _IN_WORD = 4, 8  #: bits of a number, and such numbers in an int32
+_MOST_SHAPES = 256  #: of packed layers; a model has a handful
 _LAYER = re.compile(r"(?:^|\.)\d+\.")
 #: Families whose projections are no linear layers of torch, or whose experts the library joins.
 _CONVOLUTIONS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -64,6 +68,45 @@ def _linears(tensors: Mapping[str, Tensor]) -> Iterable[Tensor]:
         is_linear = len(tensor.shape) == 2 and name.endswith(".weight") and _LAYER.search(name)
         if is_linear and ".experts." not in name and "embed" not in name:
             yield tensor
+
+
+def packed_layers(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[PackedLayers, ...]:
+    """Count the layers of 4 bits that the text engine computes as they are, by their shape.
+
+    Nothing if one of them is packed in another way: then another library reads them all.
+    """
+    method, named = method_of(config), config.get("quantization_config") or {}
+    if method not in ("awq", "gptq") or _bits(config) != _FOUR_BITS:
+        return ()
+    found: Counter[tuple[int, int, int, int, bool]] = Counter()
+    for name in tensors:
+        if not name.endswith(".qweight"):
+            continue
+        shape = _packed_shape(tensors, name.removesuffix("qweight"), by_outputs=method == "awq")
+        if shape is None or len(found) >= _MOST_SHAPES:
+            return ()
+        found[*shape, bool(named.get("desc_act"))] += 1
+    return tuple(PackedLayers(*each, count) for each, count in found.items())
+
+
+def _packed_shape(
+    tensors: Mapping[str, Tensor], layer: str, *, by_outputs: bool
+) -> tuple[int, int, int, int] | None:
+    """Return outputs, inputs, groups and the bytes of a scale; None if they do not fit together.
+
+    by_outputs: a word holds numbers of 8 outputs, else of 8 inputs.
+    """
+    words, scales = tensors[f"{layer}qweight"], tensors.get(f"{layer}scales")
+    if scales is None or len(words.shape) != 2 or len(scales.shape) != 2 or not scales.elements:
+        return None
+    ins, outs = words.shape
+    ins, outs = (ins, outs * _IN_WORD) if by_outputs else (ins * _IN_WORD, outs)
+    groups, fitting = scales.shape
+    if words.dtype != "I32" or fitting != outs or ins % groups:
+        return None
+    return outs, ins, groups, scales.nbytes // scales.elements
 
 
 def _bits(config: Mapping[str, Any]) -> int:

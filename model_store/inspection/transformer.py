@@ -15,7 +15,12 @@ from model_store.inspection.facts import (
     number,
 )
 from model_store.inspection.files import model_files
-from model_store.inspection.quantized import linear_layers, method_of, parameters_of
+from model_store.inspection.quantized import (
+    linear_layers,
+    method_of,
+    packed_layers,
+    parameters_of,
+)
 from model_store.inspection.weights import (
     check_layers,
     check_widths,
@@ -28,6 +33,7 @@ from model_store.kinds import (
     architecture_of,
     is_cross_encoder,
     known_names,
+    model_type_of,
     read_json,
 )
 from model_store.manifest import EMBEDDING, RERANK, VISION
@@ -57,18 +63,19 @@ def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Insp
     found.parameters = parameters_of(config, tensors)
     if kind == "text":
         found.linear_parameters, found.linear_rows = linear_layers(_of_text(config), tensors)
+        found.packed = packed_layers(_of_text(config), tensors)
     return found
 
 
 def describe_config(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
     """Return what the texts of a model tell. Raises BadFiles for a config that cannot be read."""
     text = _of_text(config)
-    model_type = config.get("model_type")
+    model_type = model_type_of(config)
     found = Inspection(
         kind,
         kind,
         architecture=architecture_of(config),
-        model_type=model_type if isinstance(model_type, str) else None,
+        model_type=model_type,
         max_context=longest_context(text),
         config_dtype=config_dtype(config),
         vocab_size=number(text, "vocab_size"),

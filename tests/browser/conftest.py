@@ -54,12 +54,15 @@ def browser_page(server: Server) -> Iterator[Page]:
     if program is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
     with running_chromium(program) as address, page_at(address) as page:
-        _sign_in(page, server)
+        sign_in(page, server)
         check_quiet(page, server)
         yield page
 
 
-def _sign_in(page: Page, server: Server) -> None:
+def sign_in(page: Page, server: Server) -> None:
+    """Sign in anew: a page that is opened again has a session still, but knows no key."""
+    page.open(server.url)
+    page.run("sessionStorage.clear()")
     page.open(server.url)
     page.fill("API key", server.key)
     page.click("Sign in")
@@ -77,9 +80,8 @@ def page(browser_page: Page, server: Server, screen: str) -> Iterator[Page]:
     to our server only, and leave nothing that is wider than the screen or not accessible."""
     try:
         browser_page.wait("document.querySelector('dialog[open]') === null", 5)
-    except AssertionError:  # an earlier test failed; a page that is opened again knows no key
-        browser_page.run("sessionStorage.clear()")
-        _sign_in(browser_page, server)
+    except AssertionError:  # an earlier test failed
+        sign_in(browser_page, server)
     if screen == "phone":
         browser_page.narrow()
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.browser.conftest import check_quiet, keep_picture
+from tests.browser.conftest import check_quiet, keep_picture, sign_in
 from tests.support.api_server import ADMIN, Served, serve
 from tests.support.browser.axe import serious_findings
 from tests.support.browser.page import Page
@@ -83,5 +83,4 @@ def test_dashboard_shows_nodes_and_the_servers_behind_models(
     assert page.run("bl.overflow()") <= 0
     page.run("sessionStorage.clear()")
     check_quiet(page, there)
-    page.open(server.url)
-    page.wait("document.querySelector('h1')?.textContent === 'Overview'")
+    sign_in(page, server)

@@ -131,6 +131,12 @@ def test_dashboard_makes_rotates_and_revokes_a_key(page: Page, server: Server, s
     page.go("keys")
     page.click("Create a key")
     page.fill("Name", name)
+    scopes = ("models:read see the models", "inference:text texts, embeddings, rerank")
+    for scope in scopes:
+        page.click(scope, "field")
+    page.click("Create")
+    page.see("Choose at least one scope.")  # and the form is drawn again, with what was typed
+    page.click(scopes[0], "field")
     page.click("Create")
     first = page.wait("document.querySelector('.secret code')?.textContent")
     assert serious_findings(page) == []

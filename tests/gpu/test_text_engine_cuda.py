@@ -44,6 +44,9 @@ WAYS = [
     TextOptions(attention="triton"),
     TextOptions(attention="triton", graphs="lazy"),
 ]
+#: Their experts may be computed by a loop that asks the card how many tokens each has: in float32
+#: torch has no product of groups there. Then steps are computed without graphs, which is no fault.
+WITHOUT_GRAPHS = ("gpt_oss",)
 
 
 def load(path: Path, dtype: str, options: TextOptions | None = None) -> TextEngine:
@@ -88,7 +91,8 @@ def test_greedy_output_is_that_of_generate_in_each_way(tmp_path: Path, family: s
         captured = engine._runner.graphs if isinstance(engine._runner, Runner) else 0
         engine.close()
         assert {end.id: end.text for end in ends} == expected, options
-        assert bool(captured) == (options.graphs != "off"), options
+        if family not in WITHOUT_GRAPHS:
+            assert bool(captured) == (options.graphs != "off"), options
 
 
 def test_prefixes_from_ram_and_drafts_change_no_text(tmp_path: Path) -> None:

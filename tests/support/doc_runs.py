@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support import audio, command_forks, fork_client
+from tests.support import server as servers
 from tests.support.doc_examples import ROOT
 from tests.support.hub import FakeHub, hub_of
 from tests.support.models import bark, whisper
@@ -49,12 +50,14 @@ class Desk:
         self._write_programs()
         self._write_documents()
 
-    @property
-    def environ(self) -> dict[str, str]:
+    def _environ(self, home: Path) -> dict[str, str]:
         """Return the environment of what is run, without settings of the developer's."""
         kept = {name: text for name, text in os.environ.items() if not name.startswith("BITINGLIP")}
         path = f"{self.folder / 'bin'}:{kept['PATH']}"
-        own = {"HOME": str(self.folder), "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        own = {"HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        if servers.database_of is not None:
+            file = home / ".bitinglip" / "bitinglip.db"
+            own["BITINGLIP_DATABASE__URL"] = servers.database_of(file)
         return {**kept, **own, "BITINGLIP_HUB__ENDPOINT": self._hub.url}
 
     def run(self, script: str, home: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -63,7 +66,7 @@ class Desk:
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", before + self._here(script)],
             cwd=self.documents,
-            env=self.environ | ({"HOME": str(home)} if home else {}),
+            env=self._environ(home or self.folder),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

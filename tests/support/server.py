@@ -18,6 +18,7 @@ import psutil
 from tests.support import command_forks
 
 START_SECONDS = 120
+_ANSWER_SECONDS = 150  #: a worker that imports torch on a busy machine; only failures wait so long
 #: returns the address of the database of a home; None: the file in it
 database_of: Callable[[Path], str] | None = None
 
@@ -37,13 +38,14 @@ class Server:
         return {"Authorization": f"Bearer {self.key}"}
 
     def client(self, **options: Any) -> httpx.Client:
-        settings = {"base_url": self.url, "headers": self.headers, "timeout": 60, **options}
-        return httpx.Client(**settings)
+        return httpx.Client(**{**self._settings(), **options})
 
     def async_client(self, **options: Any) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=500)
-        settings = {"base_url": self.url, "headers": self.headers, "timeout": 60, "limits": limits}
-        return httpx.AsyncClient(**{**settings, **options})
+        return httpx.AsyncClient(**{**self._settings(), "limits": limits, **options})
+
+    def _settings(self) -> dict[str, Any]:
+        return {"base_url": self.url, "headers": self.headers, "timeout": _ANSWER_SECONDS}
 
     def status(self) -> dict[str, Any]:
         with self.client() as client:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.engine_runs import finals, run_to_end
 from workers.engines.text.engine import TextEngine
+from workers.engines.text.plan import Plan
 from workers.protocol import Event, Load, Ready, Sampling, TextDone, TextJob
 
 BLOCK_SIZE = 4
@@ -35,6 +36,33 @@ def run(engine: TextEngine, *jobs: TextJob) -> dict[str, TextDone]:
 def done(events: list[Event]) -> dict[str, TextDone]:
     """Return the answers of the jobs that succeeded."""
     return {name: final for name, final in finals(events).items() if isinstance(final, TextDone)}
+
+
+def note_preempted(engine: TextEngine) -> list[str]:
+    """Return a list of the jobs whose rows lose their blocks from now on, as they do."""
+    noted: list[str] = []
+    usual = engine._scheduler.schedule
+
+    def noting(**named: Any) -> Plan:
+        plan = usual(**named)
+        noted.extend(each.id for each in plan.preempted)
+        return plan
+
+    engine._scheduler.schedule = noting  # type: ignore[method-assign]  # of this engine alone
+    return noted
+
+
+def generated(library: Any, prompt: list[int], tokens: int) -> list[int]:
+    """Return the tokens that the library's generate() says after a prompt, greedy."""
+    ids = library.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    found: list[int] = ids[0, len(prompt) :].tolist()
+    return found
 
 
 @torch.inference_mode()

@@ -97,9 +97,9 @@ class Elsewhere:
     ram: int = 0  #: of a processor: all of its RAM, with that of models on cards
     held: int = 0  #: of those, what their processes are known to hold by now
     unknown: bool = False  #: a process of theirs is there, and nothing says yet what it holds
-    idle: int = 0  #: of models that they may evict now
+    idle: int = 0  #: of models that they may evict now, or that leave already
     pinned: int = 0  #: of models that they never evict
-    wished: int = 0  #: what this gateway is to free for them, of idle models
+    leave: tuple[str, ...] = ()  #: this gateway's idle workers that it is to evict for them
 
 
 NOTHING_ELSEWHERE = Elsewhere()

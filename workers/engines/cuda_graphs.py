@@ -6,7 +6,9 @@ loaded; a step runs in the smallest that holds it.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -66,7 +68,8 @@ def cuda_capture() -> Capture:
     what it gave is overwritten by the next.
 
     They also share the stream on which they are captured: for each stream that torch has used,
-    it keeps a workspace of cuBLAS for good, which is 32 MiB on Hopper cards.
+    it keeps a workspace of cuBLAS for good, which is 32 MiB on Hopper cards. After a capture that
+    has failed there may be no other one, and steps can be computed without.
     """
     pool = torch.cuda.graph_pool_handle()
     side = torch.cuda.Stream()
@@ -79,8 +82,12 @@ def cuda_capture() -> Capture:
         graph = torch.cuda.CUDAGraph()
         # A capture that fails to end leaves its stream in place: hence the context around it.
         current = torch.cuda.stream(torch.cuda.current_stream())
-        with current, torch.cuda.graph(graph, pool=pool, stream=side):
-            logits = step()
+        try:
+            with current, torch.cuda.graph(graph, pool=pool, stream=side):
+                logits = step()
+        except BaseException:
+            _forget_capture(pool)
+            raise
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -89,6 +96,18 @@ def cuda_capture() -> Capture:
         return replay
 
     return capture
+
+
+def _forget_capture(pool: Any) -> None:
+    """Have torch's allocator forget a capture that has failed.
+
+    Where an operation has broken the capture, torch raises before it tells its allocator of the
+    end. That believes in the capture from then on, and every release of cached memory ends in an
+    assertion (captures_underway.empty()).
+    """
+    with suppress(RuntimeError):  # it was told: the capture itself has ended well
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
 
 
 def sizes(most: int) -> list[int]:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.engines.text.kernels import MOST_FOUR_BIT_ROWS, unusable
+from workers.engines.quantization import has_cpu_layout
+from workers.engines.text.kernels import MOST_FOUR_BIT_ROWS, MOST_ROWS, unusable
 
 #: Weights that are widened at once: in float32 they take 64 MiB.
 _CHUNK = 1 << 24
-_CPU_GROUPS = (32, 64, 128, 256)  #: sizes that the CPU's product knows
-_CPU_BLOCK = 64  #: outputs that its layout keeps together, on every processor
 
 
 class FourBitLinear(nn.Module):
@@ -59,7 +58,7 @@ class FourBitLinear(nn.Module):
 
         It is of the same size; its zeros and scales have the format of the activations.
         """
-        fits = self.group in _CPU_GROUPS and self.out_features % _CPU_BLOCK == 0
+        fits = has_cpu_layout(self.out_features, self.group)
         if self.packed or self.stored.device.type != "cpu" or dtype != torch.bfloat16 or not fits:
             return
         numbers = self._numbers(0, self.out_features).flatten(1).int()
@@ -130,7 +129,10 @@ class FourBitLinear(nn.Module):
             lack = unusable(x.device, x.dtype)
             fits = self.group % 32 == 0  # what tensor cores multiply is 16 wide, two in a byte
             self._has_kernel = lack is None and x.device.type == "cuda" and fits
-        return self._has_kernel and len(x) <= MOST_FOUR_BIT_ROWS
+        # In float32 tensor cores have no part in it, and more rows do not fit into what a program
+        # has on smaller cards (99 KiB).
+        most = MOST_ROWS if x.dtype is torch.float32 else MOST_FOUR_BIT_ROWS
+        return self._has_kernel and len(x) <= most
 
 
 def can_join(layers: Sequence[FourBitLinear]) -> bool:

@@ -54,6 +54,27 @@ WIDENED = UNPACKED | {"compressed-tensors"}  #: and what widens its weights when
 _PROJECTS = {"compressed_tensors": "compressed-tensors"}
 EXTRA = "bitinglip[quantization]"  #: holds the packages of FORMATS
 
+#: The CPU's product of weights of 4 bits: groups that it knows, and outputs that it keeps together.
+_CPU_GROUPS = (32, 64, 128, 256)
+_CPU_BLOCK = 64
+
+
+def has_cpu_layout(outs: int, group: int) -> bool:
+    """Return whether a CPU has a product for a layer of 4 bits with so many inputs in a group."""
+    return group in _CPU_GROUPS and outs % _CPU_BLOCK == 0
+
+
+def four_bit_bytes(
+    outs: int, ins: int, groups: int, *, scale_bytes: int, ordered: bool, packed: bool
+) -> int:
+    """Return the bytes of a layer of 4 bits as text/four_bit_files.py makes it.
+
+    ``scale_bytes``: of one scale; ``ordered``: inputs are read in another order; ``packed``: in the
+    layout of a CPU's product for bfloat16, where there is one.
+    """
+    of_group = 2 * 2 if packed and has_cpu_layout(outs, ins // groups) else scale_bytes + 1
+    return outs * ins // 2 + groups * outs * of_group + (8 * ins if ordered else 0)
+
 
 def package_lack(name: str) -> str | None:
     """Say which package a format lacks in this installation; None if it is there."""

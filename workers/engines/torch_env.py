@@ -179,11 +179,12 @@ def must_end(error: BaseException, device: torch.device | str) -> bool:
 
 
 def _has_room() -> bool:
-    """True if a card of this process has much memory left. Raises RuntimeError if it is lost."""
+    """True if all cards of this process have much memory left: which of them lacks it, an error
+    does not tell. Raises RuntimeError if one is lost."""
     if not torch.cuda.is_initialized():
         return False
-    free, total = torch.cuda.mem_get_info()
-    return free > _ROOM * total
+    cards = (torch.cuda.mem_get_info(card) for card in range(torch.cuda.device_count()))
+    return all(free > _ROOM * total for free, total in cards)
 
 
 def out_of_memory(what: str = "this model") -> Refused:

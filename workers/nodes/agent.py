@@ -30,12 +30,14 @@ from workers.nodes.hosted import HostedWorker
 from workers.nodes.link import Link, LinkLost, decode, keep_alive
 from workers.nodes.messages import (
     FROM_GATEWAY,
+    OTHER_VERSION,
     PROTOCOL,
     AgentConfig,
     Holdings,
     Kind,
     NodeFacts,
     Open,
+    Opening,
     OpenNode,
     OpenWorker,
     Probe,
@@ -220,11 +222,11 @@ class Agent:
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _open(self, link: Link, payload: bytes) -> None:
+        if decode(payload, Opening).protocol != PROTOCOL:
+            link.tell(Kind.REFUSED, Refused(message=f"It {OTHER_VERSION}."))
+            return
         opened: Open = decode(payload, Open)  # type: ignore[arg-type]  # a union is no class
-        if opened.protocol != PROTOCOL:
-            text = "It runs another version of BitingLip than the gateway: install the same."
-            link.tell(Kind.REFUSED, Refused(message=text))
-        elif isinstance(opened, OpenNode):
+        if isinstance(opened, OpenNode):
             await self._serve_node(link, opened)
         elif opened.engine not in ENGINES:
             link.tell(Kind.REFUSED, Refused(message=f"There is no engine {opened.engine[:40]!r}."))

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ log = logging.getLogger(__name__)
 _FIND_SECONDS = 2.0  #: between two questions for the agents
 _GONE = "it has left the cluster; 'ray start' on it brings it back"
 _FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
-_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Agents(Protocol):
@@ -28,7 +26,7 @@ class Agents(Protocol):
 
     async def find(self) -> Mapping[str, Address | str]:
         """Return the agents that there are now, by the names of their nodes, or why a node has
-        none.
+        none. A name has letters, digits and ``._-`` only.
 
         Raises AgentsLost while that cannot be known.
         """
@@ -180,8 +178,7 @@ class Cluster:
         self._on_change()
 
     def _meet(self, agents: Mapping[str, Address | str]) -> None:
-        named = {_NAME.sub("-", told): found for told, found in agents.items()}
-        for name, found in named.items():
+        for name, found in agents.items():
             if (node := self._nodes.get(name)) is None:
                 node = self._nodes[name] = Node(name, self._secret, self._on_change, self._gateway)
             if isinstance(found, Address):
@@ -189,7 +186,7 @@ class Cluster:
             else:
                 node.set_unavailable(found)
         for name, node in list(self._nodes.items()):
-            if name in named or node.state == "well":
+            if name in agents or node.state == "well":
                 continue
             node.set_unavailable(_GONE)
             if node.lost_for > _FORGET_SECONDS:

@@ -101,16 +101,26 @@ class ClusterDevices(Devices):
                 return facts.elsewhere.get(id_there(device), NOTHING_ELSEWHERE)
         return NOTHING_ELSEWHERE
 
-    def tell(self, workers: Iterable[Holding], wishes: Mapping[str, int]) -> None:
+    def tell(
+        self, workers: Iterable[Holding], wishes: Mapping[str, int], others: Mapping[str, int]
+    ) -> None:
         """Tell each node what this gateway holds there and what it wishes others to free, both by
-        devices as they are called here."""
+        devices as they are called here.
+
+        ``others``: what others had of the devices as the wishes were made.
+        """
         there: dict[str, list[Holding]] = {}
         for each in workers:
             there.setdefault(node_of(next(iter(each.devices), "")), []).append(each)
         for node, _ in self._well():
-            wished = {each: size for each, size in wishes.items() if node_of(each) == node.name}
+            wished, had = (
+                _by_id_there(
+                    {each: size for each, size in sizes.items() if node_of(each) == node.name}
+                )
+                for sizes in (wishes, others)
+            )
             held = tuple(map(_there, there.get(node.name, ())))
-            node.tell(Holdings(workers=held, wishes=_by_id_there(wished)))
+            node.tell(Holdings(workers=held, wishes=wished, others=had))
 
     def refresh(self) -> None:
         """Take over new facts of nodes, and which of them are lost."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
@@ -20,11 +20,18 @@ log = logging.getLogger(__name__)
 class Granting:
     """Asks the node's ledger for the agent's workers, and tells gateways of each other."""
 
-    def __init__(self, config: AgentConfig, devices: Devices, folder: AgentFolder) -> None:
-        """Raises OSError."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        devices: Devices,
+        folder: AgentFolder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises OSError. ``clock`` counts alike for all processes of the machine."""
         self._config = config
         self._devices = devices
-        self._ledger = NodeLedger(folder)
+        self._ledger = NodeLedger(folder, clock)
+        self._clock = clock
         self._readings: Mapping[str, DeviceUsage] = {}
 
     async def reserve(self, serial: int, spec: OpenWorker, pids: Sequence[int]) -> str | None:
@@ -44,7 +51,7 @@ class Granting:
 
     async def forget(self, gateway: str) -> None:
         """Drop the wishes of a gateway that is gone."""
-        await asyncio.to_thread(self._ledger.wish, self._viewer(gateway), {})
+        await asyncio.to_thread(self._ledger.wish, self._viewer(gateway), {}, {})
 
     def look(self, readings: Mapping[str, DeviceUsage]) -> None:
         """Look at what other agents have reserved; blocks. ``readings``: of the devices."""
@@ -90,8 +97,11 @@ class Granting:
                 continue
         self._ledger.update(gateway, entries)
         keys = {each.id: self._key(each) for each in self._devices.list()}
-        wishes = {keys[each]: size for each, size in told.wishes.items() if each in keys}
-        self._ledger.wish(self._viewer(gateway), wishes)
+        wishes, others = (
+            {keys[each]: size for each, size in sizes.items() if each in keys}
+            for sizes in (told.wishes, told.others)
+        )
+        self._ledger.wish(self._viewer(gateway), wishes, others)
 
     def _entry(self, gateway: str, told: Holding) -> Entry:
         """Return a worker's part of the ledger. Raises KeyError for a device that is not there."""
@@ -104,8 +114,9 @@ class Granting:
             host=f"{node}/{CPU}",
             ram=told.ram,
             held={self._key(each): told.held[each.id] for each in there if each.id in told.held},
-            idle_since=None if told.idle is None else time.monotonic() - told.idle,
+            idle_since=None if told.idle is None else self._clock() - told.idle,
             pinned=told.pinned,
+            leaving_since=self._clock() if told.leaving else None,
         )
 
     def _viewer(self, gateway: str) -> Viewer:

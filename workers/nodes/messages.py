@@ -19,6 +19,9 @@ from workers.protocol import Command, ConfineMode, Event
 from workers.protocol.bounds import Message, Name, Size
 
 CHUNK_BYTES = 1 << 18  #: of a file, in one frame
+MOST_WORKERS = 1024  #: of a gateway, on a node
+
+OTHER_VERSION = "runs another version of BitingLip than the gateway: install the same"
 
 Sizes = Annotated[dict[Name, Size], msgspec.Meta(max_length=256)]  #: bytes by device
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -29,6 +32,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     secret: str = ""  #: shared by gateway and agents
     secret_file: str | None = None  #: a file that holds the secret instead
+    protocol: str = ""  #: what the gateway says to agents; Ray's actor looks whether it is the same
     host: str = "127.0.0.1"  #: the address to listen at, and no other
     ports: tuple[Port, Port] = (0, 0)  #: the first free one of these; 0: any
     node: str = ""  #: the machine, by a name that all gateways' agents on it are given
@@ -54,6 +58,12 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 # ---- the first frame of a connection -------------------------------------------------------------
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """Is what the first frame of any version has: what the others mean depends on it."""
+
+    protocol: str = ""
 
 
 class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
@@ -111,13 +121,15 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     held: Sizes = {}  #: as far as known
     idle: Annotated[float, msgspec.Meta(ge=0)] | None = None  #: seconds; None: it is to stay
     pinned: bool = False
+    leaving: bool = False  #: it ends, and nothing waits here for what it has
 
 
 class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     """Tells what a gateway holds on a node, and what it wishes other gateways to free there."""
 
-    workers: Annotated[tuple[Holding, ...], msgspec.Meta(max_length=1024)] = ()
+    workers: Annotated[tuple[Holding, ...], msgspec.Meta(max_length=MOST_WORKERS)] = ()
     wishes: Sizes = {}
+    others: Sizes = {}  #: what others had reserved of those devices as that was found missing
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -127,7 +139,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    failed: dict[str, str]
+    failed: dict[Name, Message]
 
 
 # ---- about a worker ------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ NodeState = Literal["joining", "well", "lost", "refused"]
 
 _PROBE_SECONDS = 150.0
 _MOST_REPORTS = 256
-_MOST_FRAMES = 5000  #: between two looks; those of half an hour may come at once after a pause
+#: Frames between two looks, and how many of them facts: after a pause those of an hour, or of the
+#: minutes that a connection outlives it, may come at once.
+_MOST_FRAMES, _MOST_FACTS = 5000, 250
+_MOST_OPENING = 8  #: connections at a time: an agent takes some more for strangers
 
 
 class Address(NamedTuple):
@@ -58,6 +61,8 @@ class Node:
         self.silence = 0.0  #: seconds since it said something, while the gateway listened
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
         self._frames = 0  #: since the last look
+        self._told_facts = 0  #: alike
+        self._opening = asyncio.Semaphore(_MOST_OPENING)
         self._secret = secret
         self._on_change = on_change
         self._workers: set[RemoteWorker] = set()
@@ -116,7 +121,7 @@ class Node:
         Intervals are counted, not the clock's seconds: a pause of the gateway is no silence of a
         node.
         """
-        self._frames = 0
+        self._frames = self._told_facts = 0
         if self.state != "well":
             self.lost_for += interval
             return
@@ -134,7 +139,8 @@ class Node:
         try:
             self._link.tell(Kind.PROBE, Probe(tuple(ids)))
             async with asyncio.timeout(_PROBE_SECONDS):
-                return await self._probed
+                found = await self._probed
+            return {each: found[each] for each in ids if each in found}  # of its own cards only
         except (TimeoutError, LinkLost):
             return dict.fromkeys(ids, "its node does not answer")
         finally:
@@ -182,7 +188,8 @@ class Node:
     async def _open(self, message: OpenNode | OpenWorker) -> Link:
         if self.address is None:
             raise LinkLost("it has no agent yet")
-        link = await connect(*self.address, self._secret)
+        async with self._opening:
+            link = await connect(*self.address, self._secret)
         link.tell(Kind.OPEN, message)
         return link
 
@@ -191,6 +198,9 @@ class Node:
             case Kind.BEAT:
                 pass
             case Kind.FACTS:
+                self._told_facts += 1
+                if self._told_facts > _MOST_FACTS:
+                    raise BadFrame("there are too many facts at once")
                 facts = decode(payload, NodeFacts)
                 check_facts(facts)
                 self.facts, known = facts, {each.id for each in facts.devices}

@@ -2,9 +2,13 @@
 
 Each agent writes a page of its own, whole or not at all, and reads those of the others. A page
 counts for as long as its agent holds the lock of its folder, which the kernel takes from a process
-that ends, however it ends. One agent grants at a time: it holds the ledger's lock while it reads
-all pages, decides and writes. Nothing else needs that lock, so an agent that is killed at any point
-leaves nothing behind that would have to be mended.
+that ends, however it ends.
+
+An agent first writes what it is asked for, then reads the other pages, and takes it back if all of
+it together is too much: of two that do so at once, at least one sees the other's. The ledger's lock
+only spares them from refusing each other. So an agent that is killed at any point leaves nothing
+behind that would have to be mended, and one that stands still with the lock keeps no other from
+granting.
 """
 
 import contextlib
@@ -22,14 +26,18 @@ import msgspec
 from workers.devices.device import Elsewhere
 from workers.nodes.folder import AgentFolder, other_agents
 from workers.nodes.reservations import (
+    FORMAT,
+    LEAST,
     WISH_SECONDS,
     Entry,
+    Heading,
     Page,
     Room,
     Viewer,
     Wish,
     elsewhere,
     refusal,
+    to_leave,
 )
 
 log = logging.getLogger(__name__)
@@ -37,17 +45,17 @@ log = logging.getLogger(__name__)
 _LOCK = "ledger.lock"
 _PAGE = "ledger"
 _MOST_BYTES = 1 << 22  #: of a page
-_LOCK_SECONDS = 5.0  #: that a grant waits for others, which take milliseconds
+_LOCK_SECONDS = 2.0  #: that a grant waits for others, which take milliseconds
 _PAUSE = 0.005
+_MOST_HOLDER = 200  #: bytes of the text that says who has the lock
 _NEAR = 16 << 20  #: bytes by which what a process holds may differ from what its page says
 _NEAR_SECONDS = 2.0
 
-_BUSY = "another gateway's agent holds the ledger of the node"
 _DAMAGED = "what another gateway's agent has reserved cannot be read; it writes that anew"
 
 
-class Damaged(Exception):
-    """The page of an agent that runs cannot be read."""
+class Unreadable(Exception):
+    """The page of an agent that runs cannot be read; the message says why."""
 
 
 class NodeLedger:
@@ -59,9 +67,12 @@ class NodeLedger:
         self._clock = clock
         self._entries: dict[int, Entry] = {}  #: by the serial number of the worker
         self._wishes: dict[Viewer, Wish] = {}
+        self._told_at: dict[str, float] = {}  #: by gateway: when it has said what its workers hold
         self._changing = threading.Lock()
         self._written = b""
         self._others: Sequence[Page] = ()  #: at the last look
+        self._passed_over = b""  #: who stands still with the lock
+        self._unreadable: str | None = None
         self._lock_path = folder.root.parent / _LOCK
         with self._changing:
             self._write()
@@ -70,22 +81,26 @@ class NodeLedger:
 
     def reserve(self, serial: int, wanted: Entry, rooms: Iterable[Room]) -> str | None:
         """Reserve memory for a worker; return why that cannot be. Raises OSError."""
-        with self._granting() as mine, self._changing:
-            if not mine:
-                return _BUSY
+        with self._turn(), self._changing:
+            self._entries[serial] = msgspec.structs.replace(wanted, asked=True)
+            try:
+                self._write()
+            except OSError:
+                del self._entries[serial]
+                raise
             try:
                 self._others = self._read_others()
-            except Damaged:
-                return _DAMAGED
-            held = [each for page in self._others for each in page.entries]
-            why = refusal(wanted, [*held, *self._entries.values()], rooms)
+            except Unreadable as error:
+                why: str | None = str(error)
+            else:
+                held = [each for page in self._others for each in page.entries]
+                held += [each for number, each in self._entries.items() if number != serial]
+                why = refusal(wanted, held, rooms)
             if why is None:
                 self._entries[serial] = wanted
-                try:
-                    self._write()
-                except OSError:
-                    del self._entries[serial]
-                    raise
+            else:
+                del self._entries[serial]
+            self._try_to_write()  # until it is, others count what was asked for
             return why
 
     def release(self, serial: int) -> None:
@@ -100,11 +115,13 @@ class NodeLedger:
         More memory than was granted is what a process has taken already, and is no question.
         """
         with self._changing:
+            self._told_at[gateway] = self._clock()
             newest = {e.worker: n for n, e in self._entries.items() if e.gateway == gateway}
             changed = False
             for worker, serial in newest.items():
                 if (now := told.get(worker)) is None:
                     continue
+                now = self._with_promise(now, self._entries[serial].leaving_since)
                 if not _is_near(self._entries[serial], now):
                     self._entries[serial], changed = now, True
             if changed:
@@ -112,8 +129,11 @@ class NodeLedger:
 
     # ---- wishes ----------------------------------------------------------------------------------
 
-    def wish(self, viewer: Viewer, devices: Mapping[str, int]) -> None:
-        """Take over what a gateway wishes others to free, by keys of devices; nothing ends it."""
+    def wish(self, viewer: Viewer, devices: Mapping[str, int], others: Mapping[str, int]) -> None:
+        """Take over what a gateway wishes others to free, by keys of devices; nothing ends it.
+
+        ``others``: what others had reserved of them as that was found missing.
+        """
         with self._changing:
             now = self._clock()
             for each, old in list(self._wishes.items()):
@@ -124,6 +144,7 @@ class NodeLedger:
                     gateway=viewer.gateway,
                     node=viewer.node,
                     devices=dict(devices),
+                    others=dict(others),
                     at=now,
                 )
             elif self._wishes.pop(viewer, None) is None:
@@ -138,11 +159,62 @@ class NodeLedger:
         The last look at others stands while one of them cannot be read.
         """
         with self._changing:
-            with contextlib.suppress(Damaged):
+            try:
                 self._others = self._read_others()
+            except Unreadable as error:
+                self._note_unreadable(str(error))
+            else:
+                self._unreadable = None
+            stale = self._end_stale()
             if _read(self._page) != self._written:
                 log.warning("the agent's page of the ledger is not what it should be: written anew")
+                stale = True
+            if stale:
                 self._try_to_write()
+            wished = self._to_leave()
+        if wished:
+            self._promise()
+
+    def _promise(self) -> None:
+        """Say of idle models that they leave for the wishes of others, before their gateways know
+        it: so two agents do not each give the same bytes."""
+        with self._turn(), self._changing, contextlib.suppress(Unreadable):
+            self._others = self._read_others()
+            now, leaving = self._clock(), self._to_leave()
+            for serial in leaving:
+                entry = self._entries[serial]
+                self._entries[serial] = msgspec.structs.replace(entry, leaving_since=now)
+            if leaving:
+                self._try_to_write()
+
+    def _to_leave(self) -> list[int]:
+        """Return which of this agent's workers are to leave, by serial number."""
+        chosen = set(map(id, to_leave([*self._others, self._own], self._clock())))
+        return [serial for serial, each in self._entries.items() if id(each) in chosen]
+
+    def _with_promise(self, told: Entry, since: float | None) -> Entry:
+        """Return what a gateway says of a worker, with the promise that it has not heard of yet."""
+        if told.leaving_since is not None:
+            since = told.leaving_since if since is None else since
+        elif told.idle_since is None or since is None or self._clock() - since > WISH_SECONDS:
+            since = None
+        return msgspec.structs.replace(told, leaving_since=since)
+
+    def _end_stale(self) -> bool:
+        """Take no model for idle whose gateway says nothing: it stands still, and evicts none.
+
+        Returns True if the page has changed with that.
+        """
+        gateways = {each.gateway for each in self._entries.values()}
+        now = self._clock()
+        self._told_at = {each: self._told_at.get(each, now) for each in gateways}
+        changed = False
+        for serial, each in self._entries.items():
+            silent = now - self._told_at[each.gateway] > WISH_SECONDS
+            if silent and (each.idle_since, each.leaving_since) != (None, None):
+                entry = msgspec.structs.replace(each, idle_since=None, leaving_since=None)
+                self._entries[serial], changed = entry, True
+        return changed
 
     def elsewhere(self, viewer: Viewer, keys: Mapping[str, str]) -> dict[str, Elsewhere]:
         """Return what others than a gateway had of devices at the last look, by id."""
@@ -158,33 +230,50 @@ class NodeLedger:
 
     @property
     def _own(self) -> Page:
-        return Page(list(self._entries.values()), list(self._wishes.values()))
+        return Page(
+            format=FORMAT,
+            least=LEAST,
+            entries=list(self._entries.values()),
+            wishes=list(self._wishes.values()),
+        )
 
     @contextlib.contextmanager
-    def _granting(self) -> Iterator[bool]:
-        """Hold the ledger's lock, and say whether it could be had; a process that stands still
-        with it is not waited for. Raises OSError."""
+    def _turn(self) -> Iterator[None]:
+        """Let agents grant one after the other; one that stands still with the lock is passed over.
+
+        Raises OSError.
+        """
         lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            yield self._locked(lock)
+            if self._locked(lock):
+                self._passed_over = b""
+                with contextlib.suppress(OSError):  # a full disk: nobody is named then
+                    os.ftruncate(lock, 0)
+                    os.pwrite(lock, f"process {os.getpid()}, {self._folder.root}".encode(), 0)
+            yield
         finally:
             os.close(lock)
 
-    @staticmethod
-    def _locked(lock: int) -> bool:
+    def _locked(self, lock: int) -> bool:
         until = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                holder = os.pread(lock, _MOST_HOLDER, 0) or b"unknown"
+                if holder == self._passed_over:  # it has been waited for
+                    return False
                 if time.monotonic() > until:
+                    self._passed_over = holder
+                    told = holder.decode(errors="replace")
+                    log.warning("an agent stands still with the lock of the ledger: %s", told)
                     return False
                 time.sleep(_PAUSE)
             else:
                 return True
 
     def _read_others(self) -> list[Page]:
-        """Read the pages of all other agents that run. Raises Damaged."""
+        """Read the pages of all other agents that run. Raises Unreadable."""
         pages = []
         for folder in other_agents(self._folder):
             data = _read(folder / _PAGE)
@@ -192,6 +281,12 @@ class NodeLedger:
                 continue
             pages.append(_decoded(data))
         return pages
+
+    def _note_unreadable(self, why: str) -> None:
+        """Log once why others' pages cannot be read."""
+        if self._unreadable != why:
+            log.warning("nothing is granted on this node: %s", why)
+        self._unreadable = why
 
     def _try_to_write(self) -> None:
         """Write the page; where that fails, the next look does."""
@@ -224,13 +319,25 @@ def _read(path: Path) -> bytes | None:
 
 
 def _decoded(data: bytes) -> Page:
+    """Return a page of any version that says enough for this one. Raises Unreadable."""
     check, _, body = data.partition(b" ")
     if check != b"%08x" % zlib.crc32(body):
-        raise Damaged
+        raise Unreadable(_DAMAGED)
     try:
+        heading = msgspec.json.decode(body, type=Heading)
+        if heading.least > FORMAT:
+            raise Unreadable(_other_version(heading))
         return msgspec.json.decode(body, type=Page)
-    except msgspec.DecodeError as error:
-        raise Damaged from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unreadable(_DAMAGED) from error
+
+
+def _other_version(heading: Heading) -> str:
+    return (
+        "another gateway's agent there is of a later version of BitingLip, whose ledger (format "
+        f"{heading.least}) this one's (format {FORMAT}) cannot read: restart this gateway with the "
+        "version that is installed on the nodes"
+    )
 
 
 def _is_near(before: Entry, now: Entry) -> bool:
@@ -239,6 +346,8 @@ def _is_near(before: Entry, now: Entry) -> bool:
     if not same or before.pinned != now.pinned or before.held.keys() != now.held.keys():
         return False
     if (before.idle_since is None) != (now.idle_since is None):
+        return False
+    if before.leaving_since != now.leaving_since:
         return False
     if abs((before.idle_since or 0.0) - (now.idle_since or 0.0)) > _NEAR_SECONDS:
         return False

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import secrets
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from workers.nodes.messages import AgentConfig
+from workers.nodes.messages import PROTOCOL, AgentConfig
 from workers.nodes.ray_node import AgentActor
 
 _LOOK_SECONDS = 1.0
@@ -26,6 +27,8 @@ _START_SECONDS = 120.0  #: that an agent may take until it listens
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  #: seconds before an agent that failed is started again
 _MOST_CONFIG = 1 << 20
 _MOST_TEXT = 500
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")  #: what a node's name has not: it is a part of ids
+_MOST_NAME = 100
 #: What Ray reads when it starts or joins a cluster: it reports nothing, and leaves the cards of
 #: processes alone that ask it for none.
 _ENVIRON = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -129,7 +132,7 @@ class RayClient:
         for gone in self._nodes.keys() - there.keys():
             del self._nodes[gone]
         names = {
-            node_id: each["NodeName"] or each["NodeManagerAddress"]
+            node_id: _NAME.sub("-", each["NodeName"] or each["NodeManagerAddress"])[:_MOST_NAME]
             for node_id, each in there.items()
         }
         seen = Counter(names.values())
@@ -145,7 +148,9 @@ class RayClient:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         host = self._config.bind_address or node.host
-        agent = msgspec.structs.replace(self._config.agent, host=host, node=node_id)
+        agent = msgspec.structs.replace(
+            self._config.agent, host=host, node=node_id, protocol=PROTOCOL
+        )
         actor = ray.remote(AgentActor).options(
             # One that Ray has not forgotten yet, or another server's, may have the node's name.
             name=f"agent on {node.name} {secrets.token_hex(4)}",

@@ -12,7 +12,7 @@ import threading
 
 import msgspec
 
-from workers.nodes.messages import Listening
+from workers.nodes.messages import OTHER_VERSION, PROTOCOL, Listening, Opening
 
 _READ_BYTES = 4096
 _FAILED = 1
@@ -28,6 +28,8 @@ class AgentActor:
                 f"this node has Python {platform.python_version()} and the gateway {python}: "
                 "install the same one"
             )
+        if msgspec.json.decode(config, type=Opening).protocol != PROTOCOL:
+            raise RuntimeError(f"this node {OTHER_VERSION}")
         # Ray sets threads for what it starts; how many a worker has is a setting of ours.
         environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         self._agent = subprocess.Popen(

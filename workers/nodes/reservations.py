@@ -12,10 +12,19 @@ import msgspec
 from workers.devices.device import CPU, Device, Elsewhere
 from workers.protocol.bounds import MOST_BYTES, Name, Size
 
-WISH_SECONDS = 5.0  #: that a wish holds; a gateway says it again each second
+#: Seconds for which what a gateway says holds: its wishes, and that its models may leave. It says
+#: both again each second.
+WISH_SECONDS = 5.0
+LEAVING_SECONDS = 30.0  #: for which a model counts as leaving at most: an idle one ends at once
+
+# Agents of several versions read each other's pages. Fields that a version does not know are
+# ignored, and those that it misses have defaults: so a field may be added, with FORMAT raised by
+# one. LEAST is raised to FORMAT where a reader that ignores the new field would grant too much.
+FORMAT = 2
+LEAST = 1
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """Names a worker, and the memory that is reserved for it on a node, by keys of devices."""
 
     gateway: Name
@@ -27,6 +36,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     held: dict[Name, Size] = {}  #: what its process has by now, as far as that is known
     idle_since: float | None = None  #: of the clock below; None: it may not be evicted
     pinned: bool = False
+    leaving_since: float | None = None  #: ...; what it has will be free for others
+    asked: bool = False  #: its agent reads what others have, before it grants this or takes it back
 
     def size(self, key: str) -> int:
         """Return the bytes that it takes of a device: what is reserved, or more if it has more."""
@@ -42,16 +53,28 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.in_ram if key == self.host else self.size(key)
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Asks for memory that other gateways' idle models hold."""
 
     gateway: Name
     node: Name
     devices: dict[Name, Size]
     at: float  #: of the machine's clock that counts from its start
+    others: dict[Name, Size] = {}  #: what other gateways had reserved as this was found missing
+
+    def left(self, key: str, reserved: int) -> int:
+        """Return the bytes that are still to be freed, where others have so many reserved now."""
+        return self.devices[key] - max(0, self.others.get(key, reserved) - reserved)
 
 
-class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Heading(msgspec.Struct, frozen=True, kw_only=True):
+    """Says what of a page a reader must know; a page of any version can be read as one."""
+
+    format: int = 1
+    least: int = 1  #: the lowest format that a reader must know, to grant nothing beside it twice
+
+
+class Page(Heading, frozen=True, kw_only=True):
     """Holds what one agent says in the ledger: it alone writes it."""
 
     entries: list[Entry] = []
@@ -113,22 +136,27 @@ def elsewhere(
     pages: Sequence[Page], viewer: Viewer, keys: Mapping[str, str], now: float
 ) -> dict[str, Elsewhere]:
     """Return what others than the viewer have of devices, by id, whose keys are given."""
-    theirs = [each for page in pages for each in page.entries if _of(each) != viewer]
-    given = _given(pages, viewer, now)
+    granted = [each for page in pages for each in page.entries if not each.asked]
+    theirs = [each for each in granted if _of(each) != viewer]
+    own = [each for each in granted if _of(each) == viewer and _leaves(each, now)]
     found = {}
     for name, key in keys.items():
         there = [each for each in theirs if each.on(key)]
-        wished = given.get(key, 0)
-        if not there and not wished:
+        leave = tuple(each.worker for each in own if each.size(key))
+        if not there and not leave:
             continue
         found[name] = Elsewhere(
             reserved=_total(each.size(key) for each in there),
             ram=_total(each.in_ram for each in there if each.host == key),
             held=_total(each.held.get(key, 0) for each in there),
             unknown=any(key not in each.held for each in there),
-            idle=_total(each.size(key) for each in there if each.idle_since is not None),
+            idle=_total(
+                each.size(key)
+                for each in there
+                if each.idle_since is not None or _leaves(each, now)
+            ),
             pinned=_total(each.size(key) for each in there if each.pinned),
-            wished=min(wished, MOST_BYTES),
+            leave=leave,
         )
     return found
 
@@ -164,46 +192,58 @@ def _others(room: Room, entries: Sequence[Entry]) -> int:
     return max(0, room.used - ours)
 
 
-def _given(pages: Sequence[Page], viewer: Viewer, now: float) -> dict[str, int]:
-    """Return the bytes by device that the viewer is to free for others' wishes.
+def to_leave(pages: Sequence[Page], now: float) -> list[Entry]:
+    """Return the idle models that are to leave for wishes, beside those that do already.
 
-    The models that have been idle for longest go, whosever they are; every agent that reads the
-    same pages finds the same ones. A wish that idle models cannot fulfil frees nothing.
+    The models that have been idle for longest go, whosever they are. What is leaving, and what has
+    been freed since the wish was made, counts first, for one wish each. A wish that idle models
+    cannot fulfil frees nothing.
     """
-    entries = [each for page in pages for each in page.entries]
+    entries = [each for page in pages for each in page.entries if not each.asked]
     idle = sorted(
-        (each for each in entries if each.idle_since is not None),
+        (each for each in entries if each.idle_since is not None and not _leaves(each, now)),
         key=lambda each: (each.idle_since or 0.0, each.gateway, each.worker),
     )
     wishes = sorted(
         (each for page in pages for each in page.wishes if 0 <= now - each.at <= WISH_SECONDS),
         key=lambda each: (each.gateway, each.node),
     )
-    chosen: set[int] = set()
-    given: dict[str, int] = {}
-    for wish in wishes:
-        for key, wanted in wish.devices.items():
-            able = {
-                number: each.size(key)
-                for number, each in enumerate(idle)
-                if number not in chosen and each.size(key) and each.gateway != wish.gateway
-            }
-            going = _first(able, wanted)
-            chosen.update(going)
-            for number in going:
-                if _of(idle[number]) == viewer:
-                    given[key] = given.get(key, 0) + idle[number].size(key)
-    return given
+    promised: dict[int, int] = {}  #: to which wish, of what leaves
+    chosen: dict[int, Entry] = {}
+    for number, wish in enumerate(wishes):
+        viewer = Viewer(wish.gateway, wish.node)
+        for key in wish.devices:
+            theirs = [each for each in entries if _of(each) != viewer and each.size(key)]
+            left = wish.left(key, sum(each.size(key) for each in theirs))
+            for each in theirs:
+                leaves = id(each) in chosen or _leaves(each, now)
+                if left > 0 and leaves and promised.setdefault(id(each), number) == number:
+                    left -= each.size(key)
+            able = [
+                each
+                for each in idle
+                if id(each) not in chosen and each.size(key) and each.gateway != wish.gateway
+            ]
+            for each in _first(able, key, left):
+                chosen[id(each)] = each
+                promised[id(each)] = number
+    return list(chosen.values())
 
 
-def _first(able: Mapping[int, int], wanted: int) -> list[int]:
-    """Return the first ones that are enough together, by their bytes; none if all are too few."""
+def _leaves(entry: Entry, now: float) -> bool:
+    """Return True for a model whose memory will be free in a moment."""
+    since = entry.leaving_since
+    return since is not None and 0 <= now - since <= LEAVING_SECONDS
+
+
+def _first(able: Iterable[Entry], key: str, wanted: int) -> list[Entry]:
+    """Return the first ones that have so much of a device together; none if all have too little."""
     going, freed = [], 0
-    for number, size in able.items():
+    for each in able:
         if freed >= wanted:
             break
-        going.append(number)
-        freed += size
+        going.append(each)
+        freed += each.size(key)
     return going if freed >= wanted else []
 
 

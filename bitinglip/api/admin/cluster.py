@@ -1,8 +1,10 @@
 """Serves the state of the cluster: at this moment, and as a stream of moments."""
 
 import asyncio
+import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
+from bitinglip.access.key_fields import OPERATOR
 from bitinglip.access.keys import Caller
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
@@ -23,6 +26,7 @@ from bitinglip.api.documentation import list_query
 from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import Services, services_of
 from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
+from bitinglip.errors import ConcurrencyLimitExceeded
 from bitinglip.results.streams import sse
 from bitinglip.upstreams.servers import ServerView
 from bitinglip.wire.admin.activity import last_errors, last_minute, queues_by_tier
@@ -40,6 +44,8 @@ from workers.confinement import Kernel
 router = APIRouter(prefix="/api/v1/cluster", tags=["cluster"])
 
 _encode = msgspec.json.Encoder().encode
+#: streams of snapshots that a key may have at once: all are written to in the same moment
+_MOST_WATCHES = 32
 
 
 @router.get("/status")
@@ -61,7 +67,8 @@ async def cluster_status(request: Request) -> Response:
 async def cluster_events(request: Request) -> Response:
     """Stream a `snapshot` each second: the cluster's status, its last minute and last errors.
 
-    The stream ends after 15 minutes, with the right to it, or with the server; ask again then.
+    The stream ends after 15 minutes, with the right to it, or with the server; ask again then. A
+    key may have 32 of them at once.
     """
     check_query(request)
     return SnapshotStream(services_of(request), caller_of(request))
@@ -102,12 +109,27 @@ class SnapshotStream(Response):
         services = self._services
         silence = services.settings.server.stream_comment_interval
         writer = StreamWriter(scope, send, media_type=None, interval=silence)
-        with suppress(ClientGone), Connection(receive, writer.idle):
+        with self._place(), suppress(ClientGone), Connection(receive, writer.idle):
             await writer.begin()
             while (caller := self._present()) is not None:
                 await writer.write(sse(self._snapshot(caller), "snapshot"))
                 await asyncio.sleep(services.snapshots.seconds_left)
             await writer.write(b"", last=True)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Count the stream among its key's. Raises ConcurrencyLimitExceeded."""
+        watches, caller = self._services.watches, self._caller
+        most = math.inf if caller.tier == OPERATOR else _MOST_WATCHES
+        if not watches.enter(caller.key_id, most):
+            raise ConcurrencyLimitExceeded(
+                f"This API key may have {_MOST_WATCHES} streams of snapshots at once.",
+                details={"limit": _MOST_WATCHES},
+            )
+        try:
+            yield
+        finally:
+            watches.leave(caller.key_id)
 
     def _present(self) -> Caller | None:
         """Return who watches, with what they may see now; None once the stream is to end."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 
 import msgspec
 from fastapi import APIRouter
@@ -11,7 +11,13 @@ from starlette.responses import Response
 
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.auth import (
+    Handler,
+    authorize_limited,
+    caller_of,
+    declare_scope,
+    requires_scope,
+)
 from bitinglip.api.body import input_memory, json_response, note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
@@ -70,14 +76,30 @@ async def count_input_tokens(request: Request) -> Response:
     return JobResponse(services.dispatcher, services.uploads, job, view)
 
 
+def _limited_as_it_streams(handler: Handler) -> Handler:
+    """Let a route take one of its key's places where it follows a stream, as a WebSocket does."""
+
+    @wraps(handler)
+    async def guarded(request: Request, response_id: str) -> Response:
+        limits = LimitClass.STREAM if _streams(request) else LimitClass.LIGHT
+        await authorize_limited(request, Scope.TEXT, limits)
+        return await handler(request, response_id)
+
+    return declare_scope(guarded, Scope.TEXT, LimitClass.STREAM)
+
+
+def _streams(request: Request) -> bool:
+    return request.query_params.get("stream") == "true"
+
+
 @router.get("/{response_id}")
-@requires_scope(Scope.TEXT, LimitClass.LIGHT)
+@_limited_as_it_streams
 async def get_response(request: Request, response_id: str) -> Response:
     """Show a stored response, or follow the stream of one that is being made."""
     row = await _find(request, response_id)
-    query = request.query_params
-    if query.get("stream") == "true":
-        return await _follow(request, row.response, after=_number(query, "starting_after", -1))
+    if _streams(request):
+        after = _number(request.query_params, "starting_after", -1)
+        return await _follow(request, row.response, after=after)
     return json_response(await _shown(services_of(request), row))
 
 

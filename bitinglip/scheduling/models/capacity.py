@@ -16,7 +16,7 @@ def capacity(
     """Return the device with the memory that others use and that stays free."""
     elsewhere = shared.elsewhere(device.id)
     if not shared.gives():
-        elsewhere = replace(elsewhere, wished=0)
+        elsewhere = replace(elsewhere, leave=())
     return DeviceCapacity(
         id=device.id,
         kind=device.kind,

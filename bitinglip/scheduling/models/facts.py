@@ -332,15 +332,19 @@ class ResourceFacts:
         reservations: Sequence[Reservation],
         rules: EvictionRules,
         loaded: Placement | None = None,
+        *,
+        alone: bool = False,
     ) -> FitAnswer:
-        """Answer where a model fits, after which evictions, or with which settings."""
+        """Answer where a model fits, after which evictions, or with which settings; ``alone``:
+        without room that other gateways could make."""
         own = self._settings.model(manifest.name)
         kinds = self.kinds(own)
         others = [device.kind for device in self.devices if device.kind not in kinds]
+        facts = Snapshot(self.capacities(), reservations, self._clock(), rules)
         return fit(
             manifest,
             [self.load_config(manifest, kind) for kind in kinds],
-            Snapshot(self.capacities(), reservations, self._clock(), rules),
+            facts.alone() if alone else facts,
             lambda load_config: self._footprints.need(manifest, load_config),
             spread=self._spread(manifest, own),
             loaded=loaded,
@@ -370,7 +374,7 @@ class ResourceFacts:
         forever: bool,
     ) -> errors.ModelDoesNotFit:
         """Make the error, with numbers and suggestions; it can be retried unless ``forever``."""
-        answer = self.fit(manifest, reservations, rules)
+        answer = self.fit(manifest, reservations, rules, alone=True)
         message = answer.message
         if answer.need is None and (missing := self._devices.missing):
             message, forever = f"{message} {missing}", False

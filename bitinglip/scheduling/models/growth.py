@@ -24,21 +24,27 @@ class RamGrowth:
 
     def replace(self, manager: ModelManager) -> None:
         """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
-        for replica in self.outgrown(manager.replicas(), resident(manager)):
+        held = {
+            each.id: size
+            for each in manager.replicas()
+            if each.worker is not None
+            and (size := resident(manager, each.worker, each.devices)) is not None
+        }
+        for replica in self.outgrown(manager.replicas(), held):
             manager.drain_replica(replica, "its RAM has grown")
             manager.preload(replica.model)
 
-    def outgrown(self, replicas: Iterable[Replica], resident: Mapping[int, int]) -> list[Replica]:
+    def outgrown(self, replicas: Iterable[Replica], resident: Mapping[str, int]) -> list[Replica]:
         """List replicas that are to be replaced, all of which are idle.
 
-        resident: the RAM that processes hold, by their ids.
+        resident: the RAM that their processes hold, by replica.
         """
         found = []
         for replica in replicas:
             worker = replica.worker
             if worker is None or replica.state != "ready" or _is_on_processor(replica):
                 continue
-            held = resident.get(worker.pid)
+            held = resident.get(replica.id)
             if held is None or replica.ended_jobs < _FIRST_JOBS:
                 continue
             first = self._first.setdefault(worker, held)
@@ -58,14 +64,8 @@ def _filling(worker: Worker) -> int:
     return text.prefix_ram_bytes if text is not None else 0
 
 
-def resident(manager: ModelManager) -> Mapping[int, int]:
-    """Map our processes to the bytes of RAM that they hold, as the last look has it.
-
-    Workers on two nodes of a cluster may have the same number: then it is the larger one's.
-    """
-    hosts = {processor_of(device) for each in manager.replicas() for device in each.devices} | {CPU}
-    found: dict[int, int] = {}
-    for reading in map(manager.facts.reading, hosts):
-        for pid, size in reading.processes.items() if reading is not None else ():
-            found[pid] = max(size, found.get(pid, 0))
-    return found
+def resident(manager: ModelManager, worker: Worker, devices: Iterable[str]) -> int | None:
+    """Return the bytes of RAM that a worker's process holds, as the last look at the machine of its
+    devices has it; None if that does not tell."""
+    reading = manager.facts.reading(processor_of(next(iter(devices), CPU)))
+    return reading.processes.get(worker.pid) if reading is not None else None

@@ -197,7 +197,7 @@ class ModelManager:
         short = [device.id for device in ledger.devices if ledger.free(device.id) < 0]
         self.facts.use.note_short(short)
         self.facts.shared.tell(self.reservations(), self.facts.use.held, self.rules)
-        if changed or self._unmet or short or any(d.elsewhere.wished for d in ledger.devices):
+        if changed or self._unmet or short or any(d.elsewhere.leave for d in ledger.devices):
             self.replan()
 
     def model_state(self, name: str) -> ModelState:

@@ -21,7 +21,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
-from workers.devices.device import is_processor
+from workers.devices.device import is_processor, node_of
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -185,7 +185,7 @@ class Operations(ModelViews):
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
-            ram_bytes=resident(self._manager).get(worker.pid),
+            ram_bytes=resident(self._manager, worker, replica.devices if replica else ()),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
@@ -277,6 +277,7 @@ class Operations(ModelViews):
                 power_w=each.power_w,
                 temperature_c=each.temperature_c,
                 slowed_by=each.slowed_by,
+                elsewhere=each.elsewhere_bytes if node_of(each.id) else None,
             )
             for each in self.devices()
         ]

@@ -23,6 +23,8 @@ class SharedNodes:
         self._cluster = devices if isinstance(devices, ClusterDevices) else None
         self._clock = clock
         self._wishes: Mapping[str, int] = {}
+        self._others: Mapping[str, int] = {}  #: what others had of those devices then
+        self._awaited: frozenset[str] = frozenset()  #: devices whose memory requests here wait for
         self._gave_at = float("-inf")
         self._refused: dict[str, float] = {}  #: by device: until when nothing is planned there
         self._refusals: dict[
@@ -54,8 +56,13 @@ class SharedNodes:
         return self._clock() >= self._gave_at + _BETWEEN
 
     def planned(self, plan: Plan) -> None:
-        """Take over what a plan wishes others to free, and whether it evicts for them."""
+        """Take over what a plan wishes others to free, and whether it evicts for them.
+
+        It is called before the facts of the plan change.
+        """
         self._wishes = plan.wishes
+        self._others = {each: self.elsewhere(each).reserved for each in plan.wishes}
+        self._awaited = frozenset(plan.wishes).union(*(each.devices for each in plan.waiting))
         if plan.gives:
             self._gave_at = self._clock()
 
@@ -81,13 +88,20 @@ class SharedNodes:
                     held=dict(held(each.id)),
                     idle=_idle(each, now, rules) if gives else None,
                     pinned=each.pinned,
+                    leaving=_is_free_soon(each) and self._awaited.isdisjoint(each.devices),
                 )
                 for each in reservations
             ],
             self._wishes,
+            self._others,
         )
 
 
 def _idle(reservation: Reservation, now: float, rules: EvictionRules) -> float | None:
     """Return for how many seconds a model has been idle that may be evicted; else None."""
     return max(0.0, now - reservation.used_at) if may_give(reservation, now, rules) else None
+
+
+def _is_free_soon(reservation: Reservation) -> bool:
+    """Return True for a model that is ending, and runs nothing that it would finish first."""
+    return reservation.leaving and not reservation.in_flight

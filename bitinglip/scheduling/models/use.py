@@ -25,6 +25,7 @@ class MemoryUse:
         self._cards: set[str] = set()
         self._looked_at: dict[str, float] = {}
         self._held: dict[str, dict[str, int]] = {}  #: by replica and device
+        self._held_elsewhere: dict[str, int] = {}  #: by other gateways' workers, by card
 
     def looked_at(self, device: str) -> float | None:
         """Return when a device has answered last, by the clock on the wall; None if never."""
@@ -60,8 +61,9 @@ class MemoryUse:
                 self._note_held(replica, host, min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
-            late = self._returns.outstanding(device, reading.used_bytes)
             theirs = elsewhere(device)
+            self._expect_others_return(device, theirs.held)
+            late = self._returns.outstanding(device, reading.used_bytes)
             other = max(0, reading.used_bytes - sum(ours) - late - theirs.held)
             if None in held[device] or theirs.unknown:  # one takes memory; nothing says how much
                 other = min(other, self._other_bytes.get(device, 0))
@@ -86,6 +88,14 @@ class MemoryUse:
             reading = self._readings[device]
             held = _held_by(replica, reading, pid) or 0
             self._returns.expect(device, reading.used_bytes, min(held, reading.used_bytes))
+
+    def _expect_others_return(self, device: str, held: int) -> None:
+        """Expect what workers of other gateways held that have ended: it is no other program's."""
+        if device not in self._cards:
+            return
+        before, self._held_elsewhere[device] = self._held_elsewhere.get(device, 0), held
+        if held < before and device in self._readings:
+            self._returns.expect(device, self._readings[device].used_bytes, before - held)
 
     def awaits_memory(self, replica: Replica) -> bool:
         """Return True if its devices are still to get memory of ended workers back."""

@@ -4,21 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bitinglip.scheduling.placement import planner
-from bitinglip.scheduling.placement.eviction import EvictionRules
+from bitinglip.scheduling.placement.eviction import EvictionRules, may_give
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A model fits on these devices once these models have been evicted."""
+    """A model fits on these devices once these models have been evicted, and as much of other
+    gateways' idle ones."""
 
     devices: tuple[str, ...]
     evict: tuple[str, ...] = ()
+    evict_elsewhere: int = 0  #: bytes
 
     @property
     def device(self) -> str:
         """Join the devices' ids as the API does."""
         return ", ".join(self.devices)
+
+    @property
+    def is_free(self) -> bool:
+        """Return True if nothing is to be evicted for it."""
+        return not self.evict and not self.evict_elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,19 @@ class Snapshot:
 
     def ledger(self) -> Ledger:
         return Ledger(self.devices, self.reservations)
+
+    def alone(self) -> "Snapshot":
+        """Return the facts as they are where other gateways unload nothing, though asked to."""
+        kept = [replace(d, elsewhere=replace(d.elsewhere, idle=0)) for d in self.devices]
+        return replace(self, devices=kept)
+
+    def idle_on(self, device: str) -> list[Reservation]:
+        """List the models on a device that may be evicted now."""
+        return [
+            each
+            for each in self.reservations
+            if device in each.devices and may_give(each, self.now, self.rules)
+        ]
 
 
 def place(
@@ -81,6 +101,9 @@ def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:
             or (load.ram and snapshot.ledger().ram_of(each))
         )
         return Placement(tuple(load.devices), tuple(dict.fromkeys(there)))
+    for device, wished in plan.wishes.items():  # beside all of our own that may go
+        own = (each.model for each in snapshot.idle_on(device))
+        return Placement((device,), tuple(dict.fromkeys(own)), wished)
     return None
 
 

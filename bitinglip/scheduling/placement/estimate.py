@@ -22,9 +22,10 @@ from workers.engines.defaults import (
     TRANSCRIPTION_BATCH,
 )
 from workers.engines.dtypes import DTYPE_BYTES
-from workers.engines.quantization import FORMATS, WIDENED
+from workers.engines.quantization import FORMATS, WIDENED, four_bit_bytes
 
 _MB = 1_000_000
+_HALF = 2  #: bytes of a number of 16 bits
 _CACHE_PART = 8  #: of a card, for the KV cache of one text model
 _BYTES = {**DTYPE_BYTES, "float64": 8}
 
@@ -127,6 +128,8 @@ def _weights(manifest: Manifest, load_config: LoadConfig, *, packed: float) -> i
     """Return the bytes of the weights as they are computed; ``packed``: what a layout of the
     device's own makes of those in full precision."""
     element = _element(manifest, load_config)
+    if manifest.packed:
+        return int(_four_bits(manifest, load_config) + _beside(manifest) * element * packed)
     if manifest.quantization is not None:
         if manifest.quantization not in WIDENED:
             return manifest.weight_bytes
@@ -139,6 +142,28 @@ def _weights(manifest: Manifest, load_config: LoadConfig, *, packed: float) -> i
     rest = manifest.weight_bytes * element / _stored(manifest)
     rest -= manifest.linear_parameters * element
     return int(quantized + manifest.linear_rows * small.row_bytes + max(0.0, rest) * packed)
+
+
+def _four_bits(manifest: Manifest, load_config: LoadConfig) -> int:
+    """Return the bytes of the layers that come in 4 bits, as the text engine stores them again."""
+    packed = load_config.device != "cuda" and _element(manifest, load_config) == _HALF
+    return sum(
+        each.count
+        * four_bit_bytes(
+            each.outs,
+            each.ins,
+            each.groups,
+            scale_bytes=each.scale_bytes,
+            ordered=each.ordered,
+            packed=packed,
+        )
+        for each in manifest.packed
+    )
+
+
+def _beside(manifest: Manifest) -> int:
+    """Return the parameters that are not in layers of 4 bits."""
+    return manifest.parameters - sum(e.count * e.outs * e.ins for e in manifest.packed)
 
 
 def _overhead(load_config: LoadConfig, kind: str) -> int:

@@ -38,6 +38,8 @@ class DeviceState:
     kind: str  #: "cuda", "cpu" or "fake"
     memory_bytes: int
     free_bytes: int
+    idle_bytes: int = 0  #: of models here that may be evicted now
+    idle_elsewhere_bytes: int = 0  #: of other gateways' models, alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ class _Fit:
         if loaded is not None:
             return self._answer("loaded", f"{name} is loaded on {loaded.device}.", first, loaded)
         if placement := self._place(*load_configs):
-            verdict = "fits_after_eviction" if placement.evict else "fits"
-            after = f" after unloading {', '.join(placement.evict)}" if placement.evict else ""
+            verdict = "fits" if placement.is_free else "fits_after_eviction"
+            after = _after(placement)
             kind = self._kind_of(placement)
             return self._answer(
                 verdict,
@@ -154,6 +156,8 @@ class _Fit:
                 "be had."
             )
         for each in self._snapshot.devices:
+            if each.kind == load_config.device and (theirs := each.elsewhere.reserved):
+                text += f" Other gateways have {size_text(theirs)} of {each.id}."
             if each.kind == load_config.device and each.reason:
                 text += f" {each.id} ({each.name}) takes no load: {each.reason}"
         return text
@@ -170,7 +174,15 @@ class _Fit:
             self._need(load_config),
             placement,
             [
-                DeviceState(each.id, each.name, each.kind, each.memory, ledger.free(each.id))
+                DeviceState(
+                    each.id,
+                    each.name,
+                    each.kind,
+                    each.memory,
+                    ledger.free(each.id),
+                    sum(idle.devices[each.id] for idle in self._snapshot.idle_on(each.id)),
+                    each.elsewhere.idle,
+                )
                 for each in self._snapshot.devices
             ],
             by_dtype=bytes_by_dtype(self._manifest, load_config),
@@ -216,6 +228,14 @@ class _Fit:
             lacks = self._quantizations.get(changed.quantization or "")
             return Suggestion(settings, self._need(changed).bytes, placement, lacks)
         return None
+
+
+def _after(placement: Placement) -> str:
+    """Say what is unloaded before a placement; nothing where it is free."""
+    gone = list(placement.evict)
+    if placement.evict_elsewhere:
+        gone.append(f"{size_text(placement.evict_elsewhere)} of other gateways' unused models")
+    return f" after unloading {', '.join(gone)}" if gone else ""
 
 
 def _setting(kind: str) -> str:
@@ -293,6 +313,7 @@ def fit_info(
         "needs_by_quantization": dict(answer.by_quantization),
         "device": answer.placement.device if answer.placement else None,
         "evict": list(filter(may_see, evict)),
+        "evict_elsewhere_bytes": answer.placement.evict_elsewhere if answer.placement else 0,
         "load_seconds": need.load_seconds if need else None,
         "settings": {
             "device": _setting(load_config.device),
@@ -311,6 +332,8 @@ def fit_info(
                 "kind": each.kind,
                 "memory_bytes": each.memory_bytes,
                 "free_bytes": max(0, each.free_bytes),
+                "idle_bytes": each.idle_bytes,
+                "idle_elsewhere_bytes": each.idle_elsewhere_bytes,
                 "missing_bytes": max(0, need.bytes - each.free_bytes) if need else None,
             }
             for each in answer.devices
@@ -358,4 +381,5 @@ def _suggestion_info(
         "lacks": found.lacks,
         "device": found.placement.device,
         "evict": list(filter(may_see, found.placement.evict)),
+        "evict_elsewhere_bytes": found.placement.evict_elsewhere,
     }

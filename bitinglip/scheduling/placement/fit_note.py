@@ -16,7 +16,7 @@ def fit_note(answer: FitAnswer) -> str:
 
 def _verdict(answer: FitAnswer) -> str:
     if (placement := answer.placement) is not None:
-        after = " once other models are unloaded" if placement.evict else ""
+        after = " once other models are unloaded" if not placement.is_free else ""
         needs = f" and takes {size_text(answer.need.bytes)} there" if answer.need else ""
         return f"it fits on {placement.device}{after}{needs}."
     if not answer.suggestions:

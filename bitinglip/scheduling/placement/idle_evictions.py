@@ -60,17 +60,11 @@ class IdleEvictions:
                     self._evict(reservation, "another program took its memory")
 
     def give(self) -> None:
-        """Evict idle models that other gateways have asked for, the longest unused first."""
+        """Evict the idle models that are to make room for other gateways."""
         for device in self._ledger.devices:
-            wished = 0 if device.reason else device.elsewhere.wished
-            there = [
-                h
-                for h in self._candidates(device.id)
-                if eviction.may_give(h, self._now, self._rules)
-            ]
-            for reservation in sorted(there, key=lambda h: h.used_at):
-                if wished > 0:
-                    wished -= reservation.devices[device.id]
+            for reservation in self._candidates(device.id):
+                named = reservation.id in device.elsewhere.leave and not device.reason
+                if named and eviction.may_give(reservation, self._now, self._rules):
                     self._evict(reservation, "room for a model of another gateway")
                     self.plan.gives = True
 

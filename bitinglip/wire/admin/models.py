@@ -22,7 +22,7 @@ _NOT_BY = {
     "upstream": {
         *("logprobs", "typical_p", "continue_final_message", "add_generation_prompt"),
         *("regex", "choice", "grammar", "prompt_name"),
-        *("strength", "loras", "preview"),
+        *("loras", "preview"),
     },
 }
 #: parameters that models of these families do not have, although others of their kind do

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import httpx
 import pytest
 
 from bitinglip import __version__
+from bitinglip.api.admin import cluster
 from bitinglip.api.dashboard import POLICY, read_files
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.sse import iter_events
+from tests.support.wait import eventually
 
 EVENTS = "/api/v1/cluster/events"
 
@@ -108,6 +111,24 @@ def test_snapshots_show_a_key_what_it_may_see(served: Served, admin: httpx.Clien
         shown = _first(client)["errors"]
     assert shown
     assert {each["message"] for each in shown} == {None}
+
+
+def test_snapshots_of_a_key_are_bounded(
+    served: Served, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are written in the same moment of each second, for a quarter of an hour."""
+    monkeypatch.setattr(cluster, "_MOST_WATCHES", 3)
+    asked = {"name": "n", "scopes": ["cluster:read"]}
+    key = admin.post("/api/v1/keys", json=asked).json()["key"]
+    with httpx.Client(base_url=served.url, headers={"x-api-key": key}, timeout=60) as client:
+        with ExitStack() as stack:
+            for _ in range(3):
+                opened = stack.enter_context(client.stream("GET", EVENTS))
+                assert opened.status_code == 200
+            error_of(client.get(EVENTS), 429, "CONCURRENCY_LIMIT_EXCEEDED")
+            assert _first(admin)["status"] == "running"
+        eventually(lambda: served.services.watches.total == 0)
+        assert _first(client)["status"] == "running"
 
 
 def test_snapshots_end_with_the_key(served: Served, admin: httpx.Client) -> None:

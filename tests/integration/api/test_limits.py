@@ -216,6 +216,8 @@ def test_concurrency_of_a_tier_is_refused_and_not_queued(
             httpx.Client(base_url=limited.url, headers=headers, timeout=60)
         )
         task = client.post(NATIVE, json={**PROMPT, "async": True, "prompt": "!stall"}).json()
+        asked = {"model": "demo", "input": "!stall", "background": True}
+        kept = f"/v1/responses/{client.post('/v1/responses', json=asked).json()['id']}"
         stack.enter_context(client.stream("POST", NATIVE, json=WAITING))
         stack.enter_context(open_watch(limited.url, task["task_id"], **headers))
         for path, body in ((NATIVE, PROMPT), (CHAT, MESSAGES)):
@@ -226,6 +228,8 @@ def test_concurrency_of_a_tier_is_refused_and_not_queued(
             assert refused.headers["retry-after"] == "1"
         status, error = refusal(limited.url, task["task_id"], **headers)
         assert (status, error["code"]) == (429, "CONCURRENCY_LIMIT_EXCEEDED")
+        error_of(client.get(f"{kept}?stream=true"), 429, "rate_limit_exceeded")
+        assert client.post(f"{kept}/cancel").status_code == 200
         assert client.get(f"/api/v1/tasks/{task['task_id']}").status_code == 200
         assert client.delete(f"/api/v1/tasks/{task['task_id']}").status_code == 202
     eventually(lambda: limited.services.admission.in_flight == 0)

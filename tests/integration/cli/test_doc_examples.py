@@ -121,7 +121,8 @@ def test_example_of_the_shell_runs(example: Example, desk: Desk, tmp_path: Path)
 
 
 def test_examples_of_backups_bring_back_what_was_there(desk: Desk, tmp_path: Path) -> None:
-    """The server's home is not theirs: the second one is for a server that has stopped."""
+    """The server's home is not theirs: the second one is for a server that has stopped. What they
+    bring back is a file of SQLite, whatever the database was."""
     backup, restore = (each for each in SHELL if each.page == "backups.md")
     home = tmp_path / ".bitinglip"
     assert run(home, "keys", "create", "--name", "before").returncode == 0
@@ -129,7 +130,7 @@ def test_examples_of_backups_bring_back_what_was_there(desk: Desk, tmp_path: Pat
     assert run(home, "keys", "create", "--name", "after").returncode == 0
     (home / "secret.key").unlink()
     assert desk.run(restore.text, tmp_path).returncode == 0
-    listed = run(home, "keys", "list").stdout
+    listed = run(home, "keys", "list", BITINGLIP_DATABASE__URL="null").stdout
     assert "before" in listed
     assert "after" not in listed
 

@@ -15,7 +15,7 @@ from workers.engines.base import Refused
 from workers.engines.image.engine import ImageEngine
 from workers.engines.registry import make_engine
 from workers.engines.text.runner import Runner
-from workers.engines.text.warmup import paced
+from workers.engines.text.warmup import WarmUp, paced
 from workers.protocol import ImageOptions, Load
 
 #: what diffusers' schedulers do with numpy
@@ -79,12 +79,18 @@ def test_warmup_on_a_slow_card_takes_smaller_steps(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, ready = load(text, max_batch=ROWS, step_tokens=STEP)
-    monkeypatch.setattr("workers.engines.text.engine.paced", lambda usual, *_: usual // 2)
+    monkeypatch.setattr("workers.engines.text.warmup.paced", lambda usual, *_: usual // 2)
     steps = steps_of(monkeypatch)
-    engine._pace(ready)
+    warmup = WarmUp(
+        engine,
+        engine._scheduler,
+        context=ready.max_context or 1,
+        vocab_size=engine._loaded.vocab_size,
+    )
+    warmup.pace()
     assert max(tokens for tokens, _ in steps) == STEP
     steps.clear()
-    engine._run_largest(ready, 1)
+    warmup.run(rows=1)
     assert max(tokens for tokens, _ in steps) == STEP // 2
     assert not any(engine.books().values())
     engine.close()

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from bitinglip import errors
-from tests.support.cluster import SECRET, AgentProcess, StaticAgents, agents, cluster_of
+from tests.support.cluster import CARD, SECRET, AgentProcess, StaticAgents, agents, cluster_of
 from tests.support.left_processes import no_process_left
 from tests.support.scheduling_rig import Rig, answer, idle, job
 from tests.support.wait import eventually, until
@@ -21,8 +22,8 @@ from workers.framing import BadFrame
 from workers.nodes import link as links
 from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect
-from workers.nodes.messages import PROTOCOL, Kind, OpenNode, OpenWorker
-from workers.nodes.node import Address
+from workers.nodes.messages import PROTOCOL, AgentConfig, Kind, OpenNode, OpenWorker
+from workers.nodes.node import Address, Node
 from workers.protocol import Failed
 
 Test = Callable[[Rig, StaticAgents], Awaitable[None]]
@@ -219,15 +220,17 @@ def test_agent_refuses_a_wrong_secret_and_frames_that_are_too_long(tmp_path: Pat
         worker.send(Kind.COMMANDS, b"\xc1")
         with pytest.raises(LinkLost):
             await _all_of(worker)
-        node = await connect(*agent.address, SECRET)
-        node.tell(Kind.OPEN, OpenNode(protocol="another", gateway="g"))
-        kind, payload = await node.receive()
-        assert kind == Kind.REFUSED
-        assert b"another version" in payload
+        for opening in ("node", "a kind that this version does not have"):
+            node = await connect(*agent.address, SECRET)
+            node.tell(Kind.OPEN, {"type": opening, "protocol": "another", "gateway": {"new": 1}})
+            kind, payload = await node.receive()
+            assert kind == Kind.REFUSED
+            assert b"another version" in payload
+            node.abort()
         still = await connect(*agent.address, SECRET)
         still.tell(Kind.OPEN, OpenNode(protocol=PROTOCOL, gateway="g"))
         assert (await still.receive())[0] in (Kind.BEAT, Kind.FACTS)
-        for each in (long, worker, node, still):
+        for each in (long, worker, still):
             each.abort()
 
     with agents(tmp_path, "n1") as there:
@@ -243,6 +246,15 @@ def test_strangers_that_say_nothing_keep_no_gateway_out(tmp_path: Path) -> None:
         link.abort()
         for _, writer in silent:
             writer.transport.abort()
+        node = Node("n1", SECRET, lambda: None)
+        node.address = agent.address
+        spec = OpenWorker(
+            protocol=PROTOCOL, gateway="g", node="n1", name="w", engine="none", visible_devices=""
+        )
+        opened = await asyncio.gather(*(node.open_worker(spec) for _ in range(60)))
+        assert {(await each.receive())[0] for each in opened} == {Kind.REFUSED}, "nor itself"
+        for each in opened:
+            each.abort()
 
     with agents(tmp_path, "n1") as there:
         asyncio.run(run(there["n1"]))
@@ -303,6 +315,45 @@ def test_gateway_that_is_killed_takes_its_workers_on_nodes_along(tmp_path: Path)
             (worker,) = agent.children()
             os.kill(gateway.pid, signal.SIGKILL)
         eventually(lambda: not worker.is_running())
+
+
+_ACTOR = """
+import platform, sys, time
+from workers.nodes.ray_node import AgentActor
+actor = AgentActor(sys.stdin.buffer.readline(), platform.python_version())
+print(actor._agent.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_agent_ends_with_its_actor_that_is_killed_and_shows_no_secret(tmp_path: Path) -> None:
+    """As `ray stop --force` kills it."""
+    config = AgentConfig(
+        secret=SECRET,
+        folder=str(tmp_path / "on-node"),
+        models=(),
+        protocol=PROTOCOL,
+        fake=(CARD,),
+        spare=False,
+        ends_with_input=True,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", _ACTOR],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as actor:
+        assert actor.stdin is not None
+        assert actor.stdout is not None
+        assert actor.stderr is not None
+        actor.stdin.write(msgspec.json.encode(config) + b"\n")
+        actor.stdin.flush()
+        agent = psutil.Process(int(actor.stdout.readline()))
+        shown = [*agent.cmdline(), *agent.environ().values()]
+        assert not [each for each in shown if SECRET in each]
+        actor.kill()
+        assert SECRET.encode() not in actor.stderr.read(), "which ends with the agent"
+    eventually(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_frame_of_no_kind_ends_a_connection() -> None:

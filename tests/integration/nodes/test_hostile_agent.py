@@ -1,9 +1,10 @@
 """Tests that the gateway bears an agent that knows the secret and has been broken into."""
 
 import asyncio
+import contextlib
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pytest
 
 from tests.support.cluster import SECRET
 from tests.support.wait import until
-from workers.devices.device import Device, DeviceUsage, Elsewhere
+from workers.devices.device import Condition, Device, DeviceUsage, Elsewhere
 from workers.devices.xid import Report
 from workers.framing import BadFrame
 from workers.nodes import link as links
 from workers.nodes.facts_check import check_facts
 from workers.nodes.handshake import AgentIdentity, prove_to_gateway
-from workers.nodes.link import Link
-from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind, NodeFacts
+from workers.nodes.link import Link, LinkLost
+from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind, NodeFacts, Probed
 from workers.nodes.node import Address, Node
 
 CPU = Device("cpu", "a processor", "cpu", 1 << 30, 1 << 30)
@@ -44,9 +45,15 @@ def told(*devices: Device, **readings: DeviceUsage) -> NodeFacts:
         told(CPU, cpu=DeviceUsage(1, {1: -1})),
         told(CPU, cpu=DeviceUsage(1, {}, utilisation=math.nan)),
         told(CPU, cpu=DeviceUsage(1, {}, at=1e300)),
-        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(wished=-1)}),
+        NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(leave=("w",) * 2000)}),
         NodeFacts(devices=(CPU,), readings={}, elsewhere={"cpu": Elsewhere(reserved=1 << 62)}),
         told(*(replace(CARD, id=str(number)) for number in range(1000))),
+        told(replace(CARD, name="two\nlines")),
+        told(replace(CARD, pin="x" * 1000)),
+        told(replace(CARD, condition=Condition("doubtful", "x" * 100_000))),
+        NodeFacts(devices=(CPU,), readings={}, problems={"card": "x" * 100_000}),
+        NodeFacts(devices=(CPU,), readings={}, problems=dict.fromkeys(map(str, range(999)), "x")),
+        told(CPU, cpu=DeviceUsage(1, {}, slowed_by=("heat",) * 99)),
     ],
 )
 def test_facts_that_no_machine_has_are_refused(facts: NodeFacts) -> None:
@@ -55,8 +62,22 @@ def test_facts_that_no_machine_has_are_refused(facts: NodeFacts) -> None:
         check_facts(facts)
 
 
-def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> Node:
-    """Return a node after its agent has sent frames as a trusted one, or ended if there is none."""
+async def nothing(_: Node) -> None:
+    pass
+
+
+def with_agent(
+    tmp_path: Path,
+    frames: Mapping[Kind, bytes],
+    count: int = 1,
+    *,
+    answer: tuple[Kind, bytes] = (Kind.BEAT, b""),
+    then: Callable[[Node], Awaitable[None]] = nothing,
+) -> Node:
+    """Return a node after its agent has sent frames as a trusted one, or ended if there is none.
+
+    ``answer``: to the next frame; ``then``: what is done before the node is closed.
+    """
 
     async def run() -> Node:
         identity = AgentIdentity(tmp_path)
@@ -71,14 +92,18 @@ def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> 
             for kind, payload in frames.items():
                 for _ in range(count):
                     link.send(kind, payload)
-            await reader.read()
+            with contextlib.suppress(LinkLost):
+                await Link(reader, writer).receive()
+                link.send(*answer)
+                await reader.read()
             link.abort()
 
         node = Node("n1", SECRET, lambda: None)
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=identity.context)
         async with server:
             node.connect(Address(*server.sockets[0].getsockname()))
-            await until(lambda: node.reason or node.state == "well")
+            await until(lambda: node.reason or (node.state == "well" and count == 1))
+            await then(node)
             await node.close()
         return node
 
@@ -87,8 +112,22 @@ def with_agent(tmp_path: Path, frames: Mapping[Kind, bytes], count: int = 1) -> 
 
 def test_node_that_tells_nonsense_or_too_much_is_lost(tmp_path: Path) -> None:
     assert "too many at once" in (with_agent(tmp_path, {Kind.BEAT: b""}, 6000).reason or "")
+    facts = links._encoder.encode(told(CARD))
+    assert "too many facts" in (with_agent(tmp_path, {Kind.FACTS: facts}, 300).reason or "")
     bad = links._encoder.encode(told(replace(CARD, unified=True)))
     assert "malformed frame" in (with_agent(tmp_path, {Kind.FACTS: bad}).reason or "")
+
+
+def test_node_speaks_of_the_cards_only_that_it_is_asked_about(tmp_path: Path) -> None:
+    facts = links._encoder.encode(told(CARD))
+    probed = links._encoder.encode(Probed({"GPU-0": "broken", "GPU-of-another": "broken"}))
+    found: dict[str, str] = {}
+
+    async def ask(node: Node) -> None:
+        found.update(await node.probe(["GPU-0"]))
+
+    with_agent(tmp_path, {Kind.FACTS: facts}, answer=(Kind.PROBED, probed), then=ask)
+    assert found == {"GPU-0": "broken"}
 
 
 def test_node_whose_agent_ends_in_the_handshake_is_not_said_to_have_another_secret(

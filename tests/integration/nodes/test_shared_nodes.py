@@ -126,6 +126,7 @@ def test_two_gateways_that_load_at_once_share_a_card_and_give_up_idle_models(
         assert not other.loaded()
         await until(lambda: other.elsewhere() == MOST)
         assert holder.elsewhere() == 0
+        assert [each.elsewhere for each in other.rig.operations.samples()] == [MOST]
         (device,) = other.rig.operations.devices()
         assert (device.foreign_bytes, device.reserved_bytes) == (0, 0)
         assert device.free_bytes == 8_000_000_000 - MOST

@@ -88,6 +88,12 @@ def floor(rig: Rig, name: str) -> int:
     return rig.footprints.need(manifest, config).bytes
 
 
+def seen(rig: Rig) -> int:
+    """Return the bytes in use at the last look at the card."""
+    reading = rig.manager.facts.use.reading("0")
+    return 0 if reading is None else reading.used_bytes
+
+
 @pytest.mark.parametrize(("late", "part"), [(0.0, 1.0), (0.4, 1.0), (3.0, 1.0), (30.0, 0.1)])
 def test_memory_that_comes_back_late_is_waited_for(
     tmp_path: Path, late: float, part: float
@@ -97,8 +103,7 @@ def test_memory_that_comes_back_late_is_waited_for(
     async def test(rig: Rig, memory: Memory) -> None:
         memory.others = int(1.2 * GB)  # one of the two fits at a time
         await rig.operations.load("a")
-        await until(lambda: memory.used > 1.7 * GB)
-        await asyncio.sleep(0.1)
+        await until(lambda: seen(rig) > 1.7 * GB)
         memory.late, memory.part = late, part
         await rig.operations.unload("a")
         began = time.monotonic()
@@ -117,8 +122,7 @@ def test_memory_that_does_not_come_back_is_another_program_s(tmp_path: Path) -> 
     async def test(rig: Rig, memory: Memory) -> None:
         memory.others = int(1.2 * GB)
         await rig.operations.load("a")
-        await until(lambda: memory.used > 1.7 * GB)
-        await asyncio.sleep(0.1)
+        await until(lambda: seen(rig) > 1.7 * GB)
         memory.late = 60.0
         await rig.operations.unload("a")
         with pytest.raises(errors.ModelDoesNotFit) as refused:
@@ -183,13 +187,14 @@ def test_footprint_is_raised_where_no_other_program_took_the_memory(tmp_path: Pa
 def test_load_out_of_memory_soon_after_a_stop_is_tried_again_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The memory is still away as the load fails, however slow the machine is."""
     monkeypatch.setattr("bitinglip.scheduling.models.returns._PATIENCE", 0.5)
+    monkeypatch.setattr("bitinglip.scheduling.models.returns._RECENT", 600.0)
 
     async def test(rig: Rig, memory: Memory) -> None:
         await rig.operations.load("a")
-        await until(lambda: memory.used > 0.5 * GB)
-        await asyncio.sleep(0.1)
-        memory.late = 1.5
+        await until(lambda: seen(rig) > 0.5 * GB)
+        memory.late = 600.0
         await rig.operations.unload("a")
         before = floor(rig, "b")
         path = fails(rig, "b", 1)

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import psutil
 import pytest
 
+from model_store.manifest import Manifest, write_manifest
+from model_store.store import ModelStore
 from tests.support.cli_process import terminal
 from tests.support.http_client import NATIVE
+from tests.support.model_folders import llama
 from tests.support.server import (
     Server,
     alive,
@@ -197,9 +201,28 @@ def test_imports_of_gateway_and_command_line_leave_torch_out() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_start_sweeps_what_a_killed_removal_left(tmp_path: Path) -> None:
+def test_start_sweeps_leftovers_and_tells_files_again_that_an_older_version_has_told(
+    tmp_path: Path,
+) -> None:
     left = tmp_path / "home" / "models" / ".partial" / "removed-0123456789ab" / "files"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"x")
-    with running_server(tmp_path / "home", "--set", "demo=never"):
+    made = with_older_facts(ModelStore(tmp_path / "home" / "models"), tmp_path)
+    with running_server(tmp_path / "home", "--set", "demo=never") as server:
         eventually(lambda: not left.parent.exists())
+        with server.client() as client:
+
+            def context() -> int | None:
+                found: int | None = client.get("/api/v1/models/old").json()["max_context"]
+                return found
+
+            assert made.max_context
+            eventually(lambda: context() == made.max_context)
+
+
+def with_older_facts(store: ModelStore, folder: Path) -> Manifest:
+    """Make a model that an older version has told nothing of; return what it told today."""
+    made = store.import_folder(llama(folder / "llama"), "old")
+    older = msgspec.structs.replace(made, facts=1, max_context=None)
+    write_manifest(store.folder("old"), older)
+    return made

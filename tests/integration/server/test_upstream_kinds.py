@@ -6,7 +6,7 @@ import struct
 import threading
 import time
 import wave
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +31,7 @@ NATIVE_SPEECH = "/api/v1/inference/text-to-speech"
 RATE = 24_000
 SAMPLES = bytes(range(240)) * 100
 ASKED = list[protocol.Job]()  #: of the workers there
+GIVEN = dict[str, bytes]()  #: files of the last job for pictures
 
 
 def wav(samples: bytes) -> bytes:
@@ -38,6 +39,12 @@ def wav(samples: bytes) -> bytes:
     with wave.open(buffer, "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
         file.writeframes(samples)
+    return buffer.getvalue()
+
+
+def a_picture(mode: str, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (64, 72)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -57,6 +64,10 @@ async def speak(job: protocol.SpeechJob) -> AsyncIterator[protocol.JobEvent]:
 
 async def paint(job: protocol.ImageJob) -> AsyncIterator[protocol.JobEvent]:
     yield protocol.Started(id=job.id)
+    GIVEN.clear()
+    for name, given in (("image", job.image), ("mask", job.mask)):
+        if given is not None:
+            GIVEN[name] = await asyncio.to_thread(Path(given).read_bytes)
     if job.prompt == "!stall":
         await asyncio.sleep(60)
     pictures = []
@@ -307,20 +318,43 @@ def test_upstream_s_pictures_end_when_their_client_goes(
     here.wait_idle()
 
 
-def test_upstream_s_pictures_are_not_made_from_others(client: httpx.Client) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, "png")
+@pytest.mark.parametrize("masked", [False, True])
+def test_upstream_s_pictures_are_made_from_those_that_are_passed_on(
+    client: httpx.Client, there: Served, masked: bool
+) -> None:
+    sent = {"image": ("x.png", a_picture("RGB", "jpeg"))}
+    if masked:
+        sent["mask"] = ("y.png", a_picture("RGBA", "png"))
+    fields = {"model": "drawing", "prompt": "a fox", "strength": "0.5", "seed": "9", "n": "2"}
+    answer = client.post("/v1/images/edits", data=fields, files=sent)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["data"]) == 2
+    (job,) = ASKED
+    assert isinstance(job, protocol.ImageJob)
+    assert (job.width, job.height, job.seeds, job.strength) == (64, 72, (9, 10), 0.5)
+    assert {name: data for name, (_, data) in sent.items()} == GIVEN
+    there.wait_idle()
+    assert not [each for each in (job.image, job.mask) if each and Path(each).exists()]
+    native = {"model": "drawing", "prompt": "a fox", "width": 64, "height": 64}
+    image = b64encode(sent["image"][1]).decode()
+    assert client.post(NATIVE_IMAGES, json={**native, "image": image}).status_code == 200
+    assert {"image": sent["image"][1]} == GIVEN
+
+
+def test_upstream_s_pictures_take_no_loras_and_no_previews(client: httpx.Client) -> None:
     form: dict[str, Any] = {
         "model": (None, "drawing"),
         "prompt": (None, "a fox"),
-        "image": ("x.png", buffer.getvalue()),
+        "stream": (None, "true"),
     }
+    form |= {"partial_images": (None, "2"), "image": ("x.png", a_picture("RGB", "png"))}
     refused = client.post("/v1/images/edits", files=form)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "image")
+    assert "'preview' cannot be passed on" in refused.text
     streamed = client.post(NATIVE_IMAGES, json={"model": "drawing", "prompt": "a fox", "loras": []})
     assert streamed.status_code == 200
     listed = client.get("/api/v1/models/drawing").json()
     assert (listed["type"], "loras" in listed["supported_parameters"]) == ("image", False)
+    assert "strength" in listed["supported_parameters"]
 
 
 def test_upstream_ranks(client: httpx.Client) -> None:

@@ -31,20 +31,27 @@ window.bl = (() => {
     row,
     text: () => text(document.body),
     has: (role, wanted, within) => ready(find(role, wanted, within)),
+    // Each of these looks and acts in one turn, in which nothing is drawn anew; false: it is not there yet.
     click(role, wanted, within) {
       const node = find(role, wanted, within);
+      if (!ready(node)) return false;
       node.scrollIntoView({ block: "center" });
       node.click();
+      return true;
     },
     focus(wanted) {
       const node = find("field", wanted);
+      if (!ready(node)) return false;
       node.focus();
       node.select?.();
+      return true;
     },
     choose(wanted, value) {
       const node = find("field", wanted);
+      if (!ready(node)) return false;
       node.value = value;
       for (const name of ["input", "change"]) node.dispatchEvent(new Event(name, { bubbles: true }));
+      return true;
     },
     /** How far the page is wider than the screen, or a table wider than its card. */
     overflow: () =>

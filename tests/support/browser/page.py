@@ -87,21 +87,16 @@ class Page:
 
     def click(self, name: str, role: str = "button", *, within: str | None = None) -> None:
         """Press what has this role and name, in the row that says ``within`` if that is given."""
-        named = json.dumps([role, name, within])
-        self.wait(f"bl.has(...{named})")
-        self.run(f"bl.click(...{named})")
+        self.wait(f"bl.click(...{json.dumps([role, name, within])})")
 
     def fill(self, label: str, text: str) -> None:
         """Type a text into a field in place of what it holds."""
-        named = json.dumps(label)
-        self.wait(f"bl.has('field', {named})")
-        self.run(f"bl.focus({named})")
+        self.wait(f"bl.focus({json.dumps(label)})")
         self.call("Input.insertText", text=text)
 
     def choose(self, label: str, value: str) -> None:
         """Give a list, a slider or another field a value."""
-        self.wait(f"bl.has('field', {json.dumps(label)})")
-        self.run(f"bl.choose({json.dumps(label)}, {json.dumps(value)})")
+        self.wait(f"bl.choose({json.dumps(label)}, {json.dumps(value)})")
 
     def attach(self, label: str, path: Path) -> None:
         """Choose a file of this machine."""

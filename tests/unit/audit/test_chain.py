@@ -10,6 +10,7 @@ from bitinglip.audit.chain import Verdict, verify_file
 from bitinglip.audit.entry import SERVER, Action, Actor, Entry, changed
 from bitinglip.audit.query import Filter
 from bitinglip.db.database import Database
+from tests.support import server
 from tests.support.audit_log import KEY, entries, using
 
 ROWS = 6
@@ -17,10 +18,8 @@ _COLUMNS = "seq, at, actor, actor_name, token, action, target, outcome, address,
 _COLUMNS += ', user_agent, "before", "after", seal'
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Provide the bytes of a database with six entries."""
-    path = tmp_path_factory.mktemp("audit") / "bitinglip.db"
+def write(path: Path) -> None:
+    """Make six entries."""
     with using(path) as (run, audit):
         audit.remember(Entry(Action.SERVER_START))
         for name in "abcd":
@@ -28,13 +27,26 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
             audit.remember(Entry(Action.MODEL_LOAD, actor, name, before={"s": 0}, after={"s": 1}))
         audit.remember(Entry(Action.SERVER_STOP))
         run(audit.flush())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes | None:
+    """Provide the bytes of a database with six entries; None of one that is no file."""
+    path = tmp_path_factory.mktemp("audit") / "bitinglip.db"
+    if server.database_of is not None:
+        return None
+    write(path)
     return path.read_bytes()
 
 
 @pytest.fixture
-def path(tmp_path: Path, written: bytes) -> Path:
+def path(tmp_path: Path, written: bytes | None) -> Path:
+    """Provide a database with six entries."""
     path = tmp_path / "bitinglip.db"
-    path.write_bytes(written)
+    if written is None:
+        write(path)
+    else:
+        path.write_bytes(written)
     return path
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import update
+from sqlmodel import insert, select, update
 
 from bitinglip.batches.files import ClientFiles
 from bitinglip.db.database import Database
@@ -99,6 +100,27 @@ def test_file_that_has_expired_is_removed_unless_a_batch_needs_it(tmp_path: Path
         assert set(os.listdir(files.folder)) == {needed.id, kept.id}
         listed = await files.list(key_id=None, purpose=None, after=None, most=9, newest=True)
         assert [each.id for each in listed] == [kept.id]
+
+    using(tmp_path, act)
+
+
+@pytest.mark.sqlite
+def test_files_that_expire_together_are_removed_whatever_their_number(tmp_path: Path) -> None:
+    """A statement has room for so many values, and an upload says itself when it expires."""
+
+    async def act(files: ClientFiles, db: Database) -> None:
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        row = {"key_id": "k", "purpose": "batch", "filename": "f", "bytes": 1}
+        rows = [{**row, "id": f"file-{n}", "created_at": long_ago} for n in range(1200)]
+        async with db.write() as session:
+            raw = await (await session.connection()).get_raw_connection()
+            driver: Any = raw.driver_connection
+            limit = (sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)  # of a plain SQLite: 32,766
+            await driver._execute(driver._conn.setlimit, *limit)
+            await session.execute(insert(ClientFile), rows)
+        await files.clean(lambda file_id: file_id == "file-7")
+        async with db.read() as session:
+            assert list(await session.scalars(select(ClientFile.id))) == ["file-7"]
 
     using(tmp_path, act)
 

@@ -62,7 +62,11 @@ def test_redis_check_says_that_the_password_is_refused(redis: RedisServer) -> No
 
 @pytest.mark.parametrize(
     ("info", "words"),
-    [({"redis_version": "4.0.9"}, "4.0.9"), ({"redis_version": "7.2", "role": "slave"}, "replica")],
+    [
+        ({"redis_version": "4.0.9"}, "4.0.9"),
+        ({"redis_version": "7.2", "role": "slave"}, "replica"),
+        ({"redis_version": "7.2.4", "server_mode": "cluster"}, "a cluster"),  # as Valkey says it
+    ],
 )
 def test_redis_check_finds_what_cannot_serve(info: dict[str, Any], words: str) -> None:
     [finding] = _judged("redis://box", info)

@@ -65,6 +65,51 @@ def test_cuda_graphs_of_several_stages_share_one_stream_and_one_pool(
     assert Stream.made == 1
 
 
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_allocator_is_told_of_a_capture_that_failed(
+    monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """Where an operation breaks a capture torch does not tell it; a step that raises does no harm.
+
+    The allocator counts captures as torch's does, and asserts that none is left.
+    """
+    underway: list[Any] = []
+
+    @contextmanager
+    def graph(_graph: Graph, *, pool: Any, **_where: Any) -> Iterator[None]:
+        underway.append(pool)
+        try:
+            yield
+        finally:
+            if is_broken:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
+            underway.remove(pool)
+
+    def end(_device: int, pool: Any) -> None:
+        if pool not in underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        underway.remove(pool)
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _device, _pool: None, raising=False)
+    calls = 0
+
+    def step() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the first call only warms up
+            raise ValueError("a step that cannot be captured")
+        return torch.zeros(1)
+
+    with pytest.raises((RuntimeError, ValueError)):
+        cuda_capture()(step)
+    assert calls == 2
+    assert not underway
+
+
 @pytest.mark.parametrize(("free", "room"), [(8 << 30, True), (1 << 30, True), (1 << 29, False)])
 def test_graphs_are_left_out_where_a_card_is_nearly_full(
     monkeypatch: pytest.MonkeyPatch, free: int, room: bool

@@ -92,6 +92,16 @@ def test_four_bit_layers_that_differ_are_not_joined() -> None:
     assert can_join([other, join_four_bit([other])])
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 16), (torch.bfloat16, 64)])
+def test_four_bit_kernel_gets_no_more_rows_than_a_small_card_has_room_for(
+    dtype: torch.dtype, most: int
+) -> None:
+    layer, _ = made(32)
+    layer._has_kernel = True  # as on a card
+    assert layer._is_for_kernel(torch.zeros(most, WIDTH, dtype=dtype))
+    assert not layer._is_for_kernel(torch.zeros(most + 1, WIDTH, dtype=dtype))
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(

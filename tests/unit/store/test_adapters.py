@@ -16,7 +16,7 @@ from model_store.errors import BadFiles, BaseOfAdapters, ChangedFiles
 from model_store.inspection import inspect, refreshed
 from model_store.manifest import read_manifest
 from model_store.store import ModelStore
-from tests.support.lora_files import write_text_lora
+from tests.support.lora_files import RANK, write_text_lora
 from tests.support.model_folders import llama, pipeline, write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -170,6 +170,9 @@ def single_file(folder: Path) -> None:
 
 
 PAIR = {"a.lora_A.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}
+HALF = {
+    "a.lora_B.weight": {"dtype": "F32", "shape": [RANK, RANK], "data_offsets": [0, 4 * RANK**2]}
+}
 
 REFUSED: dict[str, tuple[Make, str]] = {
     "another type": (changed(peft_type="PROMPT_TUNING"), "of the type 'PROMPT_TUNING'"),
@@ -203,6 +206,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         weights({"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}, 16),
         "hold no LoRA",
     ),
+    "halves of pairs": (weights(HALF, 4 * RANK**2), "hold no LoRA"),
     "weights of nothing": (weights({}), "hold no LoRA|another rank"),
     "a text model's weights alone": (single_file, "adapter_config.json is missing"),
 }

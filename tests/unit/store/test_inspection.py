@@ -10,6 +10,7 @@ import pytest
 
 from model_store.errors import BadFiles
 from model_store.inspection import inspect
+from model_store.kinds import UPSTREAM
 from model_store.manifest import read_manifest, write_manifest
 from model_store.store import ModelStore
 from model_store.verification import differences
@@ -119,6 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a component elsewhere": (lambda f: pipeline(f, **{"../x": ["diffusers", "X"]}), "taken"),
     "a list as component": (lambda f: pipeline(f, unet=[["x"], "X"]), "code of its own"),
     "a custom pipeline": (lambda f: pipeline(f, _class_name=["pipeline", "Evil"]), "code of its"),
+    "an upstream of no kind": (edited(model_type=UPSTREAM, kind=["text"]), "does one of"),
     "another pipeline": (lambda f: pipeline(f, _class_name="AudioLDM2Pipeline"), "make images"),
 }
 
@@ -143,6 +145,14 @@ def test_inspection_of_a_text_model(tmp_path: Path) -> None:
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 2 * 2  # k and v, layers, heads, width, bytes
     assert found.vocab_size == 64
     assert found.capabilities == ("completion", "chat")
+
+
+@pytest.mark.parametrize("told", [[], {"a": 1}, 7, None])
+def test_inspection_takes_a_model_type_that_is_no_text_for_none(
+    tmp_path: Path, told: object
+) -> None:
+    edited(model_type=told)(tmp_path)
+    assert inspect(tmp_path).model_type is None
 
 
 def test_inspection_counts_layers_by_any_name(tmp_path: Path) -> None:

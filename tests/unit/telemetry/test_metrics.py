@@ -110,7 +110,7 @@ def test_metrics_have_live_gauges() -> None:
 def test_metrics_read_devices_at_each_scrape() -> None:
     metrics = Metrics()
     samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5, power_w=41.5)]
-    samples[0] = replace(samples[0], slowed_by=("heat",))
+    samples[0] = replace(samples[0], slowed_by=("heat",), elsewhere=7)
     metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
     shown = text(metrics)
     for line in [
@@ -120,6 +120,7 @@ def test_metrics_read_devices_at_each_scrape() -> None:
         'bitinglip_device_utilisation_ratio{device="0"} 0.5',
         'bitinglip_device_power_watts{device="0"} 41.5',
         'bitinglip_device_slowed{by="heat",device="0"} 1.0',
+        'bitinglip_device_elsewhere_bytes{device="0"} 7.0',
     ]:
         assert line in shown
     samples[:] = [DeviceSample("cpu", total=9, used=None, reserved=0, utilisation=None)]

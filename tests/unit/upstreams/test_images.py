@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bitinglip.upstreams.answer import BadAnswer
-from bitinglip.upstreams.images import image_done, image_request, most_bytes
+from bitinglip.upstreams.images import edit_form, image_done, image_request, most_bytes
 from workers.engines.base import Refused
 from workers.protocol import ImageJob, Lora
 
@@ -60,7 +60,6 @@ def test_image_request_asks_for_what_the_job_wants() -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"image": "path"}, "image"),
         ({"mask": "path"}, "mask"),
         ({"strength": 0.5}, "strength"),
         ({"adapters": (Lora("bold"),)}, "loras"),
@@ -74,6 +73,15 @@ def test_image_request_that_no_field_can_ask_for_is_refused_by_name(
     with pytest.raises(Refused) as refused:
         image_request(job(**more), "m")
     assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", param)
+
+
+def test_image_request_from_a_picture_whose_file_is_gone_is_refused(tmp_path: Path) -> None:
+    gone = job(image=str(tmp_path / "gone"), strength=0.5)
+    path, body = image_request(gone, "m")
+    assert (path, body["strength"]) == ("images/edits", 0.5)
+    with pytest.raises(Refused) as refused:
+        edit_form(gone, body)
+    assert refused.value.code == "INFERENCE_FAILED"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])

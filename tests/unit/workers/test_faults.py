@@ -116,10 +116,12 @@ def test_fault_of_a_library_is_no_lack_of_memory_on_a_card_with_room(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    free = [20 << 30, 1 << 30]  # of a split model's cards
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: (free[card], 24 << 30))
     error = OUT_OF_MEMORY_ERRORS[name]
     assert torch_env.is_out_of_memory(error)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 << 30, 24 << 30))
+    free[1] = 20 << 30
     assert not torch_env.is_out_of_memory(error)
     assert torch_env.must_end(error, "cuda")
 

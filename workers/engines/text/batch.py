@@ -83,13 +83,14 @@ class Batch:
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
-        """Return the batch with attention's tensors on a layer's device; copied once per step."""
+        """Return the batch with what layers read on a layer's device; copied once per step."""
         if device == self.slots.device:
             return self
         if device not in self.elsewhere:
             self.elsewhere[device] = replace(
                 self,
                 slots=self.slots.to(device),
+                sampled=None if self.sampled is None else self.sampled.to(device),
                 paged=self.paged and self.paged.to(device),
                 ragged=self.ragged and self.ragged.to(device),
                 decodes=[

@@ -88,6 +88,9 @@ class PagedCache:
             torch.zeros(tokens, shape.width, dtype=stored, device=shape.device) for shape in shapes
         ]
         self._by_block = [page.view(count, -1) for page in self.pages]
+        devices = {shape.device for shape in shapes}
+        #: copies of blocks, out and in, are queued and not waited for
+        self.on_card = len(devices) == 1 and devices.pop().type == "cuda"
         self._workspaces: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._shares = True  #: reads use the workspaces
         self.block_bytes = block_bytes(shapes, block_size, dtype, eight_bits=eight_bits)
@@ -108,9 +111,12 @@ class PagedCache:
         return torch.cat(parts, dim=1)
 
     def copy_in(self, blocks: Sequence[int], contents: Tensor) -> None:
-        """Write what blocks are to hold; contents: as ``copy_out`` gives it, on any device."""
+        """Write what blocks are to hold; contents: as ``copy_out`` gives it, on any device.
+
+        From pinned memory the copies are queued only; a card is waited for otherwise.
+        """
         at = self._places(blocks)
-        there = {device: contents.to(device) for device in at}  # at once: a card is waited for
+        there = {device: contents.to(device, non_blocking=True) for device in at}
         start = 0
         for page in self._by_block:
             end = start + page.shape[1] * page.element_size()

@@ -191,6 +191,7 @@ class DecodeGraphs:
                 log.warning("steps are computed without graphs from now on: %s", error)
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)  # raises if the context is lost
+                    torch.cuda.empty_cache()  # and this if the allocator has not recovered
                 return None
         return self._captured[size]
 

@@ -1,8 +1,7 @@
 """The text engine batches continuously over transformers' model classes, on CPU and CUDA."""
 
-import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,39 +11,29 @@ from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text import speculation
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.cache_plan import cache_plan
-from workers.engines.text.chat_templates import chat_templates
-from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.draw import UNDECIDED
 from workers.engines.text.flight import NONE, Launcher
-from workers.engines.text.generate_steps import has_prefix
 from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
-from workers.engines.text.loading import LoadedModel, load, private_copy
+from workers.engines.text.loading import LoadedModel, load
 from workers.engines.text.lora_queue import LoraQueue
-from workers.engines.text.lora_slots import LoraBounds
+from workers.engines.text.opening import LoadModel, OpenedModel, open_model
 from workers.engines.text.pipeline import Pipeline
 from workers.engines.text.plan import Chunk, Sequence
-from workers.engines.text.prefix_ram import open_prefix_ram
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import Runner
-from workers.engines.text.runners import open_runner
 from workers.engines.text.sample import Choice
 from workers.engines.text.sampler import Sampler
 from workers.engines.text.scheduler import Scheduler
+from workers.engines.text.scrubbing import Scrubber
 from workers.engines.text.sequential import SequentialRunner
-from workers.engines.text.warmup import largest_jobs, paced
-from workers.engines.weight_progress import WeightProgress, weights_read
-from workers.protocol import Event, Load, Ready, TextJob, TextOptions
+from workers.engines.text.warmup import WarmUp
+from workers.engines.weight_progress import weights_read
+from workers.protocol import Event, Load, Ready, TextJob
 
-log = logging.getLogger(__name__)
-
-#: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
-#: read it from a slow disk or compile it.
-_CUDA_STEP_TIMEOUT = 60.0
 _BLOCK_SIZE = 16
 _REST = 0.002  #: seconds
 
@@ -62,13 +51,14 @@ class TextEngine:
     _pipeline: Pipeline
     _speculation: speculation.Speculation | None
     _loras: LoraQueue
+    _scrubber: Scrubber
 
     def __init__(
         self,
         *,
         step_tokens: int | None = None,
         block_size: int = _BLOCK_SIZE,
-        load_model: Callable[[Load, Callable[[int], None]], LoadedModel] = load,
+        load_model: LoadModel = load,
     ) -> None:
         """``step_tokens`` limits a step over all rows; None takes the device's default."""
         self._load_model = load_model
@@ -82,102 +72,52 @@ class TextEngine:
         progress(0.0)
         reading = weights_read(Path(spec.path), progress)
         with torch_env.loading(spec, "this model and its cache"), reading as weights:
-            ready = self._load(spec, weights)
+            opened = open_model(spec, self._load_model, weights, self._block_size)
+            self._set_up(opened)
+        ready = opened.ready
         if spec.device == "cuda" if spec.warmup is None else spec.warmup:
             self._warm_up(ready)
         progress(1.0)
         return ready
 
-    def _load(self, spec: Load, weights: WeightProgress) -> Ready:
-        loaded = self._load_model(spec, weights.placed)
-        device, options = loaded.device.type, spec.text or TextOptions()
-        plan = cache_plan(spec, loaded.max_positions, self._block_size)
-        self._runner, why = open_runner(
-            loaded, plan, options.attention, options.graphs, LoraBounds.of(options)
-        )
-        self._loras = LoraQueue(self._runner.loras)
-        self._speculation = speculation.of(options, why, device)
-        weights.reach(0.95)
-        rows = min(self._runner.rows, self._runner.blocks)
-        context = min(plan.context, self._runner.blocks * self._block_size)
-        tokenizer = private_copy(loaded.tokenizer)
-        templates = chat_templates(tokenizer, Path(spec.path), loaded.model_type)
-        wanted = options.response_template
-        chat = Conversation(templates, tokenizer, loaded.model_type, wanted, loaded.pictures)
-        loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
-        overlaps = _overlaps(options, why, device)
-        kept = open_prefix_ram(spec, self._runner.cache, why)
-        self._allocator = BlockAllocator(self._runner.blocks, self._block_size, kept)
-        self._set_up(loaded, rows, overlaps=overlaps)
-        self._preprocessor = Preprocessor(
-            tokenizer,
-            chat,
-            max_context=context,
-            vocab_size=loaded.vocab_size,
-            grammars=self._grammars.compiler,
-            starts=loaded.starts,
-            scores_prompts=not has_prefix(loaded),
-        )
-        return Ready(
-            slots=rows,
-            max_context=context,
-            dtype=torch_env.dtype_name(loaded.dtype),
-            quantization=loaded.quantization,
-            device=spec.device,
-            has_chat_template=templates is not None and templates.default is not None,
-            step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
-            sequential=why,
-        )
-
-    def _set_up(self, loaded: LoadedModel, rows: int, *, overlaps: bool) -> None:
-        self._loaded = loaded
-        self._detokenizers = DetokenizerFactory(loaded.tokenizer)
-        self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
+    def _set_up(self, opened: OpenedModel) -> None:
+        loaded = self._loaded = opened.loaded
+        self._runner, self._allocator = opened.runner, opened.allocator
+        self._preprocessor, self._grammars = opened.preprocessor, opened.grammars
+        self._detokenizers, self._loras = opened.detokenizers, opened.loras
+        self._speculation = opened.speculation
+        self._scrubber = Scrubber(self._runner, self._allocator)
         tokens = self._step_tokens or defaults.TEXT_STEP_TOKENS[loaded.device.type]
         self._scheduler = Scheduler(
-            self._allocator, max_rows=rows, step_tokens=tokens, inspect=self._inspect
+            self._allocator,
+            max_rows=opened.ready.slots,
+            step_tokens=tokens,
+            inspect=self._scrubber.inspect,
         )
         self._pipeline = Pipeline(
             Launcher(self._runner, self._sampler, self._grammars.rows, self._generations),
             self._runner,
             self._scheduler,
-            self._allocator,
+            self._scrubber,
             device=loaded.device,
-            overlaps=overlaps,
+            overlaps=opened.overlaps,
             take=self._take,
             fail=self._fail,
         )
 
     def _warm_up(self, ready: Ready) -> None:
         """Compute the largest steps once: what memory they take is told with the load."""
-        with busy_with("warmup"):
-            self._run_largest(ready, ready.slots)
-            self._grammars.compiler.warm_up()
-            if ready.device == "cuda" and self._step_tokens is None:
-                self._pace(ready)
-
-    def _run_largest(self, ready: Ready, rows: int) -> int:
-        """Run jobs of the largest shapes to their ends; return the tokens of the longest prompt."""
-        jobs = largest_jobs(
-            rows=rows,
-            step_tokens=self._scheduler.step_tokens,
+        warmup = WarmUp(
+            self,
+            self._scheduler,
             context=ready.max_context or 1,
             vocab_size=self._loaded.vocab_size,
         )
-        for job in jobs:
-            self.submit(job)
-        while self.in_flight:
-            self.step()
-        return len(jobs[0].prompts[0].ids)
-
-    def _pace(self, ready: Ready) -> None:
-        """Take smaller steps where a full one would hold up the answers that run for long."""
-        usual, began = self._scheduler.step_tokens, time.monotonic()
-        tokens = self._run_largest(ready, 1)
-        step_tokens = paced(usual, tokens, time.monotonic() - began)
-        if step_tokens < usual:
-            self._scheduler.set_step(step_tokens)
-            log.info("prompts are read %d tokens at a time, not %d", step_tokens, usual)
+        with busy_with("warmup"):
+            warmup.run(ready.slots)
+            self._grammars.compiler.warm_up()
+            if ready.device == "cuda" and self._step_tokens is None:
+                warmup.pace()
 
     def prepare(self, job: TextJob) -> PreparedJob:
         prepared = self._preprocessor.prepare(job)
@@ -285,26 +225,13 @@ class TextEngine:
         if self._speculation is not None:
             self._speculation.account(self._generations[sequence], verified)
         if verified.broken:
-            self._scrub([sequence])
+            self._scrubber.scrub(sequence.blocks)
         events: list[Event] = []
         for choice in verified.choices:
             events += self._advance(verified.chunk, choice)
         if sequence in self._generations:
             self._scheduler.accept(sequence, accepted, again=verified.broken)
         return events
-
-    def _scrub(self, sequences: Iterable[Sequence]) -> None:
-        """Zero what sequences have in the cache, and unpublish it."""
-        held = [block for each in sequences for block in each.blocks]
-        self._runner.scrub(self._allocator.forget(held))
-
-    def _inspect(self, blocks: list[int]) -> None:
-        """Scrub blocks of a sequence that was not found broken, if they hold NaN or infinity.
-
-        A prompt may end before its last piece is computed, which is what tells.
-        """
-        if not self._runner.hold_numbers(blocks):
-            self._runner.scrub(self._allocator.forget(blocks))
 
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
         generation = self._generations.get(chunk.sequence)
@@ -317,7 +244,8 @@ class TextEngine:
         if choice.token == UNDECIDED:
             return self._fail(chunk)
         if choice.token < 0:
-            self._scrub(each.sequence for each in request.generations)
+            sequences = [each.sequence for each in request.generations]
+            self._scrubber.scrub(block for each in sequences for block in each.blocks)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
         chunk.sequence.sound = True
@@ -380,17 +308,3 @@ class TextEngine:
         if hasattr(self, "_allocator"):  # and with it all that was set up before
             self._allocator.leave()
             self._runner.close()
-
-
-def _overlaps(options: TextOptions, sequential: str | None, device: str) -> bool:
-    """Return whether steps overlap; ``sequential``: why sequences are computed one by one.
-
-    Raises Refused where they cannot, though the options say that they do.
-    """
-    lack = None if sequential is None else f"is not for this model: {sequential}"
-    if options.speculation != "off":
-        lack = "is not for text.speculation: drafts follow tokens that are known"
-    if options.overlap == "on" and lack is not None:
-        raise torch_env.load_failed(f"text.overlap is on, which {lack}.")
-    wanted = device == "cuda" if options.overlap == "auto" else options.overlap == "on"
-    return wanted and lack is None

@@ -30,6 +30,7 @@ from workers.engines.text.fused_layers import (
 )
 from workers.engines.text.fused_norms import norm_of
 from workers.engines.text.lora_layers import JoinedLoras
+from workers.engines.text.split import Places, place_of
 from workers.engines.upload import Upload
 
 #: Cosine and sine of each rotation, [tokens, 1, numbers that are rotated]
@@ -41,6 +42,9 @@ class FusedDecoder:
 
     Where the projections are packed, which is a copy, the model is left without its weights.
     Elsewhere the model keeps them and still works: both compute over the same bytes.
+
+    Layers may lie on several cards: what they read goes from card to card with the tokens, and
+    what is the same for all layers of a card is copied there once a step.
     """
 
     def __init__(self, model: Any, placed: Callable[[int], None] = lambda _bytes: None) -> None:
@@ -69,13 +73,21 @@ class FusedDecoder:
         x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
         if self._ends.embedding_scale is not None:
             x = x * self._ends.embedding_scale
-        turns = {each: self._turn(each, x, batch.positions) for each in self._rotations}
+        first = turns = {each: self._turn(each, x, batch.positions) for each in self._rotations}
         layers: Iterable[Layer] = self._layers
         if batch.lora is not None and self.loras is not None:
             layers = self.loras.around(self._layers, batch.lora)
+        here = batch
         for index, layer in enumerate(layers):
+            if layer.device != x.device:
+                x = x.to(layer.device)
+                here = batch.on(layer.device)
+                turns = {
+                    each: (cos.to(layer.device), sin.to(layer.device))
+                    for each, (cos, sin) in first.items()
+                }
             normed = x if layer.attention_norm is None else layer.attention_norm(x)
-            seen = _attend(layer, index, normed, turns, batch, cache)
+            seen = _attend(layer, index, normed, turns, here, cache)
             if layer.attention_end_norm is not None:
                 seen = layer.attention_end_norm(seen)
             x = torch.add(x, seen, alpha=layer.residual_scale)
@@ -85,9 +97,10 @@ class FusedDecoder:
             if layer.mlp_end_norm is not None:
                 made = layer.mlp_end_norm(made)
             x.add_(made, alpha=layer.residual_scale)
-        if batch.sampled is not None:
-            x = x.index_select(0, batch.sampled)
-        return self._logits(self._norm(x))
+        if here.sampled is not None:
+            x = x.index_select(0, here.sampled)
+        x = self._norm(x.to(self._ends.norm_device))
+        return self._logits(x.to(self._ends.head_device)).to(batch.ids.device)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self._head(x)
@@ -107,7 +120,10 @@ class FusedDecoder:
         ``x * cos + swapped(x) * sin``.
         """
         kind = () if rotation.kind is None else (rotation.kind,)
-        cos, sin = self._rotary(x[None], positions[None], *kind)  # [1, tokens, ..]
+        # Of x only device and format matter. A model that the library has split has the module on
+        # any of its cards, and what it is called with goes there.
+        cos, sin = self._rotary(x[None, :1], positions[None], *kind)  # [1, tokens, ..]
+        cos, sin = cos.to(x.device), sin.to(x.device)
         sin = sin[0].clone()
         first = sin[:, ::2] if rotation.interleaved else sin[:, : sin.shape[1] // 2]
         first.neg_()
@@ -129,42 +145,55 @@ def may_fuse(config: Any) -> bool:
 
 def move(
     model: Any,
-    device: torch.device,
+    places: Places,
     dtype: torch.dtype,
     placed: Callable[[int], None] = lambda _bytes: None,
 ) -> None:
-    """Move a model to the device, tensor by tensor in the number format; buffers keep theirs.
+    """Move a model to its devices, tensor by tensor in the number format; buffers keep theirs.
 
     The weights may be mapped from their files: no copy of the model is made in RAM. Projections
-    that the fused decoder computes as one are joined on the way: joined after it, the parts would
-    leave gaps there that are too small for the next joined ones. ``placed`` gets the bytes of each
-    tensor that was copied.
+    that the fused decoder computes as one are joined on the way, layer by layer: joined after it,
+    the parts would leave gaps there that are too small for the next joined ones. ``placed`` gets
+    the bytes of each tensor that was copied.
     """
-    device = torch.empty(0, device=device).device  # "cuda" differs from the "cuda:0" of tensors
-    upload = Upload(device)
+    # "cuda" differs from the "cuda:0" of tensors.
+    exact = {place: torch.empty(0, device=place).device for place in set(places.values())}
+    places = {path: exact[place] for path, place in places.items()}
+    uploads = {place: Upload(place) for place in set(places.values())}
 
     def put(source: Tensor, out: Tensor) -> None:
-        upload.put(source, out)
+        uploads[out.device].put(source, out)
         placed(source.nbytes)
 
-    quantized = any(isinstance(each, EightBitLinear) for each in model.modules())
-    if not quantized and can_fuse(model) and not can_pack(dtype, device):
-        for layer in model.model.layers:
-            join(*query_key_value(layer.self_attn), device=device, dtype=dtype, put=put)
-            join(*gate_and_up(layer.mlp), device=device, dtype=dtype, put=put)
-    moved: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
-    for module in model.modules():
+    _join_layers(model, places, dtype, put)
+    moved: dict[Tensor, Tensor] = {}  # tied ones stay tied
+    for path, module in model.named_modules():
         for name, own in list(module.named_parameters(recurse=False)):
             if own not in moved:
-                there = own.detach()
+                there, device = own.detach(), place_of(path, places)
                 if own.device != device or own.dtype != dtype:
                     there = torch.empty_like(there, device=device, dtype=dtype)
                     put(own.detach(), there)
                 moved[own] = nn.Parameter(there, requires_grad=False)
             setattr(module, name, moved[own])
-    upload.finish()
+        for name, own in list(module.named_buffers(recurse=False)):
+            setattr(module, name, own.to(place_of(path, places)))
+    for upload in uploads.values():
+        upload.finish()
     model.config.dtype = dtype
-    model.to(device)  # what is left: the buffers
+
+
+def _join_layers(
+    model: Any, places: Places, dtype: torch.dtype, put: Callable[[Tensor, Tensor], object]
+) -> None:
+    """Move the projections that the fused decoder computes as one, if it computes the model."""
+    if any(isinstance(each, EightBitLinear) for each in model.modules()) or not can_fuse(model):
+        return
+    for index, layer in enumerate(model.model.layers):
+        device = place_of(f"model.layers.{index}", places)
+        if not can_pack(dtype, device):
+            join(*query_key_value(layer.self_attn), device=device, dtype=dtype, put=put)
+            join(*gate_and_up(layer.mlp), device=device, dtype=dtype, put=put)
 
 
 def _attend(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -92,11 +93,15 @@ class Layer:
     scaling: float
     softcap: float | None
     residual_scale: float
+    device: torch.device
 
 
 @dataclass(slots=True, frozen=True)
 class Ends:
     """Holds what a class does before its first layer and after its head."""
+
+    norm_device: torch.device  #: of the norm after the last layer
+    head_device: torch.device
 
     embedding_scale: Tensor | float | None
     logit_scale: float | None
@@ -134,6 +139,7 @@ def read_layer(model: Any, index: int) -> Layer:
         scaling=attention.scaling,
         softcap=softcap,
         residual_scale=getattr(module, "residual_multiplier", 1.0),
+        device=_device(attention.o_proj),
     )
 
 
@@ -147,6 +153,8 @@ def read_ends(model: Any) -> Ends:
     divisor = config.logits_scaling if isinstance(model, GraniteForCausalLM) else None
     capped = isinstance(model, (Gemma2ForCausalLM, Gemma3ForCausalLM))
     return Ends(
+        norm_device=inner.norm.weight.device,
+        head_device=_device(model.lm_head),
         embedding_scale=getattr(inner, "embedding_multiplier", scale),
         logit_scale=getattr(model, "logit_scale", None if divisor is None else 1 / divisor),
         logit_softcap=config.final_logit_softcapping if capped else None,
@@ -197,6 +205,12 @@ def _is_known(module: nn.Module) -> bool:
     """True for a layer that is computed here: with weights of torch's own, or of 8 or 4 bits."""
     own = type(module) is nn.Linear and type(module.weight) is nn.Parameter
     return own or type(module) in (EightBitLinear, FourBitLinear)
+
+
+def _device(module: Any) -> torch.device:
+    """Return where a linear layer lies, in whichever form its weight is."""
+    stored: Tensor = module.weight if type(module) is nn.Linear else module.stored
+    return stored.device
 
 
 def _outputs(*projections: Any) -> int:

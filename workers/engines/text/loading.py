@@ -38,6 +38,7 @@ from workers.engines.text.quantized import (
     quantization_of,
     quantize,
 )
+from workers.engines.text.split import dispatch, free_room, leave_indices, split
 from workers.engines.text.translation import set_source, starts_in
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, tensor_bytes, variant_of
@@ -173,17 +174,18 @@ def _model(
     """Load the model to its device, or its layers to all that the process sees, as planned.
 
     No copy of it is made in RAM. Weights that the decoder joins stay mapped from their files, in
-    the files' format, until each is moved; all others go to the card as they are read.
+    the files' format, until each is moved; all others go to the card as they are read, where the
+    library puts them if there are several.
     """
     if spread and device.type == "cuda":
         check_copies([torch.device("cuda", card) for card in range(torch.cuda.device_count())])
-    split = "balanced" if spec.even_split else "sequential"
-    where: Any = split if spread else torch_env.straight_to(device)
+    in_turn = "balanced" if spec.even_split else "sequential"
+    where: Any = in_turn if spread else torch_env.straight_to(device)
     read_as = dtype
     # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
     is_ours = quantization in EIGHT_BITS or (quantization is None and may_fuse(config))
     stays_mapped = is_ours and spec.adapter is None and not joins_experts(config)
-    if stays_mapped and not spread and where is not None:
+    if stays_mapped and where is not None:
         where, read_as = None, getattr(config, "dtype", None) or dtype
     # Of weights that stay mapped nothing has been read yet.
     counted = nullcontext() if where is None else placed_by_library(tensor_bytes(folder), placed)
@@ -206,13 +208,20 @@ def _model(
     check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
-    if spread:
+    if spread and stays_mapped:
+        room = spec.device_weights or free_room()
+        places = split(model, room, dtype, device.type, even=spec.even_split)
+        move(model, places, dtype, placed)
+        dispatch(model, places)
+    elif spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
     elif quantization is None or quantization in EIGHT_BITS:
         if quantization is not None:
             quantize(model, quantization, device, dtype, placed)
-        move(model, device, dtype, placed)
+        move(model, {"": device}, dtype, placed)
+    if spread:
+        leave_indices(model)
     return model.eval().requires_grad_(False)
 
 

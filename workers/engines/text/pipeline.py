@@ -12,12 +12,12 @@ import torch
 
 from workers.engines import torch_env
 from workers.engines.activity import FirstUse
-from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.flight import Flight, Launcher
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.runner import Runner
 from workers.engines.text.sample import BROKEN, Choice
 from workers.engines.text.scheduler import MustLand, Scheduler
+from workers.engines.text.scrubbing import Scrubber
 from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.speculation import Verified, by_chunk
 from workers.protocol import Event
@@ -31,7 +31,7 @@ class Pipeline:
         launcher: Launcher,
         runner: Runner | SequentialRunner,
         scheduler: Scheduler,
-        allocator: BlockAllocator,
+        scrubber: Scrubber,
         *,
         device: torch.device,
         overlaps: bool,
@@ -43,7 +43,7 @@ class Pipeline:
         self._launcher = launcher
         self._runner = runner
         self._scheduler = scheduler
-        self._allocator = allocator
+        self._scrubber = scrubber
         self._device = device
         self._overlaps = overlaps
         self._take = take
@@ -185,6 +185,6 @@ class Pipeline:
         for row in rows:
             blocks = flight.held.get(row.chunk.sequence)
             if blocks and row.choices[0].token == BROKEN:
-                self._runner.scrub(self._allocator.forget(blocks))
+                self._scrubber.scrub(blocks)
         for sequence, blocks in flight.held.items():
             self._scheduler.free(sequence, blocks)

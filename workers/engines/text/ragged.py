@@ -7,6 +7,7 @@ masks, no padding. What it does not know (soft caps, sinks, other formats) goes 
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ def ragged_attention() -> Callable[..., Any] | None:
     return found
 
 
+@cache  # each layer of each step asks
+def _asks_for_groups(attention: Callable[..., Any]) -> bool:
+    """Return whether torch's function is to be told that there are fewer key heads: that of 2.11 is
+    not."""
+    return "enable_gqa" in inspect.signature(attention).parameters
+
+
 def usable(shapes: Iterable[LayerShape], dtype: torch.dtype) -> bool:
     """Return whether torch's function computes layers of these shapes in a number format."""
     return ragged_attention() is not None and all(
@@ -96,9 +104,8 @@ def attend_ragged(
     split = shape.kv_heads * shape.key_dim
     keys = rows[:, :split].view(len(rows), shape.kv_heads, shape.key_dim)
     values = rows[:, split:].view(len(rows), shape.kv_heads, shape.value_dim)
-    grouped = {"enable_gqa": True} if query.shape[1] != shape.kv_heads else {}
-    if grouped and "enable_gqa" not in inspect.signature(attention).parameters:
-        grouped = {}  # torch 2.11: the kernel takes fewer key heads unasked
+    is_grouped = query.shape[1] != shape.kv_heads and _asks_for_groups(attention)
+    grouped = {"enable_gqa": True} if is_grouped else {}
     seen: Tensor = attention(
         query[prompts.start :].contiguous(),
         keys,

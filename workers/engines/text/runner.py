@@ -110,7 +110,7 @@ class Runner:
     ) -> tuple[Decoder, Forward]:
         """Return what computes the layers, fused where the class is known, and a forward pass."""
         loras = self.loras
-        if loaded.spread or not can_fuse(loaded.model):
+        if not can_fuse(loaded.model):
             return library, _with_loras(library, None if loras is None else loras.hooks)
         library.close()
         fused = FusedDecoder(loaded.model, loaded.placed)

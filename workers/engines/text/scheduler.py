@@ -6,20 +6,19 @@ the sequence of the lowest priority loses its blocks (preemption), the youngest 
 computed again later from its prompt and its own tokens.
 
 A job may have several sequences. Each job has a row before another has its second one: if rows or
-blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
-one prompt share its full blocks: the first computes them while the others wait. Those of different
-jobs share the blocks of what they have in common at their beginning, if their keys are equal.
+blocks lack for that, the youngest sequence of the job that has most rows is preempted.
 
 A step may be planned before the tokens of the one before are known: these are promised then.
 """
 
-from bisect import insort
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
+from workers.engines.text.running import Running
+from workers.engines.text.sequence_blocks import SequenceBlocks
 from workers.engines.text.step_limit import StepLimit
 
 #: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
@@ -48,14 +47,12 @@ class Scheduler:
         others, so that they can grow for a while. ``inspect`` is given the blocks of a sequence
         that are about to be freed before any token has shown that they hold numbers.
         """
-        self._allocator = allocator
-        self._inspect = inspect
+        self._blocks = SequenceBlocks(allocator, inspect)
         self._max_rows = min(max_rows, step_tokens)
         self._limit = StepLimit(step_tokens)
         self._watermark = int(allocator.total * watermark)
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  #: of the highest priority first, then oldest
-        self._rows: Counter[str] = Counter()  #: of the running sequences, by their job
+        self._running = Running()
         self._scored_left = 0  #: tokens that this step may still score
         self._in_flight = False  #: the step before the one that is being planned has not landed
 
@@ -89,14 +86,13 @@ class Scheduler:
 
     def free(self, sequence: Sequence, blocks: list[int]) -> None:
         """Free the blocks of a sequence that was withdrawn, once no step writes to them."""
-        if blocks and not sequence.sound:
-            self._inspect(blocks)
-        self._allocator.release(reversed(blocks))  # a text's end is of less use than its start
+        self._blocks.free(sequence, blocks)
 
     def withdraw(self, sequence: Sequence) -> list[int]:
         """Forget a sequence wherever it is; return its blocks, which stay in use."""
         if sequence in self._running:
-            return self._leave(sequence)
+            self._running.remove(sequence)
+            return self._blocks.withdraw(sequence)
         self._waiting.remove(sequence)
         return []
 
@@ -129,7 +125,7 @@ class Scheduler:
         """Note that the plan's tokens are in the cache."""
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.known
-            self._publish(chunk.sequence, chunk.known)
+            self._blocks.publish(chunk.sequence, chunk.known)
         self._limit.recover()
 
     def launched(self, plan: Plan) -> None:
@@ -145,7 +141,7 @@ class Scheduler:
         Only now may others find its blocks: what it has written is known to be sound.
         """
         chunk.sequence.promised -= chunk.samples
-        self._publish(chunk.sequence, chunk.known)
+        self._blocks.publish(chunk.sequence, chunk.known)
 
     def retract(self, sequence: Sequence) -> None:
         """Compute a sequence's last token once more: what follows was computed from another."""
@@ -161,7 +157,7 @@ class Scheduler:
         if again:
             self._preempt(sequence)
         else:
-            self._publish(sequence, sequence.computed)
+            self._blocks.publish(sequence, sequence.computed)
 
     def postpone(self, sequence: Sequence) -> None:
         """Compute a sequence's last token again, once it is no longer paused."""
@@ -182,40 +178,32 @@ class Scheduler:
         room = self._limit.tokens - len(decodes)
         for place, chunk in enumerate(decodes):
             sequence = chunk.sequence
-            spare = max(0, self._allocator.free_count - self._watermark) + len(sequence.blocks)
-            room_there = spare * self._allocator.block_size - chunk.end
+            room_there = self._blocks.room(sequence, spared=self._watermark) - chunk.end
             count = min(len(sequence.drafts), room, room_there)
-            if count > 0 and self._grow(sequence, 1 + count):
+            if count > 0 and self._blocks.grow(sequence, 1 + count):
                 drafts = tuple(sequence.drafts[:count])
                 decodes[place] = replace(chunk, end=chunk.end + count, drafts=drafts)
                 room -= count
 
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         """Reserve the block of the next token; preempt those that come later if need be."""
-        while not self._grow(sequence, 1):
-            place = self._running.index(sequence)  # those before it are in the plan
-            lowest = self._running[-1].priority
-            later = [each for each in self._running[place:] if each.priority == lowest]
-            victim = self._of_most_rows(later)
+        while not self._blocks.grow(sequence, 1):
+            victim = self._running.victim_after(sequence)
             self._preempt(victim)
             preempted.append(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _of_most_rows(self, sequences: list[Sequence]) -> Sequence:
-        """Return the last of those whose job has most rows."""
-        return max(reversed(sequences), key=lambda each: self._rows[each.id])
-
     def _make_way(self) -> list[Sequence]:
         """Preempt sequences of jobs with several rows for the first one of a job that has none."""
         made_way: list[Sequence] = []
-        if len(self._rows) == len(self._running) or not self._waiting:
-            return made_way  # no job has several
-        first = next((each for each in self._waiting if not self._rows[each.id]), None)
+        if not self._running.some_have_several or not self._waiting:
+            return made_way
+        first = next((each for each in self._waiting if not self._running.rows(each.id)), None)
         while first is not None and not self._has_room(first):
-            victim = self._of_most_rows(self._running)
-            if self._rows[victim.id] < 2:
+            victim = self._running.victim_of_many()
+            if victim is None:
                 break
             self._preempt(victim)
             made_way.append(victim)
@@ -236,10 +224,10 @@ class Scheduler:
 
     def _unblock_first(self, preempted: list[Sequence]) -> list[Chunk]:
         """Preempt the last sequences until the first can go on."""
-        first = self._running[0]
+        first = next(iter(self._running))
         while len(self._running) > 1:
-            preempted.append(self._running[-1])
-            self._preempt(self._running[-1])
+            preempted.append(self._running.last)
+            self._preempt(self._running.last)
             chunk = self._prefill(first, self._limit.tokens)
             if chunk:
                 return [chunk]
@@ -251,12 +239,12 @@ class Scheduler:
             sequence = self._next()
             if sequence is None:
                 break
-            shared = self._shared(sequence)
-            if not self._fits(sequence, len(shared) - self._allocator.free_among(shared)):
+            shared = self._blocks.shared(sequence)
+            if not self._fits(sequence, self._blocks.in_use(shared)):
                 break
             self._waiting.remove(sequence)
-            self._enter(sequence, shared)
-            self._restore(sequence)
+            self._blocks.begin(sequence, shared)
+            self._running.add(sequence)
             chunk = self._prefill(sequence, budget)
             if chunk:
                 budget -= chunk.end - chunk.start
@@ -271,89 +259,14 @@ class Scheduler:
         """
         found = None
         for sequence in self._waiting:
-            rows = self._rows[sequence.id]
-            if rows and self._awaits_prompt(sequence):
+            rows = self._running.rows(sequence.id)
+            if rows and self._blocks.awaits_prompt(sequence):
                 continue
             if not rows:
                 return sequence
-            if found is None or rows < self._rows[found.id]:
+            if found is None or rows < self._running.rows(found.id):
                 found = sequence
         return found
-
-    def _awaits_prompt(self, sequence: Sequence) -> bool:
-        holders = () if sequence.scores else sequence.holders or ()
-        return bool(holders) and all(each.computed < self._sharable(each) for each in holders)
-
-    def _sharable(self, sequence: Sequence) -> int:
-        """Count the tokens of a prompt's full blocks, without its last: each computes that one."""
-        size = self._allocator.block_size
-        return (sequence.prompt_length - 1) // size * size
-
-    def _shared(self, sequence: Sequence) -> list[int]:
-        """Return the blocks of the prompt that another sequence has computed, if they suffice."""
-        tokens = self._sharable(sequence)
-        for each in () if sequence.scores else sequence.holders or ():
-            if each.computed >= tokens:
-                return each.blocks[: tokens // self._allocator.block_size]
-        if sequence.keys is None or sequence.scores:
-            return []
-        full = (len(sequence.tokens) - 1) // self._allocator.block_size
-        return self._allocator.find(sequence.keys.of(sequence.tokens, 0, full))
-
-    def _publish(self, sequence: Sequence, end: int) -> None:
-        """Let the full blocks of the tokens before ``end`` be found.
-
-        Except for one whose last token may be computed again.
-        """
-        full = (end - 1) // self._allocator.block_size
-        if sequence.keys is None or full <= sequence.published:
-            return
-        first = sequence.published
-        keys = sequence.keys.of(sequence.tokens, first, full)
-        for block, key in zip(sequence.blocks[first:full], keys, strict=True):
-            self._allocator.publish(block, key, sequence.keys.scope)
-        sequence.published = full
-
-    def _enter(self, sequence: Sequence, shared: list[int]) -> None:
-        """Make a sequence run, with the blocks that it shares."""
-        self._allocator.share(shared)
-        sequence.blocks = list(shared)
-        sequence.computed = len(shared) * self._allocator.block_size
-        sequence.published = len(shared)
-        sequence.sound = False
-        if not sequence.started:
-            sequence.cached = sequence.computed
-        insort(self._running, sequence, key=lambda each: -each.priority)
-        self._rows[sequence.id] += 1
-        if sequence.holders is not None:
-            sequence.holders.append(sequence)
-
-    def _restore(self, sequence: Sequence) -> None:
-        """Bring back the next blocks of a sequence's beginning that have left the cache."""
-        if sequence.keys is None or sequence.scores:
-            return
-        size, first = self._allocator.block_size, len(sequence.blocks)
-        full = (len(sequence.tokens) - 1) // size
-        blocks = self._allocator.bring_back(sequence.keys.of(sequence.tokens, first, full))
-        if not blocks:
-            return
-        sequence.blocks += blocks
-        sequence.computed += len(blocks) * size
-        self._publish(sequence, sequence.computed)
-        if not sequence.started:
-            sequence.cached = sequence.computed
-
-    def _leave(self, sequence: Sequence) -> list[int]:
-        """Make a sequence run no more; return the blocks that it held."""
-        self._running.remove(sequence)
-        self._rows[sequence.id] -= 1
-        if not self._rows[sequence.id]:
-            del self._rows[sequence.id]
-        if sequence.holders is not None:
-            sequence.holders.remove(sequence)
-        blocks, sequence.blocks = sequence.blocks, []
-        sequence.computed = 0
-        return blocks
 
     def _fits(self, sequence: Sequence, shared: int) -> bool:
         """True if all of its tokens fit beside those that the running prompts still need.
@@ -362,35 +275,21 @@ class Scheduler:
         """
         if not self._running:
             return True
-        promised = sum(self._missing_blocks(running) for running in self._running)
-        needed = self._missing_blocks(sequence) - shared + promised + self._watermark
-        return needed <= self._allocator.free_count
-
-    def _missing_blocks(self, sequence: Sequence) -> int:
-        missing = self._allocator.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
-        return max(0, missing)  # drafts may have taken one too many
+        promised = sum(self._blocks.missing(running) for running in self._running)
+        needed = self._blocks.missing(sequence) - shared + promised + self._watermark
+        return needed <= self._blocks.free_count
 
     def _prefill(self, sequence: Sequence, budget: int) -> Chunk | None:
         """Plan as much of the sequence as budget and free blocks allow."""
-        held = len(sequence.blocks) + self._allocator.free_count
-        room = held * self._allocator.block_size - sequence.computed
+        room = self._blocks.room(sequence) - sequence.computed
         count = min(sequence.pending, budget, room)
         if sequence.scores:
             count = min(count, self._scored_left)
-        if count < 1 or not self._grow(sequence, count):
+        if count < 1 or not self._blocks.grow(sequence, count):
             return None
         if sequence.scores:
             self._scored_left -= count
         return next_chunk(sequence, count)
-
-    def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Reserve the blocks of the next ``count`` tokens, if so many are free."""
-        wanted = self._allocator.blocks_for(sequence.computed + count) - len(sequence.blocks)
-        if wanted > self._allocator.free_count:
-            return False
-        if wanted > 0:
-            sequence.blocks += self._allocator.allocate(wanted)
-        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         if self._in_flight:

@@ -1,10 +1,17 @@
-"""Makes jobs of the largest shapes that an engine computes, to be run once at load.
+"""Runs jobs of the largest shapes that an engine computes, once at load.
 
 Their memory is then measured with the load, and not found out by the first long prompt.
 """
 
+import logging
+import time
+from typing import Any, Protocol
+
 from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
+from workers.engines.text.scheduler import Scheduler
 from workers.protocol import Sampling, TextJob
+
+log = logging.getLogger(__name__)
 
 _TOKENS = 3  #: of each answer: the first comes with its prompt, the others in steps of all rows
 
@@ -39,3 +46,50 @@ def paced(step_tokens: int, tokens: int, seconds: float) -> int:
     while step_tokens > _LEAST_STEP and seconds * step_tokens / tokens > _STEP_SECONDS:
         step_tokens //= 2
     return step_tokens
+
+
+class RunsJobs(Protocol):
+    """Computes jobs that were submitted, a step at a time."""
+
+    def submit(self, prepared: PreparedJob) -> None: ...
+
+    def step(self) -> Any: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+
+class WarmUp:
+    """Runs the largest jobs of an engine that has just been loaded, and paces its steps by them."""
+
+    def __init__(
+        self, engine: RunsJobs, scheduler: Scheduler, *, context: int, vocab_size: int
+    ) -> None:
+        """``context``: tokens of a prompt and its answer, at most."""
+        self._engine = engine
+        self._scheduler = scheduler
+        self._context = context
+        self._vocab_size = vocab_size
+
+    def run(self, rows: int) -> int:
+        """Run jobs of the largest shapes to their ends; return the tokens of the longest prompt."""
+        jobs = largest_jobs(
+            rows=rows,
+            step_tokens=self._scheduler.step_tokens,
+            context=self._context,
+            vocab_size=self._vocab_size,
+        )
+        for job in jobs:
+            self._engine.submit(job)
+        while self._engine.in_flight:
+            self._engine.step()
+        return len(jobs[0].prompts[0].ids)
+
+    def pace(self) -> None:
+        """Take smaller steps where a full one would hold up the answers that run for long."""
+        usual, began = self._scheduler.step_tokens, time.monotonic()
+        tokens = self.run(rows=1)
+        step_tokens = paced(usual, tokens, time.monotonic() - began)
+        if step_tokens < usual:
+            self._scheduler.set_step(step_tokens)
+            log.info("prompts are read %d tokens at a time, not %d", step_tokens, usual)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.support.engine_runs import finals, run_to_end
+from tests.support.engine_runs import finals, run_to_end, submit
 from tests.support.models.seq2seq import (
     FAMILIES,
     make_m2m100,
@@ -18,7 +18,7 @@ from tests.support.models.seq2seq import (
     make_translator,
 )
 from tests.support.models.text import EOS, make_tiny_model
-from tests.support.text_harness import done, job, load, run
+from tests.support.text_harness import done, job, load, note_preempted, run
 from workers.engines.base import Answered, Refused
 from workers.protocol import (
     Cancelled,
@@ -119,6 +119,24 @@ def test_encoder_text_streams_stops_and_tells_its_logprobs(t5: Path) -> None:
     several = msgspec.structs.replace(job("a", PROMPTS[0], seed=7, temperature=1.0), n=2)
     first, second = run(engine, several)["a"].choices
     assert (first.text, second.finish_reason) == (plain.text, "length")
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["t5", "mbart"])
+def test_encoder_text_is_the_same_after_its_row_was_another_s(tmp_path: Path, family: str) -> None:
+    """A row has room for its longest answer: what gives way is a job's second row, to begin again
+    from its prompt."""
+    engine, _ = load(make_seq2seq_model(family, tmp_path / family), max_batch=3)
+    many = job("many", PROMPTS[0], temperature=1.0, seed=5)
+    many = msgspec.structs.replace(many, n=3, priority=1)
+    others = [job(str(n), prompt, max_tokens=9) for n, prompt in enumerate(PROMPTS)]
+    expected = {one.id: run(engine, one)[one.id].choices for one in (many, *others)}
+    preempted = note_preempted(engine)
+    submit(engine, many)
+    events = [event for _ in range(4) for event in engine.step()]
+    found = done(events + run_to_end(engine, *others))
+    assert set(preempted) == {"many"}
+    assert {name: end.choices for name, end in found.items()} == expected
     engine.close()
 
 

@@ -1,17 +1,21 @@
 """Repositories that AWQ and GPTQ have quantised to 4 bits, read without their packages."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
+from model_store.inspection import inspect
+from model_store.manifest import Manifest
 from tests.support.models.packed import make_packed
-from tests.support.models.text import make_tiny_model
-from tests.support.text_harness import job, load, run
+from tests.support.models.text import make_tiny_model, write_model
+from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
 from workers.engines.four_bit_linear import FourBitLinear
@@ -32,18 +36,6 @@ def library_of(source: Path, meant: dict[str, Tensor]) -> Any:
     library = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     library.load_state_dict(meant, strict=False)
     return library.eval()
-
-
-def generated(library: Any, prompt: list[int]) -> list[int]:
-    ids = library.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=TOKENS,
-        min_new_tokens=TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    found: list[int] = ids[0, len(prompt) :].tolist()
-    return found
 
 
 @pytest.mark.parametrize(
@@ -67,7 +59,7 @@ def test_four_bits_compute_what_their_formula_generates(
     engine.close()
     assert ready.quantization == method
     assert answers["a"].choices[0].text == engine._loaded.tokenizer.decode(
-        generated(library_of(source, meant), prompt), skip_special_tokens=True
+        generated(library_of(source, meant), prompt, TOKENS), skip_special_tokens=True
     )
 
 
@@ -122,6 +114,43 @@ def test_four_bits_packed_otherwise_need_a_package(
     with pytest.raises(Refused, match=f"quantised by {method}.*{said}.*not installed") as refused:
         load_model(spec(tmp_path / "packed"))
     assert refused.value.code == "MODEL_LOAD_FAILED"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provide a Llama of which some layers, not all, have outputs enough for the CPU's product."""
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return write_model(config, tmp_path_factory.mktemp("four") / "wide", seed=5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("method", "act_order"), [("awq", False), ("gptq", False), ("gptq", True)])
+def test_four_bits_are_counted_as_they_lie_in_memory(
+    wide: Path, tmp_path: Path, method: str, act_order: bool, dtype: str
+) -> None:
+    """Scales and zeros take more there than in the files, and on a CPU most of all."""
+    make_packed(wide, tmp_path / "packed", method, group=32, act_order=act_order)
+    order = Load(model="m", engine="text", path=str(tmp_path / "packed"), dtype=dtype)
+    model = load_model(order).model
+    layers = [each for each in model.modules() if isinstance(each, FourBitLinear)]
+    assert {each.packed for each in layers} == ({True, False} if dtype == "bfloat16" else {False})
+    held = sum(tensor.nbytes for layer in layers for tensor in layer.buffers())
+    rest = sum(tensor.nbytes for tensor in model.parameters())
+    created = datetime(2026, 1, 1, tzinfo=UTC)
+    facts = vars(inspect(tmp_path / "packed"))
+    manifest = Manifest(name="m", source="test", created_at=created, **facts)
+    if dtype == "float32":  # on a card layers are not packed, in any format
+        assert estimate(manifest, LoadConfig("cuda", dtype=dtype)).weights == held + rest
+    counted = estimate(manifest, LoadConfig("cpu", dtype=dtype)).weights
+    laid_out = 1.25 * rest  # of embeddings and head, beside the files, which stay mapped
+    assert counted == held + int(laid_out) + manifest.weight_bytes
 
 
 PART = "model.layers.0.mlp.up_proj"

@@ -1,7 +1,6 @@
 """Rows of several LoRAs and of their base in one batch are what peft computes of each alone."""
 
 import copy
-import random
 import shutil
 import warnings
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from workers.engines.text.engine import TextEngine
 from workers.engines.text.runner import Runner
 from workers.protocol import (
     Cancelled,
-    Event,
     Final,
     TextDone,
     TextJob,
@@ -153,52 +151,6 @@ def three(llama: Family, tmp_path_factory: pytest.TempPathFactory) -> list[Path 
 
 
 LONG = "one two three four five six seven eight one two three four five six"
-#: Steps that overlap in a cache which is too small for all rows; tokens that are verified.
-WAYS: dict[str, dict[str, Any]] = {
-    "overlap": {"text": {"overlap": "on"}, "kv_cache_bytes": 28 * 4 * 384 * 3},
-    "speculation": {"text": {"speculation": "lookup"}},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_loras_of_random_arrivals_change_no_text_and_leave_nothing(
-    llama: Family, three: list[Path | None], way: str
-) -> None:
-    engine = open_engine(llama.base, step_tokens=16, **WAYS[way])
-    slots = engine._runner.loras
-    assert slots is not None
-    kinds = [(lora, prompt, n) for lora in three for prompt, n in (("one two", 1), (LONG, 2))]
-
-    def of(name: str, lora: Path | None, prompt: str, n: int) -> TextJob:
-        one = asked(name, lora, prompt, max_tokens=8)
-        return msgspec.structs.replace(one, n=n, prefix_scope="key", stream=False)
-
-    alone = [done(run_to_end(engine, of("x", *each)))["x"].choices for each in kinds]
-    chance = random.Random(4)
-    sent: dict[str, int] = {}
-    events: list[Event] = []
-    while len(sent) < 26 or engine.in_flight:
-        for _ in range(chance.randint(0, 2) if len(sent) < 26 else 0):
-            name = str(len(sent))
-            sent[name] = chance.randrange(len(kinds))
-            submit(engine, of(name, *kinds[sent[name]]))
-        if chance.random() < 0.1 and sent:
-            engine.cancel(chance.choice(list(sent)))
-        events += engine.step()
-        assert len(slots.held) <= 2
-        for sequence in engine._generations:  # none has lost its LoRA
-            lora = engine._requests[sequence.id].job.lora
-            assert sequence.lora == (None if lora is None else slots._slots[lora.path])
-    assert not any(engine.books().values())
-    assert slots.used == 0
-    ends = finals(events)
-    assert ends.keys() == sent.keys()
-    answered = {name: end for name, end in ends.items() if isinstance(end, TextDone)}
-    assert len(answered) > 15
-    for name, end in answered.items():
-        for mine, theirs in zip(end.choices, alone[sent[name]], strict=True):
-            assert mine.text == theirs.text
-    engine.close()
 
 
 def test_lora_that_waits_for_a_slot_is_not_overtaken_for_ever(

@@ -106,7 +106,7 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # out of the file's mapping, as a card's are
     total = sum(parameter.nbytes for parameter in model.parameters())
-    move(model, CPU, JOINED)
+    move(model, {"": CPU}, JOINED)
     assert sum(storages(list(model.parameters())).values()) == total
     if family == "llama":
         assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -115,10 +115,10 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
 def test_move_copies_nothing_that_is_there_already(models: dict[str, Path]) -> None:
     """Move to another name of the same device: the library puts weights on "cuda:0" for "cuda"."""
     model = library_model(models["llama"])
-    move(model, CPU, JOINED)
+    move(model, {"": CPU}, JOINED)
     before = [parameter.data_ptr() for parameter in model.parameters()]
     copied: list[int] = []
-    move(model, torch.device("cpu", 0), JOINED, copied.append)
+    move(model, {"": torch.device("cpu", 0)}, JOINED, copied.append)
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
     assert not copied
 
@@ -286,7 +286,7 @@ def test_move_converts_as_the_library_does(models: dict[str, Path], family: str)
     ids = torch.tensor([[5, 9, 200, 31, 7]])
     expected = AutoModelForCausalLM.from_pretrained(models[family], dtype=torch.bfloat16).eval()
     model = library_model(models[family])
-    move(model, CPU, torch.bfloat16)
+    move(model, {"": CPU}, torch.bfloat16)
     for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     for own, other in zip(model.buffers(), expected.buffers(), strict=True):

@@ -21,7 +21,7 @@ from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from model_store.inspection import inspect
 from model_store.manifest import Manifest
 from tests.support.models.text import make_tiny_model, write_model
-from tests.support.text_harness import job, load, run
+from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
 from workers.engines.eight_bit_linear import EightBitLinear
@@ -99,7 +99,7 @@ def test_quantization_computes_what_the_library_generates(path: Path, name: Quan
         path, dtype=torch.float32, quantization_config=setting(name)
     )
     assert ready.quantization == name
-    expected = generated(library, prompt)
+    expected = generated(library, prompt, TOKENS)
     text = engine._loaded.tokenizer.decode(expected, skip_special_tokens=True)
     assert answers["a"].choices[0].text == text
 
@@ -121,20 +121,8 @@ def test_quantization_of_ours_computes_what_rounded_weights_generate(
             small, scale = eight_bits(layer.weight.detach(), EIGHT_BITS[name])
             layer.weight.data = small.float() * scale[:, None]
     assert answers["a"].choices[0].text == engine._loaded.tokenizer.decode(
-        generated(library, prompt), skip_special_tokens=True
+        generated(library, prompt, TOKENS), skip_special_tokens=True
     )
-
-
-def generated(library: Any, prompt: list[int]) -> list[int]:
-    ids = library.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=TOKENS,
-        min_new_tokens=TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    found: list[int] = ids[0, len(prompt) :].tolist()
-    return found
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.support.engine_runs import finals, run_to_end
+from tests.support.engine_runs import finals, run_to_end, submit
 from tests.support.models.sequential_text import FAMILIES, make_sequential_model
 from tests.support.models.text import VOCAB
-from tests.support.text_harness import distance_from_library, done, job, load, run
+from tests.support.text_harness import distance_from_library, done, job, load, note_preempted, run
 from workers.engines.base import Refused
 from workers.protocol import Cancelled, Grammar
 
@@ -120,7 +120,26 @@ def test_sequential_text_is_the_same_after_it_gave_way_to_others(lfm2: Path) -> 
     jobs = [job(str(n), f"{n} " + PROMPTS[0], max_tokens=20) for n in range(5)]
     expected = {one.id: run(engine, one)[one.id].text for one in jobs}
     assert ready.slots > 2
+    preempted = note_preempted(engine)
     assert {name: end.text for name, end in run(engine, *jobs).items()} == expected
+    assert preempted
+    engine.close()
+
+
+def test_sequential_text_without_any_keys_is_the_same_after_its_row_was_another_s(
+    tmp_path: Path,
+) -> None:
+    """A recurrent state takes no blocks for its tokens: what gives way is a job's second row."""
+    engine, _ = load(make_sequential_model("mamba2", tmp_path / "m"), max_batch=3)
+    many = msgspec.structs.replace(job("many", PROMPTS[0], temperature=1.0, seed=5), n=3)
+    others = [job(str(n), prompt, max_tokens=9) for n, prompt in enumerate(PROMPTS)]
+    expected = {one.id: run(engine, one)[one.id].choices for one in (many, *others)}
+    preempted = note_preempted(engine)
+    submit(engine, many)
+    events = [event for _ in range(4) for event in engine.step()]
+    found = done(events + run_to_end(engine, *others))
+    assert set(preempted) == {"many"}
+    assert {name: end.choices for name, end in found.items()} == expected
     engine.close()
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.engine_runs import run_to_end, step_until, submit
+from tests.support.models.seq2seq import make_seq2seq_model
 from tests.support.models.sequential_text import make_sequential_model
 from tests.support.models.text import FAMILIES, make_tiny_model
 from tests.support.text_harness import BLOCK_SIZE, distance_from_library, done, job, load, run
@@ -227,8 +228,12 @@ def test_speculation_survives_steps_that_do_not_fit(
     same(engine, plain, *jobs)
 
 
-def test_speculation_is_refused_for_a_model_that_cannot_take_tokens_back(tmp_path: Path) -> None:
-    folder = make_sequential_model("lfm2", tmp_path / "lfm2")
+@pytest.mark.parametrize("family", ["lfm2", "mamba2", "t5"])
+def test_speculation_is_refused_for_a_model_that_cannot_take_tokens_back(
+    tmp_path: Path, family: str
+) -> None:
+    make = make_seq2seq_model if family == "t5" else make_sequential_model
+    folder = make(family, tmp_path / family)
     with pytest.raises(Refused, match=r"text\.speculation is lookup, which is not for this model"):
         load(folder, text=LOOKUP)
     with pytest.raises(Refused, match=r"text\.overlap is on, which is not for this model"):

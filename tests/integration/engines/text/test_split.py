@@ -1,4 +1,5 @@
-"""A model that is split over cards: its layers lie as planned, and copies between cards are right.
+"""A model that the library splits over cards: its layers lie as planned, and copies between cards
+are right.
 
 No card is needed: the library's answers are looked at before it places anything.
 """
@@ -22,7 +23,8 @@ CARDS = [torch.device("cpu", index) for index in range(3)]
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
+    """Make one whose projections are not joined: those are split by us."""
+    return make_tiny_model("gpt2", tmp_path_factory.mktemp("models") / "gpt2")
 
 
 @pytest.mark.parametrize("elsewhere", ["cpu", "disk", CPU])

@@ -30,7 +30,7 @@ def replica(
 
 def outgrown(one: Replica, *held: float) -> bool:
     growth = RamGrowth()
-    return [bool(growth.outgrown([one], {7: int(each * GB)})) for each in held][-1]
+    return [bool(growth.outgrown([one], {one.id: int(each * GB)})) for each in held][-1]
 
 
 @pytest.mark.parametrize(

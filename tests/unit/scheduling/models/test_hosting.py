@@ -108,6 +108,8 @@ def test_lora_that_was_used_is_recorded_as_used(store: ModelStore) -> None:
         ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
         ({"init_lora_weights": "pissa"}, "begun from its base's own weights"),
         ({"alpha_pattern": {"(a+)+": 3}}, "alpha_pattern"),
+        ({"alpha_pattern": -1}, "alpha_pattern"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
     ],
 )
 def test_lora_that_is_more_than_pairs_has_a_worker_of_its_own(

@@ -1,8 +1,12 @@
 """Evictions for other gateways, and loads that a node refuses memory for."""
 
 from bitinglip.scheduling.models.shared_nodes import SharedNodes
+from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement.plan import Plan
-from workers.devices import Devices
+from workers.devices import Device, Devices, DeviceUsage
+from workers.devices.device import Elsewhere
+
+GB = 1_000_000_000
 
 
 def test_refusals_in_a_row_fail_a_load_after_a_minute_and_others_do_not() -> None:
@@ -30,3 +34,20 @@ def test_models_are_given_up_for_others_once_in_ten_seconds() -> None:
     assert not shared.gives()
     now[0] = 10.0
     assert shared.gives()
+
+
+def test_memory_of_another_gateway_s_ended_model_is_no_other_program_s_until_it_is_back() -> None:
+    now = [0.0]
+    use = MemoryUse(lambda: now[0])
+    card = Device("n1:0", "card", "cuda", 8 * GB, 8 * GB, node="n1")
+
+    def others(used: int, held: int) -> int:
+        reading = {card.id: DeviceUsage(used * GB, {})}
+        use.update(reading, [], {}, [card], lambda _: Elsewhere(reserved=held * GB, held=held * GB))
+        return use.other_bytes(card.id) // GB
+
+    assert others(used=6, held=5) == 1
+    assert others(used=6, held=0) == 1, "the driver has not taken it down yet"
+    assert others(used=1, held=0) == 1
+    now[0] += 10
+    assert others(used=4, held=0) == 4, "another program's"

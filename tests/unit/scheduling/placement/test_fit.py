@@ -27,6 +27,7 @@ from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand, Load, plan
 from model_store.manifest import Manifest
 from workers.devices import Device
+from workers.devices.device import Elsewhere
 
 GB = 1_000_000_000
 NOW = 1000.0
@@ -119,6 +120,31 @@ def test_fit_names_only_models_that_a_key_may_see() -> None:
     tight = snapshot(card(10, ("large", 15)))
     ways = fit_info(fit(LLAMA, [CUDA], tight, need), "llama".__eq__)["ways_out"]
     assert [way["evict"] for way in ways] == [[] for _ in ways] != []
+
+
+def test_fit_counts_unused_models_of_other_gateways_as_ones_that_make_room() -> None:
+    def facts(mine: int, idle: int) -> Snapshot:
+        found = snapshot(card(40, ("mine", mine)))
+        theirs = Elsewhere(reserved=30 * GB, idle=idle * GB)
+        return replace(found, devices=[replace(found.devices[0], elsewhere=theirs)])
+
+    beside = verdict(10 * GB, facts(5, 30))
+    assert (beside.verdict, beside.placement) == ("fits", Placement(("0",)))
+    own = verdict(15 * GB, facts(5, 30))
+    assert own.placement == Placement(("0",), ("mine0",)), "one's own first"
+    both = verdict(32 * GB, facts(5, 30))
+    assert both.verdict == "fits_after_eviction"
+    assert both.placement == Placement(("0",), ("mine0",), 17 * GB)
+    assert both.message.endswith("unloading mine0, 17.0 GB of other gateways' unused models.")
+    info = fit_info(both)
+    assert info["evict_elsewhere_bytes"] == 17 * GB
+    (device,) = info["devices"]
+    assert (device["free_bytes"], device["idle_bytes"]) == (10 * GB, 5 * GB)
+    assert device["idle_elsewhere_bytes"] == 30 * GB
+    busy = verdict(32 * GB, facts(5, 10))
+    assert busy.verdict == "does_not_fit"
+    assert "Other gateways have 30.0 GB of 0." in busy.message
+    assert verdict(32 * GB, facts(5, 30).alone()).verdict == "does_not_fit"
 
 
 def test_fit_says_that_a_model_is_loaded() -> None:

@@ -82,7 +82,7 @@ def test_memory_of_other_gateways_is_waited_for_for_a_minute() -> None:
     assert found.refusals == [Refuse("new", forever=False)]
 
 
-def test_wish_of_others_evicts_models_unused_for_longest_and_none_in_use() -> None:
+def test_wish_of_others_evicts_the_models_that_are_named_and_none_in_use() -> None:
     models = [
         held("old", 4, used_at=10.0),
         held("older", 4, used_at=5.0),
@@ -91,15 +91,17 @@ def test_wish_of_others_evicts_models_unused_for_longest_and_none_in_use() -> No
         held("kept", 4, pinned=True),
         held("young", 4, loaded_at=NOW - 1, used_at=NOW - 1),
     ]
-    few = planned(card(wished=3), models)
-    assert (evicted(few), few.gives) == (["older/0"], True)
-    assert evicted(planned(card(wished=24), models)) == ["older/0", "old/0"]
+    few = planned(card(leave=("old/0",)), models)
+    assert (evicted(few), few.gives) == (["old/0"], True)
+    named = tuple(each.id for each in models)
+    assert evicted(planned(card(leave=named), models)) == ["old/0", "older/0"]
     none = planned(card(), models)
     assert (evicted(none), none.gives) == ([], False)
 
 
 def test_wish_of_others_comes_after_ones_own_demand() -> None:
-    found = planned(card(wished=10), [held("a", 12), held("b", 12)], wanted(12))
+    models = [held("a", 12), held("b", 12)]
+    found = planned(card(leave=("a/0", "b/0")), models, wanted(12))
     assert len(evicted(found)) == 2
     assert found.waiting, "what ours waits for is not what theirs gets"
 

@@ -1,11 +1,12 @@
 """Reservations of several agents in one folder; real files and locks, agents that end by closing
 their lock, as the kernel does for a process that is killed."""
 
-import fcntl
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from workers.devices.device import Device, Elsewhere
 from workers.nodes import node_ledger
 from workers.nodes.folder import AgentFolder
 from workers.nodes.node_ledger import NodeLedger
-from workers.nodes.reservations import Entry, Room, Viewer, key_of, keyed
+from workers.nodes.reservations import FORMAT, LEAST, Entry, Room, Viewer, key_of, keyed
 from workers.protocol.bounds import MOST_BYTES
 
 GB = 1_000_000_000
@@ -56,6 +57,15 @@ class Agent:
     @property
     def page(self) -> Path:
         return self.folder.root / "ledger"
+
+    def wish(self, size: int) -> None:
+        """Wish for memory of the card, as far as it has been seen now."""
+        had = {"GPU-1": (self.sees() or Elsewhere()).reserved}
+        viewer = Viewer(self.gateway, self.node)
+        self.ledger.wish(viewer, {"GPU-1": size * GB}, had)
+
+    def leave(self) -> tuple[str, ...]:
+        return (self.sees() or Elsewhere()).leave
 
     def die(self) -> None:
         """End as by kill -9: the folder stays, its lock is free."""
@@ -131,7 +141,7 @@ def test_ledger_tells_no_more_than_a_message_may_say(tmp_path: Path) -> None:
 def test_ledger_drops_wishes_of_gateways_that_have_gone(tmp_path: Path) -> None:
     agent = Agent(tmp_path, "one")
     for number in range(3):
-        agent.ledger.wish(Viewer(f"gateway {number}", "n"), {"GPU-1": GB})
+        agent.ledger.wish(Viewer(f"gateway {number}", "n"), {"GPU-1": GB}, {})
         agent.now += 6
     assert agent.page.read_bytes().count(b'"gateway":') == 1
 
@@ -172,16 +182,76 @@ def test_ledger_damaged_by_an_agent_that_is_gone_is_no_matter(tmp_path: Path) ->
     assert b.ask(1, 8) == ""
 
 
-def test_ledger_lock_of_an_agent_that_stands_still_is_waited_for_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ledger_grants_although_an_agent_stands_still_with_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(node_ledger, "_LOCK_SECONDS", 0.02)
-    a = Agent(tmp_path, "a")
-    other = os.open(tmp_path / "ledger.lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    assert "holds the ledger" in a.ask(1, 1)
-    os.close(other)
-    assert a.ask(1, 1) == ""
+    a, b = Agent(tmp_path, "a"), Agent(tmp_path, "b")
+    held = b.ledger._turn()
+    with held:
+        assert a.ask(1, 5) == ""
+        assert "3.0 GB left" in a.ask(2, 5)
+    (told,) = [each.message for each in caplog.records]
+    assert f"process {os.getpid()}, {b.folder.root}" in told
+    assert b.sees() == Elsewhere(reserved=5 * GB, unknown=True)
+
+
+@pytest.mark.parametrize("stopped_at", ["_write", "_read_others"])
+def test_ledger_grants_nothing_twice_where_an_agent_stands_still_amid_a_grant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+) -> None:
+    """The one that goes on, with what it has read before, has written what it asks for."""
+    monkeypatch.setattr(node_ledger, "_LOCK_SECONDS", 0.02)
+    a, b = Agent(tmp_path, "a"), Agent(tmp_path, "b")
+    real = getattr(a.ledger, stopped_at)
+    said: list[str] = []
+
+    def stands_still(*_: object) -> object:
+        found = real()
+        if not said:
+            said.append(b.ask(1, 5))
+            assert (b.sees() or Elsewhere()).reserved == 0, "what is only asked for is none's"
+        return found
+
+    monkeypatch.setattr(a.ledger, stopped_at, stands_still)
+    assert a.ask(1, 5) == ""
+    assert "GB left" in said[0]
+    assert (b.sees() or Elsewhere()).reserved == 5 * GB
+
+
+def page_of(agent: Agent, **changes: object) -> bytes:
+    """Return an agent's page as one that another version has written."""
+    _, _, body = agent.page.read_bytes().partition(b" ")
+    body = msgspec.json.encode(msgspec.json.decode(body) | changes)
+    return b"%08x %s" % (zlib.crc32(body), body)
+
+
+def test_ledger_reads_pages_of_other_versions_or_refuses_them_by_name(tmp_path: Path) -> None:
+    a, b = Agent(tmp_path, "a"), Agent(tmp_path, "b")
+    assert a.ask(1, 5) == ""
+    future = {"gateway": "a", "node": "n", "worker": "w", "host": "n/cpu", "in_slices": [1]}
+    entries = [{**future, "devices": {"GPU-1": 6 * GB}}]
+    a.page.write_bytes(page_of(a, format=9, least=2, slices={}, entries=entries))
+    assert "2.0 GB left" in b.ask(1, 3), "what is not known of it is ignored"
+    assert b.ask(2, 2) == ""
+    a.page.write_bytes(page_of(a, format=9, least=9, entries={"by": "another order"}))
+    why = b.ask(3, 1)
+    assert "of a later version of BitingLip" in why
+    assert "restart this gateway" in why
+    assert "cannot be read; it writes that anew" not in why
+
+
+def test_ledger_reads_the_page_of_each_format_that_there_was(tmp_path: Path) -> None:
+    """The one of format 1 is as it was written; a format that is new gets a line here."""
+    a, b = Agent(tmp_path, "a"), Agent(tmp_path, "b")
+    one = (
+        b'{"entries":[{"gateway":"g","node":"n","worker":"w/0","devices":{"GPU-1":6000000000},'
+        b'"host":"n/cpu","ram":0,"held":{},"idle_since":12.5,"pinned":false}],'
+        b'"wishes":[{"gateway":"g","node":"n","devices":{"GPU-1":1},"at":99.0}]}'
+    )
+    a.page.write_bytes(b"%08x %s" % (zlib.crc32(one), one))
+    assert b.sees() == Elsewhere(reserved=6 * GB, idle=6 * GB, unknown=True)
+    assert (FORMAT, LEAST) == (2, 1)
 
 
 def test_ledger_that_cannot_be_written_grants_nothing_and_is_written_later(tmp_path: Path) -> None:
@@ -207,16 +277,60 @@ def test_wish_takes_the_models_that_are_idle_for_longest_whosever_they_are(tmp_p
     assert a.ask(2, 2, idle_since=20.0) == ""
     assert b.ask(1, 2, idle_since=30.0) == ""
     assert b.ask(2, 2) == "", "in use"
-    c.ledger.wish(Viewer("c", "n"), {"GPU-1": 3 * GB})
-    seen = [each.sees() for each in (a, b, c)]
-    assert [each and each.wished for each in seen] == [2 * GB, 2 * GB, 0]
-    assert (c.sees() or Elsewhere()).idle == 6 * GB
-    c.ledger.wish(Viewer("c", "n"), {"GPU-1": 7 * GB})
-    assert [(each.sees() or Elsewhere()).wished for each in (a, b)] == [0, 0], "it is in vain"
-    c.ledger.wish(Viewer("c", "n"), {"GPU-1": 1 * GB})
-    assert [(each.sees() or Elsewhere()).wished for each in (a, b)] == [2 * GB, 0]
-    a.now += 10
-    assert (a.sees() or Elsewhere()).wished == 0, "a wish that is not repeated ends"
+    c.wish(7)
+    assert [each.leave() for each in (a, b)] == [(), ()], "it is in vain"
+    c.wish(3)
+    assert [each.leave() for each in (a, b)] == [("w2",), ("w1",)]
+    assert (c.sees() or Elsewhere()).idle == 6 * GB, "with what leaves"
+    c.wish(1)
+    assert [each.leave() for each in (a, b)] == [("w2",), ("w1",)], "what leaves is enough"
+
+
+def test_wish_that_is_not_repeated_ends(tmp_path: Path) -> None:
+    a, c = Agent(tmp_path, "a"), Agent(tmp_path, "c")
+    assert a.ask(1, 2, idle_since=50.0) == ""
+    c.wish(1)
+    a.now += 4
+    a.ledger.update("a", {"w1": a.entry("w1", 2, idle_since=50.0)})
+    a.now += 2
+    assert a.leave() == ()
+
+
+def test_wish_counts_what_leaves_and_what_has_been_freed_since_it_was_made(tmp_path: Path) -> None:
+    a, b, c = (Agent(tmp_path, each) for each in "abc")
+    assert a.ask(1, 4, idle_since=20.0) == ""
+    assert b.ask(1, 4, idle_since=30.0) == ""
+    c.wish(4)
+    assert (a.leave(), b.leave()) == (("w1",), ())
+    a.ledger.update("a", {"w1": a.entry("w1", 4, leaving_since=a.now)})
+    assert b.leave() == ()
+    a.ledger.release(1)
+    assert b.leave() == (), "the wish has not heard of it yet"
+    c.wish(4)
+    assert b.leave() == ("w1",), "it has, and needs as much again"
+
+
+def test_wish_goes_past_models_whose_gateway_says_nothing_or_does_not_let_them_go(
+    tmp_path: Path,
+) -> None:
+    a, b, c = (Agent(tmp_path, each) for each in "abc")
+    assert a.ask(1, 4, idle_since=20.0) == ""
+    assert b.ask(1, 4, idle_since=30.0) == ""
+    c.wish(4)
+    assert (a.leave(), b.leave()) == (("w1",), ())
+    a.ledger.update("a", {"w1": a.entry("w1", 4)})  # it has work again
+    assert (a.leave(), b.leave()) == ((), ("w1",))
+    b.now += 6  # its gateway stands still
+    a.now += 6
+    a.ledger.update("a", {"w1": a.entry("w1", 4, idle_since=a.now)})
+    c.now += 6
+    c.wish(4)
+    assert b.leave() == ()
+    assert a.leave() == ("w1",)
+    a.now += 40
+    c.now += 40
+    a.ledger.update("a", {"w1": a.entry("w1", 4, leaving_since=a.now)})
+    assert (c.sees() or Elsewhere()).idle == 0, "it does not end"
 
 
 class Ledgers(RuleBasedStateMachine):

@@ -1,6 +1,7 @@
 """Reports about a Ray cluster: names of nodes, and why it cannot be joined."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from workers.nodes.messages import AgentConfig
 from workers.nodes.ray_client import ClusterReport, RayClient, RayConfig, _why_not_joined
+from workers.nodes.ray_node import AgentActor
 
 #: a library that prints what it likes, as Ray does when its daemon on the machine ends
 _TALKATIVE = """
@@ -55,6 +57,14 @@ def test_ray_nodes_of_one_machine_have_names_of_their_own_that_stay() -> None:
     client._see([node("aaaaaaaa", "", "10.0.0.1"), node("bbbbbbbb", "big", "10.0.0.2")])
     client._see([node("aaaaaaaa", "", "10.0.0.1"), node("cccccccc", "", "10.0.0.1")])
     assert {each.name for each in client._nodes.values()} == {"10.0.0.1", "10.0.0.1-cccccc"}
+    client._see([node("dddddddd", "rack 1", "10.0.0.3"), node("eeeeeeee", "rack:1", "10.0.0.4")])
+    assert {each.name for each in client._nodes.values()} == {"rack-1-dddddd", "rack-1-eeeeee"}
+
+
+def test_ray_actor_refuses_the_settings_of_another_version_by_name() -> None:
+    config = b'{"protocol":"another","folder":"f","models":[],"a_setting_to_come":1}'
+    with pytest.raises(RuntimeError, match=r"node runs another version .* install the same"):
+        AgentActor(config, platform.python_version())
 
 
 @pytest.mark.parametrize(

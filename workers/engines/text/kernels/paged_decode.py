@@ -12,7 +12,10 @@ from torch import Tensor
 
 from workers.engines.text.kernels import CHUNK, GRIDS
 
-_BLOCK_N = 64  #: positions that are read together
+_MOST_POSITIONS = 64  #: that are read together
+#: bytes of keys that are read together, and of values: twice that, and what is computed of them,
+#: must fit into the 99 KiB that a program has on cards of the capabilities 8.6, 8.9 and 12.0
+_MOST_BYTES = 32 << 10
 _LEAST = 16  #: rows and columns of a product of tensor cores
 
 
@@ -72,7 +75,7 @@ def paged_decode(
             SPLITS=GRIDS[-1],
             GRID_SPLITS=grid,
             CHUNK=CHUNK,
-            BLOCK_N=_BLOCK_N,
+            BLOCK_N=positions_at_once(max(key_dim, value_dim), query.element_size()),
             BLOCK_G=_power_of_two(group),
             KD=_power_of_two(key_dim),
             VD=values,
@@ -94,6 +97,15 @@ def paged_decode(
             num_warps=2,
         )
     return seen
+
+
+def positions_at_once(dim: int, size: int) -> int:
+    """Return how many positions a program reads together, of heads of so many numbers.
+
+    ``size``: the bytes of each as it is computed. A part has a multiple of them.
+    """
+    fitting = _MOST_BYTES // (_power_of_two(dim) * size)
+    return max(_LEAST, min(_MOST_POSITIONS, fitting))
 
 
 def _power_of_two(size: int) -> int:

@@ -1,4 +1,7 @@
-/** The form that makes a key, or changes what one may do. */
+/**
+ * The form that makes a key, or changes what one may do. Its fields have a default and no value: they
+ * keep what is typed when the page is drawn again, as the list of keys comes or the server refuses.
+ */
 import { api } from "../../api.js";
 import { html, useState } from "../../html.js";
 import { askKey } from "../../ask_key.js";
@@ -45,7 +48,7 @@ export function KeyForm({ present, onClose, onDone }) {
       <button class="button first" type="submit" form="key-form" disabled=${busy}>${present ? "Save" : "Create"}</button>`}>
     <form id="key-form" class="form" onSubmit=${submit}>
       <${Field} id="key-name" label="Name" hint="Who or what uses it.">
-        <input id="key-name" name="name" class="input" required maxlength="128" data-first autocomplete="off" value=${present?.name ?? ""} aria-describedby="key-name-hint" /><//>
+        <input id="key-name" name="name" class="input" required maxlength="128" data-first autocomplete="off" defaultValue=${present?.name ?? ""} aria-describedby="key-name-hint" /><//>
       <div class="pair">
         <${Field} id="key-tier" label="Tier"><select id="key-tier" name="tier" class="select">
           ${TIERS.map((tier) => html`<option key=${tier} value=${tier} selected=${tier === (present?.tier ?? "free")}>${tier}</option>`)}</select><//>
@@ -55,17 +58,17 @@ export function KeyForm({ present, onClose, onDone }) {
       </div>
       <fieldset class="scopes-choice"><legend>Scopes</legend>
         ${SCOPES.map(([scope, text]) => html`<label key=${scope} class="check"><input type="checkbox" name="scope" value=${scope}
-          checked=${present ? present.scopes.includes(scope) : ["models:read", "inference:text"].includes(scope)} />
+          defaultChecked=${present ? present.scopes.includes(scope) : ["models:read", "inference:text"].includes(scope)} />
           <span><span class="mono">${scope}</span> <span class="quiet small">${text}</span></span></label>`)}</fieldset>
       <details open=${Boolean(present?.models || present?.ip_ranges || present?.quotas)}><summary>Narrow it: models, addresses, quotas of a day</summary><div class="form details">
         <div class="pair">
           <${Field} id="key-models" label="Models" hint="Patterns, by commas; empty: all.">
-            <input id="key-models" name="models" class="input" placeholder="demo-*" value=${present?.models?.join(", ") ?? ""} /><//>
+            <input id="key-models" name="models" class="input" placeholder="demo-*" defaultValue=${present?.models?.join(", ") ?? ""} /><//>
           <${Field} id="key-ranges" label="Addresses" hint="Networks, by commas; empty: all.">
-            <input id="key-ranges" name="ip_ranges" class="input" placeholder="10.0.0.0/8" value=${present?.ip_ranges?.join(", ") ?? ""} /><//>
+            <input id="key-ranges" name="ip_ranges" class="input" placeholder="10.0.0.0/8" defaultValue=${present?.ip_ranges?.join(", ") ?? ""} /><//>
         </div>
         <div class="pair">${QUOTAS.map(([name, label]) => html`<${Field} key=${name} id=${`quota-${name}`} label=${label}>
-          <input id=${`quota-${name}`} name=${`quota-${name}`} class="input" type="number" min="0" step="any" placeholder="as the tier" value=${dailyOf(present)[name] ?? ""} /><//>`)}</div>
+          <input id=${`quota-${name}`} name=${`quota-${name}`} class="input" type="number" min="0" step="any" placeholder="as the tier" defaultValue=${dailyOf(present)[name] ?? ""} /><//>`)}</div>
       </div></details>
       ${failure && html`<p class="note bad" role="alert"><${Icon} name="warn" />${failure}</p>`}
     </form>

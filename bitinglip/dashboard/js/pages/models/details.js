@@ -63,6 +63,7 @@ function Fit({ name }) {
       <ul class="legend"><li><b>${bytes(data.needs.total_bytes)}</b> ${data.needs.source}</li>
         ${parts.map(([part_, size, index]) => html`<li key=${part_}><span class="swatch" style=${{ background: `var(--series-${index})` }}></span>${part_} ${bytes(size)}</li>`)}</ul>`}
     ${data.evict.length > 0 && html`<p class="small">Unloads ${data.evict.join(", ")}</p>`}
+    ${data.evict_elsewhere_bytes > 0 && html`<p class="small">Unloads ${bytes(data.evict_elsewhere_bytes)} of other gateways' unused models</p>`}
     ${data.ways_out.length > 0 && html`<ul class="ways">${data.ways_out.map((way, index) =>
       html`<li key=${index}><code>${[way.setting].flat().map((name, place) => `${name}: ${[way.value].flat()[place]}`).join(", ")}</code>
         – needs ${bytes(way.needs_bytes)} on ${way.device}${way.evict.length ? `, unloads ${way.evict.join(", ")}` : ""}</li>`)}</ul>`}

@@ -89,10 +89,21 @@ class Case:
         return torch.stack(found)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (6, 2, 80)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (6, 2, 80), (1, 1, 512)])
 def test_decode_attention_is_that_of_the_formula(heads: int, kv_heads: int, dim: int) -> None:
     case = Case([1, 17, 290], heads=heads, kv_heads=kv_heads, dim=dim)
     assert (case.run() - case.expected()).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("dim", [16, 80, 128, 256, 512])
+def test_keys_and_values_that_are_read_together_fit_into_a_small_card(dim: int, size: int) -> None:
+    """Compiled for 8.6 with twice 32 KiB of both, programs take 84 to 97 of the 99 KiB there."""
+    from workers.engines.text.kernels.paged_decode import positions_at_once
+
+    positions = positions_at_once(dim, size)
+    assert positions in (16, 32, 64)
+    assert 2 * positions * max(16, 1 << (dim - 1).bit_length()) * size <= 64 << 10
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(8, None), (None, 2.0), (260, 5.0)])
