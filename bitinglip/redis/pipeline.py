@@ -143,9 +143,8 @@ class Pipeline:
         once: bool = False,
     ) -> "asyncio.Future[Any]":
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(_look_at)
         if len(self._waiting) >= _MOST_WAITING:
-            answer.set_exception(RedisAway("it is too slow"))
+            _fail(answer, RedisAway("it is too slow"))
             return answer
         self._waiting.append(_Call(command, script, answer, once))
         if waits:
@@ -189,7 +188,7 @@ class Pipeline:
             if isinstance(answer, ResponseError):
                 self._refused(call, answer)
             elif isinstance(answer, RedisAway):
-                call.answer.set_exception(answer)
+                _fail(call.answer, answer)
             else:
                 call.answer.set_result(answer)
 
@@ -251,7 +250,7 @@ class Pipeline:
         Spoiled data that a script found is a fault of its keys, and none of Redis.
         """
         fault = fault_of(error)
-        call.answer.set_exception(fault)
+        _fail(call.answer, fault)
         if call.script is None or not _OF_KEYS.match(str(error)):
             self._on_fault(str(fault))
 
@@ -263,7 +262,7 @@ class Pipeline:
     def _fail(calls: Sequence[_Call], fault: RedisAway) -> None:
         for call in calls:
             if not call.answer.done():
-                call.answer.set_exception(fault)
+                _fail(call.answer, fault)
 
 
 def fault_of(error: BaseException) -> RedisAway:
@@ -279,7 +278,7 @@ def fault_of(error: BaseException) -> RedisAway:
     return RedisAway("it cannot be reached")
 
 
-def _look_at(answer: "asyncio.Future[Any]") -> None:
-    """Mark an error as seen: nothing waits for what was only given back."""
-    if not answer.cancelled():
-        answer.exception()
+def _fail(answer: "asyncio.Future[Any]", fault: RedisAway) -> None:
+    """Fail a call; its error counts as seen, for nothing waits for what was only given back."""
+    answer.set_exception(fault)
+    answer.exception()

@@ -26,6 +26,8 @@ _REASONS: dict[str, FinishReason] = {
 _MOST_TEXT = 15 << 20
 #: pieces of an answer, and those that each token allows beside them: as many as the check of events
 _MOST_PIECES, _PIECES_PER_TOKEN = 1 << 17, 4
+#: bytes of a character at most, escaped, and of what is around a piece: names, ids, comments
+_CHARACTER_BYTES, _PIECE_BYTES = 6, 1 << 10
 _MOST_COUNT = 2**31 - 1
 
 
@@ -59,6 +61,8 @@ class AnswerReader:
         tokens = job.sampling.max_tokens * job.choices
         self._pieces_left = _MOST_PIECES + _PIECES_PER_TOKEN * tokens
         self._text_left = _MOST_TEXT
+        #: what the answer may have, with all that is no text of it
+        self.most_bytes = _CHARACTER_BYTES * _MOST_TEXT + _PIECE_BYTES * self._pieces_left
 
     @property
     def pieces(self) -> int:
@@ -71,6 +75,7 @@ class AnswerReader:
             if isinstance(usage := chunk.get("usage"), dict):
                 self._usage = usage
             events: list[Event] = []
+            self._spend(1)  # also for one that holds nothing: they must not go on for ever
             for each in chunk.get("choices") or ():
                 events += self._take_choice(each)
             return events if self._job.stream else []
@@ -105,7 +110,8 @@ class AnswerReader:
             return []
         if not (isinstance(text, str) and isinstance(reasoning, str)):
             raise TypeError
-        self._spend(text, reasoning, calls)
+        called = sum(len(each.arguments) + len(each.id) + len(each.name) for each in calls)
+        self._spend(1 + len(calls), len(text) + len(reasoning) + called)
         choice.text.append(text)
         choice.reasoning.append(reasoning)
         choice.pieces += 1
@@ -121,11 +127,10 @@ class AnswerReader:
             )
         ]
 
-    def _spend(self, text: str, reasoning: str, calls: tuple[ToolCallDelta, ...]) -> None:
+    def _spend(self, pieces: int, text: int = 0) -> None:
         """Hold a server to the bounds of the job, as workers are held. Raises BadAnswer."""
-        self._pieces_left -= 1 + len(calls)
-        called = sum(len(each.arguments) + len(each.id) + len(each.name) for each in calls)
-        self._text_left -= len(text) + len(reasoning) + called
+        self._pieces_left -= pieces
+        self._text_left -= text
         if self._pieces_left < 0 or self._text_left < 0:
             raise BadAnswer("The upstream's answer is longer than any that was asked for.")
 

@@ -119,6 +119,8 @@ class UpstreamClient:
             return self._fails(server, f"it does not answer: {reason_of(error)}")
         if answer.status in (401, 403):
             return self._fails(server, "it refuses the key in upstream.key_file.")
+        if 300 <= answer.status < 400:
+            return self._fails(server, "it redirects, which is not followed: name what it names.")
         if answer.status >= 500:
             return self._fails(server, f"it answers with status {answer.status}.")
         self.servers.answered(server)
@@ -242,7 +244,7 @@ class UpstreamClient:
     async def _read(
         self, answer: aiohttp.ClientResponse, reader: AnswerReader, tell: Tell
     ) -> TextDone:
-        async for lines in event_data(answer):
+        async for lines in event_data(answer, reader.most_bytes):
             events: list[Event] = []
             for data in lines:
                 chunk = _chunk(data)

@@ -22,6 +22,7 @@ _IDLE_SECONDS = 30.0  #: for which a connection that nothing uses is kept
 _UNTAKEN_MS = 120_000  #: milliseconds for which a server may take nothing of what was sent
 _MOST_LINE = 1 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
+_ERROR_SECONDS = 5.0  #: for which an error is read: the job may go to another server
 _DONE = b"[DONE]"  #: the data of the last event
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
 
@@ -99,14 +100,17 @@ async def _within(
         yield part
 
 
-async def event_data(answer: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
+async def event_data(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator[list[bytes]]:
     """Yield the data of server-sent events until the last, those together that came together.
 
-    Raises BadAnswer.
+    Raises BadAnswer, also for an answer of more than ``most`` bytes: comments are some, too.
     """
-    rest = bytearray()
+    rest, size = bytearray(), 0
     async for part in answer.content.iter_any():
         rest += part
+        size += len(part)
+        if size > most:
+            raise BadAnswer("its answer is longer than any that was asked for.")
         if len(rest) > _MOST_LINE:
             raise BadAnswer("an event of its answer is too long.")
         if b"\n" not in part:
@@ -134,12 +138,17 @@ def _expect(silence: asyncio.Timeout, seconds: float) -> None:
 
 
 async def error_of(answer: aiohttp.ClientResponse) -> str:
-    """Return the message of an answer that is an error; it may be empty."""
+    """Return the message of an answer that is an error; it may be empty.
+
+    Raises ``aiohttp.ClientError``.
+    """
     data = bytearray()
-    async for part in answer.content.iter_any():
-        data += part
-        if len(data) > _MOST_ERROR:
-            break
+    with contextlib.suppress(TimeoutError):  # its status says enough
+        async with asyncio.timeout(_ERROR_SECONDS):
+            async for part in answer.content.iter_any():
+                data += part
+                if len(data) > _MOST_ERROR:
+                    break
     try:
         return message_of(json.loads(bytes(data)))
     except (ValueError, RecursionError):

@@ -3,9 +3,13 @@
 import asyncio
 import io
 import struct
+import threading
+import time
 import wave
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +132,43 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+class Dribbling(BaseHTTPRequestHandler):
+    """Begins an answer and never ends it, though it is never silent."""
+
+    gone = threading.Event()  #: a client has closed the connection
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b":\n")
+                time.sleep(0.02)
+        self.gone.set()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def here(there: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def dribbling() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dribbling) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def here(
+    there: Served, dribbling: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("here")
     (root / "key").touch(0o600)
     (root / "key").write_text(there.keys["admin"])
@@ -138,6 +177,10 @@ def here(there: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "talking": {"upstream": {**far, "model": "voice", "kind": "speech"}},
         "ranking": {"upstream": {**far, "model": "ranker", "kind": "rerank"}},
         "drawing": {"upstream": {**far, "model": "painter", "kind": "image"}},
+    }
+    kinds = ("text", "embedding", "speech", "image")
+    models |= {
+        f"dribbling-{kind}": {"upstream": {"url": dribbling, "kind": kind}} for kind in kinds
     }
     with serve(root, models=models) as served:
         yield served
@@ -155,6 +198,24 @@ def client(here: Served, there: Served) -> Iterator[httpx.Client]:
 def used(client: httpx.Client, model: str) -> dict[str, Any]:
     rows = client.get("/api/v1/usage", params={"group_by": "model"}).json()["data"]
     return next((row for row in rows if row["model"] == model), {})
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/inference/text-generation", {"model": "dribbling-text", "prompt": "a"}),
+        ("/api/v1/inference/embeddings", {"model": "dribbling-embedding", "input": "a"}),
+        (NATIVE_SPEECH, {"model": "dribbling-speech", "text": "a", "format": "mp3"}),
+        (NATIVE_IMAGES, {"model": "dribbling-image", "prompt": "a"}),
+    ],
+)
+def test_upstream_that_never_ends_holds_nothing_beyond_the_request_s_timeout(
+    client: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    Dribbling.gone.clear()
+    answer = client.post(path, json={**body, "timeout": 0.5})
+    assert answer.status_code == 504, answer.text
+    assert Dribbling.gone.wait(60)  # and ``client`` sees that no job runs
 
 
 def test_upstream_speaks_into_a_file(client: httpx.Client, here: Served) -> None:
