@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from tests.support.engine_runs import run_to_end
+from tests.support.models.adapters import make_text_lora
 from tests.support.models.text import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
 from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
@@ -23,6 +24,7 @@ from workers.protocol import (
     Sampling,
     TextDone,
     TextJob,
+    TextLora,
     TextOptions,
 )
 
@@ -93,6 +95,33 @@ def test_greedy_output_is_that_of_generate_in_each_way(tmp_path: Path, family: s
         assert {end.id: end.text for end in ends} == expected, options
         if family not in WITHOUT_GRAPHS:
             assert bool(captured) == (options.graphs != "off"), options
+
+
+def test_loras_change_no_text_as_graphs(tmp_path: Path) -> None:
+    """Rows of two LoRAs and of their base, for long enough that steps with LoRAs are captured."""
+    path = make_tiny_model("llama", tmp_path / "base")
+    ranks = (4, 16)
+    loras = [
+        TextLora(path=str(make_text_lora(path, tmp_path / f"{rank}", seed=rank, r=rank)))
+        for rank in ranks
+    ]
+    texts: list[dict[str, str]] = []
+    captured: list[bool] = []
+    for options in (TextOptions(), TextOptions(graphs="lazy")):
+        engine = load(path, "float32", msgspec.structs.replace(options, max_loras=2))
+        jobs = [
+            msgspec.structs.replace(job(str(number), PROMPTS[0], max_tokens=100), lora=lora)
+            for number, lora in enumerate([*loras, None])
+        ]
+        ends = [event for event in run_to_end(engine, *jobs) if isinstance(event, TextDone)]
+        texts.append({end.id: end.text for end in ends})
+        assert isinstance(engine._runner, Runner)
+        graphs = engine._runner._graphs
+        captured.append(graphs is not None and any(size[2] for size in graphs._captured))
+        engine.close()
+    assert texts[0] == texts[1]
+    assert len(set(texts[0].values())) == 3
+    assert captured == [False, True]
 
 
 def test_prefixes_from_ram_and_drafts_change_no_text(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ A graph has fixed shapes and reads the same memory at each replay. So the rows o
 tensors that are made once, filled up to the next size in a bounded set with rows that disturb
 nothing; what differs from the step before is written into them, and then the graph of that size is
 replayed. All that it computes depends on these tensors only.
+
+Steps with LoRAs have graphs of their own, for all slots that there are: which of them a row has is
+a number like its token. They hold for as long as the LoRAs' matrices lie where they lay.
 """
 
 import logging
@@ -25,6 +28,8 @@ from workers.engines.text.batch import (
     promised_rows,
 )
 from workers.engines.text.cache import BlockTable, PagedCache
+from workers.engines.text.lora_layers import NO_SLOT
+from workers.engines.text.lora_slots import LoraSlots
 from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.row_table import RowTable
 from workers.engines.text.sampling_params import upload
@@ -33,10 +38,13 @@ log = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 64  #: each takes some megabytes of the card
 _REST = 256  #: steps for which a size is computed without a graph if there was no memory for one
+_SETTLED = 64  #: steps with LoRAs of one layout after which graphs are captured for it
 _SHORTEST = 256  #: tokens
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48)  #: and then multiples of 32
 
 Forward = Callable[[Batch, PagedCache], Tensor]
+
+Size = tuple[int, int, bool]  #: rows, tokens of the longest sequence, and whether there are LoRAs
 
 
 class DecodeGraphs:
@@ -52,8 +60,10 @@ class DecodeGraphs:
         device: torch.device,
         capture: Capture,
         in_place: bool,
+        loras: LoraSlots | None = None,
     ) -> None:
-        """``context``: tokens of the longest sequence; ``in_place``: a kernel reads the cache."""
+        """``context``: tokens of the longest sequence; ``in_place``: a kernel reads the cache;
+        ``loras``: those that rows may have."""
         self._forward = forward
         self._cache = cache
         self._device = device
@@ -64,18 +74,22 @@ class DecodeGraphs:
         self._lengths = length_sizes(context)
         width = -(-self._lengths[-1] // cache.block_size) + 1  # drafts may take one more
         self._table = RowTable(self._row_sizes[-1], width, device)
-        #: tokens, positions, slots, lengths; a row that is not in use writes to the spare block
-        self._numbers = torch.zeros(4, self._row_sizes[-1], dtype=torch.long, device=device)
-        self._idle = (0, 0, cache.spare_slot, 1)
-        self._captured: dict[tuple[int, int], Replay] = {}
-        self._rests: dict[tuple[int, int], int] = {}  #: steps, by the sizes that rest
+        #: tokens, positions, slots, lengths, LoRAs; a row not in use writes to the spare block
+        self._numbers = torch.zeros(5, self._row_sizes[-1], dtype=torch.long, device=device)
+        self._idle = (0, 0, cache.spare_slot, 1, NO_SLOT)
+        self._loras = loras
+        self._layout = 0  #: of the LoRAs that graphs are captured with
+        self._settled = 0  #: steps with LoRAs since it changed
+        self._captured: dict[Size, Replay] = {}
+        self._rests: dict[Size, int] = {}  #: steps, by the sizes that rest
         self._fails = False
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the sizes of graphs: rows, and tokens of the longest, as many as there may be."""
-        every = [(rows, length) for length in self._lengths for rows in reversed(self._row_sizes)]
-        return every[:_MOST_GRAPHS]
+    def sizes(self) -> list[Size]:
+        """Return the sizes of graphs without LoRAs, as many as there may be beside those with."""
+        most = _MOST_GRAPHS if self._loras is None else _MOST_GRAPHS // 2
+        rows = self._row_sizes[::-1]
+        return [(each, length, False) for length in self._lengths for each in rows][:most]
 
     @property
     def captured(self) -> int:
@@ -100,16 +114,18 @@ class DecodeGraphs:
         chunks = plan.decodes
         if not chunks or plan.prefills or any(chunk.drafts for chunk in chunks):
             return None
-        if any(chunk.sequence.lora is not None for chunk in chunks):
+        with_loras = any(chunk.sequence.lora is not None for chunk in chunks)
+        if with_loras and not self._are_settled():
             return None
         longest = max(chunk.end for chunk in chunks)
         if len(chunks) > self._row_sizes[-1] or longest > self._lengths[-1]:
             return None
-        size = at_least(self._row_sizes, len(chunks)), at_least(self._lengths, longest)
+        rows, length = at_least(self._row_sizes, len(chunks)), at_least(self._lengths, longest)
+        size = rows, length, with_loras
         if not self._has_replay(size):
             return None
         order = self._table.arrange(chunks)
-        void = self._fill(order, size[0], carry)
+        void = self._fill(order, rows, carry)
         replay = self._replay_of(size)
         return None if replay is None else (order, replay()[: len(order)], void)
 
@@ -125,6 +141,7 @@ class DecodeGraphs:
                 chunk.start,
                 chunk.sequence.blocks[chunk.start // size] * size + chunk.start % size,
                 chunk.end,
+                NO_SLOT if chunk.sequence.lora is None else chunk.sequence.lora,
             )
             for chunk in order
         ]
@@ -137,13 +154,29 @@ class DecodeGraphs:
                 **promised_rows(order, carry),
             },
         )
-        self._numbers[:, :rows].copy_(sent["numbers"].view(4, rows))
+        self._numbers[:, :rows].copy_(sent["numbers"].view(5, rows))
         self._table.write(order, sent)
         return None if carry is None else fill_in(self._numbers[0], carry, sent, len(order))
 
-    def _step(self, rows: int, length: int) -> Tensor:
+    def _are_settled(self) -> bool:
+        """Return whether steps with LoRAs may be graphs: not while their matrices come and go.
+
+        Each time that these lie elsewhere, all such graphs are of no use any more.
+        """
+        assert self._loras is not None
+        if self._loras.layout != self._layout:
+            self._layout, self._settled = self._loras.layout, 0
+            stale = [size for size in self._captured if size[2]]
+            if stale and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # the step before may be one of theirs
+            for size in stale:
+                del self._captured[size]
+        self._settled += 1
+        return self._settled > _SETTLED
+
+    def _step(self, rows: int, length: int, with_loras: bool) -> Tensor:
         """Compute the tensors' first rows; their logits are [rows, vocab]."""
-        ids, positions, slots, lengths = self._numbers[:, :rows].unbind()
+        ids, positions, slots, lengths, loras = self._numbers[:, :rows].unbind()
         blocks = -(-length // self._cache.block_size)
         table = self._table.part(rows, blocks)
         paged, groups = None, []
@@ -163,11 +196,12 @@ class DecodeGraphs:
                     },
                 )
             )
-        batch = Batch(ids, positions, slots, groups, [], None, [], paged)
+        lora = self._loras.any_of(loras) if with_loras and self._loras is not None else None
+        batch = Batch(ids, positions, slots, groups, [], None, [], paged, lora=lora)
         with self._cache.own_copies():  # what steps share may be freed, a graph's is its own
             return self._forward(batch, self._cache)
 
-    def _has_replay(self, size: tuple[int, int]) -> bool:
+    def _has_replay(self, size: Size) -> bool:
         """Return whether a size has a replay, or may be captured.
 
         The driver is seldom asked for its free memory: each time takes longer than to queue a step.
@@ -182,7 +216,7 @@ class DecodeGraphs:
         self._rests[size] = (rest or _REST) - 1
         return False
 
-    def _replay_of(self, size: tuple[int, int]) -> Replay | None:
+    def _replay_of(self, size: Size) -> Replay | None:
         """Return the replay of a size, captured if need be; None if that fails."""
         if size not in self._captured:
             try:

@@ -7,13 +7,13 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workers.engines import torch_env
 from workers.engines.defaults import LORA_RANK_STEP
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_files import FAULT, LoraWeights, linear_layers, read_lora, sizes
-from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, LoraStack
+from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, LoraRows, LoraStack
 from workers.engines.torch_env import load_failed
 from workers.protocol import TextLora, TextOptions
 
@@ -58,6 +58,7 @@ class LoraSlots:
         self._users: Counter[int] = Counter()  #: texts' jobs by slot
         self._stacks: dict[str, LoraStack] = {}
         self._room = (0, 0)  #: slots of each stack, and the rank that each slot has room for
+        self.layout = 0  #: changes whenever stacks come, go, or lie elsewhere
         self.hooks = LoraHooks(self._layers, self._stacks)
         self.joined = JoinedLoras(self._layers, self._stacks)
 
@@ -117,6 +118,17 @@ class LoraSlots:
         if not self._users[slot]:
             del self._users[slot]
 
+    def any_of(self, places: Tensor) -> LoraRows:
+        """Return the rows of a step that may be of whatever LoRAs there are.
+
+        places: [tokens], the slot of each token, ``NO_SLOT`` for none. Nothing of them is read on
+        the host: other slots may be there when the same operations are run again.
+        """
+        slots = self._room[0]
+        every = torch.arange(slots, device=places.device)
+        hidden = (places[:, None] != every)[:, :, None]
+        return LoraRows(frozenset(range(slots)), 0, slots, hidden)
+
     def close(self) -> None:
         self.hooks.turn_off()
         self._stacks.clear()
@@ -139,6 +151,7 @@ class LoraSlots:
                 stack.clear(slot)
             if not stack.slots:
                 del self._stacks[path]
+                self.layout += 1
                 self.joined.forget()
         if not self._stacks:
             self._room = (0, 0)
@@ -149,6 +162,7 @@ class LoraSlots:
             self._make_room(slot + 1, -(-weights.rank // LORA_RANK_STEP) * LORA_RANK_STEP)
             for path, pair in weights.pairs.items():
                 if path not in self._stacks:
+                    self.layout += 1
                     self._stacks[path] = self._stack(path)
                 self._stacks[path].put(slot, pair)
         except Exception as error:
@@ -169,6 +183,7 @@ class LoraSlots:
             room = (min(self._most, max(slots, 2 * room[0])), room[1])
         room = (room[0], max(rank, room[1]))
         if room != self._room:
+            self.layout += 1
             for stack in self._stacks.values():
                 stack.grow(*room)
             self._room = room

@@ -102,6 +102,7 @@ class Runner:
                 device=loaded.device,
                 capture=capture,
                 in_place=in_place,
+                loras=self.loras,
             )
             self._check_graphs(check, captures_all=captures_all)
 
