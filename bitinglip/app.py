@@ -231,7 +231,7 @@ async def _open(
         owner_of(membership),
     )
     stack.push_async_callback(flush_at_end, downloads.close)
-    _watch(metrics, scheduling, health, started.connections)
+    _watch(metrics, scheduling, health, started)
     counts.watch(metrics, shared_redis.broadcast)
     base = _Base(settings, home, db, health, metrics, tracer, started, membership, shared_redis)
     requested = _Requested(admission, batches, downloads, cache, guard, pictures)
@@ -368,10 +368,9 @@ def _schedule(
     return scheduling
 
 
-def _watch(
-    metrics: Metrics, scheduling: Scheduling, health: Health, connections: Connections
-) -> None:
+def _watch(metrics: Metrics, scheduling: Scheduling, health: Health, started: _Started) -> None:
     """Let the metrics read their gauges at each scrape."""
+    connections, cluster = started.connections, started.cluster
     dispatcher, operations = scheduling.dispatcher, scheduling.operations
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
@@ -382,4 +381,5 @@ def _watch(
         connections=connections.states,
         refused=lambda: connections.refused,
         tokens=dispatcher.tokens,
+        copies=cluster.copies if cluster is not None else dict,
     )

@@ -1,8 +1,10 @@
 """Opens the cluster of a server whose workers run on the nodes of Ray."""
 
 import asyncio
+import hashlib
 import os
 import secrets
+import socket
 import tempfile
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from bitinglip.home import Home
 from bitinglip.settings import Model, Settings
 from bitinglip.settings.workers import port_range
 from bitinglip.settings_loader import SettingsError
+from model_store.errors import BadFiles
+from model_store.manifest import FILES, read_manifest
 from workers.folders import WorkFolders
 from workers.nodes.cluster import Agents, Cluster
 from workers.nodes.handshake import BadSecret, read_secret
 from workers.nodes.messages import AgentConfig
+from workers.nodes.models.source import ModelSource
 from workers.nodes.ray_agents import RayAgents, is_installed
 
 log = structlog.get_logger(__name__)
@@ -50,7 +55,14 @@ async def open_cluster(settings: Settings, home: Home, agents: Agents | None = N
     folders = WorkFolders(home.work)
     await asyncio.to_thread(folders.sweep)
     patience = min(own.heartbeat_timeout, settings.workers.heartbeat_timeout / 2)
-    cluster = Cluster(agents, secret, folders, home.uploads, heartbeat_timeout=patience)
+    cluster = Cluster(
+        agents,
+        secret,
+        folders,
+        home.uploads,
+        heartbeat_timeout=patience,
+        source=model_source(home) if own.models == "pull" else None,
+    )
     if any(each.text.prefix_ram_bytes for each in settings.models.values()):
         log.warning("prefixes in RAM do not outlive a worker that runs on another machine")
     await cluster.open(own.start_timeout)
@@ -61,11 +73,13 @@ def agent_config(settings: Settings, home: Home, secret: str) -> AgentConfig:
     """Return what the agents are started with; the secret only if no file has it there."""
     own, workers, devices = settings.workers.ray, settings.workers, settings.devices
     files = [path for each in settings.models.values() for path in _files_of(each)]
+    folder = own.folder or str(Path(tempfile.gettempdir()) / f"bitinglip-{os.geteuid()}")
+    copies = own.models_path or str(Path(folder) / "models")
     return AgentConfig(
         secret="" if own.secret_file else secret,
         secret_file=own.secret_file,
         ports=port_range(own.ports),
-        folder=own.folder or str(Path(tempfile.gettempdir()) / f"bitinglip-{os.geteuid()}"),
+        folder=folder,
         models=(str(home.models), *files),
         hidden=(str(home.root), *secret_paths(settings)),
         confine=workers.confine,
@@ -76,8 +90,32 @@ def agent_config(settings: Settings, home: Home, secret: str) -> AgentConfig:
         memory_limit=dict(devices.memory_limit),
         headroom_bytes=devices.headroom_bytes,
         display_headroom_bytes=devices.display_headroom_bytes,
+        store=copies if own.models == "pull" else None,
+        store_max_bytes=own.models_max_bytes,
         ends_with_input=True,
     )
+
+
+def model_source(home: Home) -> ModelSource:
+    """Return what lists the files of models for nodes that get copies of them.
+
+    Nodes know the store by its machine and path: gateways on one machine that use one store find
+    each other's copies.
+    """
+    where = f"{socket.gethostname()}:{home.models}"
+    origin = hashlib.sha256(where.encode()).hexdigest()[:32]
+    return ModelSource(home.models, origin, _listed)
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Return what the manifest of a model lists of its folder of files; nothing of other ones."""
+    if folder.name != FILES:
+        return {}
+    try:
+        manifest = read_manifest(folder.parent)
+    except (BadFiles, OSError):
+        return {}
+    return {each.path: (each.size, each.mtime_ns, each.sha256) for each in manifest.files}
 
 
 def _files_of(own: Model) -> list[str]:

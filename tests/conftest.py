@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-#: Without a card, Triton's kernels run in its interpreter.
-if not Path("/proc/driver/nvidia").exists():
+#: Without a card, Triton's kernels run in its interpreter. Containers may have the devices without
+#: the driver's folder, and WSL has neither.
+_CARDS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
+if not any(Path(each).exists() for each in _CARDS):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 #: A machine that stands still makes an example late and no property false.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

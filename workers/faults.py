@@ -205,7 +205,8 @@ _TABLE = (
         "setup",
         "found no compiler",
         "Compiling needs a C compiler, Python's headers and a folder that can be written to: "
-        "install gcc and the headers, or set image.compile to false.",
+        "install gcc and the headers, or set image.compile to false and text.attention to sdpa. "
+        "On a card weights of 8 and 4 bits need them, too.",
         ends=False,
         marks=("failed to find c compiler", "python.h: no such file"),
     ),

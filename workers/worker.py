@@ -16,10 +16,12 @@ from workers.protocol import (
     Activity,
     Cancel,
     Command,
+    CopyProgress,
     Final,
     Heartbeat,
     Load,
     LoadFailed,
+    LoadProgress,
     Ready,
     Succeeds,
     Working,
@@ -48,6 +50,7 @@ class Worker:
     progress: float = 0.0  #: of its load, as it tells
     seen_progress: float = 0.0  #: the same when progress was seen last, and the bytes it had read
     seen_bytes: int = 0
+    copying: CopyProgress | None = None  #: its files come to its node, before it loads them
     activity: Activity | None = None  #: what it is busy with that may be silent for minutes
     has_worked: bool = False  #: a job of its has succeeded
     reader: FrameReader = field(default_factory=FrameReader)
@@ -80,6 +83,14 @@ class Worker:
         self.fault = FAULTS[failure.fault] if failure.fault else None
         if failure.code == NOT_GRANTED:  # there is no process that would have failed
             self.state = "stopped"
+
+    def note_progress(self, event: CopyProgress | LoadProgress) -> float:
+        """Note how its load, or the copying before it, goes on; return that from 0 to 1."""
+        if isinstance(event, CopyProgress):
+            self.copying = event if event.bytes < event.total else None
+            return event.bytes / event.total if self.copying else 0.0
+        self.progress, self.copying = event.fraction, None
+        return self.progress
 
     def note_final(self, final: Final) -> None:
         """Note that it has ended a job."""

@@ -1,5 +1,6 @@
 """Runs the tests of the engines on the card: each engine's output beside its library's own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -19,8 +20,11 @@ def run_tests(record: Recorder) -> None:
     command += ["-W", "default", "--durations=5", "--tb=short"]
     if record.device == "cpu":
         command.append("--collect-only")
+    environ = dict(os.environ)
+    if record.device == "cuda":
+        environ["TRITON_INTERPRET"] = "0"  # or the tests' own settings might choose it here
     with subprocess.Popen(
-        command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=_ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         lines = []

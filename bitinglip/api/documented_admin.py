@@ -24,6 +24,7 @@ def _nulls(*names: str, of: Schema) -> dict[str, Schema]:
     return {name: or_null(of) for name in names}
 
 
+_COPYING = or_null(object_of(node=TEXT, bytes=WHOLE, total_bytes=WHOLE))
 MODEL_INFO = object_of(
     model_id=TEXT,
     name=TEXT,
@@ -33,6 +34,7 @@ MODEL_INFO = object_of(
     status=word("available", "downloading", "loading", "ready", "error"),
     cause=or_null(TEXT),
     progress=or_null(NUMBER),
+    copying=_COPYING,
     replicas=WHOLE,
     capabilities=list_of(TEXT),
     supported_parameters=ANY_OBJECT,
@@ -105,6 +107,7 @@ _MODEL_STATE = object_of(
     ready=WHOLE,
     eta=or_null(NUMBER),
     progress=or_null(NUMBER),
+    copying=_COPYING,
     pinned=FLAG,
 )
 _NODE = object_of(
@@ -115,6 +118,7 @@ _NODE = object_of(
     devices=list_of(TEXT),
     workers=WHOLE,
     silent_seconds=NUMBER,
+    model_bytes=or_null(WHOLE),
 )
 _GATEWAY = object_of(id=TEXT, own=FLAG, version=TEXT, started_at=MOMENT, silent_seconds=NUMBER)
 _UPSTREAM = object_of(

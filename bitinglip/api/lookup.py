@@ -79,6 +79,7 @@ def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
         cause=operations.cause(name),
         ready=operations.ready(name),
         progress=operations.progress(name),
+        copying=operations.copying(name),
         replicas=len([each for each in operations.replicas(name) if each.state == "ready"]),
         load_times=operations.load_times(name),
         more_voices=services.settings.model(name).speech.voices,

@@ -69,18 +69,23 @@ class RedisLink:
     # ---- calls ---------------------------------------------------------------------------------
 
     def call(
-        self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
+        self, script: Script, keys: Sequence[str], args: Sequence[Any] = (), *, once: bool = False
     ) -> "asyncio.Future[Any]":
-        """Run a script, in the order of calls; the future may raise RedisAway."""
-        return self._failed() if self.away is not None else self._pipeline.call(script, keys, args)
+        """Run a script, in the order of calls; the future may raise RedisAway.
+
+        ``once``: it does more if it is run twice, so it fails if its connection breaks.
+        """
+        if self.away is not None:
+            return self._failed()
+        return self._pipeline.call(script, keys, args, once=once)
 
     def tell(
-        self, script: Script, keys: Sequence[str], args: Sequence[Any] = ()
+        self, script: Script, keys: Sequence[str], args: Sequence[Any] = (), *, once: bool = False
     ) -> "asyncio.Future[Any]":
         """Run a script a few milliseconds later, in order: no request waits for the answer."""
         if self.away is not None:
             return self._failed()
-        return self._pipeline.call(script, keys, args, waits=False)
+        return self._pipeline.call(script, keys, args, waits=False, once=once)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command, as ``call`` does."""

@@ -3,6 +3,9 @@
 What is asked while an answer is awaited goes together with the next write, so one connection
 carries all requests, and what a request gives back is sent after what it took. A write has its
 answers within ``timeout`` seconds; else all fail that wait, because the connection is given up.
+
+Where a connection breaks, what had no answer may have been run or not. It is sent again only if to
+run twice is to run once; the rest fails, and time or a lease makes good what it may have taken.
 """
 
 import asyncio
@@ -62,6 +65,7 @@ class _Call(NamedTuple):
     command: tuple[Any, ...]
     script: Script | None
     answer: "asyncio.Future[Any]"
+    once: bool = False  #: to run it twice would count twice
 
     @property
     def whole(self) -> tuple[Any, ...]:
@@ -90,13 +94,21 @@ class Pipeline:
         self.seconds = 0.0  #: until their answers were there
 
     def call(
-        self, script: Script, keys: Sequence[str], args: Sequence[Any], *, waits: bool = True
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        waits: bool = True,
+        once: bool = False,
     ) -> "asyncio.Future[Any]":
         """Run a script; the future has its answer, or RedisAway.
 
-        What nothing ``waits`` for goes with the next call, or after a short while.
+        What nothing ``waits`` for goes with the next call, or after a short while. What is to run
+        ``once`` at most fails if the connection breaks before its answer has come.
         """
-        return self._put(("EVALSHA", script.digest, len(keys), *keys, *args), script, waits)
+        words = ("EVALSHA", script.digest, len(keys), *keys, *args)
+        return self._put(words, script, waits, once)
 
     def command(self, *words: Any) -> "asyncio.Future[Any]":
         """Send a command; the future has its answer, or RedisAway."""
@@ -124,14 +136,18 @@ class Pipeline:
             await connection.disconnect(nowait=True)
 
     def _put(
-        self, command: tuple[Any, ...], script: Script | None, waits: bool = True
+        self,
+        command: tuple[Any, ...],
+        script: Script | None,
+        waits: bool = True,
+        once: bool = False,
     ) -> "asyncio.Future[Any]":
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_look_at)
         if len(self._waiting) >= _MOST_WAITING:
             answer.set_exception(RedisAway("it is too slow"))
             return answer
-        self._waiting.append(_Call(command, script, answer))
+        self._waiting.append(_Call(command, script, answer, once))
         if waits:
             self._start()
         elif self._later is None:
@@ -149,10 +165,12 @@ class Pipeline:
         """Send waiting calls until none is left."""
         while self._waiting:
             calls = self._take(_AT_ONCE)
+            answers: list[Any] = []
             try:
-                answers = await self._exchanged(calls)
+                await self._exchanged(calls, answers)
             except BaseException as error:
                 fault = fault_of(error)
+                self._deliver(calls, answers)  # what came before
                 self._fail([*calls, *self._take(len(self._waiting))], fault)
                 await self.drop()
                 if not isinstance(error, Exception):
@@ -161,44 +179,70 @@ class Pipeline:
                     log.warning("Redis says what is not understood", reason=type(error).__name__)
                 self._on_fault(str(fault))
                 return
-            for call, answer in zip(calls, answers, strict=True):
-                if call.answer.done():  # its request has gone
-                    continue
-                if isinstance(answer, ResponseError):
-                    self._refused(call, answer)
-                else:
-                    call.answer.set_result(answer)
+            self._deliver(calls, answers)
 
-    async def _exchanged(self, calls: Sequence[_Call]) -> list[Any]:
-        """Return the answers to calls; of those that cannot be run, their errors."""
+    def _deliver(self, calls: Sequence[_Call], answers: Sequence[Any]) -> None:
+        """Answer those calls whose answers there are."""
+        for call, answer in zip(calls, answers, strict=False):
+            if call.answer.done():  # its request has gone
+                continue
+            if isinstance(answer, ResponseError):
+                self._refused(call, answer)
+            elif isinstance(answer, RedisAway):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
+
+    async def _exchanged(self, calls: Sequence[_Call], answers: list[Any]) -> None:
+        """Append the answers to calls; of those that cannot be run, their errors."""
         began = time.perf_counter()
         async with asyncio.timeout(self._timeout):
+            connection = await self._opened()
             try:
-                answers = await self._exchange([call.command for call in calls])
-            except ConnectionError:  # it was closed while nothing used it, or Redis was restarted
+                await self._exchange(connection, [call.command for call in calls], answers)
+            except ConnectionError:
                 await self.drop()
-                answers = await self._exchange([call.command for call in calls])
+                answers += await self._again(calls[len(answers) :])
             unknown = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
             if unknown:
-                again = await self._exchange([calls[n].whole for n in unknown])
+                again: list[Any] = []
+                commands = [calls[n].whole for n in unknown]
+                await self._exchange(await self._opened(), commands, again)
                 for n, answer in zip(unknown, again, strict=True):
                     answers[n] = answer
         self.writes += 1
         self.seconds += time.perf_counter() - began
-        return answers
 
-    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _again(self, calls: Sequence[_Call]) -> list[Any]:
+        """Return the answers to calls whose connection broke; RedisAway for those that may have
+        been run, and must not be twice."""
+        commands = [call.command for call in calls if not call.once]
+        found: list[Any] = []
+        if commands:
+            await self._exchange(await self._opened(), commands, found)
+        rest = iter(found)
+        broken = "its connection broke before the answer came"
+        return [RedisAway(broken) if call.once else next(rest) for call in calls]
+
+    async def _opened(self) -> Connection:
+        """Return the connection; another one, where it was closed while nothing used it."""
+        if self._connection is not None and await self._connection.can_read():
+            await self.drop()  # nothing is to be read between calls but its end
         if self._connection is None:
             self._connection = await self._connect()
-        connection = self._connection
+        return self._connection
+
+    @staticmethod
+    async def _exchange(
+        connection: Connection, commands: Sequence[tuple[Any, ...]], answers: list[Any]
+    ) -> None:
+        """Send commands, and append their answers as they come."""
         await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
-        answers = []
         for _ in commands:
             try:
                 answers.append(await connection.read_response())
             except ResponseError as error:
                 answers.append(error)
-        return answers
 
     def _refused(self, call: _Call, error: ResponseError) -> None:
         """Fail a call that Redis has refused: it has no memory left, loads its data or is

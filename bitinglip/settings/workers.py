@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from bitinglip.settings.sections import Confine, Seconds, Section
 
@@ -32,14 +32,6 @@ def _is_absolute(path: str | None) -> str | None:
     if path is not None and not Path(path).is_absolute():
         raise ValueError("must be an absolute path: it is of other machines, too")
     return path
-
-
-def _is_shared(how: str) -> str:
-    if how == "pull":
-        raise ValueError("pull is not available: mount the models at the same path on each node")
-    if how != "shared":
-        raise ValueError("must be shared")
-    return how
 
 
 class Ray(Section):
@@ -71,9 +63,20 @@ class Ray(Section):
         "path on every node; null makes one at each start, which is given to the "
         "agents through Ray",
     )
-    models: Annotated[str, AfterValidator(_is_shared)] = Field(
+    models: Literal["shared", "pull"] = Field(
         "shared",
-        description="how nodes get the files of models: shared (mounted at the same path as here)",
+        description="how nodes get the files of models: shared (mounted at the same path as here) "
+        "or pull (each node takes a copy of what it is to load from this server, once)",
+    )
+    models_path: Annotated[str | None, AfterValidator(_is_absolute)] = Field(
+        None,
+        description="local folder on each node for copies of models (models: pull), shared by "
+        "the agents of all servers there; null uses models in the folder below",
+    )
+    models_max_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="size in bytes of the copies of models that a node keeps; those go first that "
+        "have been unused for longest; null fills the disk up to a twentieth, at most 1 GiB",
     )
     folder: Annotated[str | None, AfterValidator(_is_absolute)] = Field(
         None,
@@ -89,6 +92,13 @@ class Ray(Section):
     start_timeout: Seconds = Field(
         60, description="seconds that the start waits for the first nodes to tell of their devices"
     )
+
+    @model_validator(mode="after")
+    def _check_copies(self) -> Self:
+        for name in ("models_path", "models_max_bytes"):
+            if self.models != "pull" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for copies of models, which only models: pull makes")
+        return self
 
 
 class Workers(Section):

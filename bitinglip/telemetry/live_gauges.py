@@ -21,7 +21,9 @@ class Live(Collector):
         workers: Callable[[], Mapping[str, int]],
         devices: Callable[[], Iterable[DeviceSample]],
         bound: Callable[[str], str],
+        copies: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        self._copies = copies
         self._in_flight = in_flight
         self._depth = depth
         self._workers = workers
@@ -42,6 +44,12 @@ class Live(Collector):
             states.add_metric([state], count)
         yield states
         yield from device_gauges(self._devices())
+        copies = GaugeMetricFamily(
+            "bitinglip_node_model_bytes", "Bytes of models copied to a node", labels=["node"]
+        )
+        for node, size in self._copies().items():
+            copies.add_metric([node], size)
+        yield copies
 
 
 class Edge(Collector):

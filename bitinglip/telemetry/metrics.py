@@ -277,14 +277,16 @@ class Metrics:
         connections: Callable[[], Mapping[str, int]] = dict,
         refused: Callable[[], Mapping[str, int]] = dict,
         tokens: Callable[[], Iterable[tuple[str, int, int]]] = tuple,
+        copies: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Read these gauges at each scrape: on the event loop, so none may block.
 
         ``tokens``: of each job that is not counted yet its model, and its prompt's and made tokens.
+        ``copies``: bytes of models on each node that has copies.
         """
         self._tokens.live = lambda: self._live_tokens(tokens())
         self.registry.register(Edge(connections, refused, degraded))
-        self.registry.register(Live(in_flight, depth, workers, devices, self._models.bound))
+        self.registry.register(Live(in_flight, depth, workers, devices, self._models.bound, copies))
 
     def _live_tokens(self, jobs: Iterable[tuple[str, int, int]]) -> dict[Labels, float]:
         found: dict[Labels, float] = {}

@@ -158,7 +158,7 @@ def model_table(
     for model in ranked[:most]:
         table.add_row(
             _text(model["model_id"] + (" (pinned)" if model.get("pinned") else "")),
-            _state(model["status"], model.get("progress")),
+            _model_state(model),
             _replicas(model),
             _count(model.get("running")),
             _count(model.get("queued")),
@@ -243,6 +243,12 @@ def _text(value: Any) -> "Text":
     from rich.text import Text
 
     return Text(clean(str(value)))
+
+
+def _model_state(model: Mapping[str, Any]) -> "Text":
+    if copying := model.get("copying"):
+        return _state("loading", model.get("progress"), activity=f"copying to {copying['node']}")
+    return _state(model["status"], model.get("progress"))
 
 
 def _state(state: str, progress: float | None = None, *, activity: str | None = None) -> "Text":

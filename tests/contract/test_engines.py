@@ -20,9 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 CODES = {answer.code for answer in errors.TABLE.values()}
 NO_MEMORY = OUT_OF_MEMORY_ERRORS["cpu"]
+#: of the product: modules of tests that are imported before this one add some of their own
+KINDS = sorted(kind for kind, info in ENGINES.items() if info.module.startswith("workers."))
+REAL = [kind for kind in KINDS if kind != "fake"]
 
 
-@pytest.fixture(scope="module", params=sorted(ENGINES))
+@pytest.fixture(scope="module", params=KINDS)
 def module_subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
@@ -138,7 +141,7 @@ def test_out_of_memory_for_a_moment_ends_or_answers_the_job_and_the_next_is_righ
     assert is_same(subject.output(subject.job()), expected)
 
 
-@pytest.mark.parametrize("module_subject", sorted(set(ENGINES) - {"fake"}), indirect=True)
+@pytest.mark.parametrize("module_subject", REAL, indirect=True)
 def test_nan_from_the_model_ends_the_job_and_the_next_is_right(
     subject: Subject, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +189,7 @@ def test_load_of_what_is_no_model_is_refused(subject: Subject, tmp_path: Path) -
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-@pytest.mark.parametrize("module_subject", sorted(set(ENGINES) - {"fake"}), indirect=True)
+@pytest.mark.parametrize("module_subject", REAL, indirect=True)
 def test_load_onto_a_card_that_is_not_there_is_refused(subject: Subject) -> None:
     path = subject.folder / "model"
     spec = Load(model="m", engine=subject.kind, path=str(path), threads=1, device="cuda")

@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 
 from bitinglip import cluster
-from bitinglip.cluster import agent_config, check_cluster
+from bitinglip.cluster import agent_config, check_cluster, model_source
 from bitinglip.home import Home
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
 from cli.checks.cluster import cluster as findings
+from model_store.demo import make_fake_models
+from model_store.store import ModelStore
+from workers.nodes.messages import HeldTree
+from workers.nodes.models.trees import key_of
 
 
 def on_ray(**ray: object) -> Settings:
@@ -56,6 +60,29 @@ def test_agents_are_given_what_the_settings_say(tmp_path: Path) -> None:
     assert "/etc/secret" in config.hidden
 
 
+def test_agents_keep_copies_where_and_as_many_as_the_settings_say(tmp_path: Path) -> None:
+    config = agent_config(on_ray(models="pull", folder="/var/lib/nodes"), Home(tmp_path), "s" * 16)
+    assert (config.store, config.store_max_bytes) == ("/var/lib/nodes/models", None)
+    own = on_ray(models="pull", models_path="/srv/copies", models_max_bytes=5)
+    config = agent_config(own, Home(tmp_path), "s" * 16)
+    assert (config.store, config.store_max_bytes) == ("/srv/copies", 5)
+    assert agent_config(on_ray(), Home(tmp_path), "s" * 16).store is None
+
+
+def test_source_of_copies_reads_what_manifests_list(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.create()
+    make_fake_models(ModelStore(home.models), ["demo-echo"])
+    source = model_source(home)
+    tree, _ = source.tree(str(home.models / "demo-echo/files"))
+    manifest = ModelStore(home.models).get("demo-echo")
+    assert {each.sha256 for each in tree.files} == {each.sha256 for each in manifest.files}
+    held = HeldTree(tree.source, key_of(tree.files))
+    assert source.unwanted((held,)) == ()
+    changed = HeldTree(tree.source, "1" * 32)
+    assert source.unwanted((held, changed)) == ("1" * 32,)
+
+
 @pytest.mark.parametrize(
     "ray",
     [
@@ -63,7 +90,10 @@ def test_agents_are_given_what_the_settings_say(tmp_path: Path) -> None:
         {"ports": "70000"},
         {"ports": "0-9"},
         {"ports": "x"},
-        {"models": "pull"},
+        {"models_path": "relative"},
+        {"models_max_bytes": 0, "models": "pull"},
+        {"models_max_bytes": 5},
+        {"models_path": "/var/copies", "models": "shared"},
         {"models": "other"},
         {"folder": "relative"},
         {"secret_file": "relative"},

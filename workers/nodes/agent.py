@@ -33,10 +33,12 @@ from workers.nodes.messages import (
     OTHER_VERSION,
     PROTOCOL,
     AgentConfig,
+    Drop,
     Holdings,
     Kind,
     NodeFacts,
     Open,
+    OpenFiles,
     Opening,
     OpenNode,
     OpenWorker,
@@ -44,6 +46,7 @@ from workers.nodes.messages import (
     Probed,
     Refused,
 )
+from workers.nodes.models.intake import Deliveries
 from workers.nodes.spare import Spare
 from workers.oom_kills import OomKills
 from workers.protocol import Confinement
@@ -62,7 +65,10 @@ class Agent:
 
     def __init__(self, config: AgentConfig, secret: str, devices: Devices | None = None) -> None:
         """``devices`` are those of this machine by default. Raises OSError."""
-        self.roots = config.models
+        self.roots = config.models if config.store is None else (config.store,)
+        self._deliveries: Deliveries | None = None
+        if config.store is not None:
+            self._deliveries = Deliveries(config.store, config.store_max_bytes)
         self._config = config
         self._secret = secret
         self._folder = AgentFolder(Path(config.folder))
@@ -228,6 +234,9 @@ class Agent:
         opened: Open = decode(payload, Open)  # type: ignore[arg-type]  # a union is no class
         if isinstance(opened, OpenNode):
             await self._serve_node(link, opened)
+        elif isinstance(opened, OpenFiles):
+            if self._deliveries is not None:
+                await self._deliveries.take(link, opened.token)
         elif opened.engine not in ENGINES:
             link.tell(Kind.REFUSED, Refused(message=f"There is no engine {opened.engine[:40]!r}."))
         else:
@@ -249,11 +258,14 @@ class Agent:
                 text = f"The node {opened.node} has no room for {opened.name}: {why}"
                 link.tell(Kind.REFUSED, Refused(message=text, code=NOT_GRANTED))
                 return
-            await HostedWorker(link, self, opened, serial, note).run()
+            expect = self._deliveries.expect if self._deliveries is not None else _shared
+            await HostedWorker(link, self, opened, serial, note, expect(opened)).run()
         finally:
             self._pids.pop(serial, None)
             await asyncio.wait([reserving])  # which goes on in its thread, whatever ends this
             await self._granting.release(serial)
+            if self._deliveries is not None:
+                await self._deliveries.end(opened.token)
             self.loaded()  # or it never will; there may be no spare
 
     # ---- the node ------------------------------------------------------------------------------
@@ -261,8 +273,8 @@ class Agent:
     async def _serve_node(self, link: Link, opened: OpenNode) -> None:
         tasks = [
             asyncio.create_task(self._beat(link, opened.beat_seconds)),
-            asyncio.create_task(self._tell_facts(link, opened.gateway)),
-            asyncio.create_task(self._answer(link, opened.gateway)),
+            asyncio.create_task(self._tell_facts(link, opened)),
+            asyncio.create_task(self._answer(link, opened)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -281,22 +293,26 @@ class Agent:
             await link.drain()
             await asyncio.sleep(seconds)
 
-    async def _tell_facts(self, link: Link, gateway: str) -> None:
+    async def _tell_facts(self, link: Link, opened: OpenNode) -> None:
         told: NodeFacts | None = None
         while True:
             async with self._looked:
                 await self._looked.wait_for(lambda: self._facts is not told)  # noqa: B023
                 told = self._facts
             assert told is not None
-            elsewhere = await asyncio.to_thread(self._granting.elsewhere, gateway)
-            link.tell(Kind.FACTS, msgspec.structs.replace(told, elsewhere=elsewhere))
+            elsewhere = await asyncio.to_thread(self._granting.elsewhere, opened.gateway)
+            store = await self._deliveries.facts(opened.origin) if self._deliveries else None
+            link.tell(Kind.FACTS, msgspec.structs.replace(told, elsewhere=elsewhere, store=store))
             await link.drain()
 
-    async def _answer(self, link: Link, gateway: str) -> None:
+    async def _answer(self, link: Link, opened: OpenNode) -> None:
         while True:
             kind, payload = await link.receive()
             if kind == Kind.HOLDINGS:
-                await self._granting.take(gateway, decode(payload, Holdings))
+                await self._granting.take(opened.gateway, decode(payload, Holdings))
+                continue
+            if kind == Kind.DROP and self._deliveries is not None:
+                await self._deliveries.drop(decode(payload, Drop).keys, opened.origin)
                 continue
             if kind != Kind.PROBE:
                 raise BadFrame(f"a frame {kind.name} is no gateway's")
@@ -344,8 +360,13 @@ class Agent:
         )
 
 
+def _shared(_opened: OpenWorker) -> None:
+    """Expect no files: a worker reads those of the gateway where they are."""
+
+
 def _launcher(config: AgentConfig, root: Path, inputs: Path) -> SpawnLauncher:
-    hidden = (*config.hidden, *filter(None, [config.secret_file]), config.folder)
+    own = filter(None, [config.secret_file, config.store])
+    hidden = (*config.hidden, *own, config.folder)
     confinement = Confinement(
         mode=config.confine,
         inputs=str(inputs),

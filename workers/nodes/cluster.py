@@ -11,6 +11,7 @@ from typing import Protocol
 
 from workers.folders import WorkFolders
 from workers.nodes.devices import ClusterDevices
+from workers.nodes.models.source import ModelSource
 from workers.nodes.node import Address, Node
 from workers.nodes.remote_worker import RemoteWorker
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _FIND_SECONDS = 2.0  #: between two questions for the agents
 _GONE = "it has left the cluster; 'ray start' on it brings it back"
+_COLLECT_SECONDS = 5.0  #: between two looks for copies of models that are gone
 _FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
 
 
@@ -50,6 +52,7 @@ class NodeView:
     devices: tuple[str, ...]
     workers: int
     silence: float  #: seconds since it said something
+    model_bytes: int | None = None  #: of copies of models that it has; None: it has none of its own
 
 
 class Cluster:
@@ -63,9 +66,11 @@ class Cluster:
         uploads: Path,
         *,
         heartbeat_timeout: float,
+        source: ModelSource | None = None,
     ) -> None:
         """``folders``: of what workers have made, once it has come here; ``uploads``: the folder of
-        files that jobs read."""
+        files that jobs read; ``source``: of the models' files, if nodes get copies of them."""
+        self._source = source
         self._agents = agents
         self._secret = secret
         self._gateway = secrets.token_hex(8)  #: what nodes know this run of the gateway by
@@ -86,7 +91,7 @@ class Cluster:
     ) -> RemoteWorker:
         """Return the stand-in for a worker; its Load says on which node the process is started."""
         del imports, visible_devices  # the node decides by the Load: it keeps a spare of its own
-        return RemoteWorker(name, self._nodes.get, self._folders, self._uploads)
+        return RemoteWorker(name, self._nodes.get, self._folders, self._uploads, self._source)
 
     # ---- its life ------------------------------------------------------------------------------
 
@@ -95,6 +100,8 @@ class Cluster:
         time is up, or when it is known that there are none."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
+        if self._source is not None:
+            self._tasks.append(asyncio.create_task(self._collect(self._source)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 while not self._is_there() and self._trouble is None:
@@ -139,9 +146,15 @@ class Cluster:
                 devices=tuple(each.id for each in self.devices.of(node)),
                 workers=node.workers,
                 silence=node.silence + (0.0 if node.state == "well" else node.lost_for),
+                model_bytes=node.facts.store.bytes if node.facts and node.facts.store else None,
             )
             for node in self.nodes
         ]
+
+    def copies(self) -> dict[str, int]:
+        """Return the bytes of models that were copied to each node."""
+        told = ((node.name, node.facts.store) for node in self.nodes if node.facts is not None)
+        return {name: store.bytes for name, store in told if store is not None}
 
     def probe(self, ids: Sequence[str]) -> dict[str, str]:
         """Return what is wrong with cards, by their UUIDs; blocks: call it in a thread."""
@@ -180,7 +193,9 @@ class Cluster:
     def _meet(self, agents: Mapping[str, Address | str]) -> None:
         for name, found in agents.items():
             if (node := self._nodes.get(name)) is None:
-                node = self._nodes[name] = Node(name, self._secret, self._on_change, self._gateway)
+                origin = self._source.origin if self._source is not None else ""
+                node = Node(name, self._secret, self._on_change, self._gateway, origin)
+                self._nodes[name] = node
             if isinstance(found, Address):
                 node.connect(found)
             else:
@@ -199,6 +214,22 @@ class Cluster:
             await asyncio.sleep(interval)
             for node in self.nodes:
                 node.tick(interval, self._timeout)
+
+    async def _collect(self, source: ModelSource) -> None:
+        """Have nodes remove copies of what the store has no longer."""
+        while True:
+            await asyncio.sleep(_COLLECT_SECONDS)
+            for node in self.nodes:
+                store = node.facts.store if node.facts is not None else None
+                if node.state != "well" or store is None or not store.held:
+                    continue
+                try:
+                    unwanted = await asyncio.to_thread(source.unwanted, store.held)
+                except OSError as error:
+                    log.warning("the store of models cannot be read: %s", error.strerror)
+                    continue
+                if unwanted:
+                    node.drop(unwanted)
 
     def _on_change(self) -> None:
         self.devices.refresh()

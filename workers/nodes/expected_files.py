@@ -5,7 +5,7 @@ An agent that was broken into could fill the gateway's disk otherwise.
 
 from collections.abc import Iterator
 
-from workers.framing import BadFrame, FrameReader, decode_commands
+from workers.framing import BadFrame, FrameReader, decode_command, split_commands
 from workers.nodes.files import MOST_FILE_BYTES
 from workers.nodes.link import decode
 from workers.nodes.messages import File
@@ -17,7 +17,9 @@ from workers.protocol import (
     image_file_name,
 )
 
-_MARKS = (b"image", b"speech")  #: the tags of jobs that make files, as they are in commands
+#: the tags of jobs that make files, as they are in the first bytes of these
+_MARKS = (b"\xa4type\xa5image", b"\xa4type\xa6speech")
+_MARK_BYTES = 3 + max(map(len, _MARKS))  #: with what is before: how many fields follow
 #: bytes of a pixel, and of all else in a picture
 _PIXEL_BYTES, _PICTURE_BYTES = 5, 1 << 20
 #: bytes of a second of sound; seconds of a text, and for each character: each may be a sentence
@@ -33,10 +35,14 @@ class ExpectedFiles:
 
     def sent(self, commands: bytes) -> None:
         """Take note of the jobs that the worker is sent."""
-        if any(mark in commands for mark in _MARKS):
-            for each in decode_commands(commands):
-                if isinstance(each, ImageJob | SpeechJob):
-                    self._jobs[each.id] = dict(_made_by(each))
+        if not any(mark in commands for mark in _MARKS):
+            return
+        for each in split_commands(commands):  # long texts beside them are not decoded
+            begin = bytes(memoryview(each)[:_MARK_BYTES])
+            if any(mark in begin for mark in _MARKS):
+                job = decode_command(each)
+                assert isinstance(job, ImageJob | SpeechJob)
+                self._jobs[job.id] = dict(_made_by(job))
 
     def told(self, events: bytes) -> None:
         """Take note of the jobs that have ended. Raises BadFrame."""

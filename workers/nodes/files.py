@@ -35,14 +35,14 @@ async def send_file(link: Link, path: Path, size: int | None = None) -> bool:
     Links are not followed: a worker that was broken into may have left one. Raises LinkLost.
     """
     try:
-        fd = await _opened(_open, path, size)
+        fd = await opened(_open, path, size)
     except OSError:
         return False
     try:
         left = os.fstat(fd).st_size
         link.tell(Kind.FILE, File(path.name, left))
         while left > 0:
-            piece = await _in_thread(os.read, fd, min(CHUNK_BYTES, left))
+            piece = await in_thread(os.read, fd, min(CHUNK_BYTES, left))
             piece = piece or bytes(min(CHUNK_BYTES, left))  # it was cut short: the size was told
             left -= len(piece)
             link.send(Kind.DATA, piece)
@@ -112,7 +112,7 @@ class IncomingFiles:
         self._head, self._left, self._trouble = head, head.size, None
         if self._folder is not None:
             try:
-                self._fd = await _opened(_create, self._part())
+                self._fd = await opened(_create, self._part())
             except OSError as error:
                 self._trouble = _why(error)
 
@@ -122,7 +122,7 @@ class IncomingFiles:
         self._left -= len(piece)
         if self._fd >= 0:
             try:
-                await _in_thread(_write, self._fd, piece)
+                await in_thread(_write, self._fd, piece)
             except OSError as error:
                 self._drop(error)
 
@@ -131,7 +131,7 @@ class IncomingFiles:
         name, part = self._head.name, self._part()
         if self._fd >= 0:
             try:
-                await _in_thread(os.replace, part, part.with_name(f"{self._prefix}{name}"))
+                await in_thread(os.replace, part, part.with_name(f"{self._prefix}{name}"))
             except OSError as error:
                 self._drop(error)
         self.close()
@@ -155,7 +155,7 @@ def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-async def _in_thread(call: Callable[..., Result], *args: object) -> Result:
+async def in_thread(call: Callable[..., Result], *args: object) -> Result:
     """Call in a thread, whose end is waited for even when cancelled: it uses a descriptor that is
     closed next, and whose number may then be another file's."""
     running = asyncio.ensure_future(asyncio.to_thread(call, *args))
@@ -166,7 +166,7 @@ async def _in_thread(call: Callable[..., Result], *args: object) -> Result:
         raise
 
 
-async def _opened(call: Callable[..., int], *args: object) -> int:
+async def opened(call: Callable[..., int], *args: object) -> int:
     """Open a file in a thread; it is closed if its caller was cancelled."""
     running = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:

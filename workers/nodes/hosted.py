@@ -21,9 +21,17 @@ from workers.framing import (
 )
 from workers.launcher import SpawnedWorker
 from workers.nodes.files import IncomingFiles, NotKept, send_file
-from workers.nodes.job_files import inputs_of, is_within, load_refusal, results_of, with_files
+from workers.nodes.job_files import (
+    inputs_of,
+    is_within,
+    load_refusal,
+    results_of,
+    with_files,
+    with_models,
+)
 from workers.nodes.link import Link, LinkLost, set_done
 from workers.nodes.messages import Kind, Launched, OpenWorker, ProcessEnd, ProcessState
+from workers.nodes.models.intake import WorkerModels
 from workers.output import last_bytes
 from workers.protocol import (
     Command,
@@ -74,8 +82,11 @@ class HostedWorker:
         spec: OpenWorker,
         serial: int,
         note_pid: Callable[[int], None],
+        models: WorkerModels | None = None,
     ) -> None:
-        """``serial`` tells its files from other workers'; ``note_pid`` is told each process."""
+        """``serial`` tells its files from other workers'; ``note_pid`` is told each process;
+        ``models``: what the gateway copies; None: its files are at the gateway's paths."""
+        self._models = models
         self._link = link
         self._host = host
         self._spec = spec
@@ -201,14 +212,17 @@ class HostedWorker:
     def _take(self, payload: bytes) -> None:
         assert self._process is not None
         try:
-            commands = decode_commands(payload)
+            told = decode_commands(payload)
         except Exception as error:  # nonsense has many names
             raise BadFrame("commands do not decode") from error
+        commands = told
+        if self._models is not None:
+            commands = [with_models(each, self._models.local, self._models.lent) for each in told]
         able = [each for each in commands if not self._refuses(each)]
         changed = [self._placed(command) for command in able]
         if commands and not changed:
             return
-        same = len(able) == len(commands) and all(map(operator.is_, changed, commands))
+        same = len(able) == len(told) and all(map(operator.is_, changed, told))
         payload = payload if same else encode_commands(changed)
         loads = [each for each in commands if isinstance(each, Load)]
         if loads:

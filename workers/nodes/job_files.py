@@ -59,6 +59,47 @@ def with_files(command: Command, local: Callable[[str], str], folder: str) -> Co
     return command
 
 
+def with_models(command: Command, local: Callable[[str], str | None], lent: str) -> Command:
+    """Return a command with the models' files that it names where they were copied to.
+
+    ``lent``: the folder that holds those which jobs name. What has not come keeps its name, which
+    is refused later; a job's LoRA that has not come counts as gone.
+    """
+    replace = msgspec.structs.replace
+    match command:
+        case Load(image=image, speech=speech, text=text):
+
+            def placed(path: str) -> str:
+                return local(path) or path
+
+            def all_placed(paths: dict[str, str]) -> dict[str, str]:
+                return {name: placed(path) for name, path in paths.items()}
+
+            return replace(
+                command,
+                path=placed(command.path),
+                adapter=command.adapter and placed(command.adapter),
+                image=image and replace(image, loras=all_placed(image.loras)),
+                speech=speech
+                and replace(
+                    speech,
+                    vocoder=speech.vocoder and placed(speech.vocoder),
+                    voices=all_placed(speech.voices),
+                ),
+                text=text and replace(text, lora_folder=lent if text.lora_folder else ""),
+            )
+        case TextJob(lora=lora) if lora is not None:
+            # Their times of change are other ones here; the gateway has compared its own.
+            return replace(command, lora=replace(lora, path=local(lora.path) or "", stamps={}))
+    return command
+
+
+def copied_files(load: Load) -> list[str]:
+    """Return the folders and files of a load that have to be on its node."""
+    lent = load.text.lora_folder if load.text is not None else ""
+    return [path for path in model_files(load) if path != lent]
+
+
 def _local(message: ChatMessage, local: Callable[[str], str]) -> ChatMessage:
     pictures = (
         msgspec.structs.replace(each, source=local(each.source)) for each in message.pictures

@@ -25,6 +25,12 @@ OTHER_VERSION = "runs another version of BitingLip than the gateway: install the
 
 Sizes = Annotated[dict[Name, Size], msgspec.Meta(max_length=256)]  #: bytes by device
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+#: names the store of models that a file comes from, and a set of files by their contents
+Origin = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{0,32}$")]
+TreeKey = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+MOST_TREES = 1024  #: of a node, that it tells a gateway of, and of a load
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +53,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_limit: dict[str, int] = {}
     headroom_bytes: int = 0  #: of each card, that stay free; more of one with a screen:
     display_headroom_bytes: int = 0
+    #: where models are copied to that gateways send; None: they are at the gateway's paths
+    store: str | None = None
+    store_max_bytes: int | None = None  #: of those; None: as the disk has room
     ends_with_input: bool = False  #: the end of its standard input ends it
 
 
@@ -71,6 +80,7 @@ class OpenNode(msgspec.Struct, tag="node", frozen=True, kw_only=True):
 
     protocol: str
     gateway: Name  #: by which it is told from others that use the node
+    origin: Origin = ""  #: of the models that it copies
     beat_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 1.0
 
 
@@ -85,9 +95,18 @@ class OpenWorker(msgspec.Struct, tag="worker", frozen=True, kw_only=True):
     visible_devices: str
     reserves: Sizes = {}
     ram: Size = 0  #: of its memory, beside those
+    origin: Origin = ""  #: of the models that are copied for it
+    token: Name = ""  #: by which connections that bring files name it
 
 
-Open = OpenNode | OpenWorker
+class OpenFiles(msgspec.Struct, tag="files", frozen=True, kw_only=True):
+    """Brings files of models that a worker is to open; their Trees follow."""
+
+    protocol: str
+    token: Name  #: of the worker
+
+
+Open = OpenNode | OpenWorker | OpenFiles
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +119,28 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 # ---- about a node --------------------------------------------------------------------------------
 
 
+class HeldTree(msgspec.Struct, frozen=True):
+    """Names files on a node: where they were copied from, and what they are."""
+
+    source: Path
+    key: TreeKey
+
+
+class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells of the models that were copied to a node: how much of its disk they take, and which
+    came from the store of the gateway that is told."""
+
+    bytes: Size
+    most: Size | None = None
+    held: Annotated[tuple[HeldTree, ...], msgspec.Meta(max_length=MOST_TREES)] = ()
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Says which files a gateway has no use for any more: its store has others, or none."""
+
+    keys: Annotated[tuple[TreeKey, ...], msgspec.Meta(max_length=MOST_TREES)]
+
+
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Tells what devices a node has and their state, as its agent last read it."""
 
@@ -110,6 +151,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None = None
     reports: tuple[Report, ...] = ()  #: faults that cards have reported since the last look
     elsewhere: Mapping[str, Elsewhere] = {}  #: by device: what other gateways have of it
+    store: StoreFacts | None = None  #: of models that were copied to it
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +205,42 @@ class File(msgspec.Struct, frozen=True):
     size: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class TreeFile(msgspec.Struct, frozen=True):
+    """Describes a file of a folder by its path in there and by its content."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    size: Size
+    sha256: Sha256
+
+
+class Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """Lists the files of a folder, or the one file, that a load names."""
+
+    source: Path  #: as the gateway has it
+    is_file: bool = False
+    files: Annotated[tuple[TreeFile, ...], msgspec.Meta(max_length=1 << 16)]
+
+
+class Trees(msgspec.Struct, frozen=True):
+    """Lists what a worker is to open; the node asks for what it lacks of it."""
+
+    trees: Annotated[tuple[Tree, ...], msgspec.Meta(max_length=MOST_TREES)]
+    lend: bool = False  #: jobs name them: they are put where the worker may read what comes later
+
+
+class Need(msgspec.Struct, frozen=True):
+    """Asks for the content of a file, from a byte on; pieces of it follow, up to its end."""
+
+    sha256: Sha256
+    offset: Size
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Tells how many bytes of those files the node has."""
+
+    bytes: Size
+
+
 class ProcessEnd(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None
     short_of_ram: bool = False  #: the kernel has ended processes for want of RAM
@@ -188,6 +266,11 @@ class Kind(IntEnum):
     END = 14
     KILL = 15
     HOLDINGS = 16
+    TREES = 17
+    NEED = 18
+    STORED = 19
+    KEPT = 20  #: all files of the trees are there
+    DROP = 21
 
 
 #: What a gateway may send, and what an agent: a frame of another kind ends the connection.
@@ -195,6 +278,7 @@ FROM_GATEWAY = frozenset(
     {
         *(Kind.OPEN, Kind.PROBE, Kind.HOLDINGS),
         *(Kind.COMMANDS, Kind.FILE, Kind.DATA, Kind.KILL),
+        *(Kind.TREES, Kind.DROP),
     }
 )
 FROM_AGENT = frozenset(Kind) - FROM_GATEWAY | {Kind.FILE, Kind.DATA}
@@ -203,7 +287,9 @@ FROM_AGENT = frozenset(Kind) - FROM_GATEWAY | {Kind.FILE, Kind.DATA}
 MOST_BYTES: Mapping[Kind, int] = dict.fromkeys(Kind, 1 << 20) | {
     Kind.COMMANDS: 1 << 28,
     Kind.EVENTS: MAX_FRAME_BYTES + 4,
+    Kind.TREES: 1 << 25,
     Kind.BEAT: 0,
+    Kind.KEPT: 0,
     Kind.KILL: 0,
 }
 
@@ -213,7 +299,7 @@ def _digest() -> str:
     schemas, components = msgspec.json.schema_components(
         [
             *(Command, Event, Open, Refused, NodeFacts, Holdings, Probe, Probed),
-            *(Launched, ProcessState, File, ProcessEnd),
+            *(Launched, ProcessState, File, ProcessEnd, Trees, Need, Stored, Drop),
         ],
         ref_template="{name}",
     )

@@ -13,9 +13,12 @@ from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
     PROTOCOL,
+    Drop,
     Holdings,
     Kind,
     NodeFacts,
+    Open,
+    OpenFiles,
     OpenNode,
     OpenWorker,
     Probe,
@@ -47,10 +50,16 @@ class Node:
     """Is one node of the cluster. Only its own methods change its state, on the event loop."""
 
     def __init__(
-        self, name: str, secret: str, on_change: Callable[[], None], gateway: str = ""
+        self,
+        name: str,
+        secret: str,
+        on_change: Callable[[], None],
+        gateway: str = "",
+        origin: str = "",
     ) -> None:
         """``on_change``: called when it joins, is lost, or tells new facts. ``gateway``: what the
-        node tells this gateway by from others that use it."""
+        node tells this gateway by from others that use it; ``origin``: and its store of models."""
+        self._origin = origin
         self.name = name
         self.gateway = gateway
         self.address: Address | None = None
@@ -62,7 +71,7 @@ class Node:
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
         self._frames = 0  #: since the last look
         self._told_facts = 0  #: alike
-        self._opening = asyncio.Semaphore(_MOST_OPENING)
+        self._openings = asyncio.Semaphore(_MOST_OPENING)
         self._secret = secret
         self._on_change = on_change
         self._workers: set[RemoteWorker] = set()
@@ -84,6 +93,13 @@ class Node:
         except NotTrusted as error:  # its agent has ended meanwhile, or is another one now
             raise LinkLost(str(error)) from error
 
+    async def open_files(self, opened: OpenFiles) -> Link:
+        """Open a connection that brings files. Raises LinkLost."""
+        try:
+            return await self._open(opened)
+        except NotTrusted as error:
+            raise LinkLost(str(error)) from error
+
     def add(self, worker: RemoteWorker) -> None:
         self._workers.add(worker)
 
@@ -96,6 +112,11 @@ class Node:
             return
         self._link.tell(Kind.HOLDINGS, holdings)
         self._told = holdings
+
+    def drop(self, keys: tuple[str, ...]) -> None:
+        """Tell it which files of models this gateway has no use for any more."""
+        if self._link is not None:
+            self._link.tell(Kind.DROP, Drop(keys))
 
     # ---- its life ------------------------------------------------------------------------------
 
@@ -158,7 +179,7 @@ class Node:
         link: Link | None = None
         why = "its agent has closed the connection"
         try:
-            link = await self._open(OpenNode(protocol=PROTOCOL, gateway=self.gateway))
+            link = await self._open(self._opening())
             self._link, self.silence, self._told = link, 0.0, Holdings()
             while True:
                 self._take(*await link.receive())
@@ -185,10 +206,13 @@ class Node:
                     self._probed.set_exception(LinkLost("the connection has ended"))
         self._lose(why)
 
-    async def _open(self, message: OpenNode | OpenWorker) -> Link:
+    def _opening(self) -> OpenNode:
+        return OpenNode(protocol=PROTOCOL, gateway=self.gateway, origin=self._origin)
+
+    async def _open(self, message: Open) -> Link:
         if self.address is None:
             raise LinkLost("it has no agent yet")
-        async with self._opening:
+        async with self._openings:
             link = await connect(*self.address, self._secret)
         link.tell(Kind.OPEN, message)
         return link

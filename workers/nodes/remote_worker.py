@@ -6,17 +6,29 @@ is written into the pipes; while they are full nothing more is read, so that the
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from workers.devices.device import id_there
 from workers.faults import NODE_LOST, RAM
 from workers.folders import WorkFolders
-from workers.framing import BadFrame, decode_commands, encode_commands, encode_frame
+from workers.framing import (
+    BadFrame,
+    decode_command,
+    decode_commands,
+    encode_commands,
+    encode_frame,
+    join_commands,
+    split_commands,
+)
 from workers.launcher import End
 from workers.nodes.expected_files import ExpectedFiles
 from workers.nodes.files import IncomingFiles, NotKept, send_file
@@ -26,12 +38,15 @@ from workers.nodes.messages import (
     PROTOCOL,
     Kind,
     Launched,
+    OpenFiles,
     OpenWorker,
     ProcessEnd,
     ProcessState,
     Refused,
 )
-from workers.protocol import Event, Failed, Imported, Job, Load, LoadFailed
+from workers.nodes.models.sender import Sender
+from workers.nodes.models.source import ModelSource
+from workers.protocol import Command, CopyProgress, Event, Imported, Job, Load, LoadFailed
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +65,10 @@ class WorkerNode(Protocol):
         """Open a connection for a worker. Raises LinkLost."""
         ...
 
+    async def open_files(self, opened: OpenFiles) -> Link:
+        """Open a connection that brings files. Raises LinkLost."""
+        ...
+
     def add(self, worker: "RemoteWorker") -> None: ...
     def discard(self, worker: "RemoteWorker") -> None: ...
 
@@ -63,8 +82,16 @@ class RemoteWorker:
         find_node: Callable[[str], WorkerNode | None],
         folders: WorkFolders,
         uploads: Path,
+        source: ModelSource | None = None,
     ) -> None:
-        """``find_node`` returns the node of a load by its name. Raises OSError."""
+        """``find_node`` returns the node of a load by its name; ``source``: of the models' files
+        that are copied there, if nodes do not share them. Raises OSError."""
+        self._source = source
+        self._models_mark = os.fsencode(source.root) if source is not None else b""
+        self._sender: Sender | None = None
+        self._launched = asyncio.Event()
+        self._copied = 0  #: bytes of files that have come to its node
+        self._copy_told: asyncio.Task[None] | None = None
         self.pid = 0  #: on its node, once it has one
         self.end: End | None = None
         self._name = name
@@ -94,7 +121,9 @@ class RemoteWorker:
     # ---- the handle ------------------------------------------------------------------------------
 
     def bytes_read(self) -> int | None:
-        return self._state.bytes_read
+        if not self._copied:
+            return self._state.bytes_read
+        return self._copied + (self._state.bytes_read or 0)
 
     def is_stopped(self) -> bool:
         return self._state.stopped
@@ -163,6 +192,10 @@ class RemoteWorker:
             return
         node.add(self)
         link: Link | None = None
+        token = secrets.token_hex(8)
+        if self._source is not None:
+            told = functools.partial(self._tell_copied, node.name)
+            self._sender = Sender(self._source, node, token, told)
         try:
             opened = OpenWorker(
                 protocol=PROTOCOL,
@@ -173,6 +206,8 @@ class RemoteWorker:
                 visible_devices=spec.visible_devices,
                 reserves={id_there(each): size for each, size in spec.reserves.items()},
                 ram=spec.ram,
+                origin=self._source.origin if self._source is not None else "",
+                token=token,
             )
             link = self._link = await node.open_worker(opened)
             self._send_on()
@@ -212,6 +247,7 @@ class RemoteWorker:
                     log.warning("%s: %s", self._name, error)
             case Kind.LAUNCHED:
                 self.pid = decode(payload, Launched).pid
+                self._launched.set()
             case Kind.REFUSED:
                 refused = decode(payload, Refused)
                 failed = LoadFailed(code=refused.code, message=refused.message)
@@ -263,7 +299,10 @@ class RemoteWorker:
     # ---- commands --------------------------------------------------------------------------------
 
     def _names_files(self, command: bytes) -> bool:
-        return self._uploads_mark in command
+        return self._uploads_mark in command or self._names_models(command)
+
+    def _names_models(self, command: bytes) -> bool:
+        return bool(self._models_mark) and self._models_mark in command
 
     def _send_on(self) -> None:
         if self._link is not None and self._sending is None and self._unsent:
@@ -287,29 +326,66 @@ class RemoteWorker:
         with contextlib.suppress(LinkLost):  # its end is told by the side that reads
             while self._unsent:
                 command = self._unsent.popleft()
-                if self._names_files(command):
+                if self._names_models(command):
+                    command = await self._with_models(command)
+                if command and self._uploads_mark in command:
                     command = await self._with_files(link, command)
                 if command:
                     link.send(Kind.COMMANDS, command)
 
+    async def _with_models(self, command: bytes) -> bytes:
+        """Copy the models' files that commands name to the node; return the commands without those
+        for which that cannot be done, whose failure is told."""
+        assert self._sender is not None
+        await self._launched.wait()
+        commands = decode_commands(command)
+        able, ended = await self._sender.bring(commands)
+        if ended:
+            await self._tell_ends(ended)
+            if any(isinstance(each, LoadFailed) for each in ended):
+                self.kill()
+        if len(able) == len(commands):
+            return command
+        return encode_commands(able) if able else b""
+
+    def _tell_copied(self, node: str, have: int, total: int) -> None:
+        self._copied = max(self._copied, have)
+        if self._copy_told is None or self._copy_told.done() or have == total:
+            frame = encode_frame([CopyProgress(node, have, total)])
+            self._copy_told = asyncio.create_task(self._pass_on(self._events, frame))
+
     async def _with_files(self, link: Link, command: bytes) -> bytes:
         """Send the uploaded files that jobs read; return the commands without the jobs for which
         that cannot be done, whose failure is told. Raises LinkLost."""
-        commands = decode_commands(command)
+        left: list[msgspec.Raw] = []
         refused: list[Event] = []
-        for job in (each for each in commands if isinstance(each, Job)):
-            for path in dict.fromkeys(map(Path, inputs_of(job))):
-                if path.parent == self._uploads and not await send_file(link, path):
-                    refused.append(await asyncio.to_thread(unsendable, job, path))
-                    break
+        for each in split_commands(command):
+            failure = None
+            if self._names_files(bytes(each)):
+                failure = await self._unsent_files(link, decode_command(each))
+            if failure is None:
+                left.append(each)
+            else:
+                refused.append(failure)
         if not refused:
             return command
-        ended = encode_frame(refused)
-        self._expected.told(ended)
-        await self._pass_on(self._events, ended)
-        ids = {each.id for each in refused if isinstance(each, Failed)}
-        left = [each for each in commands if not (isinstance(each, Job) and each.id in ids)]
-        return encode_commands(left) if left else b""
+        await self._tell_ends(refused)
+        return join_commands(left) if left else b""
+
+    async def _tell_ends(self, ended: list[Event]) -> None:
+        """Tell the gateway of what ended before it reached the node, which makes no files of it."""
+        frame = encode_frame(ended)
+        self._expected.told(frame)
+        await self._pass_on(self._events, frame)
+
+    async def _unsent_files(self, link: Link, job: Command) -> Event | None:
+        """Send the uploaded files that a job reads; return its failure if one cannot be sent."""
+        if not isinstance(job, Job):
+            return None
+        for path in dict.fromkeys(map(Path, inputs_of(job))):
+            if path.parent == self._uploads and not await send_file(link, path):
+                return await asyncio.to_thread(unsendable, job, path)
+        return None
 
     def _make_folder(self) -> Path | None:
         """Make the folder for what the worker makes. On a full disk it has none."""

@@ -8,6 +8,7 @@ from workers.protocol.events import (
     Broken,
     Cancelled,
     Confined,
+    CopyProgress,
     EmbeddingDone,
     Failed,
     Heartbeat,
@@ -101,6 +102,7 @@ __all__ = [
     "ConfineMode",
     "Confined",
     "Confinement",
+    "CopyProgress",
     "DeviceKind",
     "EmbeddingDone",
     "EmbeddingJob",
@@ -180,5 +182,7 @@ Command = Import | Load | Job | Cancel | Stop
 Success = TextDone | ImageDone | SpeechDone | TranscriptionDone | EmbeddingDone
 Final = Success | Failed | Cancelled
 JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
-WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Working | Broken
+WorkerEvent = (
+    Imported | CopyProgress | LoadProgress | Ready | LoadFailed | Heartbeat | Working | Broken
+)
 Event = JobEvent | WorkerEvent

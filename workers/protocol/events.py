@@ -38,6 +38,14 @@ class LoadProgress(msgspec.Struct, tag="load_progress", frozen=True):
     fraction: Fraction
 
 
+class CopyProgress(msgspec.Struct, tag="copy_progress", frozen=True):
+    """Tells how the model's files come to the node of its worker, before it loads them."""
+
+    node: Name
+    bytes: Size
+    total: Size
+
+
 class Confined(msgspec.Struct, frozen=True, kw_only=True):
     """Tells how a worker has confined itself; ``missing`` says what it could not do, and why."""
 

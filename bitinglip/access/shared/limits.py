@@ -133,7 +133,10 @@ class SharedLimits:
             args += (1 + drawn.monthly, drawn.unit + 1, drawn.limit, int(drawn.wanted))
         if quotas is not None:
             args += quotas.reserve
-        call = self.link.call(_TAKE, keys, args)
+        # A place or a reservation of this name tells the script that it has run already.
+        is_known = bool(name) and (places is not None or (quotas is not None and quotas.reserve))
+        once = bool(rates) and not (reads or is_known)
+        call = self.link.call(_TAKE, keys, args, once=once)
         try:
             answer = await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -145,7 +148,10 @@ class SharedLimits:
         return taken
 
     def give(self, key_id: str, rates: Iterable[RateRequest] = (), *, place: str = "") -> None:
-        """Give back units, and a place by its name, soon: the call is not waited for."""
+        """Give back units, and a place by its name, soon: the call is not waited for.
+
+        Where its connection breaks, units may stay taken until they are earned back.
+        """
         rates = list(rates)
         keys = [self.key(key_id, each.cell.id) for each in rates]
         args: list[Any] = [len(rates), place]
@@ -155,7 +161,7 @@ class SharedLimits:
             keys.append(self._of_places(key_id))
             _discard(self._places, key_id, place)
         if keys:
-            self.link.tell(_GIVE, keys, args)
+            self.link.tell(_GIVE, keys, args, once=bool(rates))
 
     def hold_place(self, key_id: str) -> str:
         """Hold a place that this gateway gave while Redis was away; return its name."""

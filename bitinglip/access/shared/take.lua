@@ -14,6 +14,9 @@
 -- A rate is "whole part quota at": the time at which all is earned back is whole + part / quota
 -- microseconds, part < quota, as it was known at the time "at". No sum reaches 2^53, so doubles
 -- hold all of them exactly. A clock that went back moves the times with it.
+--
+-- Where the place or the reservation is there already, this is a call that is sent again because
+-- its answer was lost: it takes nothing more, and answers as it did.
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -22,14 +25,15 @@ local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local rates, reads, most_places = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
 local name, lease, quotas = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local at, key = 7, rates + 1
-local passes, answer = true, {}
+local passes, again, answer = true, false, {}
 
 local place, room, taken_places = nil, true, 0
 if most_places >= 0 then
   place, key = KEYS[key], key + 1
+  again = redis.call('ZSCORE', place, name) ~= false
   redis.call('ZREMRANGEBYSCORE', place, '-inf', text(now))
   taken_places = redis.call('ZCARD', place)
-  room = taken_places < most_places or redis.call('ZSCORE', place, name) ~= false
+  room = again or taken_places < most_places
   passes = room
 end
 
@@ -70,7 +74,9 @@ if quotas > 0 then
       local ends, a, b, c, d, e = string.match(found[i + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
       if tonumber(ends) <= now then
         redis.call('HDEL', reserved, found[i])
-      elseif found[i] ~= name then
+      elseif found[i] == name then
+        again = true
+      else
         for unit, amount in ipairs({a, b, c, d, e}) do held[unit] = held[unit] + tonumber(amount) end
       end
     end
@@ -86,7 +92,15 @@ if quotas > 0 then
   end
 end
 
-if passes and not reads then
+if again then
+  for i = 1, rates do  -- they hold already what is taken here
+    local quota, taken, taken_part = unpack(ARGV, 2 + 5 * i, 4 + 5 * i)
+    local whole, part = tonumber(answer[2 * i - 1]) - taken, tonumber(answer[2 * i]) - taken_part
+    if part < 0 then whole, part = whole - 1, part + quota end
+    answer[2 * i - 1], answer[2 * i] = text(whole), text(part)
+  end
+  passes = unknown == 0
+elseif passes and not reads then
   for i = 1, rates do redis.call('SET', KEYS[i], writes[i][1], 'PX', writes[i][2]) end
   local ends, rest = text(now + lease), text(math.ceil(lease / 1000))
   if place then

@@ -292,7 +292,7 @@ class ModelManager:
     def on_progress(self, worker: Worker, fraction: float) -> None:
         for replica in self.replicas():
             if replica.id == worker.id and replica.state == "loading":
-                replica.progress = fraction
+                replica.progressed(fraction, worker.copying, self.clock())
 
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None

@@ -37,6 +37,13 @@ class ModelViews:
         loading = model_state.loading if model_state else []
         return max((replica.progress for replica in loading), default=None)
 
+    def copying(self, name: str) -> protocol.CopyProgress | None:
+        """Return how a model's files come to the node that is to load it; None if none do."""
+        model_state = self._state_of(name)
+        loading = model_state.loading if model_state else []
+        coming = (each.copying for each in loading if each.copying is not None)
+        return max(coming, key=lambda each: each.bytes / each.total, default=None)
+
     def load_times(self, name: str) -> Mapping[str, float]:
         """Return how long the last loads took in seconds, by where the files came from."""
         model_state = self._state_of(name)

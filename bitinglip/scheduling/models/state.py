@@ -50,7 +50,8 @@ class Replica:
     state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
-    progress: float = 0.0  #: of the load
+    progress: float = 0.0  #: of the load, or of the copying before it
+    copying: protocol.CopyProgress | None = None  #: its files come to its node
     slots: int = 0
     in_flight: int = 0
     ended_jobs: int = 0
@@ -98,6 +99,15 @@ class Replica:
     @property
     def health(self) -> float:
         return self.speed or 1.0
+
+    def progressed(
+        self, fraction: float, copying: protocol.CopyProgress | None, now: float
+    ) -> None:
+        """Note how its load goes on. It begins once its files are there: what is learned of loads
+        is without the copying."""
+        if self.copying is not None and copying is None:
+            self.began = now
+        self.progress, self.copying = fraction, copying
 
     def took(self, cost: float) -> None:
         self.in_flight += 1

@@ -7,6 +7,7 @@ from bitinglip.gateways.membership import GatewayView
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import DeviceView, Operations, ReservationView
 from bitinglip.settings import Model
+from bitinglip.wire.admin.models import copy_info
 from bitinglip.wire.errors import timestamp
 from workers.devices.device import node_of
 from workers.nodes.cluster import NodeView
@@ -47,6 +48,7 @@ def node_info(view: NodeView) -> dict[str, Any]:
         "devices": list(view.devices),
         "workers": view.workers,
         "silent_seconds": round(view.silence, 3),
+        "model_bytes": view.model_bytes,
     }
 
 
@@ -92,6 +94,7 @@ def model_state_info(
         "oldest_wait": dispatcher.oldest_wait(name),
         "eta": dispatcher.eta(name),
         "progress": operations.progress(name),
+        "copying": copy_info(operations.copying(name)),
         "pinned": own.pin,
         "idle_seconds": operations.idle_seconds(name),
     }

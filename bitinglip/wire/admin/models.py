@@ -69,6 +69,13 @@ def task_of(manifest: Manifest) -> str | None:
     return _TASKS.get(_kind(manifest))
 
 
+def copy_info(copying: protocol.CopyProgress | None) -> dict[str, Any] | None:
+    """Describe how a model's files come to the node that is to load it."""
+    if copying is None:
+        return None
+    return {"node": copying.node, "bytes": copying.bytes, "total_bytes": copying.total}
+
+
 def model_info(
     manifest: Manifest,
     *,
@@ -76,6 +83,7 @@ def model_info(
     cause: str | None,
     ready: protocol.Ready | None,
     progress: float | None,
+    copying: protocol.CopyProgress | None = None,
     replicas: int,
     load_times: Mapping[str, float] | None = None,
     more_voices: Iterable[str] = (),
@@ -99,6 +107,7 @@ def model_info(
         "status": status,
         "cause": cause or (missing_base(manifest) if manifest.kind == ADAPTER else None),
         "progress": progress,
+        "copying": copy_info(copying),
         "replicas": replicas,
         "load_seconds": {source: round(each, 3) for source, each in (load_times or {}).items()},
         "capabilities": list(manifest.capabilities),

@@ -145,7 +145,7 @@ def test_placement_lets_small_models_keep_no_large_one_out() -> None:
 
 def test_placement_on_the_most_crowded_machine_never_over_commits() -> None:
     settings = settings_for(sizes("8x80GB"), 50, sizes("6GB,14GB,28GB,45GB"))
-    mix = Mix(list(settings.models), clients=1000, seconds=60, rate=1000 / 30)
+    mix = Mix(list(settings.models), clients=1000, seconds=30, rate=1000 / 30)
     run = simulate(settings, traces.make("mixed", mix))
     assert run.over_commits == 0
     assert all_served(run)

@@ -168,7 +168,12 @@ def test_gateways_share_the_nodes_of_one_cluster_and_one_that_is_killed_leaves_i
 ) -> None:
     while len(nodes.extra) < 2:  # beside the head's
         nodes.extra.append(nodes.add_node(**SMALL))
-    ray = {"address": nodes.address, "ports": "0", "folder": str(tmp_path / "on-nodes")}
+    ray = {
+        "address": nodes.address,
+        "ports": "0",
+        "folder": str(tmp_path / "on-nodes"),
+        "models": "pull",  # each in a store of its own: the nodes keep one copy for both
+    }
     own = {
         "redis.url": redis.url,
         "devices.fake": [CARD],
@@ -191,6 +196,9 @@ def test_gateways_share_the_nodes_of_one_cluster_and_one_that_is_killed_leaves_i
         assert [echoed(each) for each in pair.servers] == [200, 200]
         theirs = [each["elsewhere_bytes"] for each in two.status()["devices"]]
         assert sorted(theirs) == [0, 5_000_000_000, 5_000_000_000]
+        copies = (tmp_path / "on-nodes/models/trees").iterdir()
+        (copy,) = [each for each in copies if not each.name.startswith("lent-")]
+        assert len(list((copy / "origins").iterdir())) == 2
         one.process.send_signal(signal.SIGKILL)
         eventually(lambda: len(replicas(two)) == 3, seconds=60)
         with ThreadPoolExecutor(12) as pool:

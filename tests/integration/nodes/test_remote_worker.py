@@ -16,16 +16,29 @@ from tests.support.wait import until
 from workers.folders import WorkFolders
 from workers.framing import FrameReader, encode_commands, encode_frame
 from workers.nodes.files import MOST_FILE_BYTES
-from workers.nodes.link import Link
-from workers.nodes.messages import File, Kind, Launched, OpenWorker, ProcessEnd, ProcessState
+from workers.nodes.link import Link, LinkLost
+from workers.nodes.messages import (
+    File,
+    Kind,
+    Launched,
+    OpenFiles,
+    OpenWorker,
+    ProcessEnd,
+    ProcessState,
+    Stored,
+)
+from workers.nodes.models import sender
+from workers.nodes.models.source import ModelSource
 from workers.nodes.remote_worker import RemoteWorker
 from workers.protocol import (
     Cancelled,
     Command,
+    CopyProgress,
     Event,
     Failed,
     ImageJob,
     Load,
+    LoadFailed,
     SpeechJob,
     TranscriptionJob,
 )
@@ -39,16 +52,24 @@ def image_job(name: str, count: int = 1) -> ImageJob:
 
 
 class StandInNode:
-    """Stands in for a node; the test has the other end of its connection."""
+    """Stands in for a node; the test has the other end of its connection, and of one for files, if
+    it gives one."""
 
     name, gateway = "n1", "g"
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self.files: Link | None = None
 
     async def open_worker(self, spec: OpenWorker) -> Link:
         del spec
         return self._link
+
+    async def open_files(self, opened: OpenFiles) -> Link:
+        if self.files is None:
+            raise LinkLost(f"nothing is copied for {opened.token}")
+        files, self.files = self.files, None
+        return files
 
     def add(self, worker: RemoteWorker) -> None:
         pass
@@ -221,3 +242,55 @@ def test_failure_told_here_waits_for_a_frame_of_events_that_is_half_passed_on(
 def waiting(fd: int) -> int:
     """Return the bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_load_leaves_once_its_files_are_there_and_fails_where_they_cannot_be(
+    tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_PAUSE_SECONDS", 0.01)
+    models = tmp_path / "models"
+    (models / "m").mkdir(parents=True)
+    (models / "m/weights").write_bytes(b"0123456789")
+    spec = Load(model="m", engine="fake", path=str(models / "m"), node="n1")
+
+    async def test() -> None:
+        async with (
+            asyncio.timeout(SECONDS),
+            linked() as (gateway, node),
+            linked() as (sending, taking),
+        ):
+            place = StandInNode(gateway)
+            place.files = None if fails else sending
+            folders, source = WorkFolders(tmp_path / "work"), ModelSource(models, "", lambda _: {})
+            worker = RemoteWorker("w", lambda _: place, folders, tmp_path / "uploads", source)
+            worker.watch(lambda: None)
+            worker.lend(spec)
+            worker.send(encode_commands([spec]))
+            node.tell(Kind.LAUNCHED, Launched(7))
+            try:
+                if fails:
+                    assert await node.receive() == (Kind.KILL, b"")
+                    _, failed = events(worker)
+                    assert isinstance(failed, LoadFailed)
+                    assert "could not be copied to the node n1" in failed.message
+                    return
+                kind, _ = await taking.receive()
+                assert kind == Kind.TREES
+                taking.tell(Kind.STORED, Stored(4))
+                await until(lambda: worker.bytes_read() == 4)
+                assert CopyProgress("n1", 4, 10) in events(worker)
+                taking.send(Kind.KEPT)
+                kind, sent = await node.receive()
+                assert (kind, sent) == (Kind.COMMANDS, encode_commands([spec]))
+                node.tell(Kind.STATE, ProcessState(5, stopped=False))
+                await until(lambda: worker.bytes_read() == 9)
+            finally:
+                worker.close()
+
+    asyncio.run(test())
+
+
+def events(worker: RemoteWorker) -> list[Event]:
+    """Return what the pool can read now."""
+    return FrameReader().feed(os.read(worker.events_fd, 1 << 16))

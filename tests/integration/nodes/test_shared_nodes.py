@@ -101,6 +101,28 @@ def with_two(
         asyncio.run(run(started("a"), started("b")))
 
 
+def with_all(root: Path, test: Callable[[list[Gateway]], Awaitable[None]], *models: Any) -> None:
+    """Run a test on as many gateways as there are sets of models, on one node."""
+
+    async def run(agents: list[AgentProcess]) -> None:
+        async with asyncio.timeout(90), contextlib.AsyncExitStack() as stack:
+            all_of_them = [
+                await stack.enter_async_context(gateway(root / f"g{n}", {"n1": agent}, own))
+                for n, (agent, own) in enumerate(zip(agents, models, strict=True))
+            ]
+            await test(all_of_them)
+            for each in all_of_them:
+                await idle(each.rig)
+
+    with contextlib.ExitStack() as stack:
+        agents = []
+        for number in range(len(models)):
+            (root / f"g{number}").mkdir()
+            agents.append(AgentProcess(root / "on-n1", root / f"g{number}" / "models", node="n1"))
+            stack.callback(agents[-1].stop)
+        asyncio.run(run(agents))
+
+
 def fake(size: int, **own: Any) -> dict[str, Any]:
     return {"fake": {"memory_bytes": size, "tokens_per_second": 50}, **own}
 
@@ -167,6 +189,21 @@ def test_model_in_use_by_another_gateway_is_waited_for_and_ends_no_stream(tmp_pa
         assert not a.loaded()
 
     with_two(tmp_path, test, {"m0": fake(MOST)}, {"m1": fake(MOST)})
+
+
+def test_three_gateways_give_up_one_model_for_a_wish_of_one_model(tmp_path: Path) -> None:
+    async def test(gateways: list[Gateway]) -> None:
+        one, two, wisher = gateways
+        for each, name in ((one, "a"), (two, "b"), (one, "c"), (two, "d")):
+            await each.rig.manager.load(name)
+        await until(lambda: wisher.elsewhere() == 4 * LITTLE)
+        assert await answer(wisher.rig, job("one", 1, model="m")) == "one"
+        await asyncio.sleep(3)  # in which what has been wished for would go on to be freed
+        assert len(one.loaded()) + len(two.loaded()) == 3
+        assert wisher.loaded() == {"m"}
+
+    first, second = ({name: fake(LITTLE) for name in names} for names in ("ac", "bd"))
+    with_all(tmp_path, test, first, second, {"m": fake(LITTLE)})
 
 
 def test_refused_gateway_loads_on_another_node(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_top_shows_active_workers_first_and_counts_the_rest() -> None:
     assert "... 16 more" in lines
 
 
+def test_top_tells_where_the_files_of_a_model_are_copied_to() -> None:
+    copying = {"node": "n1", "bytes": 4, "total_bytes": 10}
+    models = [model("big", status="loading", progress=0.4, copying=copying)]
+    assert any("loading 40%, copying to n1" in line for line in shown(status(models=models)))
+
+
 def test_top_shows_rates_once_they_are_known() -> None:
     assert "requests/s" not in shown(status())[0]
     assert (

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from workers.engines import torch_env
 from workers.engines.cuda_graphs import Capture, Replay, at_least, has_room
 from workers.engines.text.batch import (
     Batch,
@@ -31,7 +32,7 @@ from workers.engines.text.sampling_params import upload
 log = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 64  #: each takes some megabytes of the card
-_REST = 256  #: steps for which a size is computed without a graph when the card had no room for one
+_REST = 256  #: steps for which a size is computed without a graph if there was no memory for one
 _SHORTEST = 256  #: tokens
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48)  #: and then multiples of 32
 
@@ -187,11 +188,15 @@ class DecodeGraphs:
             try:
                 self._captured[size] = self._capture(partial(self._step, *size))
             except Exception as error:  # noqa: BLE001  a library's forward may do anything
-                self._fails = True
-                log.warning("steps are computed without graphs from now on: %s", error)
+                if torch_env.is_out_of_memory(error):
+                    self._rests[size] = _REST  # another size may fit, or this one later
+                else:
+                    self._fails = True
+                    log.warning("steps are computed without graphs from now on: %s", error)
+            if size not in self._captured:  # the error has let go of what the step had computed
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)  # raises if the context is lost
-                    torch.cuda.empty_cache()  # and this if the allocator has not recovered
+                torch_env.release_cached(self._device)  # and this if torch's is
                 return None
         return self._captured[size]
 

@@ -85,7 +85,8 @@ def upload(
     whole = torch.tensor(list(chain(*ints.values())), dtype=torch.int32)
     packed = torch.cat((fractions.view(torch.int32), whole))
     if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
     border = len(fractions)
     sizes = [len(each) for each in (*floats.values(), *ints.values())]
     first = packed[:border].view(torch.float32).split_with_sizes(sizes[: len(floats)])

@@ -43,7 +43,8 @@ function Nodes({ nodes, devices }) {
       return html`<tr key=${node.id}>
         <th scope="row">${node.id}<div class="small quiet mono">${node.address}</div>
           ${node.reason && html`<div class="small bad-text">${node.reason}</div>`}</th>
-        <td data-label="State"><${Badge} state=${node.state} /></td>
+        <td data-label="State"><${Badge} state=${node.state} />
+          ${Number.isInteger(node.model_bytes) && html`<div class="small quiet">${bytes(node.model_bytes)} of models copied</div>`}</td>
         <td data-label="Devices" class=${own.length ? "" : "none"}>${cards.map((each) => html`<div key=${each.id}>
           ${each.name} <span class="small quiet mono">${each.id}</span>
           ${each.state !== "well" && html` <${Badge} state=${each.state} />`}

@@ -75,6 +75,7 @@ function Row({ model, state, writes, reload, show }) {
   const name = model.model_id;
   const status = state?.status ?? model.status;
   const progress = state?.progress ?? model.progress;
+  const copying = state ? state.copying : model.copying;
   const loaded = status === "ready";
   const coming = status === "downloading"; // there is nothing to load or to show yet
   return html`<tr>
@@ -83,7 +84,7 @@ function Row({ model, state, writes, reload, show }) {
       ${model.description && html`<div class="small quiet clip description">${model.description}</div>`}
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
-      ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
+      ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}${copying ? ` copied to ${copying.node}` : ""}</span>` : ""}
       ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span></td>
     <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
     <td class="number nowrap" data-label="Size">${model.engine === "upstream" ? "–" : (model.size ?? "–")}</td>

@@ -180,7 +180,7 @@ function AtWork({ models, colours }) {
       <th scope="col" class="number">Waiting</th><th scope="col" class="number">Unused for</th></tr></thead>
     <tbody>${shown.map((each) => html`<tr key=${each.model_id}>
       <th scope="row"><span class="swatch inline" style=${{ background: `var(${colours.get(each.model_id)})` }}></span>${each.model_id}</th>
-      <td data-label="State"><span class="nowrap"><${Badge} state=${each.status} />${each.status === "loading" && each.progress !== null ? ` ${percent(each.progress)}` : ""}</span></td>
+      <td data-label="State"><span class="nowrap"><${Badge} state=${each.status} />${each.status === "loading" && each.progress !== null ? ` ${percent(each.progress)}${each.copying ? ` copied to ${each.copying.node}` : ""}` : ""}</span></td>
       <td class="number" data-label="Running">${each.running}</td>
       <td class="number nowrap" data-label="Waiting"><span>${each.queued}${each.queued && each.eta ? html` <span class="quiet">≈ ${seconds(each.eta)}</span>` : ""}</span></td>
       <td class="number nowrap" data-label="Unused for">${each.pinned ? "pinned" : seconds(each.idle_seconds)}</td>

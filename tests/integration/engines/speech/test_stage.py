@@ -1,5 +1,6 @@
 """Steps of fixed sizes, as CUDA graphs need them, beside steps of exactly what is asked for."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -52,6 +53,15 @@ def test_cuda_graph_sizes_change_nothing(new_stage: MakeStage) -> None:
     for n, (one, other) in enumerate(zip(exact, padded, strict=True)):
         assert one.shape == other.shape
         assert torch.allclose(one, other, atol=1e-5), n
+
+
+def test_step_without_graphs_is_computed_where_the_model_lies(new_stage: MakeStage) -> None:
+    """A card that is nearly full has no room for graphs. Here the stage has no numbers at all:
+    operations over tensors of two devices raise there as they do on a card."""
+    stage = Stage(copy.deepcopy(new_stage()._model).to("meta"), ROWS, range(61))
+    row = stage.open()
+    assert row is not None
+    assert stage.step([row], [3]).device.type == "meta"
 
 
 def test_cache_row_that_was_only_read_is_not_written_to_by_its_neighbours(

@@ -127,6 +127,32 @@ def test_graphs_ask_for_the_card_s_free_memory_once_for_many_steps(
     engine.close()
 
 
+def test_size_that_memory_does_not_suffice_for_leaves_the_others_their_graphs(
+    folder: Path, alone: dict[str, TextDone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the kernel a graph copies the pages of all its rows: the largest take gigabytes."""
+    engine, _ = load(folder, text=TextOptions(graphs="lazy", overlap="on"))
+    graphs = runner_of(engine)._graphs
+    assert graphs is not None
+    captured, refused = graphs.captured, 0
+
+    def full_at_first(step: Replay) -> Replay:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise torch.OutOfMemoryError("made up")
+        return rehearsed(step)
+
+    monkeypatch.setattr(graphs, "_capture", full_at_first)
+    ends = run(engine, *mixed_jobs())
+    assert {name: told(end) for name, end in ends.items()} == {
+        name: told(end) for name, end in alone.items()
+    }
+    assert graphs.captured > captured
+    assert len(graphs._rests) == 1
+    engine.close()
+
+
 def test_graphs_hold_what_a_plain_step_is_built_from(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,15 @@
 """A worker on a card whose RAM keeps growing is replaced while it is idle."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from bitinglip.scheduling.models.growth import RamGrowth
+from bitinglip.scheduling.models.growth import RamGrowth, resident
+from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
+from workers.devices import DeviceUsage
 from workers.protocol import Load, TextOptions
 from workers.worker import Worker
 
@@ -52,3 +55,11 @@ def test_growth_by_prefixes_in_ram_is_left_alone() -> None:
     spec = Load(model="m", engine="text", path="", text=TextOptions(prefix_ram_bytes=9 * GB))
     assert not outgrown(replica(spec=spec), 1, 11.9)
     assert outgrown(replica(spec=spec), 1, 12.1)
+
+
+def test_ram_of_a_worker_is_what_its_own_node_tells_of_a_process_of_that_number() -> None:
+    readings = {f"n{n}:cpu": DeviceUsage(0, {7: size * GB}) for n, size in ((1, 2), (2, 90))}
+    manager = cast("ModelManager", SimpleNamespace(facts=SimpleNamespace(reading=readings.get)))
+    worker = cast("Worker", Process(pid=7))
+    found = [resident(manager, worker, [f"n{number}:0"]) for number in (1, 2, 3)]
+    assert found == [2 * GB, 90 * GB, None]

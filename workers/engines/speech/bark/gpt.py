@@ -123,8 +123,9 @@ class Stage:
         if self._graphs is not None:
             logits = self._graphs.run(fed, filled, top)
         else:
-            fed, filled = fed[:top], filled[:top]
-            logits = self._advance(torch.tensor(fed), torch.tensor(filled), max(filled) + 1)
+            ids = torch.tensor(fed[:top], device=self.device)
+            places = torch.tensor(filled[:top], device=self.device)
+            logits = self._advance(ids, places, max(filled[:top]) + 1)
         for row in rows:
             row.length += 1
         return logits[[row.slot for row in rows]]
