@@ -231,8 +231,8 @@ async def admit(
     """Take the request from the caller's limits until it ends; it uses ``units`` of quotas.
 
     Raises RateLimitExceeded, ConcurrencyLimitExceeded or QuotaExceeded. A request that the server
-    fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
-    client in a loop would have no limit.
+    fails (5xx), or a quota refuses, is not charged; one at fault itself (4xx), or that had all its
+    time (504) is, or a client in a loop would have no limit.
     """
     http_scope = request.scope
     context = context_of(http_scope)

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Awaitable
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
@@ -199,7 +200,9 @@ def endpoint(scope: Scope) -> str:
 def _end(scope: Scope, method: str, context: RequestContext) -> None:
     """Give back what a request held, and count it."""
     if context.leave is not None:
-        context.leave(refund=context.status >= 500 or context.spared)
+        # A client may set the time itself, and was worked for until then.
+        ours = context.status >= 500 and context.status != HTTPStatus.GATEWAY_TIMEOUT
+        context.leave(refund=ours or context.spared)
     if context.release is not None:
         context.release()
     services = context.services

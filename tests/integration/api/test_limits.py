@@ -186,6 +186,8 @@ def test_rate_is_charged_for_bad_requests_and_not_for_our_failures(
     monkeypatch.undo()
     assert client.post(NATIVE, json={**PROMPT, "prompt": "!crash"}).status_code == 502
     assert left() == HOURLY - 6
+    own_time = client.post(NATIVE, json={**PROMPT, "prompt": "!wait", "timeout": 0.05})
+    assert (own_time.status_code, left()) == (504, HOURLY - 8)
 
 
 def test_rate_of_lower_tiers_shrinks_first_under_load(

@@ -213,7 +213,8 @@ class TextEngine:
         request = self._requests[sequence.id]
         if error is not None:
             self._forget(request)
-            return [request.failed("INFERENCE_FAILED", f"The text's grammar failed: {error}")]
+            text = f"The text's grammar takes too much to be followed: {error}"
+            return [request.failed("INVALID_REQUEST", text)]
         generation = self._generations[sequence]
         return self._settle(request, generation, request.complete(generation))
 

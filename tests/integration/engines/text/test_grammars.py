@@ -213,8 +213,20 @@ def test_text_that_is_not_of_its_schema_fails_after_its_last_token(engine: TextE
     source = '{"oneOf": [{"type": "boolean"}, {"enum": [true, false]}]}'
     final = finals(run_to_end(engine, job("both", Grammar(kind="json_schema", source=source))))
     assert isinstance(final["both"], Failed)
-    assert final["both"].code == "INFERENCE_FAILED"
+    assert final["both"].code == "INVALID_REQUEST"
     assert "form" in final["both"].message
+
+
+def test_grammar_that_takes_too_much_to_be_followed_is_the_request_s_fault(
+    engine: TextEngine,
+) -> None:
+    """Faults of the server are charged to nobody."""
+    wide = {"anyOf": [{"type": "string"}] * 50}
+    parts = [{"type": "object", "properties": {str(number): wide}} for number in range(200)]
+    grammar = Grammar(kind="json_schema", source=json.dumps({"anyOf": parts}))
+    final = finals(run_to_end(engine, job("wide", grammar)))["wide"]
+    assert isinstance(final, Failed)
+    assert (final.code, "takes too much" in final.message) == ("INVALID_REQUEST", True)
 
 
 def test_stop_string_ends_a_text_within_its_grammar(engine: TextEngine) -> None:

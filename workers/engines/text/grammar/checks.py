@@ -50,6 +50,6 @@ def _judged(final: TextDone, found: str | None) -> Event:
         return final
     return Failed(
         id=final.id,
-        code="INFERENCE_FAILED",
+        code="INVALID_REQUEST",  # its form has alternatives that overlap, or none; it is charged
         message=f"The text that the model made is not of the form that was asked for: {found}",
     )
