@@ -78,7 +78,7 @@ def packed_layers(
     Nothing if one of them is packed in another way: then another library reads them all.
     """
     method, named = method_of(config), config.get("quantization_config") or {}
-    if method not in ("awq", "gptq") or _bits(config) != _FOUR_BITS:
+    if _bits(config) != _FOUR_BITS or not is_usual(method, named):
         return ()
     found: Counter[tuple[int, int, int, int, bool]] = Counter()
     for name in tensors:
@@ -89,6 +89,15 @@ def packed_layers(
             return ()
         found[*shape, bool(named.get("desc_act"))] += 1
     return tuple(PackedLayers(*each, count) for each, count in found.items())
+
+
+def is_usual(method: str | None, named: Mapping[str, Any]) -> bool:
+    """Return whether a config names a packing of 4 bits that the text engine reads by itself."""
+    if method == "awq":
+        gemm = str(named.get("version", "gemm")).lower() == "gemm"
+        return gemm and bool(named.get("zero_point", True))
+    kind = named.get("checkpoint_format") or named.get("format") or "gptq"
+    return method == "gptq" and kind in ("gptq", "gptq_v2")
 
 
 def _packed_shape(

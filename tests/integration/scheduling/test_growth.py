@@ -25,7 +25,7 @@ def test_growth_of_a_worker_s_ram_replaces_it_and_requests_go_on(
         pid = rig.pid("a/0")
         resident = {pid: 3 * GB}
         for module in (growth, operations):
-            monkeypatch.setattr(module, "resident", lambda _: resident)
+            monkeypatch.setattr(module, "resident", lambda _, worker, __: resident.get(worker.pid))
         await rig.operations.sample_devices()
         assert rig.operations.workers()[0].ram_bytes == 3 * GB
         resident[pid] = 7 * GB

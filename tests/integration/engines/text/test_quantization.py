@@ -19,13 +19,14 @@ from transformers import (
 
 from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from model_store.inspection import inspect
+from model_store.inspection.quantized import is_usual
 from model_store.manifest import Manifest
 from tests.support.models.text import make_tiny_model, write_model
 from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
 from workers.engines.eight_bit_linear import EightBitLinear
-from workers.engines.text import loading
+from workers.engines.text import four_bit_files, loading
 from workers.engines.text.loading import load as load_model
 from workers.engines.text.quantized import EIGHT_BITS, eight_bits
 from workers.protocol import Load, Quantization
@@ -251,6 +252,24 @@ def test_quantization_of_files_is_recognised_counted_and_refused_by_name(
     said = said_of(lambda: load_model(spec(folder)))
     assert f"quantised by {method}" in said
     assert "gptqmodel" in said
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "vptq", None])
+@pytest.mark.parametrize(
+    "packing",
+    [
+        {},
+        *({"version": each} for each in ("GEMM", "gemv", "marlin", 7)),
+        {"zero_point": False},
+        *({"checkpoint_format": each} for each in ("gptq", "gptq_v2", "marlin")),
+        {"format": "gptq_v2", "version": "gemm"},
+    ],
+)
+def test_quantization_is_counted_as_ours_where_it_is_read_by_us(
+    method: str | None, packing: dict[str, Any]
+) -> None:
+    ours = four_bit_files.format_of(method, {"bits": 4, **packing}) is not None
+    assert is_usual(method, packing) == ours
 
 
 def test_quantization_of_files_by_an_unknown_method_is_refused(tmp_path: Path, path: Path) -> None:
