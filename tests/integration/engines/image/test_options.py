@@ -183,6 +183,7 @@ def test_step_cache_runs_one_job_after_another(tmp_path: Path) -> None:
     harness.engine.close()
 
 
+@pytest.mark.rehearsal  # the compiler takes ten seconds of CPU
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
 @NEEDS_COMPILER
 def test_compile_gives_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
