@@ -42,7 +42,7 @@ def reread(store: ModelStore, name: str) -> bool:
                 return msgspec.structs.replace(told, facts=manifest.facts) != manifest
     except (StoreError, OSError):
         return False
-    except Exception:
+    except Exception:  # a hostile file may break any parser; the start goes on, as with old facts
         log.exception("the files of %s could not be looked at again", name)
     return False
 
