@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,30 @@ def pytest_configure(config: pytest.Config) -> None:
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
     process_forks.fork_processes(config)
+
+
+_has_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_has_failed] = report.failed or item.stash.get(_has_failed, False)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """End all servers and other fixtures after a test that has failed and may run again.
+
+    Its next run finds nothing that the first one has used up or broken, nor do the tests after it.
+    """
+    if item.stash.get(_has_failed, False) and item.config.getoption("reruns", None):
+        item.stash[_has_failed] = False
+        # Public ways end only what the next test does not need, and reruns keep even that.
+        item.session._setupstate.teardown_exact(None)
 
 
 @pytest.fixture(scope="session")
