@@ -78,9 +78,9 @@ def test_source_of_copies_reads_what_manifests_list(tmp_path: Path) -> None:
     manifest = ModelStore(home.models).get("demo-echo")
     assert {each.sha256 for each in tree.files} == {each.sha256 for each in manifest.files}
     held = HeldTree(tree.source, key_of(tree.files))
-    assert source.unwanted((held,)) == ()
+    assert source.compare((held,)).unwanted == ()
     changed = HeldTree(tree.source, "1" * 32)
-    assert source.unwanted((held, changed)) == ("1" * 32,)
+    assert source.compare((held, changed)).unwanted == ("1" * 32,)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ class HeldTree(msgspec.Struct, frozen=True):
 
     source: Path
     key: TreeKey
+    whole: bool = False  #: all have come
 
 
 class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):

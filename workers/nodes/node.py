@@ -14,6 +14,7 @@ from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
     PROTOCOL,
     Drop,
+    HeldTree,
     Holdings,
     Kind,
     NodeFacts,
@@ -69,6 +70,9 @@ class Node:
         self.reports: deque[Report] = deque(maxlen=_MOST_REPORTS)  #: faults, not taken yet
         self.silence = 0.0  #: seconds since it said something, while the gateway listened
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
+        #: folders and files of the gateway that it has whole copies of, as they are there now
+        self.copied: frozenset[str] = frozenset()
+        self.has_news = False  #: it has told of other copies than those that were compared last
         self._frames = 0  #: since the last look
         self._told_facts = 0  #: alike
         self._openings = asyncio.Semaphore(_MOST_OPENING)
@@ -112,6 +116,16 @@ class Node:
             return
         self._link.tell(Kind.HOLDINGS, holdings)
         self._told = holdings
+
+    @property
+    def held(self) -> tuple[HeldTree, ...]:
+        """Return the copies that it has told of last."""
+        return self.facts.store.held if self.facts is not None and self.facts.store else ()
+
+    def note_copied(self, held: tuple[HeldTree, ...], copied: frozenset[str]) -> None:
+        """Take note of what came out as copies that it has told of were compared with the store."""
+        self.copied = copied
+        self.has_news = self.held != held
 
     def drop(self, keys: tuple[str, ...]) -> None:
         """Tell it which files of models this gateway has no use for any more."""
@@ -227,7 +241,9 @@ class Node:
                     raise BadFrame("there are too many facts at once")
                 facts = decode(payload, NodeFacts)
                 check_facts(facts)
-                self.facts, known = facts, {each.id for each in facts.devices}
+                held, self.facts = self.held, facts
+                self.has_news = self.has_news or self.held != held
+                known = {each.id for each in facts.devices}
                 self.reports += (each for each in facts.reports if each.device in known)
                 if self.state != "well":
                     log.info("node %s has joined: %d devices", self.name, len(self.facts.devices))

@@ -1,10 +1,14 @@
 """Shares the nodes of a cluster with other gateways: tells what is held and wished there."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePosixPath
 
 from bitinglip.scheduling.placement.eviction import EvictionRules, may_give
 from bitinglip.scheduling.placement.ledger import Reservation
 from bitinglip.scheduling.placement.plan import Plan
+from model_store.manifest import FILES
+from model_store.names import model_name
 from workers.devices import Devices
 from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere
 from workers.nodes.devices import ClusterDevices
@@ -17,7 +21,8 @@ _PATIENCE = 60.0  #: seconds of refusals after which a load has failed
 
 
 class SharedNodes:
-    """Knows what other gateways have of the nodes; nothing where there is no cluster."""
+    """Knows what other gateways have of the nodes, and which models' files lie there; nothing where
+    there is no cluster."""
 
     def __init__(self, devices: Devices, clock: Callable[[], float]) -> None:
         self._cluster = devices if isinstance(devices, ClusterDevices) else None
@@ -34,6 +39,10 @@ class SharedNodes:
     def elsewhere(self, device: str) -> Elsewhere:
         """Return what other gateways have of a device."""
         return self._cluster.elsewhere(device) if self._cluster else NOTHING_ELSEWHERE
+
+    def files(self, device: str) -> frozenset[str]:
+        """Return the models whose files a device's node has; none where nodes share them."""
+        return _models_in(self._cluster.copied(device)) if self._cluster else frozenset()
 
     def refused(self, model: str, devices: Iterable[str]) -> bool:
         """Take note that a node has granted no memory there: others took it a moment ago.
@@ -95,6 +104,13 @@ class SharedNodes:
             self._wishes,
             self._others,
         )
+
+
+@functools.lru_cache(1024)
+def _models_in(sources: frozenset[str]) -> frozenset[str]:
+    """Return the models whose folders of files are among these."""
+    paths = (PurePosixPath(each) for each in sources)
+    return frozenset(model_name(each.parent.name) for each in paths if each.name == FILES)
 
 
 def _idle(reservation: Reservation, now: float, rules: EvictionRules) -> float | None:

@@ -6,6 +6,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from workers.nodes.messages import HeldTree, Tree, TreeFile
 from workers.nodes.models.trees import key_of
@@ -20,6 +21,16 @@ _Stamp = tuple[int, int, int, int]
 
 class SourceChanged(Exception):
     """A file is not what it was when it was listed, or is gone."""
+
+
+class Compared(NamedTuple):
+    """Says what copies on a node are worth to the store that they came from."""
+
+    copied: frozenset[str]  #: folders and files whose copies are whole and as they are now
+    unwanted: tuple[str, ...]  #: keys
+
+
+NOT_COMPARED = Compared(frozenset(), ())
 
 
 class ModelSource:
@@ -47,12 +58,17 @@ class ModelSource:
             raise SourceChanged
         return Tree(source=source, is_file=top.is_file(), files=tuple(files)), paths
 
-    def unwanted(self, held: tuple[HeldTree, ...]) -> tuple[str, ...]:
-        """Return those of the files on a node that this store has no longer: their folder is gone,
-        or its manifest lists others. None while the store is not there at all."""
+    def compare(self, held: tuple[HeldTree, ...]) -> Compared:
+        """Say which of the files on a node are as this store has them, and which it has no longer:
+        their folder is gone, or its manifest lists others. Neither while the store is not there at
+        all."""
         if not self.root.is_dir():
-            return ()
-        return tuple(each.key for each in held if not self._is_current(each))
+            return NOT_COMPARED
+        is_current = {each: self._is_current(each) for each in held}
+        return Compared(
+            frozenset(each.source for each in held if is_current[each] and each.whole),
+            tuple(each.key for each in held if not is_current[each]),
+        )
 
     def _is_current(self, held: HeldTree) -> bool:
         top = Path(held.source)

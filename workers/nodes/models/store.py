@@ -9,6 +9,7 @@ it or others need its room: those go first that have been unused for longest.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -25,11 +26,13 @@ from workers.nodes.models.parts import NoRoom, Part, sync
 from workers.nodes.models.trees import key_of
 
 _LENT, _GONE = "lent-", ".gone-"
+_WHOLE = "whole"  #: a file in a folder whose files have all come
 #: seconds that changes of others may take: an agent that was stopped would hold all up
 _LOCK_SECONDS, _LOCK_PAUSE = 30.0, 0.02
 _PART_SECONDS = 7 * 86_400.0  #: that a part is kept which nobody has gone on with
 #: of the disk, what stays free: a twentieth, and at most so many bytes
 _KEPT_PART, _MOST_KEPT = 20, 1 << 30
+_MOST_TOLD = 1 << 19  #: bytes of names in what a gateway is told, which has other facts beside them
 
 
 @dataclass(eq=False)
@@ -114,6 +117,9 @@ class NodeModels:
             for sha256, size in missing.items():
                 if sha256 not in stay.parts and (part := Part.take(self._parts, sha256, size)):
                     stay.parts[sha256] = part
+            if not missing:
+                with contextlib.suppress(OSError):  # without it the files serve as well
+                    (stay.folder / _WHOLE).touch(mode=0o600)
             return not missing
 
     def keep(self, stay: Stay, part: Part) -> None:
@@ -166,13 +172,19 @@ class NodeModels:
 
     def facts(self, origin: str) -> StoreFacts:
         """Return how much is stored, and what of it came from one store. Raises OSError."""
-        held = []
+        held = tuple(itertools.islice(self._held(origin), MOST_TREES)) if origin else ()
+        return StoreFacts(bytes=sum(self._sizes()), most=self.max_bytes, held=held)
+
+    def _held(self, origin: str) -> Iterator[HeldTree]:
+        """Yield what came from one store, as far as a frame holds it."""
+        left = _MOST_TOLD
         for folder in self._folders():
             with contextlib.suppress(OSError, ValueError):
                 source = (folder / "origins" / origin).read_text()
-                held.append(HeldTree(source, folder.name))
-        own = tuple(held[:MOST_TREES]) if origin else ()
-        return StoreFacts(bytes=sum(self._sizes()), most=self.max_bytes, held=own)
+                left -= len(source.encode())
+                if left < 0:
+                    return
+                yield HeldTree(source, folder.name, (folder / _WHOLE).exists())
 
     def drop(self, keys: tuple[str, ...], origin: str) -> None:
         """Remove what a store has no use for any more, at once or when no worker has it open.

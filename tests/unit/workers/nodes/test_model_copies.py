@@ -15,7 +15,7 @@ from workers.framing import BadFrame
 from workers.nodes.messages import HeldTree, Tree, TreeFile
 from workers.nodes.models import store
 from workers.nodes.models.parts import Damaged, NoRoom
-from workers.nodes.models.source import ModelSource, SourceChanged
+from workers.nodes.models.source import NOT_COMPARED, ModelSource, SourceChanged
 from workers.nodes.models.store import NodeModels, Stay
 from workers.nodes.models.trees import check_tree, key_of
 
@@ -67,6 +67,7 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     (part,) = stay.parts.values()
     part.resume()
     part.add(b"0123")
+    assert models.facts(ONE).held == (HeldTree("/a", stay.folder.name, whole=False),)
     stay.close()  # as the end of its process does
     again = NodeModels(tmp_path / "m", None)
     stay = again.begin(tree, ONE)
@@ -188,12 +189,23 @@ def test_folder_goes_once_no_store_wants_it_and_no_worker_has_it_open(tmp_path: 
     models.drop((key,), ONE)
     assert not models.facts(ONE).held
     models.end(stay)
-    assert models.facts(OTHER).held == (HeldTree("a", key),), "the other store wants it"
+    assert models.facts(OTHER).held == (HeldTree("a", key, whole=True),), "the other store wants it"
     models.drop((key, "f" * 32), OTHER)
     assert (other.path / "weights").read_bytes() == b"w", "it is open"
     models.end(other)
     assert models.facts(OTHER).bytes == 0
     assert not stay.folder.exists()
+
+
+def test_folders_with_long_names_are_told_as_far_as_a_frame_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_MOST_TOLD", 2500)
+    models = NodeModels(tmp_path / "m", None)
+    for each in "abc":
+        models.end(brought(models, f"/{each}" * 500, weights=each.encode()))
+    assert len(models.facts(ONE).held) == 2
+    assert models.facts(ONE).bytes == 3
 
 
 def test_what_jobs_name_is_lent_to_one_worker_and_goes_with_it(tmp_path: Path) -> None:
@@ -259,12 +271,17 @@ def test_source_wants_what_its_manifests_list_and_nothing_that_is_gone(tmp_path:
     source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {})
     current = key_of([TreeFile("a", 2, "a" * 64)])
     held = [
-        HeldTree(str(root / "m"), current),
+        HeldTree(str(root / "m"), current, whole=True),
+        HeldTree(str(root / "half"), current),
         HeldTree(str(root / "m"), "1" * 32),  # as it was before it was pulled again
         HeldTree(str(root / "gone"), "2" * 32),
         HeldTree(str(voice), "3" * 32),
     ]
-    assert source.unwanted(tuple(held)) == ("1" * 32, "2" * 32)
-    (root / "m").rmdir()
+    (root / "half").mkdir()
+    found = source.compare(tuple(held))
+    assert found.unwanted == ("1" * 32, "2" * 32)
+    assert found.copied == {str(root / "m")}, "of which all has come"
+    for each in ("m", "half"):
+        (root / each).rmdir()
     root.rmdir()  # its disk is not mounted
-    assert source.unwanted(tuple(held)) == ()
+    assert source.compare(tuple(held)) == NOT_COMPARED
