@@ -17,6 +17,7 @@ from bitinglip.settings.workers import port_range
 from bitinglip.settings_loader import SettingsError
 from model_store.errors import BadFiles
 from model_store.manifest import FILES, read_manifest
+from model_store.names import model_name
 from workers.folders import WorkFolders
 from workers.nodes.cluster import Agents, Cluster
 from workers.nodes.handshake import BadSecret, read_secret
@@ -104,7 +105,13 @@ def model_source(home: Home) -> ModelSource:
     """
     where = f"{socket.gethostname()}:{home.models}"
     origin = hashlib.sha256(where.encode()).hexdigest()[:32]
-    return ModelSource(home.models, origin, _listed)
+    return ModelSource(home.models, origin, _listed, _named)
+
+
+def _named(source: str) -> str:
+    """Return the model whose files a folder holds; other files have no other name."""
+    path = Path(source)
+    return model_name(path.parent.name) if path.name == FILES else source
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:

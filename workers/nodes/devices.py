@@ -102,7 +102,7 @@ class ClusterDevices(Devices):
         return NOTHING_ELSEWHERE
 
     def copied(self, device: str) -> frozenset[str]:
-        """Return the folders and files of this gateway that the node of a device has copies of."""
+        """Return the models whose files the node of a device has copies of."""
         name = node_of(device)
         return next((each.copied for each in self._nodes.nodes if each.name == name), frozenset())
 

@@ -70,7 +70,7 @@ class Node:
         self.reports: deque[Report] = deque(maxlen=_MOST_REPORTS)  #: faults, not taken yet
         self.silence = 0.0  #: seconds since it said something, while the gateway listened
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
-        #: folders and files of the gateway that it has whole copies of, as they are there now
+        #: models whose files it has whole copies of, as the gateway's store has them now
         self.copied: frozenset[str] = frozenset()
         self.has_news = False  #: it has told of other copies than those that were compared last
         self._frames = 0  #: since the last look

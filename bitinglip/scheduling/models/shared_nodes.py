@@ -1,14 +1,10 @@
 """Shares the nodes of a cluster with other gateways: tells what is held and wished there."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePosixPath
 
 from bitinglip.scheduling.placement.eviction import EvictionRules, may_give
 from bitinglip.scheduling.placement.ledger import Reservation
 from bitinglip.scheduling.placement.plan import Plan
-from model_store.manifest import FILES
-from model_store.names import model_name
 from workers.devices import Devices
 from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere
 from workers.nodes.devices import ClusterDevices
@@ -42,7 +38,7 @@ class SharedNodes:
 
     def files(self, device: str) -> frozenset[str]:
         """Return the models whose files a device's node has; none where nodes share them."""
-        return _models_in(self._cluster.copied(device)) if self._cluster else frozenset()
+        return self._cluster.copied(device) if self._cluster else frozenset()
 
     def refused(self, model: str, devices: Iterable[str]) -> bool:
         """Take note that a node has granted no memory there: others took it a moment ago.
@@ -104,13 +100,6 @@ class SharedNodes:
             self._wishes,
             self._others,
         )
-
-
-@functools.lru_cache(1024)
-def _models_in(sources: frozenset[str]) -> frozenset[str]:
-    """Return the models whose folders of files are among these."""
-    paths = (PurePosixPath(each) for each in sources)
-    return frozenset(model_name(each.parent.name) for each in paths if each.name == FILES)
 
 
 def _idle(reservation: Reservation, now: float, rules: EvictionRules) -> float | None:

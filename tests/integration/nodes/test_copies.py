@@ -23,7 +23,7 @@ from workers.nodes.messages import (
     TreeFile,
     Trees,
 )
-from workers.nodes.models import sender
+from workers.nodes.models import intake, sender
 from workers.nodes.models.intake import Deliveries, WorkerModels
 from workers.nodes.models.sender import Sender
 from workers.nodes.models.source import ModelSource
@@ -265,6 +265,28 @@ def test_two_workers_that_want_one_model_bring_it_once(tmp_path: Path) -> None:
             await asyncio.gather(first.bring([load(path)]), second.bring([load(path)]))
             assert one.local(path) == two.local(path) is not None
         assert len(place.node.needs) == 1
+
+    run(test)
+
+
+def test_gateway_that_stands_still_gives_up_what_another_can_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_SILENT_SECONDS", 0.2)
+    place = Place(tmp_path)
+    path = place.model("m", weights=os.urandom(SIZE))
+
+    async def test() -> None:
+        async with place.worker("still") as (_, _), place.worker() as (there, sending):
+            link = await place.node.open_files(OpenFiles(protocol="", token="still"))
+            link.tell(Kind.TREES, Trees((place.source.tree(path)[0],)))
+            while (await link.receive())[0] != Kind.NEED:
+                pass
+            await sending.bring([load(path)])
+            assert there.local(path) is not None
+            with pytest.raises(LinkLost):  # so that it goes on by another connection
+                await link.receive()
+            link.abort()
 
     run(test)
 

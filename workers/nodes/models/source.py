@@ -26,7 +26,7 @@ class SourceChanged(Exception):
 class Compared(NamedTuple):
     """Says what copies on a node are worth to the store that they came from."""
 
-    copied: frozenset[str]  #: folders and files whose copies are whole and as they are now
+    copied: frozenset[str]  #: models whose copies are whole and as they are now
     unwanted: tuple[str, ...]  #: keys
 
 
@@ -36,10 +36,14 @@ NOT_COMPARED = Compared(frozenset(), ())
 class ModelSource:
     """Knows the contents of files; reads those that no manifest lists. Blocks: for threads."""
 
-    def __init__(self, root: Path, origin: str, listed: Listed) -> None:
-        """``root`` is the folder of the store; ``origin`` names it to nodes."""
+    def __init__(
+        self, root: Path, origin: str, listed: Listed, named: Callable[[str], str] = str
+    ) -> None:
+        """``root`` is the folder of the store; ``origin`` names it to nodes; ``named`` returns what
+        the gateway calls what is in a folder."""
         self.root, self.origin = root, origin
         self._listed = listed
+        self._named = named
         self._hashes: OrderedDict[_Stamp, str] = OrderedDict()
 
     def tree(self, source: str) -> tuple[Tree, dict[str, Path]]:
@@ -66,7 +70,7 @@ class ModelSource:
             return NOT_COMPARED
         is_current = {each: self._is_current(each) for each in held}
         return Compared(
-            frozenset(each.source for each in held if is_current[each] and each.whole),
+            frozenset(self._named(each.source) for each in held if is_current[each] and each.whole),
             tuple(each.key for each in held if not is_current[each]),
         )
 

@@ -63,10 +63,10 @@ def test_files_keep_no_replicas_together_and_no_model_from_a_node() -> None:
 
 def test_files_cost_no_eviction_and_no_load_of_another_model() -> None:
     devices = [card("a", 12), card("b", 24, "m")]
-    found = planned(devices, wanted(), wanted("large", 20), there=[])
-    assert places(found) == {"m": ["a:0"], "large": ["b:0"]}
-    found = planned(devices, wanted(), wanted("large", 20), there=[held("idle", "b:0", 2)])
-    assert (places(found), found.evictions) == ({"m": ["a:0"], "large": ["b:0"]}, [])
+    found = planned(devices, wanted(), wanted("next", 20), there=[])
+    assert places(found) == {"m": ["a:0"], "next": ["b:0"]}
+    found = planned(devices, wanted(), wanted("next", 20), there=[held("idle", "b:0", 2)])
+    assert (places(found), found.evictions) == ({"m": ["a:0"], "next": ["b:0"]}, [])
 
 
 def test_memory_that_comes_free_is_awaited_where_the_files_are() -> None:
@@ -83,14 +83,14 @@ def test_split_goes_to_the_machine_with_the_files() -> None:
 
 
 models_ = st.sampled_from("mno")
-rooms_ = st.lists(st.tuples(st.integers(5, 30), st.frozensets(models_)), min_size=1, max_size=4)
+rooms_ = st.lists(st.tuples(st.integers(1, 4), st.frozensets(models_)), min_size=1, max_size=4)
 demands_ = st.lists(
-    st.builds(wanted, models_, st.integers(1, 35), spread=st.just(1)),
+    st.builds(wanted, models_, st.integers(1, 4), spread=st.just(1)),
     min_size=1,
     max_size=3,
     unique_by=lambda demand: demand.model,
 )
-there_ = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 25), st.booleans()), max_size=3)
+there_ = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2), st.booleans()), max_size=3)
 
 
 @settings(max_examples=100, deadline=None)

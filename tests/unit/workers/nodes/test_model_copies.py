@@ -84,6 +84,23 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     again.end(stay)
 
 
+def test_content_that_was_whole_as_its_agent_was_killed_does_not_come_again(
+    tmp_path: Path,
+) -> None:
+    models, tree = NodeModels(tmp_path / "m", None), tree_of("/a", weights=b"0123")
+    stay = models.begin(tree, ONE)
+    (part,) = stay.parts.values()
+    part.add(b"0123")
+    part.check()
+    part.become(tmp_path / "m/blobs" / part.sha256[:2] / part.sha256)
+    stay.close()  # before the file got its name
+    again = NodeModels(tmp_path / "m", None)
+    stay = again.begin(tree, ONE)
+    assert again.claim(stay)
+    assert (stay.path / "weights").read_bytes() == b"0123"
+    again.end(stay)
+
+
 _KILLED = """
 import sys, time
 from pathlib import Path
