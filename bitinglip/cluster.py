@@ -105,13 +105,13 @@ def model_source(home: Home) -> ModelSource:
     """
     where = f"{socket.gethostname()}:{home.models}"
     origin = hashlib.sha256(where.encode()).hexdigest()[:32]
-    return ModelSource(home.models, origin, _listed, _named)
+    return ModelSource(home.models, origin, _listed, lambda: _models(home.models))
 
 
-def _named(source: str) -> str:
-    """Return the model whose files a folder holds; other files have no other name."""
-    path = Path(source)
-    return model_name(path.parent.name) if path.name == FILES else source
+def _models(root: Path) -> dict[str, str]:
+    """Return the folders of models' files with the models' names. Raises OSError."""
+    folders = [each for each in root.iterdir() if not each.name.startswith(".")]
+    return {str(each / FILES): model_name(each.name) for each in folders}
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:

@@ -225,23 +225,23 @@ class Cluster:
             self._news.clear()
             if is_due := loop.time() >= all_at:
                 all_at = loop.time() + _COLLECT_SECONDS
-            for node in self.nodes:
-                if (node.state == "well" and is_due) or _has_news(node):
-                    await self._compare(source, node)
+            nodes = [each for each in self.nodes if each.state == "well"]
+            await self._compare(source, [each for each in nodes if is_due or each.has_news])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(all_at):
                     await self._news.wait()
 
-    async def _compare(self, source: ModelSource, node: Node) -> None:
-        held, compared = node.held, NOT_COMPARED
+    async def _compare(self, source: ModelSource, nodes: Sequence[Node]) -> None:
+        stores = [node.store for node in nodes]
         try:
-            if held:
-                compared = await asyncio.to_thread(source.compare, held)
+            found = await asyncio.to_thread(source.compare, stores)
         except OSError as error:
             log.warning("the store of models cannot be read: %s", error.strerror)
-        if compared.unwanted:
-            node.drop(compared.unwanted)
-        node.note_copied(held, compared.copied)
+            found = [NOT_COMPARED for _ in nodes]
+        for node, store, compared in zip(nodes, stores, found, strict=True):
+            if compared.unwanted:
+                node.drop(compared.unwanted)
+            node.note_copied(store, compared.copied)
         self._changed.set()
 
     def _on_change(self) -> None:

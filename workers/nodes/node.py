@@ -14,7 +14,6 @@ from workers.nodes.link import Link, LinkLost, connect, decode
 from workers.nodes.messages import (
     PROTOCOL,
     Drop,
-    HeldTree,
     Holdings,
     Kind,
     NodeFacts,
@@ -25,6 +24,7 @@ from workers.nodes.messages import (
     Probe,
     Probed,
     Refused,
+    StoreFacts,
 )
 from workers.nodes.remote_worker import RemoteWorker
 
@@ -38,6 +38,9 @@ _MOST_REPORTS = 256
 #: minutes that a connection outlives it, may come at once.
 _MOST_FRAMES, _MOST_FACTS = 5000, 250
 _MOST_OPENING = 8  #: connections at a time: an agent takes some more for strangers
+
+
+_NO_STORE = StoreFacts(bytes=0)
 
 
 class Address(NamedTuple):
@@ -118,14 +121,14 @@ class Node:
         self._told = holdings
 
     @property
-    def held(self) -> tuple[HeldTree, ...]:
-        """Return the copies that it has told of last."""
-        return self.facts.store.held if self.facts is not None and self.facts.store else ()
+    def store(self) -> StoreFacts:
+        """Return what it has told last of the models that were copied to it."""
+        return (self.facts.store if self.facts is not None else None) or _NO_STORE
 
-    def note_copied(self, held: tuple[HeldTree, ...], copied: frozenset[str]) -> None:
-        """Take note of what came out as copies that it has told of were compared with the store."""
+    def note_copied(self, store: StoreFacts, copied: frozenset[str]) -> None:
+        """Take note of what came out as what it had told was compared with the gateway's store."""
         self.copied = copied
-        self.has_news = self.held != held
+        self.has_news = _differ(store, self.store)
 
     def drop(self, keys: tuple[str, ...]) -> None:
         """Tell it which files of models this gateway has no use for any more."""
@@ -241,8 +244,8 @@ class Node:
                     raise BadFrame("there are too many facts at once")
                 facts = decode(payload, NodeFacts)
                 check_facts(facts)
-                held, self.facts = self.held, facts
-                self.has_news = self.has_news or self.held != held
+                before, self.facts = self.store, facts
+                self.has_news = self.has_news or _differ(before, self.store)
                 known = {each.id for each in facts.devices}
                 self.reports += (each for each in facts.reports if each.device in known)
                 if self.state != "well":
@@ -273,6 +276,11 @@ class Node:
         for worker in list(self._workers):
             worker.lose(f"lost its node {self.name} ({why})")
         self._on_change()
+
+
+def _differ(one: StoreFacts, other: StoreFacts) -> bool:
+    """Return True if other files are there, and not just more of them."""
+    return (one.held, one.whole) != (other.held, other.whole)
 
 
 class _NotWanted(Exception):

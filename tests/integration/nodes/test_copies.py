@@ -100,7 +100,7 @@ class Place:
         self.models = root / "models"
         self.copies = root / "copies"
         self.node = NearNode(self.copies, max_bytes)
-        self.source = ModelSource(self.models, ORIGIN, lambda _: {})
+        self.source = ModelSource(self.models, ORIGIN, lambda _: {}, dict)
         self.told: Told = []
 
     def model(self, name: str, **contents: bytes) -> str:
@@ -340,7 +340,7 @@ def test_file_that_changes_on_the_gateway_meanwhile_fails_the_load(tmp_path: Pat
     (Path(path) / "weights").write_bytes(os.urandom(SIZE))
     listed = {each.path: (each.size, found.st_mtime_ns, each.sha256) for each in kept.files}
     os.utime(Path(path) / "weights", ns=(found.st_atime_ns, found.st_mtime_ns))
-    place.source = ModelSource(place.models, ORIGIN, lambda _: listed)
+    place.source = ModelSource(place.models, ORIGIN, lambda _: listed, dict)
 
     async def test() -> None:
         async with place.worker() as (there, sending):

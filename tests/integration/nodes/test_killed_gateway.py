@@ -35,16 +35,31 @@ def _no_process_is_left() -> Iterator[None]:
         yield
 
 
-def add_weights(home: Home, model: str) -> Path:
-    """Give a fake model a large file, as its manifest lists it too; return the file."""
-    weights = home.models / model / "files/weights.bin"
-    weights.write_bytes(os.urandom(SIZE))
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+def home_with_weights(root: Path, content: bytes) -> Home:
+    """Make a home with fake models, one of which has a large file that its manifest lists too."""
+    home = Home(root)
+    home.create()
+    make_fake_models(ModelStore(home.models), list(MODELS))
+    weights = weights_of(home)
+    weights.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
     entry = FileEntry("weights.bin", SIZE, digest, weights.stat().st_mtime_ns)
-    manifest = read_manifest(home.models / model)
+    manifest = read_manifest(home.models / "big")
     changed = msgspec.structs.replace(manifest, files=(*manifest.files, entry))
-    write_manifest(home.models / model, changed)
-    return weights
+    write_manifest(home.models / "big", changed)
+    return home
+
+
+def weights_of(home: Home) -> Path:
+    return home.models / "big/files/weights.bin"
+
+
+def spoil_beginning(weights: Path) -> None:
+    """Write over the first bytes of a file, which looks as it did: it is refused if they are sent."""
+    stamps = weights.stat()
+    with weights.open("r+b") as file:
+        file.write(bytes(1 << 16))
+    os.utime(weights, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
 
 
 def gateway_that_copies_slowly(home: Home, agents: dict[str, AgentProcess]) -> int:
@@ -67,14 +82,12 @@ def places(manager: ModelManager) -> dict[str, list[str]]:
     return {each.model: list(each.devices) for each in manager.replicas()}
 
 
-def test_copy_of_a_gateway_that_is_killed_is_gone_on_with_and_later_loads_go_to_it(
+def test_copy_of_a_gateway_that_is_killed_is_gone_on_with_by_another_and_later_loads_go_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_FIND_SECONDS", 0.05)
-    home = Home(tmp_path / "home")
-    home.create()
-    make_fake_models(ModelStore(home.models), list(MODELS))
-    weights = add_weights(home, "big")
+    content = os.urandom(SIZE)
+    first, home = (home_with_weights(tmp_path / each, content) for each in ("one", "two"))
     copies = tmp_path / "copies-n2"
 
     def agent(name: str, card: tuple[str, int]) -> AgentProcess:
@@ -84,7 +97,7 @@ def test_copy_of_a_gateway_that_is_killed_is_gone_on_with_and_later_loads_go_to_
     def come() -> int:
         return sum(each.stat().st_size for each in copies.glob("parts/*"))
 
-    async def again(agents: dict[str, AgentProcess], late: AgentProcess) -> None:
+    async def go_on(agents: dict[str, AgentProcess], late: AgentProcess) -> None:
         async with (
             asyncio.timeout(60),
             gateway(home.root, agents, MODELS, model_source(home)) as it,
@@ -106,18 +119,16 @@ def test_copy_of_a_gateway_that_is_killed_is_gone_on_with_and_later_loads_go_to_
 
     there, late = agent("n2", LARGER), agent("n1", CARD)
     try:
-        killed = gateway_that_copies_slowly(home, {"n2": there})
-        eventually(lambda: come() > 1 << 16)
-        os.kill(killed, signal.SIGKILL)
-        os.waitpid(killed, 0)
+        killed = gateway_that_copies_slowly(first, {"n2": there})
+        try:
+            eventually(lambda: come() > 1 << 16)
+        finally:
+            os.kill(killed, signal.SIGKILL)
+            os.waitpid(killed, 0)
         eventually(lambda: not psutil.Process(there.process.pid).children())
-        assert 1 << 16 < come() < SIZE + (1 << 16)
-        # What has come is not sent again: it would not be what the manifest says.
-        stamps = weights.stat()
-        with weights.open("r+b") as file:
-            file.write(bytes(1 << 16))
-        os.utime(weights, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
-        asyncio.run(again({"n2": there}, late))
+        assert 1 << 16 < come() < SIZE
+        spoil_beginning(weights_of(home))  # of what has come, which is not to be sent again
+        asyncio.run(go_on({"n2": there}, late))
         assert not list(copies.glob("parts/*"))
     finally:
         there.stop()

@@ -4,11 +4,11 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from workers.nodes.messages import HeldTree, Tree, TreeFile
+from workers.nodes.messages import HeldTree, StoreFacts, Tree, TreeFile
 from workers.nodes.models.trees import key_of
 
 _CHUNK = 1 << 20
@@ -37,13 +37,13 @@ class ModelSource:
     """Knows the contents of files; reads those that no manifest lists. Blocks: for threads."""
 
     def __init__(
-        self, root: Path, origin: str, listed: Listed, named: Callable[[str], str] = str
+        self, root: Path, origin: str, listed: Listed, models: Callable[[], Mapping[str, str]]
     ) -> None:
-        """``root`` is the folder of the store; ``origin`` names it to nodes; ``named`` returns what
-        the gateway calls what is in a folder."""
+        """``root`` is the folder of the store; ``origin`` names it to nodes; ``models`` returns the
+        folders of its models' files, with the names of the models."""
         self.root, self.origin = root, origin
         self._listed = listed
-        self._named = named
+        self._models = models
         self._hashes: OrderedDict[_Stamp, str] = OrderedDict()
 
     def tree(self, source: str) -> tuple[Tree, dict[str, Path]]:
@@ -62,25 +62,29 @@ class ModelSource:
             raise SourceChanged
         return Tree(source=source, is_file=top.is_file(), files=tuple(files)), paths
 
-    def compare(self, held: tuple[HeldTree, ...]) -> Compared:
-        """Say which of the files on a node are as this store has them, and which it has no longer:
-        their folder is gone, or its manifest lists others. Neither while the store is not there at
-        all."""
-        if not self.root.is_dir():
-            return NOT_COMPARED
-        is_current = {each: self._is_current(each) for each in held}
-        return Compared(
-            frozenset(self._named(each.source) for each in held if is_current[each] and each.whole),
-            tuple(each.key for each in held if not is_current[each]),
-        )
+    def compare(self, stores: Sequence[StoreFacts]) -> list[Compared]:
+        """Say what of the files on each node are as this store has them, whoever brought them, and
+        what came from here that it has no longer: its folder is gone, or its manifest lists others.
+        Neither while the store is not there at all. Raises OSError."""
+        if not any(each.held or each.whole for each in stores) or not self.root.is_dir():
+            return [NOT_COMPARED for _ in stores]
+        names = self._models()
+        sources = {*names, *(tree.source for each in stores for tree in each.held)}
+        keys = {each: self._key(each) for each in sources}
+        return [
+            Compared(
+                frozenset(name for source, name in names.items() if keys[source] in whole),
+                tuple(each.key for each in store.held if _is_gone(each, keys[each.source])),
+            )
+            for store in stores
+            for whole in (set(store.whole),)
+        ]
 
-    def _is_current(self, held: HeldTree) -> bool:
-        top = Path(held.source)
-        if not top.exists():
-            return False
-        listed = self._listed(top).items()
+    def _key(self, source: str) -> str | None:
+        """Return what the files are called that a manifest lists of a folder; None for others."""
+        listed = self._listed(Path(source)).items()
         files = [TreeFile(path, size, sha256) for path, (size, _, sha256) in listed]
-        return not files or key_of(files) == held.key
+        return key_of(files) if files else None
 
     def _digest(self, path: Path, listed: tuple[int, int, str] | None) -> tuple[str, int]:
         """Return a file's hash and size. Raises SourceChanged or OSError."""
@@ -100,6 +104,11 @@ class ModelSource:
         if len(self._hashes) > _MOST_HASHES:
             self._hashes.popitem(last=False)
         return known, found.st_size
+
+
+def _is_gone(held: HeldTree, key: str | None) -> bool:
+    """Return True for files that are called something else now, or are not there."""
+    return not Path(held.source).exists() if key is None else key != held.key
 
 
 def _files_of(top: Path) -> Iterator[Path]:

@@ -171,9 +171,18 @@ class NodeModels:
     # ---- for gateways ---------------------------------------------------------------------------
 
     def facts(self, origin: str) -> StoreFacts:
-        """Return how much is stored, and what of it came from one store. Raises OSError."""
-        held = tuple(itertools.islice(self._held(origin), MOST_TREES)) if origin else ()
-        return StoreFacts(bytes=sum(self._sizes()), most=self.max_bytes, held=held)
+        """Return how much is stored, what came from one store, and what has come whole from any.
+
+        Raises OSError.
+        """
+        held = itertools.islice(self._held(origin), MOST_TREES if origin else 0)
+        whole = (each.name for each in self._folders() if (each / _WHOLE).exists())
+        return StoreFacts(
+            bytes=sum(self._sizes()),
+            most=self.max_bytes,
+            held=tuple(held),
+            whole=tuple(itertools.islice(whole, MOST_TREES)),
+        )
 
     def _held(self, origin: str) -> Iterator[HeldTree]:
         """Yield what came from one store, as far as a frame holds it."""
@@ -184,7 +193,7 @@ class NodeModels:
                 left -= len(source.encode())
                 if left < 0:
                     return
-                yield HeldTree(source, folder.name, (folder / _WHOLE).exists())
+                yield HeldTree(source, folder.name)
 
     def drop(self, keys: tuple[str, ...], origin: str) -> None:
         """Remove what a store has no use for any more, at once or when no worker has it open.

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from workers.framing import BadFrame
-from workers.nodes.messages import HeldTree, Tree, TreeFile
+from workers.nodes.messages import HeldTree, StoreFacts, Tree, TreeFile
 from workers.nodes.models import store
 from workers.nodes.models.parts import Damaged, NoRoom
-from workers.nodes.models.source import NOT_COMPARED, ModelSource, SourceChanged
+from workers.nodes.models.source import NOT_COMPARED, Compared, ModelSource, SourceChanged
 from workers.nodes.models.store import NodeModels, Stay
 from workers.nodes.models.trees import check_tree, key_of
 
@@ -67,7 +67,8 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     (part,) = stay.parts.values()
     part.resume()
     part.add(b"0123")
-    assert models.facts(ONE).held == (HeldTree("/a", stay.folder.name, whole=False),)
+    assert models.facts(ONE).held == (HeldTree("/a", stay.folder.name),)
+    assert models.facts(ONE).whole == ()
     stay.close()  # as the end of its process does
     again = NodeModels(tmp_path / "m", None)
     stay = again.begin(tree, ONE)
@@ -81,7 +82,9 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     part.add(b"0123456789")
     again.keep(stay, part)
     assert (stay.path / "weights").read_bytes() == b"0123456789"
+    assert again.claim(stay)
     again.end(stay)
+    assert models.facts(ONE).whole == models.facts(OTHER).whole == (stay.folder.name,)
 
 
 def test_content_that_was_whole_as_its_agent_was_killed_does_not_come_again(
@@ -206,7 +209,7 @@ def test_folder_goes_once_no_store_wants_it_and_no_worker_has_it_open(tmp_path: 
     models.drop((key,), ONE)
     assert not models.facts(ONE).held
     models.end(stay)
-    assert models.facts(OTHER).held == (HeldTree("a", key, whole=True),), "the other store wants it"
+    assert models.facts(OTHER).held == (HeldTree("a", key),), "the other store wants it"
     models.drop((key, "f" * 32), OTHER)
     assert (other.path / "weights").read_bytes() == b"w", "it is open"
     models.end(other)
@@ -269,7 +272,7 @@ def test_source_takes_hashes_of_the_manifest_for_files_that_are_as_it_lists_them
         (root / "m" / name).write_bytes(b"12")
     time_of_a = (root / "m/sub/a").stat().st_mtime_ns
     listed = {"sub/a": (2, time_of_a, "a" * 64), "b": (2, 5, "b" * 64)}
-    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {})
+    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {}, dict)
     tree, paths = source.tree(str(root / "m"))
     digest = hashlib.sha256(b"12").hexdigest()
     assert {(each.path, each.sha256) for each in tree.files} == {("sub/a", "a" * 64), ("b", digest)}
@@ -280,25 +283,29 @@ def test_source_takes_hashes_of_the_manifest_for_files_that_are_as_it_lists_them
         source.tree(str(root / "none"))
 
 
-def test_source_wants_what_its_manifests_list_and_nothing_that_is_gone(tmp_path: Path) -> None:
+def test_source_wants_what_its_manifests_list_and_knows_it_whoever_brought_it(
+    tmp_path: Path,
+) -> None:
     root, voice = tmp_path / "models", tmp_path / "voice"
     (root / "m").mkdir(parents=True)
     voice.touch()
     listed = {"a": (2, 1, "a" * 64)}
-    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {})
+    models = {str(root / each): each for each in ("m", "alike", "other")}
+    with_list = {root / "m", root / "alike"}
+    source = ModelSource(root, ONE, lambda top: listed if top in with_list else {}, lambda: models)
     current = key_of([TreeFile("a", 2, "a" * 64)])
-    held = [
-        HeldTree(str(root / "m"), current, whole=True),
-        HeldTree(str(root / "half"), current),
+    held = (
+        HeldTree(str(root / "m"), current),
         HeldTree(str(root / "m"), "1" * 32),  # as it was before it was pulled again
         HeldTree(str(root / "gone"), "2" * 32),
         HeldTree(str(voice), "3" * 32),
+    )
+    half = StoreFacts(bytes=1, held=held, whole=("1" * 32, "3" * 32))
+    from_another = StoreFacts(bytes=1, whole=(current,))
+    assert source.compare([half, from_another]) == [
+        Compared(frozenset(), ("1" * 32, "2" * 32)),
+        Compared(frozenset({"m", "alike"}), ()),
     ]
-    (root / "half").mkdir()
-    found = source.compare(tuple(held))
-    assert found.unwanted == ("1" * 32, "2" * 32)
-    assert found.copied == {str(root / "m")}, "of which all has come"
-    for each in ("m", "half"):
-        (root / each).rmdir()
+    (root / "m").rmdir()
     root.rmdir()  # its disk is not mounted
-    assert source.compare(tuple(held)) == NOT_COMPARED
+    assert source.compare([half]) == [NOT_COMPARED]
