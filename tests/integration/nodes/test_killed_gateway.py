@@ -55,7 +55,7 @@ def weights_of(home: Home) -> Path:
 
 
 def spoil_beginning(weights: Path) -> None:
-    """Write over the first bytes of a file, which looks as it did: it is refused if they are sent."""
+    """Write over the first bytes of a file, and let it look as it did."""
     stamps = weights.stat()
     with weights.open("r+b") as file:
         file.write(bytes(1 << 16))
