@@ -18,7 +18,7 @@ from model_store.demo import make_fake_models
 from model_store.manifest import FileEntry, read_manifest, write_manifest
 from model_store.store import ModelStore
 from tests.integration.nodes.test_shared_nodes import MOST, fake, gateway
-from tests.support.cluster import CARD, AgentProcess
+from tests.support.cluster import CARD, AgentProcess, StaticAgents, cluster_of
 from tests.support.left_processes import no_process_left
 from tests.support.wait import eventually, until
 from workers.nodes import cluster
@@ -78,6 +78,13 @@ def gateway_that_copies_slowly(home: Home, agents: dict[str, AgentProcess]) -> i
         os._exit(1)
 
 
+async def known_at_start(home: Home, agents: dict[str, AgentProcess]) -> frozenset[str]:
+    """Return what a gateway that starts knows of the copies on a node before it loads anything."""
+    source = model_source(home)
+    async with cluster_of(home.root, StaticAgents(agents), source=source) as opened:
+        return opened.devices.copied("n2:fake0")
+
+
 def places(manager: ModelManager) -> dict[str, list[str]]:
     return {each.model: list(each.devices) for each in manager.replicas()}
 
@@ -129,6 +136,7 @@ def test_copy_of_a_gateway_that_is_killed_is_gone_on_with_by_another_and_later_l
         assert 1 << 16 < come() < SIZE
         spoil_beginning(weights_of(home))  # of what has come, which is not to be sent again
         asyncio.run(go_on({"n2": there}, late))
+        assert asyncio.run(known_at_start(home, {"n2": there})) == {"big"}
         assert not list(copies.glob("parts/*"))
     finally:
         there.stop()

@@ -23,6 +23,13 @@ class SourceChanged(Exception):
     """A file is not what it was when it was listed, or is gone."""
 
 
+class StoredModel(NamedTuple):
+    """Names a model of the store."""
+
+    name: str
+    version: object  #: another one once its manifest is
+
+
 class Compared(NamedTuple):
     """Says what copies on a node are worth to the store that they came from."""
 
@@ -37,14 +44,19 @@ class ModelSource:
     """Knows the contents of files; reads those that no manifest lists. Blocks: for threads."""
 
     def __init__(
-        self, root: Path, origin: str, listed: Listed, models: Callable[[], Mapping[str, str]]
+        self,
+        root: Path,
+        origin: str,
+        listed: Listed,
+        models: Callable[[], Mapping[str, StoredModel]],
     ) -> None:
-        """``root`` is the folder of the store; ``origin`` names it to nodes; ``models`` returns the
-        folders of its models' files, with the names of the models."""
+        """``root`` is the folder of the store; ``origin`` names it to nodes; ``models`` returns its
+        models by the folders of their files."""
         self.root, self.origin = root, origin
         self._listed = listed
         self._models = models
         self._hashes: OrderedDict[_Stamp, str] = OrderedDict()
+        self._keys: dict[tuple[str, object], str | None] = {}  #: of the models there are
 
     def tree(self, source: str) -> tuple[Tree, dict[str, Path]]:
         """Return what is in a folder, or the one file, and where each content can be read.
@@ -68,17 +80,26 @@ class ModelSource:
         Neither while the store is not there at all. Raises OSError."""
         if not any(each.held or each.whole for each in stores) or not self.root.is_dir():
             return [NOT_COMPARED for _ in stores]
-        names = self._models()
-        sources = {*names, *(tree.source for each in stores for tree in each.held)}
-        keys = {each: self._key(each) for each in sources}
+        models = self._models()
+        keys = self._keys_of(models)
+        for source in {tree.source for each in stores for tree in each.held} - keys.keys():
+            keys[source] = self._key(source)
         return [
             Compared(
-                frozenset(name for source, name in names.items() if keys[source] in whole),
+                frozenset(each.name for source, each in models.items() if keys[source] in whole),
                 tuple(each.key for each in store.held if _is_gone(each, keys[each.source])),
             )
             for store in stores
             for whole in (set(store.whole),)
         ]
+
+    def _keys_of(self, models: Mapping[str, StoredModel]) -> dict[str, str | None]:
+        """Return what the files of models are called; only manifests that are new are read."""
+        known, self._keys = self._keys, {}
+        for source, (_, version) in models.items():
+            key = known[source, version] if (source, version) in known else self._key(source)
+            self._keys[source, version] = key
+        return {source: key for (source, _), key in self._keys.items()}
 
     def _key(self, source: str) -> str | None:
         """Return what the files are called that a manifest lists of a folder; None for others."""

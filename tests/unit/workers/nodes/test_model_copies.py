@@ -15,7 +15,13 @@ from workers.framing import BadFrame
 from workers.nodes.messages import HeldTree, StoreFacts, Tree, TreeFile
 from workers.nodes.models import store
 from workers.nodes.models.parts import Damaged, NoRoom
-from workers.nodes.models.source import NOT_COMPARED, Compared, ModelSource, SourceChanged
+from workers.nodes.models.source import (
+    NOT_COMPARED,
+    Compared,
+    ModelSource,
+    SourceChanged,
+    StoredModel,
+)
 from workers.nodes.models.store import NodeModels, Stay
 from workers.nodes.models.trees import check_tree, key_of
 
@@ -290,9 +296,14 @@ def test_source_wants_what_its_manifests_list_and_knows_it_whoever_brought_it(
     (root / "m").mkdir(parents=True)
     voice.touch()
     listed = {"a": (2, 1, "a" * 64)}
-    models = {str(root / each): each for each in ("m", "alike", "other")}
-    with_list = {root / "m", root / "alike"}
-    source = ModelSource(root, ONE, lambda top: listed if top in with_list else {}, lambda: models)
+    models = {str(root / each): StoredModel(each, 1) for each in ("m", "alike", "other")}
+    read = []
+
+    def manifest_of(top: Path) -> dict[str, tuple[int, int, str]]:
+        read.append(top)
+        return listed if top in (root / "m", root / "alike") else {}
+
+    source = ModelSource(root, ONE, manifest_of, lambda: models)
     current = key_of([TreeFile("a", 2, "a" * 64)])
     held = (
         HeldTree(str(root / "m"), current),
@@ -306,6 +317,11 @@ def test_source_wants_what_its_manifests_list_and_knows_it_whoever_brought_it(
         Compared(frozenset(), ("1" * 32, "2" * 32)),
         Compared(frozenset({"m", "alike"}), ()),
     ]
+    read.clear()
+    models[str(root / "m")] = StoredModel("m", 2)
+    listed = {"a": (2, 1, "b" * 64)}
+    assert source.compare([from_another])[0].copied == {"alike"}
+    assert read == [root / "m"], "no other manifest is new"
     (root / "m").rmdir()
     root.rmdir()  # its disk is not mounted
     assert source.compare([half]) == [NOT_COMPARED]
