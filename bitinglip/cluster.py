@@ -125,7 +125,7 @@ def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:
         return {}
     try:
         manifest = read_manifest(folder.parent)
-    except (BadFiles, OSError):
+    except (BadFiles, OSError, ValueError):  # a node may name a path that none can be
         return {}
     return {each.path: (each.size, each.mtime_ns, each.sha256) for each in manifest.files}
 

@@ -80,6 +80,8 @@ def test_source_of_copies_reads_what_manifests_list(tmp_path: Path) -> None:
     key = key_of(tree.files)
     held = (HeldTree(tree.source, key), HeldTree(tree.source, "1" * 32))
     (found,) = source.compare([StoreFacts(bytes=0, held=held, whole=(key,))])
+    nonsense = StoreFacts(bytes=0, held=(HeldTree("/x\0/files", key),))
+    assert source.compare([nonsense])[0] == (frozenset(), (key,))
     assert found == (frozenset({"demo-echo"}), ("1" * 32,))
 
 

@@ -97,8 +97,7 @@ class ModelSource:
         """Return what the files of models are called; only manifests that are new are read."""
         known, self._keys = self._keys, {}
         for source, (_, version) in models.items():
-            key = known[source, version] if (source, version) in known else self._key(source)
-            self._keys[source, version] = key
+            self._keys[source, version] = known.get((source, version)) or self._key(source)
         return {source: key for (source, _), key in self._keys.items()}
 
     def _key(self, source: str) -> str | None:
