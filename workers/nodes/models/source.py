@@ -61,12 +61,15 @@ class ModelSource:
     def tree(self, source: str) -> tuple[Tree, dict[str, Path]]:
         """Return what is in a folder, or the one file, and where each content can be read.
 
-        Raises SourceChanged where there is nothing, or less than the manifest lists, or OSError.
+        Of a model these are the files that its manifest lists, by which copies are known. Raises
+        SourceChanged where there is nothing, or less than the manifest lists, or OSError.
         """
         top = Path(source)
         files, paths, listed = [], {}, self._listed(top)
         for path in sorted(_files_of(top)):
             name = path.name if path == top else str(path.relative_to(top))
+            if listed and name not in listed:
+                continue
             sha256, size = self._digest(path, listed.get(name))
             files.append(TreeFile(name, size, sha256))
             paths[sha256] = path

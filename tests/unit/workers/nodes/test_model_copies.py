@@ -274,7 +274,7 @@ def test_source_takes_hashes_of_the_manifest_for_files_that_are_as_it_lists_them
 ) -> None:
     root = tmp_path / "models"
     (root / "m/sub").mkdir(parents=True)
-    for name in ("sub/a", "b"):
+    for name in ("sub/a", "b", "left by a program"):
         (root / "m" / name).write_bytes(b"12")
     time_of_a = (root / "m/sub/a").stat().st_mtime_ns
     listed = {"sub/a": (2, time_of_a, "a" * 64), "b": (2, 5, "b" * 64)}
