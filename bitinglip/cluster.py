@@ -11,17 +11,19 @@ from pathlib import Path
 import structlog
 
 from bitinglip.confinement import secret_paths
+from bitinglip.file_stamp import file_stamp
 from bitinglip.home import Home
 from bitinglip.settings import Model, Settings
 from bitinglip.settings.workers import port_range
 from bitinglip.settings_loader import SettingsError
 from model_store.errors import BadFiles
-from model_store.manifest import FILES, read_manifest
+from model_store.manifest import FILES, MANIFEST, read_manifest
+from model_store.names import model_name
 from workers.folders import WorkFolders
 from workers.nodes.cluster import Agents, Cluster
 from workers.nodes.handshake import BadSecret, read_secret
 from workers.nodes.messages import AgentConfig
-from workers.nodes.models.source import ModelSource
+from workers.nodes.models.source import ModelSource, StoredModel
 from workers.nodes.ray_agents import RayAgents, is_installed
 
 log = structlog.get_logger(__name__)
@@ -104,7 +106,17 @@ def model_source(home: Home) -> ModelSource:
     """
     where = f"{socket.gethostname()}:{home.models}"
     origin = hashlib.sha256(where.encode()).hexdigest()[:32]
-    return ModelSource(home.models, origin, _listed)
+    return ModelSource(home.models, origin, _listed, lambda: _models(home.models))
+
+
+def _models(root: Path) -> dict[str, StoredModel]:
+    """Return the models of a store by the folders of their files. Raises OSError."""
+    stamps = {each: file_stamp(str(each / MANIFEST)) for each in root.iterdir()}
+    return {
+        str(folder / FILES): StoredModel(model_name(folder.name), stamp)
+        for folder, stamp in stamps.items()
+        if stamp  # it has a manifest
+    }
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:
@@ -113,7 +125,7 @@ def _listed(folder: Path) -> dict[str, tuple[int, int, str]]:
         return {}
     try:
         manifest = read_manifest(folder.parent)
-    except (BadFiles, OSError):
+    except (BadFiles, OSError, ValueError):  # a node may name a path that none can be
         return {}
     return {each.path: (each.size, each.mtime_ns, each.sha256) for each in manifest.files}
 

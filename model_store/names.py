@@ -70,6 +70,11 @@ def folder_name(name: str) -> str:
     return name.replace("/", "--")
 
 
+def model_name(folder: str) -> str:
+    """Return the model whose folder has this name."""
+    return folder.replace("--", "/")
+
+
 def pull_folder(repo: str) -> str:
     """Return the name of the folder of a repository's unfinished download."""
     return f"pull-{folder_name(check_name(repo)).lower()}"

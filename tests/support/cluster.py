@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from workers.folders import WorkFolders
 from workers.nodes.cluster import Cluster
 from workers.nodes.messages import AgentConfig, Listening
+from workers.nodes.models.source import ModelSource
 from workers.nodes.node import Address
 
 SECRET = "a secret of these tests"
@@ -61,6 +63,13 @@ class AgentProcess:
         told = msgspec.json.decode(line, type=Listening)
         self.address = Address(told.host, told.port)
 
+    def is_running(self) -> bool:
+        """Return True until it has ended; a fork of the process that started it may ask, too."""
+        try:
+            return psutil.Process(self.process.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
@@ -79,7 +88,7 @@ class StaticAgents:
 
     async def find(self) -> Mapping[str, Address | str]:
         there = self.agents.items()
-        return {name: each.address for name, each in there if each.process.poll() is None}
+        return {name: each.address for name, each in there if each.is_running()}
 
     async def close(self) -> None:
         pass
@@ -105,12 +114,15 @@ async def cluster_of(
     secret: str = SECRET,
     heartbeat_timeout: float = 10.0,
     wait_seconds: float = 20,
+    source: ModelSource | None = None,
 ) -> AsyncIterator[Cluster]:
     """Connect to agents, and wait for their devices."""
     folders = WorkFolders(root / "work")
     uploads = root / "uploads"
     await asyncio.to_thread(uploads.mkdir, exist_ok=True)
-    cluster = Cluster(static, secret, folders, uploads, heartbeat_timeout=heartbeat_timeout)
+    cluster = Cluster(
+        static, secret, folders, uploads, heartbeat_timeout=heartbeat_timeout, source=source
+    )
     await cluster.open(wait_seconds)
     try:
         yield cluster

@@ -12,7 +12,7 @@ from bitinglip.settings_loader import SettingsError
 from cli.checks.cluster import cluster as findings
 from model_store.demo import make_fake_models
 from model_store.store import ModelStore
-from workers.nodes.messages import HeldTree
+from workers.nodes.messages import HeldTree, StoreFacts
 from workers.nodes.models.trees import key_of
 
 
@@ -77,10 +77,12 @@ def test_source_of_copies_reads_what_manifests_list(tmp_path: Path) -> None:
     tree, _ = source.tree(str(home.models / "demo-echo/files"))
     manifest = ModelStore(home.models).get("demo-echo")
     assert {each.sha256 for each in tree.files} == {each.sha256 for each in manifest.files}
-    held = HeldTree(tree.source, key_of(tree.files))
-    assert source.unwanted((held,)) == ()
-    changed = HeldTree(tree.source, "1" * 32)
-    assert source.unwanted((held, changed)) == ("1" * 32,)
+    key = key_of(tree.files)
+    held = (HeldTree(tree.source, key), HeldTree(tree.source, "1" * 32))
+    (found,) = source.compare([StoreFacts(bytes=0, held=held, whole=(key,))])
+    nonsense = StoreFacts(bytes=0, held=(HeldTree("/x\0/files", key),))
+    assert source.compare([nonsense])[0] == (frozenset(), (key,))
+    assert found == (frozenset({"demo-echo"}), ("1" * 32,))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from workers.folders import WorkFolders
 from workers.nodes.devices import ClusterDevices
-from workers.nodes.models.source import ModelSource
+from workers.nodes.models.source import NOT_COMPARED, ModelSource
 from workers.nodes.node import Address, Node
 from workers.nodes.remote_worker import RemoteWorker
 
@@ -82,6 +82,7 @@ class Cluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()  #: a node has told of other copies
         self.devices = ClusterDevices(self)
 
     # ---- the launcher --------------------------------------------------------------------------
@@ -216,25 +217,45 @@ class Cluster:
                 node.tick(interval, self._timeout)
 
     async def _collect(self, source: ModelSource) -> None:
-        """Have nodes remove copies of what the store has no longer."""
+        """Compare nodes' copies with the store, those of a node that has others at once: loads go
+        where their files are, and what the store has no longer is removed."""
+        loop = asyncio.get_running_loop()
+        all_at = loop.time()
         while True:
-            await asyncio.sleep(_COLLECT_SECONDS)
-            for node in self.nodes:
-                store = node.facts.store if node.facts is not None else None
-                if node.state != "well" or store is None or not store.held:
-                    continue
-                try:
-                    unwanted = await asyncio.to_thread(source.unwanted, store.held)
-                except OSError as error:
-                    log.warning("the store of models cannot be read: %s", error.strerror)
-                    continue
-                if unwanted:
-                    node.drop(unwanted)
+            self._news.clear()
+            if is_due := loop.time() >= all_at:
+                all_at = loop.time() + _COLLECT_SECONDS
+            nodes = [each for each in self.nodes if each.state == "well"]
+            await self._compare(source, [each for each in nodes if is_due or each.has_news])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(all_at):
+                    await self._news.wait()
+
+    async def _compare(self, source: ModelSource, nodes: Sequence[Node]) -> None:
+        stores = [node.store for node in nodes]
+        try:
+            found = await asyncio.to_thread(source.compare, stores)
+        except OSError as error:
+            log.warning("the store of models cannot be read: %s", error.strerror)
+            found = [NOT_COMPARED for _ in nodes]
+        for node, store, compared in zip(nodes, stores, found, strict=True):
+            if compared.unwanted:
+                node.drop(compared.unwanted)
+            node.note_copied(store, compared.copied)
+        self._changed.set()
 
     def _on_change(self) -> None:
         self.devices.refresh()
         self._changed.set()
+        if any(map(_has_news, self._nodes.values())):
+            self._news.set()
 
     def _is_there(self) -> bool:
-        """Return True once each node that is known has come or cannot."""
-        return bool(self._nodes) and all(node.state != "joining" for node in self._nodes.values())
+        """Return True once each node that is known has come, with what is known of its copies, or
+        cannot."""
+        nodes = self._nodes.values()
+        return bool(nodes) and not any(each.state == "joining" or _has_news(each) for each in nodes)
+
+
+def _has_news(node: Node) -> bool:
+    return node.state == "well" and node.has_news

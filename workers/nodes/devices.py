@@ -101,6 +101,11 @@ class ClusterDevices(Devices):
                 return facts.elsewhere.get(id_there(device), NOTHING_ELSEWHERE)
         return NOTHING_ELSEWHERE
 
+    def copied(self, device: str) -> frozenset[str]:
+        """Return the models whose files the node of a device has copies of."""
+        name = node_of(device)
+        return next((each.copied for each in self._nodes.nodes if each.name == name), frozenset())
+
     def tell(
         self, workers: Iterable[Holding], wishes: Mapping[str, int], others: Mapping[str, int]
     ) -> None:

@@ -127,12 +127,13 @@ class HeldTree(msgspec.Struct, frozen=True):
 
 
 class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Tells of the models that were copied to a node: how much of its disk they take, and which
-    came from the store of the gateway that is told."""
+    """Tells of the models that were copied to a node: how much of its disk they take, which came
+    from the store of the gateway that is told, and which have come whole, from any."""
 
     bytes: Size
     most: Size | None = None
     held: Annotated[tuple[HeldTree, ...], msgspec.Meta(max_length=MOST_TREES)] = ()
+    whole: Annotated[tuple[TreeKey, ...], msgspec.Meta(max_length=MOST_TREES)] = ()
 
 
 class Drop(msgspec.Struct, frozen=True):

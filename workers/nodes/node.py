@@ -24,6 +24,7 @@ from workers.nodes.messages import (
     Probe,
     Probed,
     Refused,
+    StoreFacts,
 )
 from workers.nodes.remote_worker import RemoteWorker
 
@@ -37,6 +38,9 @@ _MOST_REPORTS = 256
 #: minutes that a connection outlives it, may come at once.
 _MOST_FRAMES, _MOST_FACTS = 5000, 250
 _MOST_OPENING = 8  #: connections at a time: an agent takes some more for strangers
+
+
+_NO_STORE = StoreFacts(bytes=0)
 
 
 class Address(NamedTuple):
@@ -69,6 +73,9 @@ class Node:
         self.reports: deque[Report] = deque(maxlen=_MOST_REPORTS)  #: faults, not taken yet
         self.silence = 0.0  #: seconds since it said something, while the gateway listened
         self.lost_for = 0.0  #: seconds since it was lost, counted alike
+        #: models whose files it has whole copies of, as the gateway's store has them now
+        self.copied: frozenset[str] = frozenset()
+        self.has_news = False  #: it has told of other copies than those that were compared last
         self._frames = 0  #: since the last look
         self._told_facts = 0  #: alike
         self._openings = asyncio.Semaphore(_MOST_OPENING)
@@ -112,6 +119,16 @@ class Node:
             return
         self._link.tell(Kind.HOLDINGS, holdings)
         self._told = holdings
+
+    @property
+    def store(self) -> StoreFacts:
+        """Return what it has told last of the models that were copied to it."""
+        return (self.facts.store if self.facts is not None else None) or _NO_STORE
+
+    def note_copied(self, store: StoreFacts, copied: frozenset[str]) -> None:
+        """Take note of what came out as what it had told was compared with the gateway's store."""
+        self.copied = copied
+        self.has_news = _differ(store, self.store)
 
     def drop(self, keys: tuple[str, ...]) -> None:
         """Tell it which files of models this gateway has no use for any more."""
@@ -227,7 +244,9 @@ class Node:
                     raise BadFrame("there are too many facts at once")
                 facts = decode(payload, NodeFacts)
                 check_facts(facts)
-                self.facts, known = facts, {each.id for each in facts.devices}
+                before, self.facts = self.store, facts
+                self.has_news = self.has_news or _differ(before, self.store)
+                known = {each.id for each in facts.devices}
                 self.reports += (each for each in facts.reports if each.device in known)
                 if self.state != "well":
                     log.info("node %s has joined: %d devices", self.name, len(self.facts.devices))
@@ -257,6 +276,11 @@ class Node:
         for worker in list(self._workers):
             worker.lose(f"lost its node {self.name} ({why})")
         self._on_change()
+
+
+def _differ(one: StoreFacts, other: StoreFacts) -> bool:
+    """Return True if other files are there, and not just more of them."""
+    return (one.held, one.whole) != (other.held, other.whole)
 
 
 class _NotWanted(Exception):

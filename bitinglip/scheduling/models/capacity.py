@@ -34,6 +34,7 @@ def capacity(
         node=device.node,
         elsewhere=elsewhere,
         refused_until=shared.refused_until(device.id),
+        files=shared.files(device.id),
     )
 
 

@@ -17,7 +17,8 @@ _PATIENCE = 60.0  #: seconds of refusals after which a load has failed
 
 
 class SharedNodes:
-    """Knows what other gateways have of the nodes; nothing where there is no cluster."""
+    """Knows what other gateways have of the nodes, and which models' files lie there; nothing where
+    there is no cluster."""
 
     def __init__(self, devices: Devices, clock: Callable[[], float]) -> None:
         self._cluster = devices if isinstance(devices, ClusterDevices) else None
@@ -34,6 +35,10 @@ class SharedNodes:
     def elsewhere(self, device: str) -> Elsewhere:
         """Return what other gateways have of a device."""
         return self._cluster.elsewhere(device) if self._cluster else NOTHING_ELSEWHERE
+
+    def files(self, device: str) -> frozenset[str]:
+        """Return the models whose files a device's node has; none where nodes share them."""
+        return self._cluster.copied(device) if self._cluster else frozenset()
 
     def refused(self, model: str, devices: Iterable[str]) -> bool:
         """Take note that a node has granted no memory there: others took it a moment ago.

@@ -62,6 +62,7 @@ def place(
     spread: int = 1,
     each_device: int = 0,
     ram: int = 0,
+    weights_of: str = "",
 ) -> Placement | None:
     """Return where the planner would load a model, or None if it would refuse it.
 
@@ -69,7 +70,14 @@ def place(
     until models have had their minimum residency; the second run assumes that they have had it.
     """
     demand = planner.Demand(
-        model, 0, needs, since=snapshot.now, spread=spread, each_device=each_device, ram=ram
+        model,
+        0,
+        needs,
+        since=snapshot.now,
+        spread=spread,
+        each_device=each_device,
+        ram=ram,
+        weights_of=weights_of,
     )
     return _run(demand, snapshot) or _run(replace(demand, since=float("-inf")), _later(snapshot))
 

@@ -1,5 +1,6 @@
 """The ledger adds up memory by device: capacity, reservations and what is free. Pure."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ class DeviceCapacity:
     node: str = ""  #: the machine of a cluster that it is in; no model is split over several
     elsewhere: Elsewhere = NOTHING_ELSEWHERE  #: what other gateways have of it
     refused_until: float = float("-inf")  #: its node has refused memory; nothing goes there before
+    files: frozenset[str] = frozenset()  #: the models whose files its node has copies of
 
     @property
     def usable(self) -> int:
@@ -102,6 +104,13 @@ class Ledger:
                     self._free[device] -= taken
             if (node := self._node_of(reservation.devices)) in self._ram_free:
                 self._ram_free[node] -= self.ram_of(reservation)
+
+    def copy(self) -> "Ledger":
+        """Return a ledger of its own with the same sums, from which other loads may be taken."""
+        found = copy.copy(self)
+        found._free, found._ram_free = dict(self._free), dict(self._ram_free)
+        found._ram_planned = dict(self._ram_planned)
+        return found
 
     def free(self, device: str) -> int:
         free, node = self._free[device], self._node[device]

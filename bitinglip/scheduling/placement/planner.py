@@ -25,20 +25,43 @@ _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
 def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionRules) -> Plan:
-    """Decide what to do now. It changes ``ledger``: what the plan promises is taken from it."""
-    planner = _Planner(ledger, now, rules)
+    """Decide what to do now. It changes ``ledger``, which is of no use afterwards.
+
+    Nodes that have the files of a model are preferred for it, as long as that changes nothing else:
+    every model that would be loaded is, and none is evicted that would stay.
+    """
+    ordered = sorted(demands, key=lambda d: (not d.urgent, -d.level, d.since, d.model))
+    held = frozenset[str]().union(*(device.files for device in ledger.devices))
+    if all(demand.files not in held for demand in ordered):
+        return _plan(_Planner(ledger, now, rules), ordered)
+    near = _plan(_Planner(ledger.copy(), now, rules, to_files=True), ordered)
+    plain = _plan(_Planner(ledger, now, rules), ordered)
+    return near if _outcome(near) == _outcome(plain) else plain
+
+
+def _plan(planner: "_Planner", demands: Iterable[Demand]) -> Plan:
     planner.expire()
     planner.evict_for_external_use()
-    for demand in sorted(demands, key=lambda d: (not d.urgent, -d.level, d.since, d.model)):
+    for demand in demands:
         planner.place(demand)
     planner.give()
     return planner.plan
 
 
+def _outcome(plan: Plan) -> tuple[object, ...]:
+    """Return what a plan does, but for where it loads."""
+    loads, waiting = ({(e.model, e.index) for e in each} for each in (plan.loads, plan.waiting))
+    return loads, waiting, plan.evictions, plan.refusals, plan.wishes, plan.missing_bytes
+
+
 class _Planner(IdleEvictions):
-    def __init__(self, ledger: Ledger, now: float, rules: EvictionRules) -> None:
+    def __init__(
+        self, ledger: Ledger, now: float, rules: EvictionRules, *, to_files: bool = False
+    ) -> None:
+        """``to_files``: a node that has the files comes before one that would have to copy them."""
         super().__init__(ledger, now, rules)
         self._claimed = False
+        self._to_files = to_files
 
     # ---- demands ---------------------------------------------------------------------------------
 
@@ -126,23 +149,27 @@ class _Planner(IdleEvictions):
 
     def _load_into_free(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
         """Load on the preferred kind, away from its other replicas and from a card that drives a
-        screen, where least is left over."""
+        screen, where its files are and least is left over."""
         kinds = list(demand.needs)
         free = [each for each in devices if demand.needs[each.kind] <= self._free(each)]
         if not free:
             return False
 
-        def rank(device: DeviceCapacity) -> tuple[int, int, bool, int]:
+        def rank(device: DeviceCapacity) -> tuple[int, int, bool, bool, int]:
             same = sum(h.model == demand.model for h in self._ledger.on(device.id))
             same += sum(
                 load.model == demand.model and device.id in load.devices for load in self.plan.loads
             )
             kind, left = kinds.index(device.kind), self._ledger.free(device.id)
-            return kind, same, device.display, left
+            return kind, same, device.display, self._lacks_files(demand, device), left
 
         device = min(free, key=rank)
         self._load(demand, {device.id: demand.needs[device.kind]})
         return True
+
+    def _lacks_files(self, demand: Demand, device: DeviceCapacity) -> bool:
+        """Return True where a load would copy the files first, if that matters."""
+        return self._to_files and demand.files not in device.files
 
     def _free(self, device: DeviceCapacity) -> int:
         return 0 if self._now < device.refused_until else self._ledger.free(device.id)
@@ -210,7 +237,7 @@ class _Planner(IdleEvictions):
 
     def _await_leaving(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
         """Reserve the memory of running evictions, if they will free enough."""
-        for device in devices:
+        for device in sorted(devices, key=lambda device: self._lacks_files(demand, device)):
             need = demand.needs[device.kind]
             if need <= self._ledger.free(device.id) + self._coming[device.id]:
                 self._await(demand, {device.id: need})
@@ -285,10 +312,11 @@ class _Planner(IdleEvictions):
         """
         for kind, need in demand.needs.items():
             machines = _by_machine(device for device in devices if device.kind == kind)
+            nearest = sorted(machines, key=lambda same: self._lacks_files(demand, same[0]))
             most_parts = min(demand.spread, max(map(len, machines), default=0))
             for parts in range(2, most_parts + 1):
                 total = need + (parts - 1) * demand.each_device
-                for same in machines:
+                for same in nearest:
                     free = {each.id: self._free(each) for each in same}
                     if found := shares(total, free, parts):
                         self._load(demand, found)

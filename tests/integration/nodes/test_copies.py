@@ -23,7 +23,7 @@ from workers.nodes.messages import (
     TreeFile,
     Trees,
 )
-from workers.nodes.models import sender
+from workers.nodes.models import intake, sender
 from workers.nodes.models.intake import Deliveries, WorkerModels
 from workers.nodes.models.sender import Sender
 from workers.nodes.models.source import ModelSource
@@ -100,7 +100,7 @@ class Place:
         self.models = root / "models"
         self.copies = root / "copies"
         self.node = NearNode(self.copies, max_bytes)
-        self.source = ModelSource(self.models, ORIGIN, lambda _: {})
+        self.source = ModelSource(self.models, ORIGIN, lambda _: {}, dict)
         self.told: Told = []
 
     def model(self, name: str, **contents: bytes) -> str:
@@ -269,6 +269,28 @@ def test_two_workers_that_want_one_model_bring_it_once(tmp_path: Path) -> None:
     run(test)
 
 
+def test_gateway_that_stands_still_gives_up_what_another_can_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_SILENT_SECONDS", 0.2)
+    place = Place(tmp_path)
+    path = place.model("m", weights=os.urandom(SIZE))
+
+    async def test() -> None:
+        async with place.worker("still") as (_, _), place.worker() as (there, sending):
+            link = await place.node.open_files(OpenFiles(protocol="", token="still"))
+            link.tell(Kind.TREES, Trees((place.source.tree(path)[0],)))
+            while (await link.receive())[0] != Kind.NEED:
+                pass
+            await sending.bring([load(path)])
+            assert there.local(path) is not None
+            with pytest.raises(LinkLost):  # so that it goes on by another connection
+                await link.receive()
+            link.abort()
+
+    run(test)
+
+
 def failure(ended: list[object]) -> LoadFailed:
     (event,) = ended
     assert isinstance(event, LoadFailed)
@@ -318,7 +340,7 @@ def test_file_that_changes_on_the_gateway_meanwhile_fails_the_load(tmp_path: Pat
     (Path(path) / "weights").write_bytes(os.urandom(SIZE))
     listed = {each.path: (each.size, found.st_mtime_ns, each.sha256) for each in kept.files}
     os.utime(Path(path) / "weights", ns=(found.st_atime_ns, found.st_mtime_ns))
-    place.source = ModelSource(place.models, ORIGIN, lambda _: listed)
+    place.source = ModelSource(place.models, ORIGIN, lambda _: listed, dict)
 
     async def test() -> None:
         async with place.worker() as (there, sending):

@@ -262,7 +262,8 @@ def test_load_leaves_once_its_files_are_there_and_fails_where_they_cannot_be(
         ):
             place = StandInNode(gateway)
             place.files = None if fails else sending
-            folders, source = WorkFolders(tmp_path / "work"), ModelSource(models, "", lambda _: {})
+            folders = WorkFolders(tmp_path / "work")
+            source = ModelSource(models, "", lambda _: {}, dict)
             worker = RemoteWorker("w", lambda _: place, folders, tmp_path / "uploads", source)
             worker.watch(lambda: None)
             worker.lend(spec)

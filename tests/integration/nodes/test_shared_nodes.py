@@ -16,6 +16,7 @@ from tests.support.left_processes import no_process_left
 from tests.support.scheduling_rig import Rig, answer, idle, job
 from tests.support.wait import until
 from workers.nodes.folder import AgentFolder
+from workers.nodes.models.source import ModelSource
 
 MOST = 5_000_000_000  #: bytes; a node's card has 8
 LITTLE = 2_000_000_000
@@ -48,14 +49,20 @@ Test = Callable[[Gateway, Gateway], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def gateway(root: Path, agents: dict[str, AgentProcess], models: dict[str, Any]) -> Any:
-    async with cluster_of(root, StaticAgents(agents)) as cluster:
+async def gateway(
+    root: Path,
+    agents: dict[str, AgentProcess],
+    models: dict[str, Any],
+    source: ModelSource | None = None,
+) -> Any:
+    static = StaticAgents(agents)
+    async with cluster_of(root, static, source=source) as cluster:
         fakes = {name: {"engine": "fake", **own} for name, own in models.items()}
         workers = {"heartbeat_timeout": 20, "spare": False}
         rig = Rig(root, {"models": fakes, "workers": workers}, cluster, cluster.devices)
         watch = [asyncio.create_task(rig.operations.watch()), asyncio.create_task(_look(rig))]
         try:
-            yield Gateway(rig, agents)
+            yield Gateway(rig, static.agents)
         finally:
             for task in watch:
                 task.cancel()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workers.framing import BadFrame
 from workers.nodes.files import in_thread
-from workers.nodes.link import Link, decode
+from workers.nodes.link import Link, LinkLost, decode
 from workers.nodes.messages import Kind, Need, OpenWorker, Refused, Stored, StoreFacts, Trees
 from workers.nodes.models.parts import Damaged, NoRoom, Part
 from workers.nodes.models.store import NodeModels, Stay
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _TELL_SECONDS = 0.5
 _WAIT_SECONDS = 0.25  #: between two looks at what others bring
+_SILENT_SECONDS = 120.0  #: as long as a gateway may pause that has a worker here
 _DRAIN_SECONDS = 10.0  #: that a gateway has to hear why its files are not taken
 
 
@@ -141,7 +142,7 @@ class WorkerModels:
             if part.have < part.size:
                 link.tell(Kind.NEED, Need(part.sha256, part.have))
             while part.have < part.size:
-                kind, piece = await link.receive()
+                kind, piece = await _next_piece(link)
                 if kind != Kind.DATA or not piece or len(piece) > part.size - part.have:
                     raise BadFrame("the pieces of a model's file are not as it was announced")
                 await in_thread(part.add, piece)
@@ -167,6 +168,16 @@ class WorkerModels:
             await in_thread(self._models.end, stay)
         except OSError as error:
             log.warning("a copy of %s may stay: %s", stay.tree.source, error.strerror)
+
+
+async def _next_piece(link: Link) -> tuple[Kind, bytes]:
+    """Wait for what was asked for. Raises LinkLost for a gateway that stands still: others may wait
+    for this very content, which they could bring."""
+    try:
+        async with asyncio.timeout(_SILENT_SECONDS):
+            return await link.receive()
+    except TimeoutError:
+        raise LinkLost(f"nothing has come for {_SILENT_SECONDS:g} s") from None
 
 
 class Deliveries:

@@ -9,6 +9,7 @@ it or others need its room: those go first that have been unused for longest.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -25,11 +26,13 @@ from workers.nodes.models.parts import NoRoom, Part, sync
 from workers.nodes.models.trees import key_of
 
 _LENT, _GONE = "lent-", ".gone-"
+_WHOLE = "whole"  #: a file in a folder whose files have all come
 #: seconds that changes of others may take: an agent that was stopped would hold all up
 _LOCK_SECONDS, _LOCK_PAUSE = 30.0, 0.02
 _PART_SECONDS = 7 * 86_400.0  #: that a part is kept which nobody has gone on with
 #: of the disk, what stays free: a twentieth, and at most so many bytes
 _KEPT_PART, _MOST_KEPT = 20, 1 << 30
+_MOST_TOLD = 1 << 19  #: bytes of names in what a gateway is told, which has other facts beside them
 
 
 @dataclass(eq=False)
@@ -93,7 +96,7 @@ class NodeModels:
             try:
                 (folder / "tree").write_bytes(msgspec.msgpack.encode(tree))
                 (folder / "origins" / (origin or "any")).write_text(tree.source)
-                self._link(stay)
+                self._link(stay.tree, stay.folder)
                 for sha256, size in self._lacks(tree).items():
                     if (part := Part.take(self._parts, sha256, size)) is not None:
                         stay.parts[sha256] = part
@@ -109,11 +112,14 @@ class NodeModels:
         """Take over what others have brought since, and the parts that they have given up; True
         once nothing is missing. Raises NoRoom or OSError."""
         with self._locked():
-            self._link(stay)
+            self._link(stay.tree, stay.folder)
             missing = self._lacks(stay.tree)
             for sha256, size in missing.items():
                 if sha256 not in stay.parts and (part := Part.take(self._parts, sha256, size)):
                     stay.parts[sha256] = part
+            if not missing:
+                with contextlib.suppress(OSError):  # without it the files serve as well
+                    (stay.folder / _WHOLE).touch(mode=0o600)
             return not missing
 
     def keep(self, stay: Stay, part: Part) -> None:
@@ -121,7 +127,7 @@ class NodeModels:
         part.check()
         with self._locked():
             part.become(self._blob(part.sha256))
-            self._link(stay)
+            self._link(stay.tree, stay.folder)
         stay.parts.pop(part.sha256, None)
 
     def bytes_of(self, stay: Stay) -> int:
@@ -165,14 +171,29 @@ class NodeModels:
     # ---- for gateways ---------------------------------------------------------------------------
 
     def facts(self, origin: str) -> StoreFacts:
-        """Return how much is stored, and what of it came from one store. Raises OSError."""
-        held = []
+        """Return how much is stored, what came from one store, and what has come whole from any.
+
+        Raises OSError.
+        """
+        held = itertools.islice(self._held(origin), MOST_TREES if origin else 0)
+        whole = (each.name for each in self._folders() if (each / _WHOLE).exists())
+        return StoreFacts(
+            bytes=sum(self._sizes()),
+            most=self.max_bytes,
+            held=tuple(held),
+            whole=tuple(itertools.islice(whole, MOST_TREES)),
+        )
+
+    def _held(self, origin: str) -> Iterator[HeldTree]:
+        """Yield what came from one store, as far as a frame holds it."""
+        left = _MOST_TOLD
         for folder in self._folders():
             with contextlib.suppress(OSError, ValueError):
                 source = (folder / "origins" / origin).read_text()
-                held.append(HeldTree(source, folder.name))
-        own = tuple(held[:MOST_TREES]) if origin else ()
-        return StoreFacts(bytes=sum(self._sizes()), most=self.max_bytes, held=own)
+                left -= len(source.encode())
+                if left < 0:
+                    return
+                yield HeldTree(source, folder.name)
 
     def drop(self, keys: tuple[str, ...], origin: str) -> None:
         """Remove what a store has no use for any more, at once or when no worker has it open.
@@ -207,19 +228,19 @@ class NodeModels:
         contents = _contents(tree).items()
         return {sha256: size for sha256, size in contents if not self._blob(sha256).exists()}
 
-    def _link(self, stay: Stay) -> None:
+    def _link(self, tree: Tree, folder: Path) -> None:
         """Give each file whose content is there its name."""
         made = set()
-        for each in stay.tree.files:
-            target = stay.folder / "files" / each.path
+        for each in tree.files:
+            target = folder / "files" / each.path
             if target.exists():
                 continue
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # it is to come
                 os.link(self._blob(each.sha256), target)
                 made.add(target.parent)
-        for folder in made:
-            sync(folder)
+        for parent in made:
+            sync(parent)
 
     def _make_room(self, stay: Stay) -> None:
         """Remove what has been unused for longest until all that is to come has room. Raises
@@ -274,14 +295,11 @@ class NodeModels:
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        contents: dict[str, int] = {}
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            tree = msgspec.msgpack.decode((path / "tree").read_bytes(), type=Tree)
-            contents = _contents(tree)
+        tree = _tree_of(path)
         gone = path.with_name(f"{_GONE}{secrets.token_hex(8)}")
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        for sha256 in contents:
+        for sha256 in _contents(tree) if tree is not None else ():
             self._drop_blob(self._blob(sha256))
 
     def _drop_blob(self, blob: Path) -> None:
@@ -293,8 +311,11 @@ class NodeModels:
         """Remove what processes that were killed have left, and nobody can go on with."""
         for each in self._trees.glob(f"{_GONE}*"):
             shutil.rmtree(each, ignore_errors=True)
-        for folder in self._trees.iterdir():
+        for folder in list(self._trees.iterdir()):
             self._remove_unwanted(folder)
+            with contextlib.suppress(OSError):  # then it comes again
+                if (tree := _tree_of(folder)) is not None:
+                    self._link(tree, folder)
         for blob in self._blobs.glob("*/*"):
             self._drop_blob(blob)
         now = time.time()
@@ -317,6 +338,13 @@ class NodeModels:
         for path in [*self._blobs.glob("*/*"), *(path for path, _ in self._parts_there())]:
             with contextlib.suppress(OSError):
                 yield path.stat().st_size
+
+
+def _tree_of(folder: Path) -> Tree | None:
+    """Read what a folder is to have; None if it does not tell."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.msgpack.decode((folder / "tree").read_bytes(), type=Tree)
+    return None
 
 
 def _contents(tree: Tree) -> dict[str, int]:

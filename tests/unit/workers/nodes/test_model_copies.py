@@ -12,10 +12,16 @@ import msgspec
 import pytest
 
 from workers.framing import BadFrame
-from workers.nodes.messages import HeldTree, Tree, TreeFile
+from workers.nodes.messages import HeldTree, StoreFacts, Tree, TreeFile
 from workers.nodes.models import store
 from workers.nodes.models.parts import Damaged, NoRoom
-from workers.nodes.models.source import ModelSource, SourceChanged
+from workers.nodes.models.source import (
+    NOT_COMPARED,
+    Compared,
+    ModelSource,
+    SourceChanged,
+    StoredModel,
+)
 from workers.nodes.models.store import NodeModels, Stay
 from workers.nodes.models.trees import check_tree, key_of
 
@@ -67,6 +73,8 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     (part,) = stay.parts.values()
     part.resume()
     part.add(b"0123")
+    assert models.facts(ONE).held == (HeldTree("/a", stay.folder.name),)
+    assert models.facts(ONE).whole == ()
     stay.close()  # as the end of its process does
     again = NodeModels(tmp_path / "m", None)
     stay = again.begin(tree, ONE)
@@ -80,6 +88,25 @@ def test_part_is_gone_on_with_and_a_damaged_one_begins_again(tmp_path: Path) -> 
     part.add(b"0123456789")
     again.keep(stay, part)
     assert (stay.path / "weights").read_bytes() == b"0123456789"
+    assert again.claim(stay)
+    again.end(stay)
+    assert models.facts(ONE).whole == models.facts(OTHER).whole == (stay.folder.name,)
+
+
+def test_content_that_was_whole_as_its_agent_was_killed_does_not_come_again(
+    tmp_path: Path,
+) -> None:
+    models, tree = NodeModels(tmp_path / "m", None), tree_of("/a", weights=b"0123")
+    stay = models.begin(tree, ONE)
+    (part,) = stay.parts.values()
+    part.add(b"0123")
+    part.check()
+    part.become(tmp_path / "m/blobs" / part.sha256[:2] / part.sha256)
+    stay.close()  # before the file got its name
+    again = NodeModels(tmp_path / "m", None)
+    stay = again.begin(tree, ONE)
+    assert again.claim(stay)
+    assert (stay.path / "weights").read_bytes() == b"0123"
     again.end(stay)
 
 
@@ -196,6 +223,17 @@ def test_folder_goes_once_no_store_wants_it_and_no_worker_has_it_open(tmp_path: 
     assert not stay.folder.exists()
 
 
+def test_folders_with_long_names_are_told_as_far_as_a_frame_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_MOST_TOLD", 2500)
+    models = NodeModels(tmp_path / "m", None)
+    for each in "abc":
+        models.end(brought(models, f"/{each}" * 500, weights=each.encode()))
+    assert len(models.facts(ONE).held) == 2
+    assert models.facts(ONE).bytes == 3
+
+
 def test_what_jobs_name_is_lent_to_one_worker_and_goes_with_it(tmp_path: Path) -> None:
     models = NodeModels(tmp_path / "m", None)
     lent, stay = models.lend(), brought(models, "lora", weights=b"w")
@@ -236,11 +274,11 @@ def test_source_takes_hashes_of_the_manifest_for_files_that_are_as_it_lists_them
 ) -> None:
     root = tmp_path / "models"
     (root / "m/sub").mkdir(parents=True)
-    for name in ("sub/a", "b"):
+    for name in ("sub/a", "b", "left by a program"):
         (root / "m" / name).write_bytes(b"12")
     time_of_a = (root / "m/sub/a").stat().st_mtime_ns
     listed = {"sub/a": (2, time_of_a, "a" * 64), "b": (2, 5, "b" * 64)}
-    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {})
+    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {}, dict)
     tree, paths = source.tree(str(root / "m"))
     digest = hashlib.sha256(b"12").hexdigest()
     assert {(each.path, each.sha256) for each in tree.files} == {("sub/a", "a" * 64), ("b", digest)}
@@ -251,20 +289,39 @@ def test_source_takes_hashes_of_the_manifest_for_files_that_are_as_it_lists_them
         source.tree(str(root / "none"))
 
 
-def test_source_wants_what_its_manifests_list_and_nothing_that_is_gone(tmp_path: Path) -> None:
+def test_source_wants_what_its_manifests_list_and_knows_it_whoever_brought_it(
+    tmp_path: Path,
+) -> None:
     root, voice = tmp_path / "models", tmp_path / "voice"
     (root / "m").mkdir(parents=True)
     voice.touch()
     listed = {"a": (2, 1, "a" * 64)}
-    source = ModelSource(root, ONE, lambda folder: listed if folder == root / "m" else {})
+    models = {str(root / each): StoredModel(each, 1) for each in ("m", "alike", "other")}
+    read = []
+
+    def manifest_of(top: Path) -> dict[str, tuple[int, int, str]]:
+        read.append(top)
+        return listed if top in (root / "m", root / "alike") else {}
+
+    source = ModelSource(root, ONE, manifest_of, lambda: models)
     current = key_of([TreeFile("a", 2, "a" * 64)])
-    held = [
+    held = (
         HeldTree(str(root / "m"), current),
         HeldTree(str(root / "m"), "1" * 32),  # as it was before it was pulled again
         HeldTree(str(root / "gone"), "2" * 32),
         HeldTree(str(voice), "3" * 32),
+    )
+    half = StoreFacts(bytes=1, held=held, whole=("1" * 32, "3" * 32))
+    from_another = StoreFacts(bytes=1, whole=(current,))
+    assert source.compare([half, from_another]) == [
+        Compared(frozenset(), ("1" * 32, "2" * 32)),
+        Compared(frozenset({"m", "alike"}), ()),
     ]
-    assert source.unwanted(tuple(held)) == ("1" * 32, "2" * 32)
+    read.clear()
+    models[str(root / "m")] = StoredModel("m", 2)
+    listed = {"a": (2, 1, "b" * 64)}
+    assert source.compare([from_another])[0].copied == {"alike"}
+    assert root / "alike" not in read, "its manifest is not new"
     (root / "m").rmdir()
     root.rmdir()  # its disk is not mounted
-    assert source.unwanted(tuple(held)) == ()
+    assert source.compare([half]) == [NOT_COMPARED]
