@@ -17,6 +17,7 @@ from bitinglip.upstreams.answer_memory import MOST_ANSWER, AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import FilePart, Form
 from bitinglip.upstreams.http import (
+    Body,
     NothingSent,
     error_of,
     event_data,
@@ -176,11 +177,11 @@ class UpstreamClient:
         async def read(answer: aiohttp.ClientResponse) -> ImageDone:
             return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
 
-        path, fields = image_request(job, self._model)
-        body: bytes | Form
         if job.image is None:
-            body = encoded(fields)
+            aside = len(job.prompt) + len(job.negative_prompt or "") > LONG
+            path, body = await _made(image_request, job, self._model, aside=aside)
         else:
+            path, fields, _ = image_request(job, self._model)
             body = await asyncio.to_thread(edit_form, job, fields)
         return await self._ask(self.servers.order(), path, body, job.trace, read)
 
@@ -188,7 +189,7 @@ class UpstreamClient:
         self,
         order: Sequence[Server],
         path: str,
-        body: bytes | Form,
+        body: Body,
         trace: str | None,
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
     ) -> T:
@@ -225,7 +226,7 @@ class UpstreamClient:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, server: Server, path: str, body: bytes | Form, headers: dict[str, str]
+        self, server: Server, path: str, body: Body, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; raises NothingSent, or Refused for an answer that is an error."""
         answer = await send(self._http, f"{server.url}/{path}", body, headers, self._timeout)
@@ -265,15 +266,15 @@ class UpstreamClient:
 
 async def _made(
     make: Callable[[J, str], Request], job: J, model: str, *, aside: bool = False
-) -> tuple[str, bytes]:
+) -> tuple[str, Body]:
     """Return the path and the body of a request. Raises Refused.
 
     ``aside``: that takes too long for the event loop.
     """
 
-    def made() -> tuple[str, bytes]:
-        path, body = make(job, model)
-        return path, encoded(body)
+    def made() -> tuple[str, Body]:
+        request = make(job, model)
+        return request.path, encoded(request)
 
     return await asyncio.to_thread(made) if aside else made()
 

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import certifi
@@ -14,7 +14,6 @@ from aiohttp.connector import AddrInfoType
 
 from bitinglip import __version__
 from bitinglip.upstreams.answer import BadAnswer
-from bitinglip.upstreams.form import Form
 
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity", "user-agent": f"bitinglip/{__version__}"}
@@ -61,10 +60,27 @@ class NothingSent(Exception):
     """A server did not take the request: another one may be asked."""
 
 
+class Body(Protocol):
+    """Is the body of one request, which is made as it is sent; each reading begins anew."""
+
+    content_type: str
+
+    async def length(self) -> int:
+        """Return how many bytes it has. Raises OSError."""
+        ...
+
+    def parts(self) -> AsyncIterator[bytes | memoryview]:
+        """Yield it in parts that are small beside what the event loop has time for.
+
+        Raises OSError.
+        """
+        ...
+
+
 async def send(
     http: aiohttp.ClientSession,
     url: str,
-    body: bytes | Form,
+    body: Body,
     headers: dict[str, str],
     limits: aiohttp.ClientTimeout,
 ) -> aiohttp.ClientResponse:
@@ -75,13 +91,9 @@ async def send(
     """
     patience = limits.sock_read or 0.0
     async with asyncio.timeout(None) as silence:
-        if isinstance(body, Form):
-            length = str(await body.length())
-            headers = headers | {"content-type": body.content_type, "content-length": length}
-            content: bytes | AsyncIterator[bytes] = _within(body.parts(), silence, patience)
-        else:
-            headers, content = headers | {"content-type": "application/json"}, body
-            _expect(silence, patience + (limits.connect or 0.0))
+        length = str(await body.length())
+        headers = headers | {"content-type": body.content_type, "content-length": length}
+        content = _within(body.parts(), silence, patience)
         try:
             return await http.post(
                 url, data=content, headers=headers, timeout=limits, allow_redirects=False
@@ -91,8 +103,8 @@ async def send(
 
 
 async def _within(
-    parts: AsyncIterator[bytes], silence: asyncio.Timeout, patience: float
-) -> AsyncIterator[bytes]:
+    parts: AsyncIterator[bytes | memoryview], silence: asyncio.Timeout, patience: float
+) -> AsyncIterator[bytes | memoryview]:
     """Yield the parts of a body; each that was taken is a sign of life."""
     async for part in parts:
         with contextlib.suppress(RuntimeError):  # its answer has begun, before the body was read

@@ -7,7 +7,7 @@ accounting and metrics are the same for models here and elsewhere.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,7 @@ from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.servers import Server, Servers
 from workers.engines.base import Refused
-from workers.framing import BadFrame, checked_frame, decode_commands, encode_frame
+from workers.framing import BadFrame, checked_frame, encode_frame
 from workers.protocol import (
     Cancel,
     Cancelled,
@@ -99,10 +99,10 @@ class UpstreamWorker:
     def lend(self, spec: Load) -> None:
         """Do nothing: its memory is elsewhere."""
 
-    def send(self, command: bytes) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         if self._code is not None:
             return
-        for each in decode_commands(command):
+        for each in commands:
             self._take(each)
 
     def kill(self) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -136,9 +136,10 @@ class RemoteWorker:
         if self._running is None and self._code is None:
             self._running = asyncio.create_task(self._run(spec))
 
-    def send(self, command: bytes) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         if self._code is not None:
             return
+        command = encode_commands(commands)
         self._expected.sent(command)
         if self._link is not None and self._sending is None and not self._names_files(command):
             self._link.send(Kind.COMMANDS, command)

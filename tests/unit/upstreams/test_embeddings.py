@@ -21,7 +21,7 @@ def answer(*vectors: object, **more: object) -> bytes:
 
 
 def test_embedding_request_asks_for_what_the_job_wants() -> None:
-    path, body = embedding_request(JOB, "there")
+    path, body, _ = embedding_request(JOB, "there")
     assert path == "embeddings"
     assert body == {
         "model": "there",
@@ -71,7 +71,7 @@ def ranking(*scores: object, **more: object) -> bytes:
 
 
 def test_rerank_request_asks_for_the_scores_of_all_documents() -> None:
-    path, body = embedding_request(RANKED, "there")
+    path, body, _ = embedding_request(RANKED, "there")
     assert path == "rerank"
     assert body == {
         "model": "there",

@@ -37,7 +37,7 @@ def answer(*pictures: bytes) -> bytes:
 
 
 def test_image_request_asks_for_what_the_job_wants() -> None:
-    path, body = image_request(job(seeds=(7, 8)), "m")
+    path, body, _ = image_request(job(seeds=(7, 8)), "m")
     assert path == "images/generations"
     assert body == {
         "model": "m",
@@ -77,7 +77,7 @@ def test_image_request_that_no_field_can_ask_for_is_refused_by_name(
 
 def test_image_request_from_a_picture_whose_file_is_gone_is_refused(tmp_path: Path) -> None:
     gone = job(image=str(tmp_path / "gone"), strength=0.5)
-    path, body = image_request(gone, "m")
+    path, body, _ = image_request(gone, "m")
     assert (path, body["strength"]) == ("images/edits", 0.5)
     with pytest.raises(Refused) as refused:
         edit_form(gone, body)

@@ -54,7 +54,7 @@ def received(
 
 
 def test_speech_request_asks_for_what_the_job_wants() -> None:
-    path, body = speech_request(job(), "m")
+    path, body, _ = speech_request(job(), "m")
     assert path == "audio/speech"
     assert body == {"model": "m", "input": "so it is", "response_format": "wav", "seed": 7}
     given: dict[str, Any] = {

@@ -16,7 +16,7 @@ from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.framing import FrameReader, encode_commands
+from workers.framing import FrameReader
 from workers.protocol import (
     Cancel,
     Cancelled,
@@ -82,7 +82,7 @@ async def until(worker: UpstreamWorker, last: type[Event]) -> list[Event]:
 
 
 def send(worker: UpstreamWorker, *commands: Command) -> None:
-    worker.send(encode_commands(commands))
+    worker.send(commands)
 
 
 async def ended(worker: UpstreamWorker) -> None:
