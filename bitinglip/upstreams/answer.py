@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitinglip.work.sizes import CHARACTERS_PER_TOKEN
 from workers.protocol import (
     Event,
     FinishReason,
@@ -61,13 +62,27 @@ class AnswerReader:
         tokens = job.sampling.max_tokens * job.choices
         self._pieces_left = _MOST_PIECES + _PIECES_PER_TOKEN * tokens
         self._text_left = _MOST_TEXT
+        self._likely_prompt = 0
         #: what the answer may have, with all that is no text of it
         self.most_bytes = _CHARACTER_BYTES * _MOST_TEXT + _PIECE_BYTES * self._pieces_left
 
+    def begin(self, prompt_tokens: int) -> None:
+        """Note that a server has taken the request, and how many tokens its prompt may have."""
+        self._likely_prompt = prompt_tokens
+
     @property
-    def pieces(self) -> int:
-        """Return the number of pieces of the answer so far: about as many tokens."""
-        return sum(choice.pieces for choice in self._choices)
+    def used(self) -> tuple[int, int]:
+        """Return the tokens of the prompt and of the answer so far.
+
+        They are estimated where the server does not tell, or not yet: a client that leaves before
+        the last event has had the answer, too.
+        """
+        pieces = sum(choice.pieces for choice in self._choices)
+        made = max(pieces, round((_MOST_TEXT - self._text_left) / CHARACTERS_PER_TOKEN))
+        return (
+            _count(self._usage, "prompt_tokens") or self._likely_prompt,
+            _count(self._usage, "completion_tokens") or made,
+        )
 
     def take(self, chunk: Any) -> list[Event]:
         """Return the events of a chunk. Raises BadAnswer, also for more than the job allows."""
@@ -87,11 +102,12 @@ class AnswerReader:
         if any(choice.finish is None for choice in self._choices):
             raise BadAnswer("The upstream's answer ended before its end.")
         details = self._usage.get("prompt_tokens_details")
+        prompt, completion = self.used
         return TextDone(
             id=self._job.id,
             choices=tuple(_text_choice(choice) for choice in self._choices),
-            prompt_tokens=_count(self._usage, "prompt_tokens"),
-            completion_tokens=_count(self._usage, "completion_tokens") or self.pieces,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
             cached_tokens=_count(details, "cached_tokens") if isinstance(details, dict) else 0,
         )
 

@@ -21,6 +21,7 @@ from bitinglip.upstreams.http import (
     NothingSent,
     error_of,
     event_data,
+    is_clients,
     message_of,
     reason_of,
     send,
@@ -34,6 +35,7 @@ from bitinglip.upstreams.transcripts import (
     transcript_fields,
     transcript_path,
 )
+from bitinglip.work.text import likely_prompt_tokens
 from workers.codes import Code
 from workers.engines.base import Refused
 from workers.protocol import (
@@ -133,10 +135,18 @@ class UpstreamClient:
         Raises Refused. A request goes to another server only if the first one did not take it.
         """
 
+        prompt_tokens = 0
+
+        def made(job: TextJob, model: str) -> Request:
+            nonlocal prompt_tokens
+            prompt_tokens = likely_prompt_tokens(job)
+            return request_of(job, model)
+
         async def read(answer: aiohttp.ClientResponse) -> TextDone:
+            reader.begin(prompt_tokens)
             return await self._read(answer, reader, tell)
 
-        path, body = await _made(request_of, job, self._model, aside=takes_long(job))
+        path, body = await _made(made, job, self._model, aside=takes_long(job))
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
@@ -251,7 +261,8 @@ class UpstreamClient:
                 chunk = _chunk(data)
                 if isinstance(chunk, dict) and chunk.get("error"):
                     message = self._tellable(message_of(chunk))
-                    raise Refused("INFERENCE_FAILED", message or "The server gave no reason.")
+                    code: Code = "INVALID_REQUEST" if is_clients(chunk) else "INFERENCE_FAILED"
+                    raise Refused(code, message or "The server gave no reason.")
                 events += reader.take(chunk)
             if events:
                 await tell(events)

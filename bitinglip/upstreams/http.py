@@ -191,3 +191,12 @@ def message_of(body: Any) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     told = error.get("message") if isinstance(error, dict) else error
     return told if isinstance(told, str) else ""
+
+
+def is_clients(body: dict[str, Any]) -> bool:
+    """Return whether an error is by what the client asked for, in OpenAI's form.
+
+    So is a text that is not of the form that was asked for, which is known at its end.
+    """
+    error = body.get("error")
+    return isinstance(error, dict) and error.get("type") == "invalid_request_error"

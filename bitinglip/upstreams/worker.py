@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.client import UpstreamClient
@@ -182,10 +183,12 @@ class UpstreamWorker:
                 assert reader is not None
                 final = await self._client.run(job, reader, self._pass_on)
         except asyncio.CancelledError:
-            made = 0 if reader is None else reader.pieces
-            final = Cancelled(id=job.id, completion_tokens=made)
+            prompt, made = (0, 0) if reader is None else reader.used
+            final = Cancelled(id=job.id, prompt_tokens=prompt, completion_tokens=made)
         except Refused as error:
-            final = error.final(job.id)
+            prompt, made = (0, 0) if reader is None else reader.used
+            failed = error.final(job.id)
+            final = replace(failed, prompt_tokens=prompt, completion_tokens=made)
         except Exception:  # the edge of a job: each has a final event, whatever the server sends
             log.exception("an upstream's answer could not be used")
             text = "The answer of the server that this model stands for could not be used."

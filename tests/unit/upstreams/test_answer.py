@@ -45,6 +45,19 @@ def test_answer_of_a_completion_without_usage_is_counted_by_its_pieces() -> None
     assert (reader.done().text, reader.done().completion_tokens) == ("ab", 2)
 
 
+def test_answer_that_breaks_off_has_used_what_its_prompt_and_its_text_are_likely_to_have() -> None:
+    """A client could leave before the last event, which alone tells the tokens."""
+    reader = AnswerReader(job())
+    assert reader.used == (0, 0), "no server has taken it"
+    reader.begin(prompt_tokens=70)
+    reader.take(chunk(content="a"))
+    assert reader.used == (70, 1)
+    reader.take(chunk(content="long " * 80))
+    assert reader.used == (70, 100), "a server may send many tokens at once"
+    reader.take({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 5}})
+    assert reader.used == (4, 5)
+
+
 def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
     reader = AnswerReader(job())
     first = {"index": 0, "id": "c", "function": {"name": "look", "arguments": '{"a'}}

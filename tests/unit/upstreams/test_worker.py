@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer_memory import AnswerMemory
@@ -98,6 +99,36 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
             send(worker, JOB, Cancel("j"))
             assert (await until(worker, Cancelled))[1:] == [Cancelled(id="j")]
             await ended(worker)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_text_that_does_not_come_to_its_end_tells_what_it_has_cost(leaves: bool) -> None:
+    """A client could have texts for nothing: with a schema that none is of, or leaving early."""
+    late = b'data: {"error": {"message": "no form", "type": "invalid_request_error"}}\n\n'
+    job = replace(JOB, prompt="word" * 100, stream=leaves)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(PIECE if leaves else PIECE + late)
+        await writer.drain()
+        while leaves and not writer.is_closing():
+            writer.write(b": here\n")
+            await asyncio.sleep(0.01)
+
+    async def check() -> None:
+        async with serving(answer) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
+            send(worker, job)
+            if leaves:
+                await until(worker, TextDelta)
+                send(worker, Cancel("j"))
+            final = (await until(worker, Cancelled if leaves else Failed))[-1]
+            assert isinstance(final, Cancelled if leaves else Failed)
+            assert (final.prompt_tokens, final.completion_tokens) == (100, 2500)
+            assert isinstance(final, Cancelled) or final.code == "INVALID_REQUEST"
+            await ended(worker)
+            await asyncio.sleep(0.05)  # for the end of the connection
 
     asyncio.run(check())
 
