@@ -31,6 +31,7 @@ from bitinglip.upstreams.request import LONG, Request, encoded, request_of, take
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
+    MOST_TRANSCRIPT,
     transcript_done,
     transcript_fields,
     transcript_path,
@@ -163,7 +164,7 @@ class UpstreamClient:
         """Run a transcription job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> TranscriptionDone:
-            return await self._memory.read(answer, MOST_ANSWER, partial(transcript_done, job))
+            return await self._memory.read(answer, MOST_TRANSCRIPT, partial(transcript_done, job))
 
         path = transcript_path(job)
         file = FilePart("file", Path(job.path), "audio")
@@ -242,7 +243,7 @@ class UpstreamClient:
         answer = await send(self._http, f"{server.url}/{path}", body, headers, self._timeout)
         try:
             if answer.status != 200:
-                message = self._tellable(await error_of(answer))
+                message = self._tellable(await error_of(answer), answer)
                 refused = _refused(answer.status, message)
                 if answer.status in _ELSEWHERE:
                     raise NothingSent from refused
@@ -258,9 +259,10 @@ class UpstreamClient:
         async for lines in event_data(answer, reader.most_bytes):
             events: list[Event] = []
             for data in lines:
-                chunk = _chunk(data)
+                long = len(data) > LONG
+                chunk = await asyncio.to_thread(_chunk, data) if long else _chunk(data)
                 if isinstance(chunk, dict) and chunk.get("error"):
-                    message = self._tellable(message_of(chunk))
+                    message = self._tellable(message_of(chunk), answer)
                     code: Code = "INVALID_REQUEST" if is_clients(chunk) else "INFERENCE_FAILED"
                     raise Refused(code, message or "The server gave no reason.")
                 events += reader.take(chunk)
@@ -268,10 +270,14 @@ class UpstreamClient:
                 await tell(events)
         return reader.done()
 
-    def _tellable(self, message: str) -> str:
-        """Return a server's message as a client may read it: without our key, and as text."""
-        if self._key:
-            message = message.replace(self._key, "***")
+    def _tellable(self, message: str, answer: aiohttp.ClientResponse) -> str:
+        """Return a server's message as a client may read it: as text, and without our key and its
+        address."""
+        host = answer.url.host or ""
+        address = host if "." in host or ":" in host else ""  # else it may be any word
+        for secret in (self._key, answer.url.authority, address):
+            if secret:
+                message = message.replace(secret, "***")
         return message.encode(errors="replace").decode()
 
 

@@ -23,6 +23,7 @@ _MOST_LINE = 1 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _ERROR_SECONDS = 5.0  #: for which an error is read: the job may go to another server
 _DONE = b"[DONE]"  #: the data of the last event
+_TURN = 128  #: events of an answer, after which others on the event loop have theirs
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
 
 
@@ -113,7 +114,7 @@ async def _within(
 
 
 async def event_data(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator[list[bytes]]:
-    """Yield the data of server-sent events until the last, those together that came together.
+    """Yield the data of server-sent events until the last, some of those that came together.
 
     Raises BadAnswer, also for an answer of more than ``most`` bytes: comments are some, too.
     """
@@ -130,7 +131,12 @@ async def event_data(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator
         *lines, rest = rest.split(b"\n")
         found = [bytes(line[5:].strip()) for line in lines if line.startswith(b"data:")]
         is_last = _DONE in found
-        yield found[: found.index(_DONE)] if is_last else found
+        if is_last:
+            del found[found.index(_DONE) :]
+        for at in range(0, len(found), _TURN):
+            if at:
+                await asyncio.sleep(0)
+            yield found[at : at + _TURN]
         if is_last:
             await _skip(answer)
             return

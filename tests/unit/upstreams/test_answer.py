@@ -9,7 +9,7 @@ from workers.protocol import Sampling, TextDelta, TextJob, ToolCall
 
 
 def job(**fields: Any) -> TextJob:
-    return TextJob(id="j", prompt="p", sampling=Sampling(max_tokens=9), **fields)
+    return TextJob(id="j", prompt="p", **{"sampling": Sampling(max_tokens=9), **fields})
 
 
 def chunk(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_answer_that_ends_early_is_no_answer() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_answer_without_an_end_is_given_up(stream: bool) -> None:
-    reader = AnswerReader(job(stream=stream))
+    reader = AnswerReader(job(stream=stream, sampling=Sampling(max_tokens=1 << 20)))
     piece = chunk(content="a" * (1 << 20))
     for _ in range(15):
         reader.take(piece)
@@ -116,7 +116,7 @@ def test_answer_without_an_end_is_given_up(stream: bool) -> None:
 
 
 def test_answer_of_endless_names_of_tools_is_given_up() -> None:
-    reader = AnswerReader(job())
+    reader = AnswerReader(job(sampling=Sampling(max_tokens=1 << 20)))
 
     def call(number: int) -> dict[str, Any]:
         named = {"index": number, "id": "c", "function": {"name": "n" * (1 << 20)}}

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.framing import FrameReader
+from workers.framing import FrameReader, checked_frame
 from workers.protocol import (
     Cancel,
     Cancelled,
     Command,
+    Ends,
     Event,
     Failed,
     Job,
@@ -149,7 +151,7 @@ def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
     async def check() -> None:
         async with serving(flood) as url, open_http() as http:
             worker = stand_in(http, Upstream(url=[url]))
-            send(worker, JOB)
+            send(worker, replace(JOB, sampling=Sampling(max_tokens=1 << 16)))
             before = -1
             while not sent or sent != before:
                 before = sent
@@ -162,6 +164,43 @@ def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
             await ended(worker)
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_long_answer_is_encoded_beside_the_event_loop_and_ends_once(
+    monkeypatch: pytest.MonkeyPatch, long: bool, leaves: bool
+) -> None:
+    at, threads = asyncio.Event(), list[bool]()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def noted(events: Sequence[Event]) -> bytes:
+        if isinstance(events[0], TextDone):
+            threads.append(threading.current_thread() is not threading.main_thread())
+            loops[0].call_soon_threadsafe(at.set)
+        return checked_frame(events)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(PIECE * (7 if long else 1) + LAST)
+
+    async def check() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with serving(answer) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
+            send(worker, replace(JOB, sampling=Sampling(max_tokens=99), stream=False))
+            await at.wait()
+            if leaves:
+                send(worker, Cancel("j"))
+            finals, reader = list[Event](), FrameReader()
+            for _ in range(20):
+                finals += [each for each in told(worker, reader) if isinstance(each, Ends)]
+                await asyncio.sleep(0.01)
+            assert len(finals) == 1, finals
+            await ended(worker)
+
+    monkeypatch.setattr("bitinglip.upstreams.worker.checked_frame", noted)
+    asyncio.run(check())
+    assert threads == [long]
 
 
 def transcription(path: Path) -> TranscriptionJob:
