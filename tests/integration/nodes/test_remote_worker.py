@@ -31,6 +31,7 @@ from workers.nodes.models import sender
 from workers.nodes.models.source import ModelSource
 from workers.nodes.remote_worker import RemoteWorker
 from workers.protocol import (
+    Cancel,
     Cancelled,
     Command,
     CopyProgress,
@@ -39,7 +40,9 @@ from workers.protocol import (
     ImageJob,
     Load,
     LoadFailed,
+    Sampling,
     SpeechJob,
+    TextJob,
     TranscriptionJob,
 )
 
@@ -119,6 +122,25 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
         await until(lambda: worker.reap() is not None)
         assert (worker.reap(), worker.end and worker.end.cause) == (13, None)
         await until(lambda: worker.folder and len(list(worker.folder.iterdir())) == 2)
+
+    with_worker(tmp_path, test)
+
+
+def test_long_command_is_sent_in_pieces_and_others_follow_it(tmp_path: Path) -> None:
+    long = TextJob(id="l", prompt="word" * 2_000_000, sampling=Sampling(max_tokens=1))
+
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        await until(lambda: worker.pid == 7)
+        worker.send([long])
+        worker.send([Cancel(id="l")])
+        await asyncio.sleep(0.05)  # the node takes nothing yet, so a part of the frame has gone
+        worker.kill()
+        frames = [await node.receive() for _ in range(3)]
+        assert frames == [
+            (Kind.COMMANDS, encode_commands([long])),
+            (Kind.KILL, b""),
+            (Kind.COMMANDS, encode_commands([Cancel(id="l")])),
+        ]
 
     with_worker(tmp_path, test)
 

@@ -40,6 +40,8 @@ def test_embedding_answer_is_read_in_both_forms_and_any_order() -> None:
     for data in (numbers, json.dumps({"data": texts, "usage": usage}).encode()):
         done = embedding_done(JOB, data)
         assert (done.vectors, done.dimensions, done.prompt_tokens) == (ONE + TWO, 2, 7)
+    untold = embedding_done(JOB, answer([0.5, -1.0], [2.0, 0.25]))
+    assert untold.prompt_tokens > 0, "they are charged"
 
 
 @pytest.mark.parametrize(
