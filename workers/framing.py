@@ -146,8 +146,13 @@ def _packed(events: Sequence[Event], failed: dict[str, None]) -> Iterator[bytes]
 def _too_large(event: Event) -> Failed:
     if not isinstance(event, OfJob):
         raise ValueError(f"a message of the type {type(event).__name__} is too large to be sent")
-    text = "The answer is too large to be sent; ask for fewer tokens, or for less about each."
-    return Failed(id=event.id, code="INFERENCE_FAILED", message=text)
+    return Failed(
+        id=event.id,
+        code="INVALID_REQUEST",
+        message="The answer is too large to be sent; ask for fewer tokens, or for less about each.",
+        prompt_tokens=getattr(event, "prompt_tokens", 0),
+        completion_tokens=getattr(event, "completion_tokens", 0),
+    )
 
 
 def _framed(payload: bytes) -> bytes:

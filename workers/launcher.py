@@ -21,7 +21,7 @@ from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
 from workers.kept_memory import KeptMemory, Piece
-from workers.protocol import Confinement, Import, Load
+from workers.protocol import Command, Confinement, Import, Load
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,10 @@ class Handle(Protocol):
         """Have ``on_exit`` called on the event loop once the process has ended."""
         ...
 
-    def send(self, command: bytes) -> None: ...
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send it commands, in their order; does nothing if it has ended."""
+        ...
+
     def lend(self, spec: Load) -> None:
         """Lend it the memory that a load asks for, which is sent next."""
         ...
@@ -179,7 +182,7 @@ class SpawnLauncher:
             folder=str(folder) if folder is not None else None,
             lending=lent_through,
         )
-        worker.send(encode_commands([first]))
+        worker.send([first])
         return worker
 
     def _notice_ignored(self) -> None:
@@ -259,8 +262,12 @@ class SpawnedWorker:
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._exit = ExitWatch(self.pid, on_exit)
 
-    def send(self, command: bytes) -> None:
-        self._jobs.write(command)
+    def send(self, commands: Sequence[Command]) -> None:
+        self.send_encoded(encode_commands(commands))
+
+    def send_encoded(self, commands: bytes) -> None:
+        """Send commands that are encoded together."""
+        self._jobs.write(commands)
 
     def lend(self, spec: Load) -> None:
         if self._loan is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workers.codes import NOT_GRANTED
 from workers.faults import FAULTS, Fault
-from workers.framing import FrameReader, encode_commands
+from workers.framing import FrameReader
 from workers.launcher import Handle
 from workers.output import Output
 from workers.protocol import (
@@ -130,4 +130,4 @@ class Worker:
     def _flush(self) -> None:
         commands, self.outbox = self.outbox, []  # first: a fault must not end all sending
         if not self.ended.is_set():
-            self.handle.send(encode_commands(commands))
+            self.handle.send(commands)

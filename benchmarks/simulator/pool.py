@@ -5,12 +5,12 @@ The answer to a prompt has as many tokens as its first word says; ``!crash`` end
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from benchmarks.simulator.batch import Batch
 from benchmarks.simulator.books import Books
-from workers import framing, protocol
+from workers import protocol
 from workers.pool import Listener, StartFailed
 from workers.worker import Worker
 
@@ -139,8 +139,8 @@ class _Process:
     def lend(self, spec: protocol.Load) -> None:
         """Do nothing: it keeps nothing."""
 
-    def send(self, command: bytes) -> None:
-        for each in framing.decode_commands(command):
+    def send(self, commands: Sequence[protocol.Command]) -> None:
+        for each in commands:
             match each:
                 case protocol.TextJob():
                     self._begin(each)

@@ -19,6 +19,8 @@ T = TypeVar("T")
 MOST_ANSWER = 64 << 20  #: bytes of an answer whose job does not say
 _MOST = 256 << 20  #: bytes of all answers, and of what is made of them
 _SMALL = 1 << 20  #: bytes up to which an answer is not counted: each model has few at once
+#: seconds that an answer may hold room before it is whole, and bytes of it for each more second
+_PATIENCE, _LEAST_RATE = 60.0, 1 << 20
 _COPIES = 3  #: an answer is there as it came, as it is decoded, and in part as it is checked
 
 
@@ -35,20 +37,28 @@ class AnswerMemory:
     ) -> T:
         """Read an answer of at most so many bytes, and return what ``decode``, in a thread, makes.
 
-        Raises BadAnswer for a longer one, and what ``decode`` raises.
+        Raises BadAnswer for a longer one, and for one that comes so slowly that others would wait
+        for it for long; and what ``decode`` raises.
         """
         held, data, work = 0, bytearray(), None
+        loop, patience = asyncio.get_running_loop(), asyncio.timeout(None)
         try:
-            async for part in answer.content.iter_any():
-                data += part
-                if len(data) > most:
-                    raise BadAnswer("its answer is too long.")
-                if len(data) > _SMALL and not held:
-                    size = _COPIES * _length(answer, most)
-                    await self._take(size)
-                    held = size
-            work = asyncio.get_running_loop().run_in_executor(None, decode, data)
+            async with patience:
+                async for part in answer.content.iter_any():
+                    data += part
+                    if len(data) > most:
+                        raise BadAnswer("its answer is too long.")
+                    if len(data) > _SMALL and not held:
+                        length = _length(answer, most)
+                        await self._take(_COPIES * length)
+                        held = _COPIES * length
+                        patience.reschedule(loop.time() + _PATIENCE + length / _LEAST_RATE)
+            work = loop.run_in_executor(None, decode, data)
             return await asyncio.shield(work)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise BadAnswer("its answer comes too slowly.") from error
         finally:
             if work is None or work.done():
                 self._give(held)

@@ -17,9 +17,11 @@ from bitinglip.upstreams.answer_memory import MOST_ANSWER, AnswerMemory
 from bitinglip.upstreams.embeddings import embedding_done, embedding_request
 from bitinglip.upstreams.form import FilePart, Form
 from bitinglip.upstreams.http import (
+    Body,
     NothingSent,
     error_of,
     event_data,
+    is_clients,
     message_of,
     reason_of,
     send,
@@ -29,10 +31,12 @@ from bitinglip.upstreams.request import LONG, Request, encoded, request_of, take
 from bitinglip.upstreams.servers import Server, Servers
 from bitinglip.upstreams.speech import speech_done, speech_request
 from bitinglip.upstreams.transcripts import (
+    MOST_TRANSCRIPT,
     transcript_done,
     transcript_fields,
     transcript_path,
 )
+from bitinglip.work.text import likely_prompt_tokens
 from workers.codes import Code
 from workers.engines.base import Refused
 from workers.protocol import (
@@ -132,10 +136,18 @@ class UpstreamClient:
         Raises Refused. A request goes to another server only if the first one did not take it.
         """
 
+        prompt_tokens = 0
+
+        def made(job: TextJob, model: str) -> Request:
+            nonlocal prompt_tokens
+            prompt_tokens = likely_prompt_tokens(job)
+            return request_of(job, model)
+
         async def read(answer: aiohttp.ClientResponse) -> TextDone:
+            reader.begin(prompt_tokens)
             return await self._read(answer, reader, tell)
 
-        path, body = await _made(request_of, job, self._model, aside=takes_long(job))
+        path, body = await _made(made, job, self._model, aside=takes_long(job))
         return await self._ask(self.servers.order(job), path, body, job.trace, read)
 
     async def embed(self, job: EmbeddingJob) -> EmbeddingDone:
@@ -152,7 +164,7 @@ class UpstreamClient:
         """Run a transcription job on one of the servers; raises as ``run`` does."""
 
         async def read(answer: aiohttp.ClientResponse) -> TranscriptionDone:
-            return await self._memory.read(answer, MOST_ANSWER, partial(transcript_done, job))
+            return await self._memory.read(answer, MOST_TRANSCRIPT, partial(transcript_done, job))
 
         path = transcript_path(job)
         file = FilePart("file", Path(job.path), "audio")
@@ -176,11 +188,11 @@ class UpstreamClient:
         async def read(answer: aiohttp.ClientResponse) -> ImageDone:
             return await self._memory.read(answer, most_bytes(job), partial(image_done, job))
 
-        path, fields = image_request(job, self._model)
-        body: bytes | Form
         if job.image is None:
-            body = encoded(fields)
+            aside = len(job.prompt) + len(job.negative_prompt or "") > LONG
+            path, body = await _made(image_request, job, self._model, aside=aside)
         else:
+            path, fields, _ = image_request(job, self._model)
             body = await asyncio.to_thread(edit_form, job, fields)
         return await self._ask(self.servers.order(), path, body, job.trace, read)
 
@@ -188,7 +200,7 @@ class UpstreamClient:
         self,
         order: Sequence[Server],
         path: str,
-        body: bytes | Form,
+        body: Body,
         trace: str | None,
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
     ) -> T:
@@ -225,13 +237,13 @@ class UpstreamClient:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, server: Server, path: str, body: bytes | Form, headers: dict[str, str]
+        self, server: Server, path: str, body: Body, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request; raises NothingSent, or Refused for an answer that is an error."""
         answer = await send(self._http, f"{server.url}/{path}", body, headers, self._timeout)
         try:
             if answer.status != 200:
-                message = self._tellable(await error_of(answer))
+                message = self._tellable(await error_of(answer), answer)
                 refused = _refused(answer.status, message)
                 if answer.status in _ELSEWHERE:
                     raise NothingSent from refused
@@ -247,33 +259,39 @@ class UpstreamClient:
         async for lines in event_data(answer, reader.most_bytes):
             events: list[Event] = []
             for data in lines:
-                chunk = _chunk(data)
+                long = len(data) > LONG
+                chunk = await asyncio.to_thread(_chunk, data) if long else _chunk(data)
                 if isinstance(chunk, dict) and chunk.get("error"):
-                    message = self._tellable(message_of(chunk))
-                    raise Refused("INFERENCE_FAILED", message or "The server gave no reason.")
+                    message = self._tellable(message_of(chunk), answer)
+                    code: Code = "INVALID_REQUEST" if is_clients(chunk) else "INFERENCE_FAILED"
+                    raise Refused(code, message or "The server gave no reason.")
                 events += reader.take(chunk)
             if events:
                 await tell(events)
         return reader.done()
 
-    def _tellable(self, message: str) -> str:
-        """Return a server's message as a client may read it: without our key, and as text."""
-        if self._key:
-            message = message.replace(self._key, "***")
+    def _tellable(self, message: str, answer: aiohttp.ClientResponse) -> str:
+        """Return a server's message as a client may read it: as text, and without our key and its
+        address."""
+        host = answer.url.host or ""
+        address = host if "." in host or ":" in host else ""  # else it may be any word
+        for secret in (self._key, answer.url.authority, address):
+            if secret:
+                message = message.replace(secret, "***")
         return message.encode(errors="replace").decode()
 
 
 async def _made(
     make: Callable[[J, str], Request], job: J, model: str, *, aside: bool = False
-) -> tuple[str, bytes]:
+) -> tuple[str, Body]:
     """Return the path and the body of a request. Raises Refused.
 
     ``aside``: that takes too long for the event loop.
     """
 
-    def made() -> tuple[str, bytes]:
-        path, body = make(job, model)
-        return path, encoded(body)
+    def made() -> tuple[str, Body]:
+        request = make(job, model)
+        return request.path, encoded(request)
 
     return await asyncio.to_thread(made) if aside else made()
 

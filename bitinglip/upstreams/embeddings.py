@@ -11,6 +11,7 @@ import msgspec
 
 from bitinglip.upstreams.answer import BadAnswer
 from bitinglip.upstreams.request import Request
+from bitinglip.work.embedding import EmbeddingTraits
 from workers.engines.base import Refused
 from workers.protocol import EmbeddingDone, EmbeddingJob
 
@@ -90,7 +91,7 @@ def embedding_done(job: EmbeddingJob, data: bytes | bytearray) -> EmbeddingDone:
         id=job.id,
         vectors=b"".join(vectors),
         dimensions=size // 4,
-        prompt_tokens=_tokens(answer.usage),
+        prompt_tokens=_tokens(answer.usage, job),
     )
 
 
@@ -104,12 +105,14 @@ def _rerank_done(job: EmbeddingJob, data: bytes | bytearray) -> EmbeddingDone:
     if [each.index for each in scores] != [*range(len(job.texts))]:
         raise BadAnswer("The upstream's answer has not one score for each text.")
     vectors = struct.pack(f"<{len(scores)}f", *(each.relevance_score for each in scores))
-    tokens = _tokens(answer.usage)
+    tokens = _tokens(answer.usage, job)
     return EmbeddingDone(id=job.id, vectors=vectors, dimensions=1, prompt_tokens=tokens)
 
 
-def _tokens(usage: _Usage) -> int:
-    return min(max(0, usage.prompt_tokens or usage.total_tokens), 2**31 - 1)
+def _tokens(usage: _Usage, job: EmbeddingJob) -> int:
+    """Return the tokens that a server tells, or that the texts are likely to have."""
+    told = max(0, usage.prompt_tokens or usage.total_tokens)
+    return min(told or max(1, round(EmbeddingTraits(job).cost(0))), 2**31 - 1)
 
 
 def _bytes(vector: _Vector) -> bytes:

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import certifi
@@ -14,7 +14,6 @@ from aiohttp.connector import AddrInfoType
 
 from bitinglip import __version__
 from bitinglip.upstreams.answer import BadAnswer
-from bitinglip.upstreams.form import Form
 
 #: what is unpacked cannot be bounded before it is there
 _HEADERS = {"accept-encoding": "identity", "user-agent": f"bitinglip/{__version__}"}
@@ -24,6 +23,7 @@ _MOST_LINE = 1 << 20  #: bytes of one event of an answer
 _MOST_ERROR = 64 << 10  #: bytes that are read of an error
 _ERROR_SECONDS = 5.0  #: for which an error is read: the job may go to another server
 _DONE = b"[DONE]"  #: the data of the last event
+_TURN = 128  #: events of an answer, after which others on the event loop have theirs
 _END_SECONDS = 0.5  #: for the end of an answer after its last event
 
 
@@ -61,10 +61,27 @@ class NothingSent(Exception):
     """A server did not take the request: another one may be asked."""
 
 
+class Body(Protocol):
+    """Is the body of one request, which is made as it is sent; each reading begins anew."""
+
+    content_type: str
+
+    async def length(self) -> int:
+        """Return how many bytes it has. Raises OSError."""
+        ...
+
+    def parts(self) -> AsyncIterator[bytes | memoryview]:
+        """Yield it in parts that are small beside what the event loop has time for.
+
+        Raises OSError.
+        """
+        ...
+
+
 async def send(
     http: aiohttp.ClientSession,
     url: str,
-    body: bytes | Form,
+    body: Body,
     headers: dict[str, str],
     limits: aiohttp.ClientTimeout,
 ) -> aiohttp.ClientResponse:
@@ -75,13 +92,9 @@ async def send(
     """
     patience = limits.sock_read or 0.0
     async with asyncio.timeout(None) as silence:
-        if isinstance(body, Form):
-            length = str(await body.length())
-            headers = headers | {"content-type": body.content_type, "content-length": length}
-            content: bytes | AsyncIterator[bytes] = _within(body.parts(), silence, patience)
-        else:
-            headers, content = headers | {"content-type": "application/json"}, body
-            _expect(silence, patience + (limits.connect or 0.0))
+        length = str(await body.length())
+        headers = headers | {"content-type": body.content_type, "content-length": length}
+        content = _within(body.parts(), silence, patience)
         try:
             return await http.post(
                 url, data=content, headers=headers, timeout=limits, allow_redirects=False
@@ -91,8 +104,8 @@ async def send(
 
 
 async def _within(
-    parts: AsyncIterator[bytes], silence: asyncio.Timeout, patience: float
-) -> AsyncIterator[bytes]:
+    parts: AsyncIterator[bytes | memoryview], silence: asyncio.Timeout, patience: float
+) -> AsyncIterator[bytes | memoryview]:
     """Yield the parts of a body; each that was taken is a sign of life."""
     async for part in parts:
         with contextlib.suppress(RuntimeError):  # its answer has begun, before the body was read
@@ -101,7 +114,7 @@ async def _within(
 
 
 async def event_data(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator[list[bytes]]:
-    """Yield the data of server-sent events until the last, those together that came together.
+    """Yield the data of server-sent events until the last, some of those that came together.
 
     Raises BadAnswer, also for an answer of more than ``most`` bytes: comments are some, too.
     """
@@ -118,7 +131,12 @@ async def event_data(answer: aiohttp.ClientResponse, most: int) -> AsyncIterator
         *lines, rest = rest.split(b"\n")
         found = [bytes(line[5:].strip()) for line in lines if line.startswith(b"data:")]
         is_last = _DONE in found
-        yield found[: found.index(_DONE)] if is_last else found
+        if is_last:
+            del found[found.index(_DONE) :]
+        for at in range(0, len(found), _TURN):
+            if at:
+                await asyncio.sleep(0)
+            yield found[at : at + _TURN]
         if is_last:
             await _skip(answer)
             return
@@ -179,3 +197,12 @@ def message_of(body: Any) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     told = error.get("message") if isinstance(error, dict) else error
     return told if isinstance(told, str) else ""
+
+
+def is_clients(body: dict[str, Any]) -> bool:
+    """Return whether an error is by what the client asked for, in OpenAI's form.
+
+    So is a text that is not of the form that was asked for, which is known at its end.
+    """
+    error = body.get("error")
+    return isinstance(error, dict) and error.get("type") == "invalid_request_error"

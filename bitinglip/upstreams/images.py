@@ -16,7 +16,6 @@ from workers.protocol import ImageDone, ImageFile, ImageJob, image_file_name
 
 #: bytes of a pixel and of all else in a picture, and of what is around all of them: at most
 _PIXEL_BYTES, _PICTURE_BYTES, _ANSWER_BYTES = 5, 1 << 20, 1 << 20
-_KIND_BYTES = 16  #: of a picture's beginning, which tell its kind
 _UNKNOWN = "upstream"  #: where the other server chooses the scheduler
 
 
@@ -78,8 +77,7 @@ def edit_form(job: ImageJob, body: Mapping[str, Any]) -> Form:
 
 def _file_part(name: str, path: Path) -> FilePart:
     """Return a picture as a part of a form. Raises OSError."""
-    with path.open("rb") as file:
-        kind = picture_kind(file.read(_KIND_BYTES))
+    kind = picture_kind(path)
     return FilePart(name, path, f"{name}.{kind}", f"image/{kind}")
 
 

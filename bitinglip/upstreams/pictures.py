@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from bitinglip.results.pictures import IsAnimation, NotAPicture, size_of
@@ -14,6 +15,7 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = (1, 2, 4, 8, 16)
 #: chunks of a PNG that tell how it was made, or hold what no picture needs
 _TOLD = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")
+_MOST_CHUNKS = 1 << 15  #: of a PNG: empty ones would take far more memory than they have bytes
 _PIECE = 1 << 20  #: bytes of pixels that are unpacked at once
 
 
@@ -50,7 +52,7 @@ def _webp_size(data: bytes) -> int:
 
 def _checked_png(data: bytes, *, told: bool) -> bytes:
     """Check all chunks, and that the pixels are as many as there have to be."""
-    chunks = list(_chunks(memoryview(data)[len(_PNG) :]))
+    chunks = list(islice(_chunks(memoryview(data)[len(_PNG) :]), _MOST_CHUNKS))
     if chunks[-1].kind != b"IEND":
         raise BadAnswer("its picture ends early.")
     _check_pixels(chunks)

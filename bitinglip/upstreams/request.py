@@ -4,10 +4,12 @@ Pure, but for the files of pictures.
 """
 
 import json
-from base64 import b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
+from bitinglip.upstreams.json_body import JsonBody, picture_url
 from bitinglip.wire.text.fields import MAX_TOKENS
 from workers.engines.base import Refused
 from workers.protocol import ChatMessage, Grammar, Picture, Sampling, TextJob, ToolCall
@@ -17,11 +19,16 @@ _PICTURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}
 
 
 LONG = 1 << 16  #: characters, or tokens: about a millisecond's work
+_MANY = 256  #: messages, likewise
+_KIND_BYTES = 16  #: of a picture's beginning, which tell its kind
+#: fields whose values are a client's own JSON: with integers of any size, and with 1e999
+_OWN = ("tools", "response_format", "chat_template_kwargs")
 
 
 class Request(NamedTuple):
     path: str  #: below the server's address
     body: dict[str, Any]
+    pictures: tuple[Path, ...] = ()  #: the files of those in the body, in their order
 
 
 def request_of(job: TextJob, model: str) -> Request:
@@ -49,7 +56,8 @@ def request_of(job: TextJob, model: str) -> Request:
         body["response_format"] = _response_format(job.grammar)
     if job.template_kwargs:
         body["chat_template_kwargs"] = job.template_kwargs
-    return Request("chat/completions", body)
+    pictures = [Path(each.source) for message in job.messages for each in message.pictures]
+    return Request("chat/completions", body, tuple(pictures))
 
 
 def _check(job: TextJob) -> None:
@@ -123,38 +131,54 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 
 
 def _part(part: str | Picture) -> dict[str, Any]:
-    """Return a part of a message; a picture's file is read. Raises Refused."""
+    """Return a part of a message; a picture's file is looked into. Raises Refused."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     try:
-        data = Path(part.source).read_bytes()
+        kind = picture_kind(Path(part.source))
     except OSError as error:
         raise Refused("INFERENCE_FAILED", "The picture of the request is gone.") from error
-    url = f"data:image/{picture_kind(data)};base64,{b64encode(data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "image_url", "image_url": {"url": picture_url(kind)}}
 
 
-def picture_kind(data: bytes) -> str:
-    """Return the kind of a picture by its first bytes: it has been looked at as it came."""
+def picture_kind(path: Path) -> str:
+    """Return the kind of a picture by its first bytes: it has been looked at as it came.
+
+    Raises OSError.
+    """
+    with path.open("rb") as file:
+        data = file.read(_KIND_BYTES)
     return next((kind for start, kind in _PICTURES.items() if data.startswith(start)), "webp")
 
 
 def takes_long(job: TextJob) -> bool:
     """Return whether ``request_of`` and ``encoded`` are not for the event loop.
 
-    They are where files are read, or where the request is long.
+    They are where files are read, or where the request is long or may be.
     """
     messages = job.messages or ()
-    if any(each.pictures for each in messages):
+    if job.tools or job.grammar or job.template_kwargs or job.sampling.logit_bias:
         return True
-    texts = sum(len(each.content) for each in messages) + len(job.prompt or "")
-    return texts + sum(map(len, job.prompts or ())) > LONG
+    if len(messages) > _MANY or any(each.pictures for each in messages):
+        return True
+    texts = sum(len(text) for each in messages for text in each.texts()) + len(job.prompt or "")
+    return texts + sum(map(len, job.prompts)) > LONG
 
 
-def encoded(body: dict[str, Any]) -> bytes:
-    """Return a body as JSON. Raises Refused for a number that JSON has no form for."""
+def encoded(request: Request) -> JsonBody:
+    """Return the body of a request as JSON.
+
+    Raises Refused for a number that JSON has no form for.
+    """
+    own = {name: _exact(request.body[name]) for name in _OWN if name in request.body}
+    return JsonBody(msgspec.json.encode(request.body | own), request.pictures)
+
+
+def _exact(value: Any) -> msgspec.Raw:
+    """Return a value as JSON, with all that a client wrote in it. Raises Refused."""
     try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return msgspec.Raw(text.encode())
     except ValueError as error:  # 1e999 is a number to those who read JSON only
         text = "The request holds a number that JSON has no form for."
         raise Refused("INVALID_REQUEST", text) from error

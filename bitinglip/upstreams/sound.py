@@ -11,6 +11,7 @@ _ENDLESS = 0x7FFF0000  #: sizes from here on, and 0, stand for as much as comes
 _LEAST_RATE, _MOST_RATE = 8000, 192_000
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _OPUS_RATE = 48_000
+_ANY_PAGES, _OPUS_PAGES = 1000, 400  #: of any Ogg; of a second: a packet lasts 2.5 ms at least
 _FLAC_HEAD = 42
 #: of MPEG audio by version (2.5, none, 2, 1): rates, and of its layer III bits a second
 _MP3_RATES = ((11025, 12000, 8000), (), (22050, 24000, 16000), (44100, 48000, 32000))
@@ -65,15 +66,19 @@ def _wav_rate(data: bytes | bytearray) -> int:
     return int(rate)
 
 
-def length_of(file: BinaryIO, kind: str) -> Length:
-    """Return how long a compressed sound is. Raises BadAnswer for what is none of its kind."""
-    found = _READERS[kind](file)
+def length_of(file: BinaryIO, kind: str, most_seconds: float) -> Length:
+    """Return how long a compressed sound is.
+
+    Raises BadAnswer for what is none of its kind, and for one that is longer, as soon as that is
+    seen: frames may be of a few bytes, and each takes a while.
+    """
+    found = _READERS[kind](file, most_seconds)
     if found.samples <= 0:
         raise BadAnswer("its answer holds no sound.")
     return found
 
 
-def _flac(file: BinaryIO) -> Length:
+def _flac(file: BinaryIO, _most_seconds: float) -> Length:
     head = file.read(_FLAC_HEAD)
     if len(head) < _FLAC_HEAD or head[:4] != b"fLaC" or head[4] & 0x7F:
         raise BadAnswer("its sound is no FLAC.")
@@ -84,9 +89,12 @@ def _flac(file: BinaryIO) -> Length:
     return Length(samples, rate)
 
 
-def _opus(file: BinaryIO) -> Length:
-    last, skipped = 0, -1
+def _opus(file: BinaryIO, most_seconds: float) -> Length:
+    last, skipped, pages = 0, -1, 0
     while head := file.read(27):
+        pages += 1
+        if pages > _ANY_PAGES + most_seconds * _OPUS_PAGES:
+            raise BadAnswer("its sound has more parts than the text can have.")
         if len(head) < 27 or head[:4] != b"OggS":
             raise BadAnswer("its sound is no Ogg.")
         body = file.read(sum(file.read(head[26])))
@@ -99,13 +107,13 @@ def _opus(file: BinaryIO) -> Length:
     return Length(last - max(skipped, 0), _OPUS_RATE)
 
 
-def _mp3(file: BinaryIO) -> Length:
+def _mp3(file: BinaryIO, most_seconds: float) -> Length:
     tag = file.read(10)
     after = 0
     if tag[:3] == b"ID3" and len(tag) == 10:
         after = 10 + sum((byte & 0x7F) << 7 * (3 - n) for n, byte in enumerate(tag[6:10]))
     file.seek(after)
-    return _frames(file, 4, _mp3_frame)
+    return _frames(file, 4, _mp3_frame, most_seconds)
 
 
 def _mp3_frame(head: bytes) -> tuple[int, int, int] | None:
@@ -121,8 +129,8 @@ def _mp3_frame(head: bytes) -> tuple[int, int, int] | None:
     return size, samples, hertz
 
 
-def _aac(file: BinaryIO) -> Length:
-    return _frames(file, 7, _aac_frame)
+def _aac(file: BinaryIO, most_seconds: float) -> Length:
+    return _frames(file, 7, _aac_frame, most_seconds)
 
 
 def _aac_frame(head: bytes) -> tuple[int, int, int] | None:
@@ -134,7 +142,10 @@ def _aac_frame(head: bytes) -> tuple[int, int, int] | None:
 
 
 def _frames(
-    file: BinaryIO, head_size: int, read: Callable[[bytes], tuple[int, int, int] | None]
+    file: BinaryIO,
+    head_size: int,
+    read: Callable[[bytes], tuple[int, int, int] | None],
+    most_seconds: float,
 ) -> Length:
     """Count the samples of frames that follow one another to the end, or to a tag there."""
     samples = rate = 0
@@ -146,11 +157,13 @@ def _frames(
             raise BadAnswer("its sound is not of the format that was asked for.")
         size, more, rate = found
         samples += more
+        if samples > most_seconds * rate:
+            raise BadAnswer("its sound is longer than the text can be.")
         file.seek(size - head_size, 1)
     return Length(samples, rate)
 
 
-_READERS: Mapping[str, Callable[[BinaryIO], Length]] = {
+_READERS: Mapping[str, Callable[[BinaryIO, float], Length]] = {
     "flac": _flac,
     "ogg": _opus,
     "mp3": _mp3,

@@ -154,7 +154,7 @@ class _SoundFile:
         else:
             self._file.close()
             with self._draft.open("rb") as file:
-                samples, rate = length_of(file, self._job.format)
+                samples, rate = length_of(file, self._job.format, self._most_seconds)
         if samples > self._most_seconds * rate:
             raise BadAnswer("its sound is longer than the text can be.")
         size = self._draft.stat().st_size

@@ -11,6 +11,8 @@ from workers.engines.base import Refused
 from workers.protocol import Segment, TranscriptionDone, TranscriptionJob, Word
 
 _FORM = "The upstream's answer has another form."
+MOST_TRANSCRIPT = 32 << 20  #: bytes of an answer: less than half of it fits into a frame
+_MOST_PARTS = 1 << 17  #: segments, and as many words: those of a day and more
 _CODE = 3  #: letters of a language's code, at most; longer ones are English names
 _start = attrgetter("start")
 _Time = Annotated[float, msgspec.Meta(ge=0, le=1e7)]
@@ -38,8 +40,8 @@ class _Answer(msgspec.Struct):
     text: str
     duration: Annotated[float, msgspec.Meta(ge=0, le=1e7)]
     language: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    segments: list[_Segment] | None = None
-    words: list[_Word] | None = None
+    segments: Annotated[list[_Segment], msgspec.Meta(max_length=_MOST_PARTS)] | None = None
+    words: Annotated[list[_Word], msgspec.Meta(max_length=_MOST_PARTS)] | None = None
 
 
 def transcript_path(job: TranscriptionJob) -> str:

@@ -7,16 +7,19 @@ accounting and metrics are the same for models here and elsewhere.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from bitinglip.upstreams.answer import AnswerReader, BadAnswer
 from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.request import LONG
 from bitinglip.upstreams.servers import Server, Servers
 from workers.engines.base import Refused
-from workers.framing import BadFrame, checked_frame, decode_commands, encode_frame
+from workers.framing import BadFrame, checked_frame, encode_frame
 from workers.protocol import (
     Cancel,
     Cancelled,
@@ -99,10 +102,10 @@ class UpstreamWorker:
     def lend(self, spec: Load) -> None:
         """Do nothing: its memory is elsewhere."""
 
-    def send(self, command: bytes) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         if self._code is not None:
             return
-        for each in decode_commands(command):
+        for each in commands:
             self._take(each)
 
     def kill(self) -> None:
@@ -167,6 +170,7 @@ class UpstreamWorker:
 
     async def _run(self, job: UpstreamJob) -> None:
         final: Event
+        frame: bytes | None = None
         reader = AnswerReader(job) if isinstance(job, TextJob) else None
         try:
             self._tell([Started(id=job.id)])
@@ -181,23 +185,27 @@ class UpstreamWorker:
             else:
                 assert reader is not None
                 final = await self._client.run(job, reader, self._pass_on)
+            large = reader.text > LONG if reader else not isinstance(job, SpeechJob | ImageJob)
+            check = partial(checked_frame, [final])
+            frame = await asyncio.to_thread(check) if large else check()
         except asyncio.CancelledError:
-            made = 0 if reader is None else reader.pieces
-            final = Cancelled(id=job.id, completion_tokens=made)
+            prompt, made = (0, 0) if reader is None else reader.used
+            final = Cancelled(id=job.id, prompt_tokens=prompt, completion_tokens=made)
+        except BadFrame as error:
+            text = (
+                f"The answer of the server that this model stands for cannot be passed on: {error}"
+            )
+            final = Failed(id=job.id, code="INFERENCE_FAILED", message=text)
         except Refused as error:
-            final = error.final(job.id)
+            prompt, made = (0, 0) if reader is None else reader.used
+            failed = error.final(job.id)
+            final = replace(failed, prompt_tokens=prompt, completion_tokens=made)
         except Exception:  # the edge of a job: each has a final event, whatever the server sends
             log.exception("an upstream's answer could not be used")
             text = "The answer of the server that this model stands for could not be used."
             final = Failed(id=job.id, code="INFERENCE_FAILED", message=text)
         self._done += 1
-        try:
-            self._write(checked_frame([final]))
-        except BadFrame as error:
-            text = (
-                f"The answer of the server that this model stands for cannot be passed on: {error}"
-            )
-            self._tell([Failed(id=job.id, code="INFERENCE_FAILED", message=text)])
+        self._write(frame or encode_frame([final]))
 
     def _ended(self, job_id: str, task: "asyncio.Task[None]") -> None:
         """Forget a job; one that was cancelled before its first step has had no final event."""

@@ -55,9 +55,19 @@ class ImageTraits(Traits[protocol.ImageJob]):
     def most_used(self, _file_bytes: int, _context: int | None, _prompt_bytes: int = 0) -> Most:
         return Most(pixels=len(self.work.seeds) * self.work.width * self.work.height)
 
-    def used(self, _events: Sequence[Any], last: protocol.Final | None) -> Amounts:
-        made = len(last.images) if isinstance(last, protocol.ImageDone) else 0
-        return Amounts(pixels=made * self.work.width * self.work.height)
+    def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:
+        """Return the pixels; of images that were cancelled the part of their steps was made.
+
+        Who watches a stream has their previews by then.
+        """
+        made, pixels = 0, self.work.width * self.work.height
+        if isinstance(last, protocol.ImageDone):
+            made = len(last.images) * pixels
+        elif isinstance(last, protocol.Cancelled):
+            told = (each.steps for each in reversed(events) if isinstance(each, protocol.Progress))
+            steps = next(told, 0) or self.work.steps
+            made = len(self.work.seeds) * pixels * min(last.steps, steps) // steps
+        return Amounts(pixels=made)
 
     def texts(self) -> dict[str, str]:
         return {"prompt": self.work.prompt, "negative_prompt": self.work.negative_prompt or ""}

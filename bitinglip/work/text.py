@@ -160,6 +160,11 @@ class TextTraits(Traits[protocol.TextJob]):
             yield from _text_pieces(number, choice, last)
 
 
+def likely_prompt_tokens(work: protocol.TextJob) -> int:
+    """Return how many tokens the prompts of a job are likely to have."""
+    return max(1, round(_size_of(work).tokens))
+
+
 def _size_of(work: protocol.TextJob) -> Size:
     size = _size_of_prompts(work) if work.messages is None else _size_of_messages(work.messages)
     if work.grammar is not None:

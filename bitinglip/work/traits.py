@@ -110,7 +110,7 @@ class Traits(ABC, Generic[J]):
 
     def tokens(self, events: Sequence[Any], last: protocol.Final | None) -> tuple[int, int]:
         """Return the tokens of the prompt and those sampled; before the end those handed over."""
-        if isinstance(last, protocol.Cancelled) and last.prompt_tokens:
+        if isinstance(last, protocol.Cancelled | protocol.Failed) and last.prompt_tokens:
             return last.prompt_tokens, last.completion_tokens
         return self.handed_over(events)
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 from workers import protocol
-from workers.framing import decode_commands, write_events
+from workers.framing import write_events
 
 #: yields the events of one job; cancelled with the job, and when its worker is killed
 Script = Callable[[protocol.Job], AsyncIterator[protocol.JobEvent]]
@@ -52,7 +52,7 @@ class ScriptedWorker:
         self._sentinel, self._own_sentinel = os.pipe()
         os.set_blocking(self._output, False)
         self._loop = asyncio.new_event_loop()
-        self._commands: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._commands: asyncio.Queue[Sequence[protocol.Command] | None] = asyncio.Queue()
         self._code: int | None = None
         self._beat: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -81,8 +81,8 @@ class ScriptedWorker:
     def lend(self, spec: protocol.Load) -> None:
         """Do nothing: it keeps nothing."""
 
-    def send(self, command: bytes) -> None:
-        self._put(command)
+    def send(self, commands: Sequence[protocol.Command]) -> None:
+        self._put(commands)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -107,9 +107,9 @@ class ScriptedWorker:
         os.close(self._output)
         os.close(self._sentinel)
 
-    def _put(self, command: bytes | None) -> None:
+    def _put(self, commands: Sequence[protocol.Command] | None) -> None:
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._commands.put_nowait, command)
+            self._loop.call_soon_threadsafe(self._commands.put_nowait, commands)
 
     # ---- the worker's side -----------------------------------------------------------------------
 
@@ -128,8 +128,8 @@ class ScriptedWorker:
         self._write(protocol.Imported())
         running: dict[str, asyncio.Task[None]] = {}
         try:
-            while (data := await self._commands.get()) is not None:
-                for command in decode_commands(data):
+            while (commands := await self._commands.get()) is not None:
+                for command in commands:
                     match command:
                         case protocol.Stop():
                             return

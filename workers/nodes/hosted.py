@@ -130,7 +130,7 @@ class HostedWorker:
         self._note_pid(process.pid)
         self._link.tell(Kind.LAUNCHED, Launched(process.pid))
         if self._load is not None:
-            process.send(self._load)
+            process.send_encoded(self._load)
         relay = _Relay(self._link, process, self._pass_on)
         tasks = [
             asyncio.create_task(self._listen()),
@@ -234,7 +234,7 @@ class HostedWorker:
                 self._process.kill()
                 return
             self._load = payload
-        self._process.send(payload)
+        self._process.send_encoded(payload)
 
     def _refuses(self, command: Command) -> bool:
         """Return True for a job that cannot be run here; its failure is told."""

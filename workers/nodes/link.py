@@ -20,6 +20,7 @@ from workers.nodes.messages import FROM_AGENT, MOST_BYTES, Kind
 
 _HEAD = struct.Struct("!BI")
 _TURN = 64  #: frames, after which others on the event loop have theirs
+AT_ONCE = 256 << 10  #: bytes that are encrypted in one turn of the event loop
 _encoder = msgspec.msgpack.Encoder()
 #: The system finds a machine that is gone within about two minutes; a gateway misses heartbeats
 #: long before. The time must be longer than a process may stand still: its system goes on to
@@ -45,13 +46,37 @@ class Link:
         """``takes``: the kinds of frames that the other side may send."""
         self._takes = takes
         self._received = 0
+        self._behind: list[bytes] | None = None  #: frames that wait for the end of a long one
         self._reader = reader
         self._writer = writer
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send a frame as soon as the connection takes it; nothing if it has ended."""
-        if not self._writer.is_closing():
-            self._writer.write(_HEAD.pack(kind, len(payload)) + payload)
+        frame = _HEAD.pack(kind, len(payload)) + payload
+        if self._behind is not None:
+            self._behind.append(frame)
+        elif not self._writer.is_closing():
+            self._writer.write(frame)
+
+    async def send_long(self, kind: Kind, payload: bytes) -> None:
+        """Send a frame a piece at a time, between which others on the event loop have their turns.
+
+        Frames that are sent meanwhile follow it. Raises LinkLost.
+        """
+        assert self._behind is None, "one long frame at a time"
+        self._behind = []
+        try:
+            self._writer.write(_HEAD.pack(kind, len(payload)))
+            for at in range(0, len(payload), AT_ONCE):
+                self._writer.write(memoryview(payload)[at : at + AT_ONCE])
+                await self.drain()
+                await asyncio.sleep(0)
+        except BaseException:  # half a frame has gone, and nothing can follow it
+            self.abort()
+            raise
+        behind, self._behind = self._behind, None
+        if behind and not self._writer.is_closing():
+            self._writer.writelines(behind)
 
     def tell(self, kind: Kind, message: object) -> None:
         """Send a message as a frame."""

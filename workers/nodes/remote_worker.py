@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from workers.launcher import End
 from workers.nodes.expected_files import ExpectedFiles
 from workers.nodes.files import IncomingFiles, NotKept, send_file
 from workers.nodes.job_files import inputs_of, unsendable
-from workers.nodes.link import Link, LinkLost, decode, set_done
+from workers.nodes.link import AT_ONCE, Link, LinkLost, decode, set_done
 from workers.nodes.messages import (
     PROTOCOL,
     Kind,
@@ -136,11 +136,13 @@ class RemoteWorker:
         if self._running is None and self._code is None:
             self._running = asyncio.create_task(self._run(spec))
 
-    def send(self, command: bytes) -> None:
+    def send(self, commands: Sequence[Command]) -> None:
         if self._code is not None:
             return
+        command = encode_commands(commands)
         self._expected.sent(command)
-        if self._link is not None and self._sending is None and not self._names_files(command):
+        at_once = len(command) <= AT_ONCE and not self._names_files(command)
+        if at_once and self._link is not None and self._sending is None:
             self._link.send(Kind.COMMANDS, command)
             return
         self._unsent.append(command)
@@ -331,7 +333,7 @@ class RemoteWorker:
                 if command and self._uploads_mark in command:
                     command = await self._with_files(link, command)
                 if command:
-                    link.send(Kind.COMMANDS, command)
+                    await link.send_long(Kind.COMMANDS, command)
 
     async def _with_models(self, command: bytes) -> bytes:
         """Copy the models' files that commands name to the node; return the commands without those

@@ -219,7 +219,11 @@ class TranscriptionDone(
 
 
 class Failed(Ends, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
-    """Ends a job that did not succeed."""
+    """Ends a job that did not succeed.
+
+    A failure by what the client asked for tells the tokens that were computed before: a text that
+    is not of its form has cost what it would have cost otherwise.
+    """
 
     id: JobId
     code: Code
@@ -227,6 +231,8 @@ class Failed(Ends, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
     param: Name | None = None
     details: Details = msgspec.field(default_factory=dict)
     retry_after: Seconds | None = None  #: known to the gateway, for jobs that it ends itself
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
 
 
 class Cancelled(Ends, tag="cancelled", frozen=True, kw_only=True):

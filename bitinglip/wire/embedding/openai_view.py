@@ -1,13 +1,10 @@
 """OpenAI's surface shows vectors as lists of numbers, or as base64 of little-endian float32."""
 
-from base64 import b64encode
-from typing import Any
-
 import msgspec
 
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.wire.embedding.openai import Encoding
-from bitinglip.wire.embedding.result import embedding_usage, encoded_vectors, vector_bytes
+from bitinglip.wire.embedding.result import embedding_usage, encoded_vectors
 from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
@@ -20,15 +17,12 @@ class EmbeddingView(OpenAIView):
     def __init__(self, event_log: EventLog, request_id: str, *, encoding: Encoding) -> None:
         super().__init__(event_log, request_id)
         self._encoding = encoding
-        self._vectors: list[Any] = []
+        self._vectors: list[msgspec.Raw] = []
 
     async def prepare_final(self) -> None:
         done = self._event_log.final
         assert isinstance(done, protocol.EmbeddingDone)
-        if self._encoding == "base64":
-            self._vectors = [b64encode(vector).decode() for vector in vector_bytes(done)]
-        else:
-            self._vectors = [*await encoded_vectors(done)]
+        self._vectors = await encoded_vectors(done, base64=self._encoding == "base64")
 
     def body(self) -> bytes:
         done = self._event_log.final

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from array import array
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,11 +48,14 @@ async def encoded_result(
     return {"embeddings": await encoded_vectors(done), "dimensions": done.dimensions}
 
 
-async def encoded_vectors(done: protocol.EmbeddingDone) -> list[msgspec.Raw]:
-    """Return each vector as JSON; the event loop serves others in between."""
+async def encoded_vectors(
+    done: protocol.EmbeddingDone, *, base64: bool = False
+) -> list[msgspec.Raw]:
+    """Return each vector as JSON, numbers or base64; the event loop serves others in between."""
     found, since = [], 0
     for vector in vector_bytes(done):
-        found.append(msgspec.Raw(_json.encode(floats(vector))))
+        encoded = b'"%b"' % b64encode(vector) if base64 else _json.encode(floats(vector))
+        found.append(msgspec.Raw(encoded))
         since += done.dimensions
         if since >= _FLOATS_AT_ONCE:
             since = 0

@@ -31,6 +31,7 @@ from workers.nodes.models import sender
 from workers.nodes.models.source import ModelSource
 from workers.nodes.remote_worker import RemoteWorker
 from workers.protocol import (
+    Cancel,
     Cancelled,
     Command,
     CopyProgress,
@@ -39,7 +40,9 @@ from workers.protocol import (
     ImageJob,
     Load,
     LoadFailed,
+    Sampling,
     SpeechJob,
+    TextJob,
     TranscriptionJob,
 )
 
@@ -102,7 +105,7 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
 ) -> None:
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
-        worker.send(encode_commands([image_job("j", 2)]))
+        worker.send([image_job("j", 2)])
         node.tell(Kind.FILE, File("j-0.png", 6))
         node.send(Kind.DATA, b"abc")
         node.tell(Kind.STATE, ProcessState(5, stopped=False))
@@ -112,7 +115,7 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
         await until((worker.folder / "j-1.png").exists)
         assert (worker.folder / "j-0.png").read_bytes() == b"abcdef"
         assert worker.bytes_read() == 5
-        worker.send(encode_commands([SPEECH]))
+        worker.send([SPEECH])
         node.tell(Kind.FILE, File("s-0.wav", 6))
         node.send(Kind.DATA, b"abc")
         node.tell(Kind.END, ProcessEnd(code=13))
@@ -123,10 +126,29 @@ def test_file_of_a_worker_is_whole_though_other_frames_come_between_its_pieces(
     with_worker(tmp_path, test)
 
 
+def test_long_command_is_sent_in_pieces_and_others_follow_it(tmp_path: Path) -> None:
+    long = TextJob(id="l", prompt="word" * 2_000_000, sampling=Sampling(max_tokens=1))
+
+    async def test(node: Link, worker: RemoteWorker) -> None:
+        await until(lambda: worker.pid == 7)
+        worker.send([long])
+        worker.send([Cancel(id="l")])
+        await asyncio.sleep(0.05)  # the node takes nothing yet, so a part of the frame has gone
+        worker.kill()
+        frames = [await node.receive() for _ in range(3)]
+        assert frames == [
+            (Kind.COMMANDS, encode_commands([long])),
+            (Kind.KILL, b""),
+            (Kind.COMMANDS, encode_commands([Cancel(id="l")])),
+        ]
+
+    with_worker(tmp_path, test)
+
+
 def test_file_that_cannot_be_kept_here_does_not_end_its_worker(tmp_path: Path) -> None:
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
-        worker.send(encode_commands([image_job("j")]))
+        worker.send([image_job("j")])
         (worker.folder / ".j-0.png").mkdir()  # as good as a full disk
         node.tell(Kind.FILE, File("j-0.png", 6))
         node.send(Kind.DATA, b"abc")
@@ -157,7 +179,7 @@ def test_file_that_no_running_job_makes_ends_the_worker_before_a_byte_is_kept(
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
         jobs: list[Command] = [image_job("j"), SPEECH, image_job("ended"), image_job("once")]
-        worker.send(encode_commands(jobs))
+        worker.send(jobs)
         node.send(Kind.EVENTS, encode_frame([Cancelled(id="ended")]))
         node.tell(Kind.FILE, File("once-0.png", 1))
         node.send(Kind.DATA, b"a")
@@ -180,7 +202,7 @@ def test_files_of_nodes_leave_a_part_of_the_disk_free(
 
     async def test(node: Link, worker: RemoteWorker) -> None:
         assert worker.folder is not None
-        worker.send(encode_commands([image_job("j")]))
+        worker.send([image_job("j")])
         node.tell(Kind.FILE, File("j-0.png", 6))
         node.send(Kind.DATA, b"abc")
         node.send(Kind.DATA, b"def")
@@ -205,7 +227,7 @@ def test_job_whose_upload_no_node_takes_fails_by_name_and_those_beside_it_run(
     ]
 
     async def test(node: Link, worker: RemoteWorker) -> None:
-        worker.send(encode_commands(jobs))
+        worker.send(jobs)
         kinds = [await node.receive() for _ in range(3)]
         assert [kind for kind, _ in kinds] == [Kind.FILE, Kind.DATA, Kind.COMMANDS]
         assert kinds[2][1] == encode_commands([jobs[1]])
@@ -227,7 +249,7 @@ def test_failure_told_here_waits_for_a_frame_of_events_that_is_half_passed_on(
     async def test(node: Link, worker: RemoteWorker) -> None:
         node.send(Kind.EVENTS, encode_frame(many))
         await until(lambda: waiting(worker.events_fd) > 1 << 15)
-        worker.send(encode_commands([job]))
+        worker.send([job])
         await asyncio.sleep(0.1)  # for it to be refused meanwhile; too early is no fault
         reader, told = FrameReader(), list[Event]()
         while not any(isinstance(each, Failed) for each in told):
@@ -267,7 +289,7 @@ def test_load_leaves_once_its_files_are_there_and_fails_where_they_cannot_be(
             worker = RemoteWorker("w", lambda _: place, folders, tmp_path / "uploads", source)
             worker.watch(lambda: None)
             worker.lend(spec)
-            worker.send(encode_commands([spec]))
+            worker.send([spec])
             node.tell(Kind.LAUNCHED, Launched(7))
             try:
                 if fails:

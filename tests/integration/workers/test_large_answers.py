@@ -76,7 +76,8 @@ def test_answer_that_is_too_large_fails_its_job_only() -> None:
         assert seen.lost == []
         ends = {each.id: each for each in finals(seen.events)}
         assert isinstance(ends["large"], Failed)
-        assert ends["large"].code == "INFERENCE_FAILED"
+        assert ends["large"].code == "INVALID_REQUEST"
+        assert ends["large"].completion_tokens == 20, "what was computed is charged"
         assert isinstance(ends["small"], TextDone)
         worker.send(TextJob(id="next", prompt="a", sampling=Sampling(max_tokens=1)))
         await seen.until(lambda: len(finals(seen.events)) == 3)

@@ -145,7 +145,11 @@ def test_usage_of_what_was_cancelled_is_what_was_made_by_then() -> None:
     started = protocol.Started(id="x", prompt_tokens=3)
     delta = protocol.TextDelta(id="x", text="a", index=4)
     assert charged(TEXT, started, delta, protocol.Cancelled(id="x")) == Amounts(1, 3, 5, gpu_us=7)
-    assert charged(IMAGES, protocol.Cancelled(id="i", steps=3)) == Amounts(1, gpu_us=7)
+    cut = charged(IMAGES, protocol.Cancelled(id="i", steps=3))
+    assert cut == Amounts(1, pixels=45_000, gpu_us=7), "three of four steps"
+    half = protocol.Progress(id="i", step=1, steps=2)
+    cut = charged(IMAGES, half, protocol.Cancelled(id="i", steps=9))
+    assert cut == Amounts(1, pixels=60_000, gpu_us=7), "no more than all"
     cut = charged(SPEECH, FIRST, FIRST, protocol.Cancelled(id="s"))
     assert cut == Amounts(1, audio_us=MILLION, gpu_us=7)
     cut = charged(HEARD, segment(1.5), segment(2.25), protocol.Cancelled(id="t"))
@@ -165,6 +169,10 @@ def test_usage_of_what_failed_depends_on_whose_fault_it_was() -> None:
     assert failed("WORKER_CRASHED", started, delta, read=False) == NOTHING
     assert failed("WORKER_CRASHED", started, delta) == Amounts(0, 3, 5)
     assert failed("TIMEOUT", started, delta) == Amounts(1, 3, 5, gpu_us=7)
+    late = protocol.Failed(
+        id="x", code="INVALID_REQUEST", message="m", prompt_tokens=3, completion_tokens=9
+    )
+    assert charged(TEXT, started, late) == Amounts(1, 3, 9, gpu_us=7), "found out at its end"
 
 
 def test_usage_of_what_no_worker_had_is_nothing() -> None:

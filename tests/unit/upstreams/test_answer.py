@@ -9,7 +9,7 @@ from workers.protocol import Sampling, TextDelta, TextJob, ToolCall
 
 
 def job(**fields: Any) -> TextJob:
-    return TextJob(id="j", prompt="p", sampling=Sampling(max_tokens=9), **fields)
+    return TextJob(id="j", prompt="p", **{"sampling": Sampling(max_tokens=9), **fields})
 
 
 def chunk(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -43,6 +43,19 @@ def test_answer_of_a_completion_without_usage_is_counted_by_its_pieces() -> None
     for text, finish in (("a", None), ("b", None), ("", "stop")):
         assert not reader.take({"choices": [{"text": text, "finish_reason": finish}]})
     assert (reader.done().text, reader.done().completion_tokens) == ("ab", 2)
+
+
+def test_answer_that_breaks_off_has_used_what_its_prompt_and_its_text_are_likely_to_have() -> None:
+    """A client could leave before the last event, which alone tells the tokens."""
+    reader = AnswerReader(job())
+    assert reader.used == (0, 0), "no server has taken it"
+    reader.begin(prompt_tokens=70)
+    reader.take(chunk(content="a"))
+    assert reader.used == (70, 1)
+    reader.take(chunk(content="long " * 80))
+    assert reader.used == (70, 100), "a server may send many tokens at once"
+    reader.take({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 5}})
+    assert reader.used == (4, 5)
 
 
 def test_answer_s_calls_of_tools_are_joined_from_their_pieces() -> None:
@@ -94,7 +107,7 @@ def test_answer_that_ends_early_is_no_answer() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_answer_without_an_end_is_given_up(stream: bool) -> None:
-    reader = AnswerReader(job(stream=stream))
+    reader = AnswerReader(job(stream=stream, sampling=Sampling(max_tokens=1 << 20)))
     piece = chunk(content="a" * (1 << 20))
     for _ in range(15):
         reader.take(piece)
@@ -103,7 +116,7 @@ def test_answer_without_an_end_is_given_up(stream: bool) -> None:
 
 
 def test_answer_of_endless_names_of_tools_is_given_up() -> None:
-    reader = AnswerReader(job())
+    reader = AnswerReader(job(sampling=Sampling(max_tokens=1 << 20)))
 
     def call(number: int) -> dict[str, Any]:
         named = {"index": number, "id": "c", "function": {"name": "n" * (1 << 20)}}

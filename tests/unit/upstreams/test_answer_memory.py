@@ -52,6 +52,33 @@ async def asking(memory: AnswerMemory, most: int = SIZE) -> AsyncIterator[Ask]:
     server.close()
 
 
+def test_answer_that_comes_slowly_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for it: a server could send a megabyte, and then a byte now and then."""
+    monkeypatch.setattr("bitinglip.upstreams.answer_memory._PATIENCE", 0.1)
+    monkeypatch.setattr("bitinglip.upstreams.answer_memory._LEAST_RATE", 1 << 30)
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % SIZE)
+        writer.write(b"a" * (SIZE * 3 // 4))
+        while not writer.is_closing():
+            writer.write(b"a")
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        memory = AnswerMemory()
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        async with server, open_http() as http:
+            port = server.sockets[0].getsockname()[1]
+            async with http.get(f"http://127.0.0.1:{port}/") as answer:
+                with pytest.raises(BadAnswer, match="slowly"):
+                    await memory.read(answer, SIZE, len)
+                assert memory.bytes == 0
+            await asyncio.sleep(0.05)  # for the end of the connection
+
+    asyncio.run(run())
+
+
 class Decoding:
     """Decodes answers once it is told to, and notes how many are in memory."""
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -17,11 +16,12 @@ from bitinglip.upstreams.answer import AnswerReader
 from bitinglip.upstreams.answer_memory import AnswerMemory
 from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
-from bitinglip.upstreams.request import LONG, encoded
+from bitinglip.upstreams.json_body import JsonBody
+from bitinglip.upstreams.request import LONG, Request, encoded
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
 from workers.engines.base import Refused
-from workers.framing import FrameReader, encode_commands
+from workers.framing import FrameReader
 from workers.protocol import (
     Cancel,
     Cancelled,
@@ -139,7 +139,7 @@ def test_cancel_of_an_upstream_s_job_before_it_begins_has_its_final_event(url: s
     async def run() -> bytes:
         async with open_http() as http:
             worker = UpstreamWorker(client(http, Upstream(url=[url])))
-            worker.send(encode_commands([job(), Cancel(id="j")]))
+            worker.send([job(), Cancel(id="j")])
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             told = os.read(worker.events_fd, 1 << 16)
@@ -156,9 +156,9 @@ def test_long_request_is_encoded_beside_the_event_loop(
 ) -> None:
     threads = []
 
-    def noted(body: dict[str, Any]) -> bytes:
+    def noted(request: Request) -> JsonBody:
         threads.append(threading.current_thread())
-        return encoded(body)
+        return encoded(request)
 
     text = "a" * (LONG + 1 if long else 1)
     texts = replace(job(), messages=(ChatMessage("user", text),))

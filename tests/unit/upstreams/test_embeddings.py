@@ -21,7 +21,7 @@ def answer(*vectors: object, **more: object) -> bytes:
 
 
 def test_embedding_request_asks_for_what_the_job_wants() -> None:
-    path, body = embedding_request(JOB, "there")
+    path, body, _ = embedding_request(JOB, "there")
     assert path == "embeddings"
     assert body == {
         "model": "there",
@@ -40,6 +40,8 @@ def test_embedding_answer_is_read_in_both_forms_and_any_order() -> None:
     for data in (numbers, json.dumps({"data": texts, "usage": usage}).encode()):
         done = embedding_done(JOB, data)
         assert (done.vectors, done.dimensions, done.prompt_tokens) == (ONE + TWO, 2, 7)
+    untold = embedding_done(JOB, answer([0.5, -1.0], [2.0, 0.25]))
+    assert untold.prompt_tokens > 0, "they are charged"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def ranking(*scores: object, **more: object) -> bytes:
 
 
 def test_rerank_request_asks_for_the_scores_of_all_documents() -> None:
-    path, body = embedding_request(RANKED, "there")
+    path, body, _ = embedding_request(RANKED, "there")
     assert path == "rerank"
     assert body == {
         "model": "there",

@@ -1,19 +1,22 @@
 """Servers that models stand for and that go on for ever, or answer what none does."""
 
 import asyncio
+import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
 
 import pytest
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer import AnswerReader
 from bitinglip.upstreams.answer_memory import AnswerMemory
-from bitinglip.upstreams.client import UpstreamClient
+from bitinglip.upstreams.client import Tell, UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from workers.engines.base import Refused
-from workers.protocol import ChatMessage, Sampling, TextJob
+from workers.protocol import ChatMessage, Event, Sampling, TextJob
 
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 ANSWER = (
@@ -52,12 +55,12 @@ async def upstream(*starts: tuple[bytes, bytes]) -> AsyncIterator[UpstreamClient
         each.close()
 
 
-async def asked(client: UpstreamClient) -> str:
+async def nothing(_: list[Event]) -> None:
+    pass
+
+
+async def asked(client: UpstreamClient, tell: Tell = nothing) -> str:
     """Return the text of an answer, or what the job is refused with."""
-
-    async def tell(_: object) -> None:
-        pass
-
     try:
         async with asyncio.timeout(60):
             done = await client.run(JOB, AnswerReader(JOB), tell)
@@ -94,6 +97,72 @@ def test_upstream_that_goes_on_for_ever_is_ended(
     async def run() -> None:
         async with upstream((begin, rest)) as client:
             assert words in await asked(client)
+
+    asyncio.run(run())
+
+
+def test_upstream_that_sends_very_much_at_once_leaves_others_their_turns() -> None:
+    """Tens of thousands of choices or calls in one piece take a second to look at."""
+    piece, told = b'data: {"choices": [{"delta": {"content": "a"}}]}\n', list[int]()
+    choices = b'data: {"choices": [%s{}]}\n' % (b"{}," * 100_000)
+    calls = b'data: {"choices": [{"delta": {"tool_calls": [%s{}]}}]}\n' % (b"{}," * 100_000)
+
+    async def tell(events: list[Event]) -> None:
+        told.append(len(events))
+
+    async def run() -> None:
+        async with upstream((STREAM + b"\r\n" + piece * 5000 + ANSWER, b"")) as client:
+            assert (await asked(client, tell)).startswith("aaaa")
+        for one, words in ((choices, "more choices"), (calls, "more tools")):
+            async with upstream((STREAM + b"\r\n" + one, b"")) as client:
+                assert words in await asked(client)
+
+    asyncio.run(run())
+    assert sum(told) == 5001
+    assert max(told) <= 128
+
+
+def test_upstream_s_long_event_is_decoded_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[bool] = []
+
+    def noted(data: bytes) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return json.loads(data)
+
+    monkeypatch.setattr("bitinglip.upstreams.client._chunk", noted)
+    long = b'data: {"choices": [], "comment": "%s"}\n\n' % (b"a" * 100_000)
+
+    async def run() -> None:
+        async with upstream((STREAM + b"\r\n" + long + ANSWER, b"")) as client:
+            assert await asked(client) == "so"
+
+    asyncio.run(run())
+    assert threads == [False, True]
+
+
+def test_upstream_s_text_is_no_longer_than_its_tokens_can_be() -> None:
+    piece = b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % (b"a" * 30_000)
+
+    async def run() -> None:
+        async with upstream((STREAM + b"\r\n" + piece * 2 + ANSWER, b"")) as client:
+            assert (await asked(client)).endswith("so")
+        async with upstream((STREAM + b"\r\n" + piece * 5 + ANSWER, b"")) as client:
+            assert "longer than any" in await asked(client)
+
+    asyncio.run(run())
+
+
+def test_upstream_s_errors_tell_no_address_of_it() -> None:
+    async def run() -> None:
+        async with upstream((STREAM + b"\r\n", b"")) as client:
+            host = client.servers.all[0].url.split("/")[2]
+        error = b'data: {"error": {"message": "http://%s/v1 at %s is lost"}}\n\n'
+        told = error % (host.encode(), b"127.0.0.1")
+        async with upstream((STREAM + b"\r\n" + told, b"")) as client:
+            message = await asked(client)
+            assert ("127.0.0.1" in message, "is lost" in message) == (False, True), message
 
     asyncio.run(run())
 

@@ -37,7 +37,7 @@ def answer(*pictures: bytes) -> bytes:
 
 
 def test_image_request_asks_for_what_the_job_wants() -> None:
-    path, body = image_request(job(seeds=(7, 8)), "m")
+    path, body, _ = image_request(job(seeds=(7, 8)), "m")
     assert path == "images/generations"
     assert body == {
         "model": "m",
@@ -77,7 +77,7 @@ def test_image_request_that_no_field_can_ask_for_is_refused_by_name(
 
 def test_image_request_from_a_picture_whose_file_is_gone_is_refused(tmp_path: Path) -> None:
     gone = job(image=str(tmp_path / "gone"), strength=0.5)
-    path, body = image_request(gone, "m")
+    path, body, _ = image_request(gone, "m")
     assert (path, body["strength"]) == ("images/edits", 0.5)
     with pytest.raises(Refused) as refused:
         edit_form(gone, body)
@@ -126,6 +126,8 @@ def header(depth: int = 8, colours: int = 2, interlaced: int = 0, width: int = 6
     return sides + bytes((depth, colours, 0, 0, interlaced))
 
 
+#: A chunk without data; each takes many times more memory than it has bytes.
+EMPTY = bytes(4) + b"teXt" + zlib.crc32(b"teXt").to_bytes(4)
 ROWS = bytes((1 + 3 * 64) * 32)
 
 
@@ -169,8 +171,9 @@ def test_image_answer_may_be_interlaced(tmp_path: Path) -> None:
         answer(remade(b"IDAT", zlib.compress(ROWS)[:-6])),
         answer(remade(b"IDAT", zlib.compress(ROWS[1:]))),
         answer(remade(b"IDAT", zlib.compress(bytes(50_000_000)))),
+        answer(picture()[:-12] + EMPTY * 40_000 + picture()[-12:]),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_image_answer_that_is_no_picture_leaves_nothing(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BadAnswer):

@@ -54,7 +54,7 @@ def received(
 
 
 def test_speech_request_asks_for_what_the_job_wants() -> None:
-    path, body = speech_request(job(), "m")
+    path, body, _ = speech_request(job(), "m")
     assert path == "audio/speech"
     assert body == {"model": "m", "input": "so it is", "response_format": "wav", "seed": 7}
     given: dict[str, Any] = {
@@ -122,8 +122,25 @@ def test_speech_answer_s_duration_is_told_by_its_frames(tmp_path: Path, kind: An
     assert not told
     for bad in (b"", b"\0" * 100, data[1:], wav()):
         with pytest.raises(BadAnswer):
-            length_of(io.BytesIO(bad), kind)
+            length_of(io.BytesIO(bad), kind, 60.0)
     assert [each.name for each in tmp_path.iterdir()] == [f"s-0.{kind}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "frame"),
+    [
+        ("aac", b"\xff\xf1\x18\x00\x00\xe0\x00"),
+        ("mp3", b"\xff\xf3\x14\x00" + bytes(20)),
+        ("ogg", b"OggS" + bytes(23)),
+    ],
+)
+def test_speech_answer_of_countless_small_frames_is_read_no_further_than_its_text_may_last(
+    kind: Any, frame: bytes
+) -> None:
+    file = io.BytesIO((compressed("ogg")[:47] if kind == "ogg" else b"") + frame * 200_000)
+    with pytest.raises(BadAnswer, match="than the text can"):
+        length_of(file, kind, 10.0)
+    assert file.tell() < len(frame) * 10_000
 
 
 def endless(data: bytes) -> bytes:

@@ -65,6 +65,13 @@ def test_transcription_of_hours_is_read_in_a_moment() -> None:
     assert {len(each.words) for each in done.segments} == {2}
 
 
+def test_transcription_of_more_parts_than_speech_has_is_refused() -> None:
+    """Two million of them, of 30 bytes each, would take a gigabyte, and hold up others."""
+    pieces = b",".join([b'{"start": 0, "end": 0, "text": ""}'] * 140_000)
+    with pytest.raises(BadAnswer):
+        transcript_done(job(), b'{"text": "", "duration": 3, "segments": [%s]}' % pieces)
+
+
 def test_transcription_of_silence_has_no_segment() -> None:
     told = b'{"text": "", "duration": 3, "segments": []}'
     assert transcript_done(job(), told).segments == ()

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from bitinglip.settings.upstream import Upstream
 from bitinglip.upstreams.answer_memory import AnswerMemory
@@ -16,11 +18,12 @@ from bitinglip.upstreams.client import UpstreamClient
 from bitinglip.upstreams.http import open_http
 from bitinglip.upstreams.servers import Servers
 from bitinglip.upstreams.worker import UpstreamWorker
-from workers.framing import FrameReader, encode_commands
+from workers.framing import FrameReader, checked_frame
 from workers.protocol import (
     Cancel,
     Cancelled,
     Command,
+    Ends,
     Event,
     Failed,
     Job,
@@ -82,7 +85,7 @@ async def until(worker: UpstreamWorker, last: type[Event]) -> list[Event]:
 
 
 def send(worker: UpstreamWorker, *commands: Command) -> None:
-    worker.send(encode_commands(commands))
+    worker.send(commands)
 
 
 async def ended(worker: UpstreamWorker) -> None:
@@ -98,6 +101,36 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
             send(worker, JOB, Cancel("j"))
             assert (await until(worker, Cancelled))[1:] == [Cancelled(id="j")]
             await ended(worker)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_text_that_does_not_come_to_its_end_tells_what_it_has_cost(leaves: bool) -> None:
+    """A client could have texts for nothing: with a schema that none is of, or leaving early."""
+    late = b'data: {"error": {"message": "no form", "type": "invalid_request_error"}}\n\n'
+    job = replace(JOB, prompt="word" * 100, stream=leaves)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(PIECE if leaves else PIECE + late)
+        await writer.drain()
+        while leaves and not writer.is_closing():
+            writer.write(b": here\n")
+            await asyncio.sleep(0.01)
+
+    async def check() -> None:
+        async with serving(answer) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
+            send(worker, job)
+            if leaves:
+                await until(worker, TextDelta)
+                send(worker, Cancel("j"))
+            final = (await until(worker, Cancelled if leaves else Failed))[-1]
+            assert isinstance(final, Cancelled if leaves else Failed)
+            assert (final.prompt_tokens, final.completion_tokens) == (100, 2500)
+            assert isinstance(final, Cancelled) or final.code == "INVALID_REQUEST"
+            await ended(worker)
+            await asyncio.sleep(0.05)  # for the end of the connection
 
     asyncio.run(check())
 
@@ -118,7 +151,7 @@ def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
     async def check() -> None:
         async with serving(flood) as url, open_http() as http:
             worker = stand_in(http, Upstream(url=[url]))
-            send(worker, JOB)
+            send(worker, replace(JOB, sampling=Sampling(max_tokens=1 << 16)))
             before = -1
             while not sent or sent != before:
                 before = sent
@@ -131,6 +164,43 @@ def test_answer_is_not_read_on_while_its_events_are_not_taken() -> None:
             await ended(worker)
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_long_answer_is_encoded_beside_the_event_loop_and_ends_once(
+    monkeypatch: pytest.MonkeyPatch, long: bool, leaves: bool
+) -> None:
+    at, threads = asyncio.Event(), list[bool]()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def noted(events: Sequence[Event]) -> bytes:
+        if isinstance(events[0], TextDone):
+            threads.append(threading.current_thread() is not threading.main_thread())
+            loops[0].call_soon_threadsafe(at.set)
+        return checked_frame(events)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(PIECE * (7 if long else 1) + LAST)
+
+    async def check() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with serving(answer) as url, open_http() as http:
+            worker = stand_in(http, Upstream(url=[url]))
+            send(worker, replace(JOB, sampling=Sampling(max_tokens=99), stream=False))
+            await at.wait()
+            if leaves:
+                send(worker, Cancel("j"))
+            finals, reader = list[Event](), FrameReader()
+            for _ in range(20):
+                finals += [each for each in told(worker, reader) if isinstance(each, Ends)]
+                await asyncio.sleep(0.01)
+            assert len(finals) == 1, finals
+            await ended(worker)
+
+    monkeypatch.setattr("bitinglip.upstreams.worker.checked_frame", noted)
+    asyncio.run(check())
+    assert threads == [long]
 
 
 def transcription(path: Path) -> TranscriptionJob:

@@ -115,7 +115,7 @@ def test_frame_that_no_event_fits_fails_that_job_only() -> None:
     assert [type(each) for each in read] == [TextDelta, Failed, TextDelta]
     failure = read[1]
     assert isinstance(failure, Failed)
-    assert (failure.id, failure.code) == ("large", "INFERENCE_FAILED")
+    assert (failure.id, failure.code) == ("large", "INVALID_REQUEST")
 
 
 def test_commands_come_as_they_were_sent() -> None:

@@ -1,17 +1,19 @@
 """The watchdog counts its own looks."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.framing import decode_commands
+from workers.framing import decode_commands, encode_commands
 from workers.protocol import (
     Activity,
     Cancel,
     Cancelled,
+    Command,
     Failed,
     Load,
     Ready,
@@ -205,8 +207,8 @@ def dog_looks(one: Worker, dog: Watchdog) -> tuple[float, str]:
 
 def test_command_that_cannot_be_written_is_not_the_last_one() -> None:
     class Pipe(Process):
-        def send(self, data: bytes) -> None:
-            sent.append(data)
+        def send(self, commands: Sequence[Command]) -> None:
+            sent.append(encode_commands(commands))
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(

@@ -214,7 +214,7 @@ class TextEngine:
         if error is not None:
             self._forget(request)
             text = f"The text's grammar takes too much to be followed: {error}"
-            return [request.failed("INVALID_REQUEST", text)]
+            return [request.refused(text)]
         generation = self._generations[sequence]
         return self._settle(request, generation, request.complete(generation))
 

@@ -122,6 +122,16 @@ class Request:
     def failed(self, code: Code, message: str) -> Failed:
         return Failed(id=self.job.id, code=code, message=message)
 
+    def refused(self, message: str) -> Failed:
+        """Return the end of a job whose client has asked for what does not work out."""
+        return Failed(
+            id=self.job.id,
+            code="INVALID_REQUEST",
+            message=message,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self.produced,
+        )
+
     def accept(self, generation: Generation, choice: Choice) -> list[Event]:
         """Take a sampled token; returns its text, if any, and the final event at the end."""
         return self._events(generation, generation.accept(choice))

@@ -215,6 +215,8 @@ def test_text_that_is_not_of_its_schema_fails_after_its_last_token(engine: TextE
     assert isinstance(final["both"], Failed)
     assert final["both"].code == "INVALID_REQUEST"
     assert "form" in final["both"].message
+    assert final["both"].prompt_tokens > 0
+    assert final["both"].completion_tokens > 0
 
 
 def test_grammar_that_takes_too_much_to_be_followed_is_the_request_s_fault(
@@ -227,6 +229,7 @@ def test_grammar_that_takes_too_much_to_be_followed_is_the_request_s_fault(
     final = finals(run_to_end(engine, job("wide", grammar)))["wide"]
     assert isinstance(final, Failed)
     assert (final.code, "takes too much" in final.message) == ("INVALID_REQUEST", True)
+    assert final.prompt_tokens > 0
 
 
 def test_stop_string_ends_a_text_within_its_grammar(engine: TextEngine) -> None:

@@ -50,6 +50,8 @@ def _judged(final: TextDone, found: str | None) -> Event:
         return final
     return Failed(
         id=final.id,
-        code="INVALID_REQUEST",  # its form has alternatives that overlap, or none; it is charged
+        code="INVALID_REQUEST",  # its form has alternatives that overlap, or none
         message=f"The text that the model made is not of the form that was asked for: {found}",
+        prompt_tokens=final.prompt_tokens,
+        completion_tokens=final.completion_tokens,
     )
