@@ -88,6 +88,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     facts: int = 0  #: the version of what is told of the files; see FACTS
     adapter_of: str | None = None  #: adapters, in memory only: the name that their base has here
 
+    @property
+    def file_bytes(self) -> int:
+        """Return the bytes of the files that its load reads, of an adapter its base's weights
+        too."""
+        return max(self.total_bytes, self.weight_bytes)
+
 
 _decoder = msgspec.json.Decoder(Manifest)
 

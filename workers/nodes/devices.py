@@ -106,6 +106,12 @@ class ClusterDevices(Devices):
         name = node_of(device)
         return next((each.copied for each in self._nodes.nodes if each.name == name), frozenset())
 
+    def copy_room(self, device: str) -> int | None:
+        """Return the bytes of copies that the node of a device has room for; None if it does not
+        tell, or takes none."""
+        name = node_of(device)
+        return next((each.store.room for each in self._nodes.nodes if each.name == name), None)
+
     def tell(
         self, workers: Iterable[Holding], wishes: Mapping[str, int], others: Mapping[str, int]
     ) -> None:

@@ -132,6 +132,7 @@ class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     bytes: Size
     most: Size | None = None
+    room: Size | None = None  #: for more, once all that is unused has left; None: it is not known
     held: Annotated[tuple[HeldTree, ...], msgspec.Meta(max_length=MOST_TREES)] = ()
     whole: Annotated[tuple[TreeKey, ...], msgspec.Meta(max_length=MOST_TREES)] = ()
 

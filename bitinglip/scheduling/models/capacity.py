@@ -35,6 +35,8 @@ def capacity(
         elsewhere=elsewhere,
         refused_until=shared.refused_until(device.id),
         files=shared.files(device.id),
+        copy_room=shared.copy_room(device.id),
+        full_for=shared.full_for(device.id),
     )
 
 

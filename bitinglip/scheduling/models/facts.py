@@ -292,6 +292,7 @@ class ResourceFacts:
                 each_device=max((each.footprint.overhead for each in needs.values()), default=0),
                 ram=ram.loading,
                 lasting_ram=ram.lasting,
+                file_bytes=model_state.manifest.file_bytes,
                 weights_of=model_state.manifest.adapter_of or "",
             )
             for number in range(model_state.target - there)

@@ -12,6 +12,7 @@ import structlog
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.offload import USUAL_SIDE
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Model, Settings, SpeechModel
@@ -130,17 +131,7 @@ class ReplicaLoader:
                     return
                 worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
-            if why.code == NOT_GRANTED:
-                log.info("a node granted no memory", worker=replica.id, cause=why.message)
-                if not self._facts.shared.refused(replica.model, replica.devices):
-                    self._listener.on_displaced(model_state, replica)
-                    return
-                why = StartFailed("MODEL_LOAD_FAILED", why.message)
-            if (stuck := self._pool.stuck(replica.id)) is not None:
-                self._listener.on_stuck(model_state, replica, stuck)
-            elif kind == "cuda" and why.code == "OUT_OF_MEMORY":
-                await self._look_for_others(replica)
-            self._listener.on_load_failed(model_state, replica, why)
+            await self._failed(model_state, replica, kind, why)
         except StoreError as error:
             self._listener.on_load_failed(
                 model_state, replica, StartFailed(error.code, error.message)
@@ -155,6 +146,37 @@ class ReplicaLoader:
             self._pool.warm_spare()
             await self._free_pages(replica)  # first: its pages are held for nothing now
             await self._store.record_use(replica.model, loaded=True)
+
+    async def _failed(
+        self, model_state: ModelState, replica: Replica, kind: str, why: StartFailed
+    ) -> None:
+        """Have a load planned again that failed for what a node lacks now, or tell its failure."""
+        shared = self._facts.shared
+        if why.code == NOT_GRANTED:
+            log.info("a node granted no memory", worker=replica.id, cause=why.message)
+            if not shared.refused(replica.model, replica.devices):
+                self._listener.on_displaced(model_state, replica)
+                return
+            why = StartFailed("MODEL_LOAD_FAILED", why.message)
+        is_full = why.code == "DISK_FULL"
+        is_full = is_full and shared.note_full(replica.model, replica.devices, replica.began)
+        if (stuck := self._pool.stuck(replica.id)) is not None:
+            self._listener.on_stuck(model_state, replica, stuck)
+        elif kind == "cuda" and why.code == "OUT_OF_MEMORY":
+            await self._look_for_others(replica)
+        elif is_full and self._goes_elsewhere(model_state):
+            log.warning("a node has no room for files", worker=replica.id, cause=why.message)
+            self._listener.on_displaced(model_state, replica)
+            return
+        self._listener.on_load_failed(model_state, replica, why)
+
+    def _goes_elsewhere(self, model_state: ModelState) -> bool:
+        """Return True if a node can take a model whose disk has not failed it, in place of others
+        if need be."""
+        manifest, full_for = model_state.manifest, self._facts.shared.full_for
+        reservations = self._listener.ledger().reservations
+        found = self._facts.fit(manifest, reservations, EvictionRules()).placement
+        return found is not None and not any(manifest.name in full_for(d) for d in found.devices)
 
     async def _free_pages(self, replica: Replica) -> None:
         """Let the files of a loaded model go: it is on its device now."""

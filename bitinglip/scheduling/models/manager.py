@@ -337,8 +337,8 @@ class ModelManager:
         self._unavailable(model_state, model_state.refusal(why.code, why.message, now))
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
-        """Plan again for a load that has not begun: others took its memory."""
-        log.info("load planned again: its memory was taken meanwhile", worker=replica.id)
+        """Plan again for a load that has not begun: others took its memory, or a disk is full."""
+        log.info("load planned again: it has no room there now", worker=replica.id)
         model_state.remove(replica)
         self.replan()
 

@@ -6,7 +6,7 @@ from bitinglip.scheduling.placement.eviction import EvictionRules, may_give
 from bitinglip.scheduling.placement.ledger import Reservation
 from bitinglip.scheduling.placement.plan import Plan
 from workers.devices import Devices
-from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere
+from workers.devices.device import NOTHING_ELSEWHERE, Elsewhere, node_of
 from workers.nodes.devices import ClusterDevices
 from workers.nodes.messages import Holding
 
@@ -14,11 +14,12 @@ _BETWEEN = 10.0  #: seconds between two evictions for other gateways
 _REFUSED_SECONDS = 1.0  #: until a node that has refused memory is planned with again
 _IN_A_ROW = 10.0  #: seconds between refusals at most
 _PATIENCE = 60.0  #: seconds of refusals after which a load has failed
+_FULL_SECONDS = 300.0  #: that a disk without room for a model's files is avoided for it
 
 
 class SharedNodes:
-    """Knows what other gateways have of the nodes, and which models' files lie there; nothing where
-    there is no cluster."""
+    """Knows what other gateways have of the nodes, and which models' files lie there or have no
+    room; nothing where there is no cluster."""
 
     def __init__(self, devices: Devices, clock: Callable[[], float]) -> None:
         self._cluster = devices if isinstance(devices, ClusterDevices) else None
@@ -31,6 +32,7 @@ class SharedNodes:
         self._refusals: dict[
             str, tuple[float, float]
         ] = {}  #: by model: the first in a row, the last
+        self._full: dict[tuple[str, str], float] = {}  #: by node and model: when it was found
 
     def elsewhere(self, device: str) -> Elsewhere:
         """Return what other gateways have of a device."""
@@ -39,6 +41,29 @@ class SharedNodes:
     def files(self, device: str) -> frozenset[str]:
         """Return the models whose files a device's node has; none where nodes share them."""
         return self._cluster.copied(device) if self._cluster else frozenset()
+
+    def copy_room(self, device: str) -> int | None:
+        """Return the bytes of copies that a device's node has room for; None if that is not
+        known, or nodes share the files."""
+        return self._cluster.copy_room(device) if self._cluster else None
+
+    def full_for(self, device: str) -> frozenset[str]:
+        """Return the models whose files had no room on the disk of a device's node a while ago."""
+        after, there = self._clock() - _FULL_SECONDS, node_of(device)
+        full = (each for each, at in self._full.items() if at > after)
+        return frozenset(model for node, model in full if node == there)
+
+    def note_full(self, model: str, devices: Iterable[str], since: float) -> bool:
+        """Take note that the disk of a node has no room for a model's files.
+
+        Returns True if that was not known at ``since``, as the load began.
+        """
+        now = self._clock()
+        self._full = {each: at for each, at in self._full.items() if at > now - _FULL_SECONDS}
+        keys = [(node_of(each), model) for each in devices]
+        is_new = all(self._full.get(each, now) > since for each in keys)
+        self._full |= dict.fromkeys(keys, now)
+        return is_new
 
     def refused(self, model: str, devices: Iterable[str]) -> bool:
         """Take note that a node has granted no memory there: others took it a moment ago.

@@ -62,6 +62,7 @@ def place(
     spread: int = 1,
     each_device: int = 0,
     ram: int = 0,
+    file_bytes: int = 0,
     weights_of: str = "",
 ) -> Placement | None:
     """Return where the planner would load a model, or None if it would refuse it.
@@ -77,6 +78,7 @@ def place(
         spread=spread,
         each_device=each_device,
         ram=ram,
+        file_bytes=file_bytes,
         weights_of=weights_of,
     )
     return _run(demand, snapshot) or _run(replace(demand, since=float("-inf")), _later(snapshot))

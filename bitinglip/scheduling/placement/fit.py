@@ -199,6 +199,7 @@ class _Fit:
             spread=self._spread,
             each_device=max((need.footprint.overhead for need in needs.values()), default=0),
             ram=ram,
+            file_bytes=self._manifest.file_bytes,
             weights_of=self._manifest.adapter_of or "",
         )
 

@@ -28,6 +28,8 @@ class DeviceCapacity:
     elsewhere: Elsewhere = NOTHING_ELSEWHERE  #: what other gateways have of it
     refused_until: float = float("-inf")  #: its node has refused memory; nothing goes there before
     files: frozenset[str] = frozenset()  #: the models whose files its node has copies of
+    copy_room: int | None = None  #: bytes of copies that its node could take; None: unknown
+    full_for: frozenset[str] = frozenset()  #: models that its node's disk had no room for
 
     @property
     def usable(self) -> int:

@@ -18,6 +18,7 @@ class Demand:
     ram: int = 0  #: bytes of RAM that its load takes beside the device
     lasting_ram: int = 0  #: what of that it keeps once it is loaded
     each_device: int = 0  #: bytes that it takes of each further device that it is split over
+    file_bytes: int = 0  #: of the files that its load reads
     weights_of: str = ""  #: the model whose files it loads: of an adapter its base; empty: itself
 
     @property

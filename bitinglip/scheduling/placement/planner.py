@@ -10,7 +10,7 @@ waits for ever.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bitinglip.scheduling.placement import eviction
+from bitinglip.scheduling.placement import eviction, model_files
 from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.idle_evictions import IdleEvictions
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
@@ -27,12 +27,12 @@ _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionRules) -> Plan:
     """Decide what to do now. It changes ``ledger``, which is of no use afterwards.
 
-    Nodes that have the files of a model are preferred for it, as long as that changes nothing else:
-    every model that would be loaded is, and none is evicted that would stay.
+    Nodes that have the files of a model, and then those whose disks have room for them, are
+    preferred for it, as long as that changes nothing else: every model that would be loaded is, and
+    none is evicted that would stay.
     """
     ordered = sorted(demands, key=lambda d: (not d.urgent, -d.level, d.since, d.model))
-    held = frozenset[str]().union(*(device.files for device in ledger.devices))
-    if all(demand.files not in held for demand in ordered):
+    if not any(model_files.differ(demand, ledger.devices) for demand in ordered):
         return _plan(_Planner(ledger, now, rules), ordered)
     near = _plan(_Planner(ledger.copy(), now, rules, to_files=True), ordered)
     plain = _plan(_Planner(ledger, now, rules), ordered)
@@ -58,7 +58,8 @@ class _Planner(IdleEvictions):
     def __init__(
         self, ledger: Ledger, now: float, rules: EvictionRules, *, to_files: bool = False
     ) -> None:
-        """``to_files``: a node that has the files comes before one that would have to copy them."""
+        """``to_files``: a node that has the files comes before one that would have to copy them,
+        and this before one that has no room for them."""
         super().__init__(ledger, now, rules)
         self._claimed = False
         self._to_files = to_files
@@ -67,7 +68,7 @@ class _Planner(IdleEvictions):
 
     def place(self, demand: Demand) -> None:
         """Load the model, or free memory for it, or refuse it."""
-        of_kind = [device for device in self._ledger.devices if device.kind in demand.needs]
+        of_kind = model_files.without_full(demand, self._ledger)
         devices: Sequence[DeviceCapacity] = [each for each in of_kind if not each.reason]
         fitting: Sequence[DeviceCapacity] = [
             device for device in devices if demand.needs[device.kind] <= device.largest
@@ -149,13 +150,13 @@ class _Planner(IdleEvictions):
 
     def _load_into_free(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
         """Load on the preferred kind, away from its other replicas and from a card that drives a
-        screen, where its files are and least is left over."""
+        screen, where its files are, or have room, and least is left over."""
         kinds = list(demand.needs)
         free = [each for each in devices if demand.needs[each.kind] <= self._free(each)]
         if not free:
             return False
 
-        def rank(device: DeviceCapacity) -> tuple[int, int, bool, bool, int]:
+        def rank(device: DeviceCapacity) -> tuple[int, int, bool, int, int]:
             same = sum(h.model == demand.model for h in self._ledger.on(device.id))
             same += sum(
                 load.model == demand.model and device.id in load.devices for load in self.plan.loads
@@ -167,9 +168,9 @@ class _Planner(IdleEvictions):
         self._load(demand, {device.id: demand.needs[device.kind]})
         return True
 
-    def _lacks_files(self, demand: Demand, device: DeviceCapacity) -> bool:
-        """Return True where a load would copy the files first, if that matters."""
-        return self._to_files and demand.files not in device.files
+    def _lacks_files(self, demand: Demand, device: DeviceCapacity) -> int:
+        """Return what a node lacks of the files, if that matters; see ``model_files.lack``."""
+        return model_files.lack(demand, device) if self._to_files else 0
 
     def _free(self, device: DeviceCapacity) -> int:
         return 0 if self._now < device.refused_until else self._ledger.free(device.id)

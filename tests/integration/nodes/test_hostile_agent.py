@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.cluster import SECRET
@@ -116,6 +117,10 @@ def test_node_that_tells_nonsense_or_too_much_is_lost(tmp_path: Path) -> None:
     assert "too many facts" in (with_agent(tmp_path, {Kind.FACTS: facts}, 300).reason or "")
     bad = links._encoder.encode(told(replace(CARD, unified=True)))
     assert "malformed frame" in (with_agent(tmp_path, {Kind.FACTS: bad}).reason or "")
+    for room in (-1, 1 << 60, math.nan, math.inf, "much"):
+        store = {"bytes": 0, "room": room}
+        bad = links._encoder.encode(msgspec.to_builtins(told(CARD)) | {"store": store})
+        assert "malformed frame" in (with_agent(tmp_path, {Kind.FACTS: bad}).reason or "")
 
 
 def test_node_speaks_of_the_cards_only_that_it_is_asked_about(tmp_path: Path) -> None:

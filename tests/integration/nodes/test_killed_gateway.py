@@ -40,18 +40,23 @@ def home_with_weights(root: Path, content: bytes) -> Home:
     home = Home(root)
     home.create()
     make_fake_models(ModelStore(home.models), list(MODELS))
-    weights = weights_of(home)
-    weights.write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    entry = FileEntry("weights.bin", SIZE, digest, weights.stat().st_mtime_ns)
-    manifest = read_manifest(home.models / "big")
-    changed = msgspec.structs.replace(manifest, files=(*manifest.files, entry))
-    write_manifest(home.models / "big", changed)
+    weights_of(home).write_bytes(content)
+    list_weights(home, hashlib.sha256(content).hexdigest())
     return home
 
 
-def weights_of(home: Home) -> Path:
-    return home.models / "big/files/weights.bin"
+def list_weights(home: Home, digest: str, model: str = "big") -> None:
+    """Have the manifest of a model list its large file."""
+    found = weights_of(home, model).stat()
+    entry = FileEntry("weights.bin", found.st_size, digest, found.st_mtime_ns)
+    manifest = read_manifest(home.models / model)
+    files, total = (*manifest.files, entry), manifest.total_bytes + found.st_size
+    changed = msgspec.structs.replace(manifest, files=files, total_bytes=total)
+    write_manifest(home.models / model, changed)
+
+
+def weights_of(home: Home, model: str = "big") -> Path:
+    return home.models / model / "files/weights.bin"
 
 
 def spoil_beginning(weights: Path) -> None:

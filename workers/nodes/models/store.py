@@ -22,8 +22,10 @@ from pathlib import Path
 import msgspec
 
 from workers.nodes.messages import MOST_TREES, HeldTree, StoreFacts, Tree
+from workers.nodes.models.locks import is_locked, open_lock, try_lock
 from workers.nodes.models.parts import NoRoom, Part, sync
 from workers.nodes.models.trees import key_of
+from workers.protocol.bounds import MOST_BYTES
 
 _LENT, _GONE = "lent-", ".gone-"
 _WHOLE = "whole"  #: a file in a folder whose files have all come
@@ -70,6 +72,7 @@ class NodeModels:
     def __init__(self, root: Path, max_bytes: int | None) -> None:
         """Raises OSError, for a folder that others may write to as well."""
         self.root, self.max_bytes = root, max_bytes
+        self._room: int | None = None  #: as it was found last
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = root.lstat()
         alone = found.st_uid == os.geteuid() and not found.st_mode & 0o022
@@ -92,7 +95,7 @@ class NodeModels:
             folder = self._trees / key_of(tree.files)
             is_new = not folder.exists()
             (folder / "origins").mkdir(mode=0o700, parents=True, exist_ok=True)
-            stay = Stay(tree, folder, _open_lock(folder, fcntl.LOCK_SH))
+            stay = Stay(tree, folder, open_lock(folder, fcntl.LOCK_SH))
             try:
                 (folder / "tree").write_bytes(msgspec.msgpack.encode(tree))
                 (folder / "origins" / (origin or "any")).write_text(tree.source)
@@ -157,7 +160,7 @@ class NodeModels:
         with self._locked():
             folder = self._trees / f"{_LENT}{secrets.token_hex(8)}"
             (folder / "files").mkdir(mode=0o700, parents=True)
-            return Stay(Tree(source=_LENT, files=()), folder, _open_lock(folder, fcntl.LOCK_SH))
+            return Stay(Tree(source=_LENT, files=()), folder, open_lock(folder, fcntl.LOCK_SH))
 
     def add_lent(self, lent: Stay, stay: Stay) -> Path:
         """Lend the files of a folder; return where they are. Raises OSError."""
@@ -171,18 +174,37 @@ class NodeModels:
     # ---- for gateways ---------------------------------------------------------------------------
 
     def facts(self, origin: str) -> StoreFacts:
-        """Return how much is stored, what came from one store, and what has come whole from any.
+        """Return how much is stored, what came from one store, what has come whole from any, and
+        the room for more.
 
         Raises OSError.
         """
         held = itertools.islice(self._held(origin), MOST_TREES if origin else 0)
         whole = (each.name for each in self._folders() if (each / _WHOLE).exists())
+        stored = sum(self._sizes())
         return StoreFacts(
-            bytes=sum(self._sizes()),
+            bytes=stored,
             most=self.max_bytes,
+            room=self._find_room(stored),
             held=tuple(held),
             whole=tuple(itertools.islice(whole, MOST_TREES)),
         )
+
+    def _find_room(self, stored: int) -> int | None:
+        """Return the bytes of the largest copy that could be made, once all that is unused has
+        left; as it was last while another one changes something. Raises OSError."""
+        if (fd := try_lock(self.root)) is not None:
+            try:
+                in_use: dict[str, int] = {}  # what is to come of it, too
+                for tree in (_tree_of(each) for each in self._folders() if is_locked(each)):
+                    in_use |= _contents(tree) if tree is not None else {}
+            finally:
+                os.close(fd)
+            kept = sum(in_use.values())
+            room = self._free_on_disk() + stored - kept
+            bound = MOST_BYTES if self.max_bytes is None else self.max_bytes - kept
+            self._room = max(0, min(room, bound))
+        return self._room
 
     def _held(self, origin: str) -> Iterator[HeldTree]:
         """Yield what came from one store, as far as a frame holds it."""
@@ -211,7 +233,7 @@ class NodeModels:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while (fd := _try_lock(self.root)) is None:
+        while (fd := try_lock(self.root)) is None:
             if time.monotonic() > deadline:
                 raise OSError(errno.EBUSY, "another agent holds the copies of models for long")
             time.sleep(_LOCK_PAUSE)
@@ -258,7 +280,7 @@ class NodeModels:
         to_come = 0
         for path, size in self._parts_there():
             with contextlib.suppress(FileNotFoundError):  # its writer has given an empty one up
-                if _is_locked(path):
+                if is_locked(path):
                     to_come += max(0, size - path.stat().st_size)
         most, stored = self.max_bytes, sum(self._sizes())
         if most is not None and stored + to_come > most:
@@ -266,17 +288,20 @@ class NodeModels:
                 f"workers.ray.models_max_bytes is {_size(most)}, and models in use or coming have "
                 "the rest"
             )
-        disk = os.statvfs(self.root)
-        kept = min(_MOST_KEPT, disk.f_blocks * disk.f_frsize // _KEPT_PART)
-        free = disk.f_bavail * disk.f_frsize - kept
-        if to_come <= free:
+        if to_come <= (free := self._free_on_disk()):
             return None
         return f"{_size(to_come)} are to come, and its disk has {_size(max(0, free))} for them"
+
+    def _free_on_disk(self) -> int:
+        """Return the bytes that copies may take of what is free; negative on a full disk."""
+        disk = os.statvfs(self.root)
+        kept = min(_MOST_KEPT, disk.f_blocks * disk.f_frsize // _KEPT_PART)
+        return disk.f_bavail * disk.f_frsize - kept
 
     def _unused(self) -> Iterator[tuple[float, Path]]:
         """Yield folders and parts that nothing holds, with the time of their last use."""
         for path in [*self._folders(), *(path for path, _ in self._parts_there())]:
-            if not _is_locked(path):
+            if not is_locked(path):
                 with contextlib.suppress(OSError):
                     lock = path / "lock" if path.is_dir() else path
                     yield lock.stat().st_mtime, path
@@ -287,7 +312,7 @@ class NodeModels:
             wanted = any((folder / "origins").iterdir())
         except OSError:
             wanted = False
-        if not wanted and folder.exists() and not _is_locked(folder):
+        if not wanted and folder.exists() and not is_locked(folder):
             self._remove(folder)
 
     def _remove(self, path: Path) -> None:
@@ -321,7 +346,7 @@ class NodeModels:
         now = time.time()
         for path, _ in self._parts_there():
             with contextlib.suppress(FileNotFoundError):
-                if not _is_locked(path) and now - path.stat().st_mtime > _PART_SECONDS:
+                if not is_locked(path) and now - path.stat().st_mtime > _PART_SECONDS:
                     path.unlink()
 
     # ---- what is there --------------------------------------------------------------------------
@@ -349,45 +374,6 @@ def _tree_of(folder: Path) -> Tree | None:
 
 def _contents(tree: Tree) -> dict[str, int]:
     return {each.sha256: each.size for each in tree.files}
-
-
-def _open_lock(folder: Path, how: int) -> int:
-    """Lock a folder until the returned descriptor is closed. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(folder / "lock", flags, 0o600)
-    try:
-        fcntl.flock(fd, how)
-        os.utime(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _try_lock(folder: Path) -> int | None:
-    """Lock a folder for this alone; None if another one has it. Raises OSError."""
-    try:
-        return _open_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-
-
-def _is_locked(path: Path) -> bool:
-    """Return True for a folder or a part that a process holds."""
-    try:
-        fd = os.open(path / "lock" if path.is_dir() else path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        return True
-    else:
-        return False
-    finally:
-        os.close(fd)
 
 
 def _size(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Evictions for other gateways, and loads that a node refuses memory for."""
+"""Evictions for other gateways, and loads that a node refuses memory or disk for."""
 
 from bitinglip.scheduling.models.shared_nodes import SharedNodes
 from bitinglip.scheduling.models.use import MemoryUse
@@ -21,6 +21,21 @@ def test_refusals_in_a_row_fail_a_load_after_a_minute_and_others_do_not() -> Non
     assert shared.refused("m", ["n1:0"])
     now[0] = 80.0
     assert not shared.refused("m", ["n1:0"]), "there was none for a while"
+
+
+def test_disk_that_was_full_is_avoided_for_that_model_for_five_minutes() -> None:
+    now = [100.0]
+    shared = SharedNodes(Devices(), lambda: now[0])
+    assert shared.note_full("m", ["n1:0", "n1:1"], since=99.0)
+    assert shared.note_full("m", ["n1:0"], since=99.0), "another load of it ran at the same time"
+    assert [shared.full_for(each) for each in ("n1:cpu", "n2:0", "0")] == [{"m"}, set(), set()]
+    now[0] = 200.0
+    assert not shared.note_full("m", ["n1:0"], since=150.0), "it was tried there in spite of it"
+    now[0] = 499.0
+    assert shared.full_for("n1:0") == {"m"}
+    now[0] = 500.0
+    assert not shared.full_for("n1:0")
+    assert shared.note_full("m", ["n1:0"], since=450.0)
 
 
 def test_models_are_given_up_for_others_once_in_ten_seconds() -> None:

@@ -1,4 +1,5 @@
-"""Nodes that have the files of a model come first for it, and nothing else of a plan changes."""
+"""Nodes that have the files of a model, or room for them, come first for it, and nothing else of a
+plan changes; those whose disks have failed it come last."""
 
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from bitinglip.scheduling.placement.dry_run import Snapshot
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 from bitinglip.scheduling.placement.planner import Demand, Plan, plan
+from workers.devices.device import Elsewhere
 
 NOW = 1000.0
 
@@ -18,8 +20,18 @@ def card(node: str, memory: int = 20, *files: str, number: int = 0) -> DeviceCap
     return DeviceCapacity(f"{node}:{number}", "cuda", memory, node=node, files=frozenset(files))
 
 
-def wanted(model: str = "m", size: int = 10, *, spread: int = 1, weights_of: str = "") -> Demand:
-    return Demand(model, 0, {"cuda": size}, since=NOW, spread=spread, weights_of=weights_of)
+def wanted(
+    model: str = "m", size: int = 10, *, spread: int = 1, weights_of: str = "", files: int = 0
+) -> Demand:
+    return Demand(
+        model,
+        0,
+        {"cuda": size},
+        since=NOW,
+        spread=spread,
+        weights_of=weights_of,
+        file_bytes=files,
+    )
 
 
 def held(model: str, device: str, size: int, state: str = "ready") -> Reservation:
@@ -82,10 +94,71 @@ def test_split_goes_to_the_machine_with_the_files() -> None:
     assert places(found) == {"m": ["b:0", "b:1"]}
 
 
+def test_load_goes_where_its_files_have_room_on_the_disk() -> None:
+    small, roomy = replace(card("a", 12), copy_room=49), replace(card("b", 20), copy_room=50)
+    assert places(planned([small, roomy], wanted(files=50), there=[])) == {"m": ["b:0"]}
+    assert places(planned([small, roomy], wanted(files=49), there=[])) == {"m": ["a:0"]}
+    untold = replace(roomy, copy_room=None)
+    assert places(planned([small, untold], wanted(files=50), there=[])) == {"m": ["b:0"]}
+    there = replace(small, files=frozenset("m"))
+    assert places(planned([there, roomy], wanted(files=50), there=[])) == {"m": ["a:0"]}
+    found = dry_run.place("m", {"cuda": 10}, Snapshot([small, roomy], now=NOW), file_bytes=50)
+    assert found is not None
+    assert found.devices == ("b:0",), "a fit tells the same"
+
+
+def test_room_on_a_disk_costs_no_eviction_and_keeps_no_model_from_a_node() -> None:
+    devices = [replace(card("a"), copy_room=0), replace(card("b"), copy_room=99)]
+    idle = held("idle", "b:0", 20)
+    found = planned(devices, wanted(files=50), there=[idle])
+    assert (places(found), found.evictions) == ({"m": ["a:0"]}, [])
+
+
+def test_disk_that_has_failed_a_model_is_avoided_while_another_could_take_it() -> None:
+    full, other = replace(card("a"), full_for=frozenset("m")), card("b")
+    assert places(planned([full, other], wanted(), there=[])) == {"m": ["b:0"]}
+    assert places(planned([full, other], wanted("n", 20), there=[])) == {"n": ["a:0"]}
+    idle = held("idle", "b:0", 20)
+    found = planned([full, other], wanted(), there=[idle])
+    assert [list(each.devices) for each in found.waiting] == [["b:0"]], "by an eviction there"
+    theirs = replace(other, elsewhere=Elsewhere(reserved=20, idle=20))
+    assert planned([full, theirs], wanted(), there=[]).wishes == {"b:0": 10}
+    extra = replace(wanted(), urgent=False)
+    assert planned([full, other], extra, there=[idle]) == planned([other], extra, there=[idle])
+
+
+def test_disk_that_has_failed_a_model_is_tried_again_where_no_other_could_take_it() -> None:
+    full, other = replace(card("a"), full_for=frozenset("m")), card("b")
+    taken = [held("m", "a:0", 20), replace(held("kept", "b:0", 11), pinned=True)]
+    for devices, there in (
+        ([full], []),
+        ([full, replace(other, memory=9)], []),
+        ([full, replace(other, reason="It is lost.")], []),
+        ([full, other], taken[1:]),
+    ):
+        assert places(planned(devices, wanted(), there=there)) == {"m": ["a:0"]}
+    host = DeviceCapacity("b:cpu", "cpu", 5, node="b")
+    much_ram = replace(wanted(), ram=6)
+    assert places(planned([full, other, host], much_ram, there=[])) == {"m": ["a:0"]}
+
+
+def test_split_avoids_the_machine_whose_disk_has_failed_it() -> None:
+    cards = [[card(node, number=number) for number in (0, 1)] for node in "ab"]
+    full = [replace(each, full_for=frozenset("m")) for each in cards[0]]
+    found = planned([*full, *cards[1]], wanted(size=30, spread=4), there=[])
+    assert places(found) == {"m": ["b:0", "b:1"]}
+    found = planned([*full, cards[1][0]], wanted(size=30, spread=4), there=[])
+    assert places(found) == {"m": ["a:0", "a:1"]}
+
+
 models_ = st.sampled_from("mno")
-rooms_ = st.lists(st.tuples(st.integers(1, 4), st.frozensets(models_)), min_size=1, max_size=4)
+rooms_ = st.lists(
+    st.tuples(st.integers(1, 4), st.frozensets(models_), st.none() | st.integers(0, 3)),
+    min_size=1,
+    max_size=4,
+)
 demands_ = st.lists(
-    st.builds(wanted, models_, st.integers(1, 4), spread=st.just(1)),
+    st.builds(wanted, models_, st.integers(1, 4), spread=st.just(1), files=st.integers(0, 3)),
     min_size=1,
     max_size=3,
     unique_by=lambda demand: demand.model,
@@ -96,17 +169,21 @@ there_ = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2), st.booleans())
 @settings(max_examples=100, deadline=None)
 @given(rooms_, demands_, there_)
 def test_files_change_where_models_are_loaded_and_nothing_else(
-    rooms: list[tuple[int, frozenset[str]]],
+    rooms: list[tuple[int, frozenset[str], int | None]],
     demands: list[Demand],
     loaded: list[tuple[int, int, bool]],
 ) -> None:
-    devices = [card(f"n{n}", size, *files) for n, (size, files) in enumerate(rooms)]
+    devices = [
+        replace(card(f"n{n}", size, *files), copy_room=room)
+        for n, (size, files, room) in enumerate(rooms)
+    ]
     there = [
         replace(held(f"x{n}", devices[at % len(devices)].id, size), pinned=pinned)
         for n, (at, size, pinned) in enumerate(loaded)
     ]
     found = planned(devices, *demands, there=there)
-    plain = planned([replace(each, files=frozenset()) for each in devices], *demands, there=there)
+    untold = [replace(each, files=frozenset(), copy_room=None) for each in devices]
+    plain = planned(untold, *demands, there=there)
     assert found.evictions == plain.evictions
     assert found.refusals == plain.refusals
     assert places(found).keys() == places(plain).keys()

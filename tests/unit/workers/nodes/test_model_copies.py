@@ -196,6 +196,34 @@ def test_disk_without_room_is_said_before_a_byte_comes(
     assert not list((tmp_path / "m/trees").iterdir())
 
 
+def test_room_is_what_copies_may_take_once_all_that_is_unused_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = NodeModels(tmp_path / "m", 25)
+    assert models.facts(ONE).room == 25
+    stay = brought(models, "a", weights=b"a" * 10)
+    coming = models.begin(tree_of("b", weights=b"b" * 4, other=b"a" * 10), ONE)
+    assert models.facts(ONE).room == 11, "what is to come counts, and each content once"
+    models.end(stay)
+    assert models.facts(ONE).room == 11, "the other one has its content"
+    coming.close()
+    assert models.facts(ONE).room == 25
+    again = models.begin(tree_of("a", weights=b"a" * 10), ONE)
+    with (tmp_path / "m/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert models.facts(ONE).room == 25, "another agent changes something: as it was"
+    assert models.facts(ONE).room == 15
+    models.end(again)
+    real = os.statvfs(tmp_path)
+    kept = min(1 << 30, real.f_blocks * real.f_frsize // 20)
+    free = os.statvfs_result((*real[:1], 1, real.f_blocks * real.f_frsize, 0, kept + 7, *real[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    assert models.facts(ONE).room == 17, "10 of an unused copy, and 7 that are free"
+    vast = os.statvfs_result((*real[:1], 1, 1 << 60, 0, 1 << 60, *real[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: vast)
+    assert NodeModels(tmp_path / "n", None).facts(ONE).room == 1 << 50, "no message tells more"
+
+
 def test_store_that_another_agent_holds_for_long_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
