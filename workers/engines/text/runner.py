@@ -96,7 +96,7 @@ class Runner:
                 device=loaded.device,
                 capture=capture,
                 in_place=in_place,
-                are_near=check.are_near,
+                are_near=check.rounding.are_near,  # not the check: it holds logits on the card
                 loras=self.loras,
             )
             self._check_graphs(check, plain, captures_all=captures_all)

@@ -53,7 +53,7 @@ class SelfCheck:
         self._expected = self._of_library(loaded)
         if not all(bool(each.isfinite().all()) for each in self._expected):
             raise no_numbers(loaded.dtype)
-        self._rounding = Rounding(loaded, self._expected, lambda: self._of_library(loaded))
+        self.rounding = Rounding(loaded, self._expected, lambda: self._of_library(loaded))
 
     def _of_library(self, loaded: LoadedModel) -> list[Tensor]:
         return [_library_logits(loaded, ids) for ids in self._prompts]
@@ -90,23 +90,14 @@ class SelfCheck:
             at = place - len(self._prompts[row]) + len(known)
             if at >= 0:
                 off.append(distances(logits, known[at]))
-        return self._rounding.allows(torch.stack(off), eight_bits=eight_bits)
+        return self.rounding.allows(torch.stack(off), eight_bits=eight_bits)
 
     def is_same(self, found: Computed, plain: Computed) -> bool:
         """Return whether the engine computes in another way what it does in the plain one."""
-        return found.rows.keys() == plain.rows.keys() and self.are_near(
+        return found.rows.keys() == plain.rows.keys() and self.rounding.are_near(
             torch.stack([found.rows[key] for key in plain.rows]),
             torch.stack(list(plain.rows.values())),
         )
-
-    def are_near(self, ours: Tensor, plain: Tensor) -> bool:
-        """Return whether rows of logits [rows, vocab] differ by rounding only; waits for them.
-
-        A row of the plain ones that holds no numbers tells nothing.
-        """
-        kept = plain.isfinite().all(-1)
-        off = distances(ours, plain)[kept]
-        return not len(off) or self._rounding.allows(off)
 
 
 @torch.inference_mode()

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.integration.engines.text.test_graphs import attend_by_the_table
 from tests.support.logs import CaughtLogs
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import BLOCK_SIZE
 from tests.support.text_harness import load as load_engine
 from workers.engines.base import Refused
 from workers.engines.cuda_graphs import Replay
-from workers.engines.text import batch, decode_graphs, runners, self_check
+from workers.engines.text import attention, batch, decode_graphs, runners, self_check
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.cache_plan import cache_plan
@@ -193,7 +194,8 @@ def rehearsed(step: Replay) -> Replay:
 
 
 def wrong_number(patch: Patch, which: int, by: int) -> None:
-    """Let a graph's tensors hold other numbers: positions (1), slots (2) or LoRAs (4)."""
+    """Let a graph's tensors hold other numbers: positions (1), slots (2), lengths (3) or
+    LoRAs (4)."""
 
     def sending(device: torch.device, *, ints: Any) -> dict[str, Tensor]:
         numbers = list(ints["numbers"])
@@ -261,4 +263,22 @@ def test_self_check_of_graphs_with_loras_and_without(
             assert (runner._graphs._loras is not None) is with_loras, name
         said = caplog.text[told:]
         assert ("with LoRAs are computed without graphs" in said) is (plain and not with_loras)
+        engine.close()
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_self_check_of_graphs_that_give_a_kernel_other_lengths(
+    folders: dict[str, Path], monkeypatch: Patch, by: int
+) -> None:
+    monkeypatch.setitem(self_check.LENGTHS, "cpu", LENGTHS["cuda"])
+    monkeypatch.setattr(runners, "_capture", lambda _loaded, _graphs: rehearsed)
+    monkeypatch.setattr(runners, "unusable", lambda *_, **__: None)
+    monkeypatch.setattr(attention, "_decode_in_place", attend_by_the_table)
+    options = TextOptions(attention="triton", graphs="lazy")
+    for right in (True, False):
+        if not right:
+            wrong_number(monkeypatch, which=3, by=by)
+        engine, _ = load_engine(folders["llama"], dtype="bfloat16", text=options)
+        assert isinstance(engine._runner, Runner)
+        assert (engine._runner._graphs is not None) is right
         engine.close()

@@ -200,6 +200,18 @@ def test_split_model_of_eight_bits_is_refused_by_name(models: dict[str, Path]) -
     assert "over several devices is not quantised to it" in refused.value.message
 
 
+@pytest.mark.usefixtures("cards")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_split_model_in_bfloat16_passes_the_check_at_load(
+    models: dict[str, Path], family: str
+) -> None:
+    """Measure over both cards how far rounding sends its logits."""
+    spec = spec_of(models[family], dtype="bfloat16")
+    loaded = load(spec)
+    assert len(placed(loaded)) == 2
+    runner_of(spec, loaded).close()
+
+
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
 def test_split_model_adds_a_lora_on_the_card_of_each_layer(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
