@@ -30,7 +30,7 @@ from workers.protocol import (
 
 _WORDS = ["the", "of", "is", "a", "to", "return", "file", "name"]  #: a token each
 _OPENING = 12.0  #: seconds in which a model is made, opened and measured once
-_ONE = 5.0  #: seconds of a measurement
+_ONE = 8.0  #: seconds of a measurement, at most
 _LEAST_TOKENS = 20  #: that a call of generate() is timed over
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}

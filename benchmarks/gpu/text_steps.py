@@ -35,6 +35,7 @@ _WAYS = (
     TextOptions(overlap="off", graphs="lazy"),
 )
 _ONE = 3.0  #: seconds of a measurement
+_WAY = 10.0  #: seconds in which a way is opened and measured once
 _SAME = 24  #: tokens of an answer that all ways are to give
 _SAMPLES = {"real": (64, 128_256, 30), "tiny": (4, 1000, 2)}  #: rows, words, calls
 _SETTINGS: dict[str, dict[str, object]] = {
@@ -57,7 +58,7 @@ def measure(record: Recorder) -> None:
     for number, options in enumerate(_WAYS):
         how = _name(options)
         share = record.left / (len(_WAYS) - number)
-        if share < 2 * _ONE:
+        if share < _WAY:
             record.figure(f"{grid.shape}{how}", "left out", note="no time was left for it")
             continue
         try:

@@ -63,7 +63,10 @@ class Rounding:
         for seed in range(_PASSES):
             with _rounded_once_more(loaded.model, torch.finfo(loaded.dtype).eps, seed):
                 found += [distances(*pair) for pair in zip(again(), expected, strict=True)]
-        noise = torch.cat(found).clamp(min=torch.finfo(loaded.dtype).eps * self._spread)
+        noise = torch.cat(found)
+        noise = noise[noise.isfinite()].clamp(min=torch.finfo(loaded.dtype).eps * self._spread)
+        if not len(noise):
+            return  # of a model at the limit of its format
         self._worst = _WORST * noise.max().item()
         self._middle = min(_MIDDLE * noise.median().item(), _ALIKE * self._spread)
 

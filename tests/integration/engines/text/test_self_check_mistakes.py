@@ -24,9 +24,10 @@ from workers.engines.text import attention, batch, decode_graphs, runners, self_
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.cache_plan import cache_plan
-from workers.engines.text.loading import load
+from workers.engines.text.loading import LoadedModel, load
 from workers.engines.text.lora_slots import LoraSlots
 from workers.engines.text.plan import Chunk
+from workers.engines.text.rounding import Rounding
 from workers.engines.text.runner import Runner
 from workers.engines.text.sampling_params import upload
 from workers.engines.text.self_check import LENGTHS, SelfCheck
@@ -186,6 +187,20 @@ def test_self_check_takes_rounding_for_what_it_is(folders: dict[str, Path], fami
         model = checked(folders[family], lengths)
         assert model.is_right(), lengths
         model.runner.close()
+
+
+def test_rounding_of_a_model_at_the_limit_of_its_format_is_not_measured() -> None:
+    """Passes that are rounded once more may give no numbers where the first one did."""
+    expected = torch.randn(5, 30)
+    loaded = LoadedModel(
+        torch.nn.Identity(), None, torch.float16, torch.device("cpu"), frozenset(), 30, 9
+    )
+    some = expected.clone()
+    some[3] = torch.nan
+    for again in ([some], [torch.full_like(expected, torch.inf)]):
+        rounding = Rounding(loaded, [expected], partial(list, again))
+        assert rounding.are_near(expected, expected)
+        assert not rounding.are_near(expected.flip(0), expected)
 
 
 def rehearsed(step: Replay) -> Replay:
