@@ -10,7 +10,7 @@ a number like its token. They hold for as long as the LoRAs' matrices lie where 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -155,13 +155,13 @@ class DecodeGraphs:
             plain = self._step(*size)[: len(logits)]
         except Exception as error:
             if torch_env.is_out_of_memory(error):  # the step is computed again, without a graph
-                del self._captured[size]
+                self._let_go([size])
                 self._rests[size] = _REST
             raise
         self._untried.discard(size)
         if self._are_near(logits, plain):
             return logits
-        del self._captured[size]
+        self._let_go([size])
         self._wrong.add(size)
         log.warning("a graph gives other logits than its step: steps of %s have none", _named(size))
         return plain
@@ -222,12 +222,15 @@ class DecodeGraphs:
 
     def _forget_loras(self) -> None:
         """Let go of the graphs of steps with LoRAs."""
-        stale = [size for size in self._captured if size[2]]
-        if stale and self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the step before may be one of theirs
-        for size in stale:
-            del self._captured[size]
+        self._let_go([size for size in self._captured if size[2]])
         self._wrong = {size for size in self._wrong if not size[2]}
+
+    def _let_go(self, sizes: Sequence[Size]) -> None:
+        if sizes and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # one of theirs may be computed yet
+        for size in sizes:
+            del self._captured[size]
+            self._untried.discard(size)
 
     def _step(self, rows: int, length: int, with_loras: bool) -> Tensor:
         """Compute the tensors' first rows; their logits are [rows, vocab]."""
