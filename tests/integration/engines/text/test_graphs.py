@@ -301,7 +301,7 @@ def test_graph_that_goes_wrong_later_is_dropped_before_it_is_served(
     monkeypatch: pytest.MonkeyPatch,
     caplog: CaughtLogs,
 ) -> None:
-    """Those that are captured at load are right; memory does not suffice to look at one of them."""
+    """Graphs captured at load are right; memory does not suffice to look at one of the others."""
     engine, _ = load(folder, step_tokens=16, text=TextOptions(graphs="lazy", overlap="on"))
     graphs = runner_of(engine)._graphs
     assert graphs is not None
