@@ -4,8 +4,9 @@
                              [--shape real|tiny] [--preload]
 
 Each part runs in a process of its own with a limit of its own, in order of value; one that fails,
-hangs or runs out of memory is recorded with the end of its output, and the others go on. After each
-part ``results.json`` and ``table.md`` in DIR are written again; the table is printed last. Weights
+hangs or runs out of memory is recorded with the end of its output, and the others go on. With each
+figure ``results.json`` and ``table.md`` in DIR are written again, so a run that is cut off at any
+moment has left what it measured, and its logs. The table is printed last. Weights
 are random and made on the spot, so nothing has to be fetched. ``--device cpu --shape tiny``
 rehearses every part; with ``--preload`` they share one import of the libraries, in a minute.
 """
@@ -46,8 +47,9 @@ def _run(
     command = f"python -m benchmarks.gpu --device {arguments.device} --shape {arguments.shape}"
     outcomes: list[Outcome] = []
     table = ""
-    log = arguments.out / "log.txt"
+    log, logs = arguments.out / "log.txt", arguments.out / "logs"
     log.write_bytes(b"")
+    logs.mkdir(exist_ok=True)
     for number, part in enumerate(parts, 1):
         patience = _REHEARSAL_PATIENCE if arguments.preload else 1.0
         limit = min(patience * part.limit, deadline - time.monotonic())
@@ -56,12 +58,19 @@ def _run(
             outcome = not_begun(part)
         else:
             outcome = run_part(
-                part, arguments.device, arguments.shape, folder, limit, preload=arguments.preload
+                part,
+                arguments.device,
+                arguments.shape,
+                folder,
+                limit,
+                logs,
+                told=lambda so_far: report.write(arguments.out, command, [*outcomes, so_far]),
+                preload=arguments.preload,
             )
         print(f"    {outcome.state} in {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
         outcomes.append(outcome)
         with log.open("ab") as file:
-            file.write(f"==== {part.name}\n".encode() + end_of_log(folder, part.name) + b"\n")
+            file.write(f"==== {part.name}\n".encode() + end_of_log(logs, part.name) + b"\n")
         table = report.write(arguments.out, command, outcomes)
     print(table)
     return outcomes

@@ -1,5 +1,5 @@
 """Runs one part in a process: ``python -m benchmarks.gpu.child FUNCTION DEVICE
-SHAPE FOLDER PATH``."""
+SHAPE FOLDER PATH END``."""
 
 import importlib
 import json
@@ -11,10 +11,11 @@ from workers.protocol import DeviceKind
 
 
 def run(arguments: list[str]) -> None:
-    """Run a part: its FUNCTION, DEVICE, SHAPE, FOLDER and PATH."""
-    function, device, shape, folder, path = arguments
+    """Run a part: its FUNCTION, DEVICE, SHAPE, FOLDER and PATH; END is when it is killed."""
+    function, device, shape, folder, path, end = arguments
     kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
-    recorder = Recorder(kind, shape, Path(folder), Path(path), read_ceilings(Path(folder)))
+    ceilings = read_ceilings(Path(folder))
+    recorder = Recorder(kind, shape, Path(folder), Path(path), ceilings, float(end))
     module, name = function.split(":")
     getattr(importlib.import_module(module), name)(recorder)
     (Path(folder) / "ceilings.json").write_text(json.dumps(recorder.ceilings))

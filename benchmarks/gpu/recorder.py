@@ -1,6 +1,7 @@
 """Records the figures of one part of the check."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +33,16 @@ class Recorder:
     folder: Path  #: work files that the parts share: models, sockets, logs
     path: Path  #: one figure a line, as JSON
     ceilings: dict[str, float] = field(default_factory=dict)  #: by name, in SI units
+    end: float = math.inf  #: when the part is killed, by ``time.monotonic``
 
     @property
     def tiny(self) -> bool:
         return self.shape == "tiny"
+
+    @property
+    def left(self) -> float:
+        """Return the seconds until the part is killed."""
+        return self.end - time.monotonic()
 
     def figure(
         self,

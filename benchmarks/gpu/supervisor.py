@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.gpu.preloaded import ForkedPart
 from benchmarks.gpu.recorder import Figure, read_figures
 from workers.environment import worker_environment
 
+RUNNING = "running"
 _TAIL_LINES = 30
 _LOOK_SECONDS = 0.5
 _DEATH_SECONDS = 10.0  #: for a killed process to be gone
@@ -27,7 +29,8 @@ _MEMORY_WORDS = ("out of memory", "OutOfMemoryError", "_ALLOC_FAILED", "can't al
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Tells how a part ended. ``state``: passed, failed, out of memory, timed out or not begun."""
+    """Tells how a part ended. ``state``: passed, failed, out of memory, timed out, not begun or
+    running."""
 
     part: str
     question: str
@@ -38,19 +41,36 @@ class Outcome:
 
 
 def run_part(
-    part: Part, device: str, shape: str, folder: Path, limit: float, *, preload: bool = False
+    part: Part,
+    device: str,
+    shape: str,
+    folder: Path,
+    limit: float,
+    logs: Path,
+    *,
+    told: Callable[[Outcome], object],
+    preload: bool = False,
 ) -> Outcome:
-    """Run a part for ``limit`` seconds at most; its output goes to ``<folder>/<part>.log``.
+    """Run a part for ``limit`` seconds at most; its output goes to ``<logs>/<part>.log``.
 
-    With ``preload`` it is a fork of a process that has imported the libraries.
+    ``told`` gets what it has measured so far, whenever that is more. With ``preload`` it is a fork
+    of a process that has imported the libraries.
     """
-    figures, log = folder / f"{part.name}.jsonl", folder / f"{part.name}.log"
+    figures, log = folder / f"{part.name}.jsonl", logs / f"{part.name}.log"
     figures.unlink(missing_ok=True)
-    arguments = [part.function, device, shape, str(folder), str(figures)]
     began = time.monotonic()
+    arguments = [part.function, device, shape, str(folder), str(figures), str(began + limit)]
     log.write_bytes(b"")
+    size = 0
+
+    def look() -> None:
+        nonlocal size
+        if figures.exists() and figures.stat().st_size != size:
+            size, seconds = figures.stat().st_size, time.monotonic() - began
+            told(Outcome(part.name, part.question, RUNNING, seconds, read_figures(figures)))
+
     process = ForkedPart(arguments, log) if preload else _start(arguments, log)
-    code = _wait(process, limit)
+    code = _wait(process, limit, look)
     seconds = time.monotonic() - began
     tail = _tail(log)
     state = "passed" if code == 0 else "timed out" if code is None else _failure(code, tail)
@@ -81,15 +101,18 @@ def not_begun(part: Part) -> Outcome:
     return Outcome(part.name, part.question, "not begun", 0.0, [], "No time was left for it.")
 
 
-def end_of_log(folder: Path, part: str) -> bytes:
+def end_of_log(logs: Path, part: str) -> bytes:
     """Return the last part of a part's log."""
-    path = folder / f"{part}.log"
+    path = logs / f"{part}.log"
     return path.read_bytes()[-_LOG_BYTES:] if path.exists() else b""
 
 
-def _wait(process: "subprocess.Popen[bytes] | ForkedPart", limit: float) -> int | None:
+def _wait(
+    process: "subprocess.Popen[bytes] | ForkedPart", limit: float, look: Callable[[], None]
+) -> int | None:
     """Return the exit code, or None for a process that took longer. None of its descendants stays.
 
+    ``look`` is called every now and then.
     They are noted while it runs: a server leads a session of its own, and nothing tells whose
     it was once the process that started it has ended.
     """
@@ -101,6 +124,7 @@ def _wait(process: "subprocess.Popen[bytes] | ForkedPart", limit: float) -> int 
             descendants.update(psutil.Process(process.pid).children(recursive=True))
         with suppress(subprocess.TimeoutExpired):
             code = process.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        look()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for each in descendants:

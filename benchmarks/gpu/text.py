@@ -3,9 +3,10 @@
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from workers.protocol import (
 )
 
 _WORDS = ["the", "of", "is", "a", "to", "return", "file", "name"]  #: a token each
+_OPENING = 12.0  #: seconds in which a model is made, opened and measured once
+_ONE = 8.0  #: seconds of a measurement, at most
 _LEAST_TOKENS = 20  #: that a call of generate() is timed over
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
@@ -64,19 +67,37 @@ def measure(record: Recorder) -> None:
     kernels."""
     prepare_torch(record)
     for grid in _GRIDS[record.shape]:
+        if record.left < _OPENING:
+            record.figure(grid.shape, "left out", note="no time was left for it")
+            continue
         model = build_model(grid.shape, record.device)
-        _library(record, grid, model)
         with open_engine(record, grid, model) as engine:
-            del model
             bench = Bench(record, grid, engine)
-            for prompt in grid.prompts:
-                for rows in grid.rows:
-                    bench.measure(rows, prompt, GREEDY)
-            bench.measure(grid.rows[-1], grid.prompts[0], USUAL)
-            for rows in dict.fromkeys((grid.rows[0], grid.rows[-2])):
-                bench.profile(rows, grid.prompts[0])
+            for work in _by_value(grid, bench):
+                if record.left > _ONE:
+                    work()
             _memory(record, grid)
         _empty(record)
+    if record.left > _OPENING:  # last: joined projections are the engine's, and this is no engine
+        grid = _GRIDS[record.shape][0]
+        _library(record, grid, build_model(grid.shape, record.device))
+        _empty(record)
+
+
+def _by_value(grid: Grid, bench: "Bench") -> Iterator[Callable[[], object]]:
+    """Yield measurements, what is worth most first: short prompts of one row and of 32."""
+    few, many = grid.rows[0], grid.rows[-2]
+    short, long = grid.prompts[0], grid.prompts[-1]
+    cells = [(few, short), (many, short), (many, long), (few, long)]
+    cells += [(rows, prompt) for prompt in grid.prompts for rows in grid.rows]
+    ordered = list(dict.fromkeys(cells))
+    for rows, prompt in ordered[:2]:
+        yield partial(bench.measure, rows, prompt, GREEDY)
+    for rows in dict.fromkeys((few, many)):
+        yield partial(bench.profile, rows, short)
+    yield partial(bench.measure, many, short, USUAL)
+    for rows, prompt in ordered[2:]:
+        yield partial(bench.measure, rows, prompt, GREEDY)
 
 
 def measure_compiled_generate(record: Recorder) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,14 +25,17 @@ _GRIDS = {
     "real": Grid("8b", (1, 8, 32), (128, 2000), 30, {}),
     "tiny": Grid("tiny", (1, 3), (16,), 3, {}),
 }
+#: After the plain way, what is worth most first.
 _WAYS = (
     TextOptions(overlap="off"),
-    TextOptions(overlap="on"),
     TextOptions(overlap="on", graphs="lazy"),
-    TextOptions(overlap="off", graphs="lazy"),
-    TextOptions(overlap="on", attention="triton"),
     TextOptions(overlap="on", attention="triton", graphs="lazy"),
+    TextOptions(overlap="on", attention="triton"),
+    TextOptions(overlap="on"),
+    TextOptions(overlap="off", graphs="lazy"),
 )
+_ONE = 3.0  #: seconds of a measurement
+_WAY = 10.0  #: seconds in which a way is opened and measured once
 _SAME = 24  #: tokens of an answer that all ways are to give
 _SAMPLES = {"real": (64, 128_256, 30), "tiny": (4, 1000, 2)}  #: rows, words, calls
 _SETTINGS: dict[str, dict[str, object]] = {
@@ -51,10 +55,15 @@ def measure(record: Recorder) -> None:
     plain: dict[tuple[int, int, bool], float] = {}
     said: list[str] = []
     failed: list[str] = []
-    for options in _WAYS:
+    for number, options in enumerate(_WAYS):
         how = _name(options)
+        share = record.left / (len(_WAYS) - number)
+        if share < _WAY:
+            record.figure(f"{grid.shape}{how}", "left out", note="no time was left for it")
+            continue
         try:
-            said.append(_measure_way(record, grid, options, plain))
+            until = record.left - share
+            said.append(_measure_way(record, grid, options, plain, until))
         except Refused as refused:
             record.figure(f"{grid.shape}{how}", 0.0, note=f"not run: {refused.message}")
             continue
@@ -77,12 +86,17 @@ def _measure_way(
     grid: Grid,
     options: TextOptions,
     plain: dict[tuple[int, int, bool], float],
+    until: float,
 ) -> str:
-    """Measure one way; return its answer. Nothing keeps its engine, which has much of the card."""
+    """Measure one way, until so many seconds are left; return its answer.
+
+    Nothing keeps its engine, which has much of the card.
+    """
     model = build_model(grid.shape, record.device)
     with open_engine(record, grid, model, options) as engine:
-        _measure_steps(record, grid, engine, options, plain)
-        return _answer(engine)
+        answer = _answer(engine)
+        _measure_steps(record, grid, engine, options, plain, until)
+        return answer
 
 
 def _measure_steps(
@@ -91,22 +105,37 @@ def _measure_steps(
     engine: TextEngine,
     options: TextOptions,
     plain: dict[tuple[int, int, bool], float],
+    until: float,
 ) -> None:
     bench, how = Bench(record, grid, engine), _name(options)
-    for prompt in grid.prompts:
-        for rows in grid.rows:
-            for sampling in (GREEDY, USUAL):
-                what = rows, prompt, sampling is GREEDY
-                seconds = bench.measure(rows, prompt, sampling, how)
-                first = plain.setdefault(what, seconds)
-                if first != seconds:
-                    label = f"{grid.shape}{how}, {rows} x {prompt}, greedy {what[2]}: time saved"
-                    record.figure(label, 100 * (1 - seconds / first), "%")
+    for rows, prompt, sampling in _by_value(grid):
+        if record.left < until + _ONE:
+            break
+        what = rows, prompt, sampling is GREEDY
+        seconds = bench.measure(rows, prompt, sampling, how)
+        first = plain.setdefault(what, seconds)
+        if first != seconds:
+            label = f"{grid.shape}{how}, {rows} x {prompt}, greedy {what[2]}: time saved"
+            record.figure(label, 100 * (1 - seconds / first), "%")
     if isinstance(engine._runner, Runner) and options.graphs != "off":
         record.figure(f"{grid.shape}{how}: graphs", float(engine._runner.graphs))
     if record.device == "cuda":
         held = torch.cuda.memory_reserved() / 2**30
         record.figure(f"{grid.shape}{how}: memory held", held, "GiB")
+
+
+def _by_value(grid: Grid) -> list[tuple[int, int, dict[str, Any]]]:
+    """Return rows, prompts and ways to choose tokens, what is worth most first."""
+    few, many = grid.rows[0], grid.rows[-1]
+    first = [(rows, prompt, GREEDY) for prompt in grid.prompts for rows in (few, many)]
+    usual = [(rows, prompt, USUAL) for rows, prompt, _ in first]
+    between = [
+        (rows, prompt, sampling)
+        for prompt in grid.prompts
+        for rows in grid.rows[1:-1]
+        for sampling in (GREEDY, USUAL)
+    ]
+    return first + usual + between
 
 
 def _name(options: TextOptions) -> str:

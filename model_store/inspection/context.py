@@ -38,18 +38,23 @@ def config_dtype(config: dict[str, Any]) -> str | None:
 def longest_context(config: dict[str, Any]) -> int | None:
     """Return the tokens that a model reads at most, None if its config does not tell.
 
-    YaRN stretches the original context by its factor. With a scaling that would change what is
-    computed of other texts in the batch, the context ends at the original one. Raises BadFiles for
-    a rotary scaling that the library cannot read.
+    YaRN stretches the original context by its factor, if all layers have it. With a scaling that
+    would change what is computed of other texts in the batch, the context ends at the original one.
+    Raises BadFiles for a rotary scaling that the library cannot read.
     """
     _check_base(config)
     scalings = list(_scalings(config))
     for key, scaling in scalings:
         _check(key, scaling, config)
     positions = number(config, *CONTEXT_FIELDS)
-    if positions is None or len(scalings) != 1:
+    if positions is None or not scalings:
         return positions
-    scaling = scalings[0][1]
+    lengths = [_stretched(scaling, config, positions) for _, scaling in scalings]
+    return lengths[0] if len(lengths) == 1 else min(positions, *lengths)
+
+
+def _stretched(scaling: dict[str, Any], config: dict[str, Any], positions: int) -> int:
+    """Return the tokens that a scaling is good for, of a model that has so many positions."""
     kind = _kind(scaling, config)
     original = number(config, _ORIGINAL) or number(scaling, _ORIGINAL)
     if kind in _CHANGING:

@@ -1,5 +1,6 @@
 """Runs the text engine with tiny models until every job has ended."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import AutoModelForCausalLM
 from tests.support.engine_runs import finals, run_to_end
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.plan import Plan
+from workers.engines.text.rounding import distances
+from workers.engines.text.self_check import Computed
 from workers.protocol import Event, Load, Ready, Sampling, TextDone, TextJob
 
 BLOCK_SIZE = 4
@@ -63,6 +66,15 @@ def generated(library: Any, prompt: list[int], tokens: int) -> list[int]:
     )
     found: list[int] = ids[0, len(prompt) :].tolist()
     return found
+
+
+def farthest(found: Computed, expected: Sequence[torch.Tensor]) -> float:
+    """Return how far the logits of prompts are from those expected, as root mean squares.
+
+    expected: of each prompt, [tokens, vocab]
+    """
+    rows = found.rows.items()
+    return max(distances(got, expected[row][at]).item() for (row, at), got in rows)
 
 
 @torch.inference_mode()

@@ -10,7 +10,11 @@ import psutil
 import pytest
 
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.correctness import follow
 from benchmarks.gpu.parts import PARTS, Part
+from benchmarks.gpu.recorder import Recorder, read_figures
+from benchmarks.gpu.report import write
+from benchmarks.gpu.supervisor import Outcome, run_part
 
 pytestmark = pytest.mark.long_file
 ROOT = Path(__file__).parents[3]
@@ -85,6 +89,39 @@ def test_gpu_check_writes_results_after_each_part_and_names_the_rest(tmp_path: P
     assert states == ["passed", "timed out", "not begun"]
     assert code == 1
     assert "It was not begun" in table
+
+
+def test_gpu_check_cut_off_in_a_part_has_told_what_that_measured(tmp_path: Path) -> None:
+    """Its results are on the disk half a second after each figure, whatever ends it."""
+    seen: list[Outcome] = []
+    run_part(part("slow", "hang"), "cpu", "tiny", tmp_path, 6, tmp_path, told=seen.append)
+    assert [each.state for each in seen] == ["running"]
+    assert [each.name for each in seen[0].figures] == ["server"]
+    table = write(tmp_path, "command", seen)
+    assert "| slow | running |" in table
+    assert json.loads((tmp_path / "results.json").read_text())["parts"][0]["figures"]
+
+
+def test_gpu_check_s_first_parts_keep_to_seven_minutes() -> None:
+    names = [each.name for each in PARTS]
+    assert sum(each.limit for each in PARTS[: names.index("speech") + 1]) <= 7 * 60
+    assert names[:5] == ["ceilings", "tests", "text", "attention", "text steps"]
+
+
+def test_gpu_check_tells_of_each_file_of_tests_as_it_ends(tmp_path: Path) -> None:
+    record = Recorder("cuda", "real", tmp_path, tmp_path / "figures")
+    lines = """
+tests/gpu/test_text.py::test_a[one] PASSED   [ 10%]
+tests/gpu/test_text.py::test_b FAILED   [ 20%]
+tests/gpu/test_image.py::test_c SKIPPED (no) [ 30%]
+""".splitlines(keepends=True)
+    assert follow(record, [*lines, "== 1 failed, 1 passed, 1 skipped ==\n"]).startswith("== 1")
+    found = {each.name: each.value for each in read_figures(record.path)}
+    assert found == {
+        "test that fails": "text: test_b",
+        "text": "1 passed, 1 failed",
+        "image": "1 skipped",
+    }
 
 
 @pytest.mark.rehearsal

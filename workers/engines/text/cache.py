@@ -193,6 +193,12 @@ class PagedCache:
             self._workspaces[key] = workspace
         return workspace[:wanted].view(shape)
 
+    def soil(self, blocks: Sequence[int]) -> None:
+        """Fill some blocks with large numbers, as if other texts had left them."""
+        at = self._places(blocks)
+        for page in self._by_block:
+            page.index_fill_(0, at[page.device], float8.EIGHT if self.eight_bits else 8)
+
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
         at = self._places(blocks)

@@ -10,7 +10,8 @@ a number like its token. They hold for as long as the LoRAs' matrices lie where 
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -60,10 +61,12 @@ class DecodeGraphs:
         device: torch.device,
         capture: Capture,
         in_place: bool,
+        are_near: Callable[[Tensor, Tensor], bool],
         loras: LoraSlots | None = None,
     ) -> None:
         """``context``: tokens of the longest sequence; ``in_place``: a kernel reads the cache;
-        ``loras``: those that rows may have."""
+        ``are_near``: tells whether logits [rows, vocab] differ by rounding only; ``loras``: those
+        that rows may have."""
         self._forward = forward
         self._cache = cache
         self._device = device
@@ -80,7 +83,10 @@ class DecodeGraphs:
         self._loras = loras
         self._layout = 0  #: of the LoRAs that graphs are captured with
         self._settled = 0  #: steps with LoRAs since it changed
+        self._are_near = are_near
         self._captured: dict[Size, Replay] = {}
+        self._untried: set[Size] = set()  #: captured, and not compared with a step yet
+        self._wrong: set[Size] = set()  #: those whose replays gave other logits
         self._rests: dict[Size, int] = {}  #: steps, by the sizes that rest
         self._fails = False
 
@@ -95,6 +101,11 @@ class DecodeGraphs:
     def captured(self) -> int:
         """Count the graphs that there are."""
         return len(self._captured)
+
+    @property
+    def wrong(self) -> bool:
+        """Return whether a graph has given other logits than its step."""
+        return bool(self._wrong)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -115,7 +126,7 @@ class DecodeGraphs:
         if not chunks or plan.prefills or any(chunk.drafts for chunk in chunks):
             return None
         with_loras = any(chunk.sequence.lora is not None for chunk in chunks)
-        if with_loras and not self._are_settled():
+        if with_loras and (self._loras is None or not self._are_settled(self._loras)):
             return None
         longest = max(chunk.end for chunk in chunks)
         if len(chunks) > self._row_sizes[-1] or longest > self._lengths[-1]:
@@ -124,10 +135,50 @@ class DecodeGraphs:
         size = rows, length, with_loras
         if not self._has_replay(size):
             return None
+        if size not in self._captured:
+            # With other numbers than the step's: those that stay in the graph then show.
+            self._fill([], rows, None)
+        replay = self._replay_of(size)
+        if replay is None:
+            return None
         order = self._table.arrange(chunks)
         void = self._fill(order, rows, carry)
-        replay = self._replay_of(size)
-        return None if replay is None else (order, replay()[: len(order)], void)
+        logits = replay()[: len(order)]
+        if size in self._untried:
+            logits = self._tried(size, logits)
+        return order, logits, void
+
+    def _tried(self, size: Size, logits: Tensor) -> Tensor:
+        """Compare a graph's first logits with those of the same step without it, and return those
+        that are right. A graph that gives others is not used again."""
+        try:
+            plain = self._step(*size)[: len(logits)]
+        except Exception as error:
+            if torch_env.is_out_of_memory(error):  # the step is computed again, without a graph
+                self._let_go([size])
+                self._rests[size] = _REST
+            raise
+        self._untried.discard(size)
+        if self._are_near(logits, plain):
+            return logits
+        self._let_go([size])
+        self._wrong.add(size)
+        log.warning("a graph gives other logits than its step: steps of %s have none", _named(size))
+        return plain
+
+    def refuse_loras(self) -> None:
+        """Compute steps with LoRAs without graphs from now on."""
+        self._loras = None
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Let steps with the LoRAs that there are be graphs at once, and forget these after."""
+        assert self._loras is not None
+        self._layout, self._settled = self._loras.layout, _SETTLED
+        try:
+            yield
+        finally:
+            self._forget_loras()
 
     def close(self) -> None:
         self._captured.clear()
@@ -158,21 +209,28 @@ class DecodeGraphs:
         self._table.write(order, sent)
         return None if carry is None else fill_in(self._numbers[0], carry, sent, len(order))
 
-    def _are_settled(self) -> bool:
+    def _are_settled(self, loras: LoraSlots) -> bool:
         """Return whether steps with LoRAs may be graphs: not while their matrices come and go.
 
         Each time that these lie elsewhere, all such graphs are of no use any more.
         """
-        assert self._loras is not None
-        if self._loras.layout != self._layout:
-            self._layout, self._settled = self._loras.layout, 0
-            stale = [size for size in self._captured if size[2]]
-            if stale and self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # the step before may be one of theirs
-            for size in stale:
-                del self._captured[size]
+        if loras.layout != self._layout:
+            self._layout, self._settled = loras.layout, 0
+            self._forget_loras()
         self._settled += 1
         return self._settled > _SETTLED
+
+    def _forget_loras(self) -> None:
+        """Let go of the graphs of steps with LoRAs."""
+        self._let_go([size for size in self._captured if size[2]])
+        self._wrong = {size for size in self._wrong if not size[2]}
+
+    def _let_go(self, sizes: Sequence[Size]) -> None:
+        if sizes and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # one of theirs may be computed yet
+        for size in sizes:
+            del self._captured[size]
+            self._untried.discard(size)
 
     def _step(self, rows: int, length: int, with_loras: bool) -> Tensor:
         """Compute the tensors' first rows; their logits are [rows, vocab]."""
@@ -208,7 +266,7 @@ class DecodeGraphs:
         """
         if size in self._captured:
             return True
-        if self._fails or len(self._captured) >= _MOST_GRAPHS:
+        if self._fails or size in self._wrong or len(self._captured) >= _MOST_GRAPHS:
             return False
         rest = self._rests.get(size, 0)
         if not rest and has_room(self._device):
@@ -221,6 +279,7 @@ class DecodeGraphs:
         if size not in self._captured:
             try:
                 self._captured[size] = self._capture(partial(self._step, *size))
+                self._untried.add(size)
             except Exception as error:  # noqa: BLE001  a library's forward may do anything
                 if torch_env.is_out_of_memory(error):
                     self._rests[size] = _REST  # another size may fit, or this one later
@@ -233,6 +292,11 @@ class DecodeGraphs:
                 torch_env.release_cached(self._device)  # and this if torch's is
                 return None
         return self._captured[size]
+
+
+def _named(size: Size) -> str:
+    rows, length, with_loras = size
+    return f"{rows} rows and {length} tokens" + (" with LoRAs" if with_loras else "")
 
 
 def row_sizes(most: int) -> list[int]:

@@ -6,6 +6,7 @@ from torch import Tensor
 DTYPE = torch.float8_e4m3fn
 _MOST = torch.finfo(DTYPE).max
 _NAN = 0x7F  #: its bits without the sign
+EIGHT = 0x50  #: the number 8, as a byte
 
 
 def narrow(rows: Tensor) -> Tensor:

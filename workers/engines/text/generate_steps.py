@@ -16,7 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from workers.engines.numbers import no_numbers
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Sequence
-from workers.engines.text.self_check import tolerance
+from workers.engines.text.rounding import Rounding, distances
 from workers.engines.torch_env import load_failed
 
 ENCODED = "prompt"  #: the input that names the tokens which an encoder reads
@@ -133,18 +133,23 @@ def check_steps(loaded: LoadedModel) -> None:
         inputs = {_TYPES: torch.zeros(1, len(prompt), dtype=torch.long)}
         given = {"input_ids": prompt + said, _TYPES: [0] * len(prompt) + [1] * len(said)}
     placed = {name: torch.tensor([each], device=loaded.device) for name, each in given.items()}
-    output = loaded.model(**placed, use_cache=False)
-    expected = output.logits[0, len(before) :].float()
+
+    def of_one_pass() -> list[Tensor]:
+        output = loaded.model(**placed, use_cache=False)
+        return [output.logits[0, len(before) :].float()]
+
+    expected = of_one_pass()[0]
     if not bool(expected.isfinite().all()):
         raise no_numbers(loaded.dtype)
+    rounding = Rounding(loaded, [expected], of_one_pass)
     state, found = steps.begin([*before, *said[:1]], inputs)
-    worst = 0.0
+    off: list[Tensor] = []
     for place in range(len(said)):
         if place:
             state, found = steps.go_on([*before, *said[: place + 1]], state)
-        near = (found.float() - expected[place])[found.isfinite()]
-        worst = max(worst, near.square().mean().sqrt().item())
-    if not worst <= tolerance(loaded) * expected.std().item():
+        said_ever = found.isfinite()
+        off.append(distances(found[said_ever], expected[place][said_ever]))
+    if not rounding.allows(torch.stack(off)):
         raise load_failed("The text engine does not compute this model as its library does.")
 
 

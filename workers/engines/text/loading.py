@@ -44,6 +44,8 @@ from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, tensor_bytes, variant_of
 from workers.protocol import Load, TextOptions
 
+#: Rotations whose frequencies change for all rows, once a sequence is longer than the original.
+_GROWING = ("dynamic", "longrope")
 _RECURRENT = {"linear_attention"}
 _RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
 #: Chats must tell control tokens from text that looks like them, and such tokenizers do not.
@@ -204,7 +206,7 @@ def _model(
             quantization_config=library_setting(quantization, config, dtype, folder, placed),
         )
     torch_env.check_missing(info["missing_keys"])
-    _keep_short_rotation(model)
+    keep_rotation(model)
     check_quantized(model, quantization)
     if spec.adapter is not None:
         model = merged(model, Path(spec.adapter))
@@ -225,15 +227,22 @@ def _model(
     return model.eval().requires_grad_(False)
 
 
-def _keep_short_rotation(model: Any) -> None:
-    """Have longrope's rotations keep the frequencies of short texts, which are all that come.
+def keep_rotation(model: Any) -> None:
+    """Have rotations keep the frequencies of short texts, which are all that come.
 
     ``max_positions`` ends the context there. The library looks for a longer one in each forward
-    pass.
+    pass: the host waits for the card, and a graph cannot be captured.
     """
     for module in model.modules():
-        if getattr(module, "rope_type", None) == "longrope":
-            module.rope_type = "default"
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):  # by the kinds of its layers
+            module.rope_type = {name: _kept(kind) for name, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _kept(kinds)
+
+
+def _kept(kind: str) -> str:
+    return "default" if kind in _GROWING else kind
 
 
 def _max_memory(spec: Load, quantization: str | None) -> dict[int, int]:
@@ -321,8 +330,14 @@ def max_positions(config: Any) -> int:
     if not isinstance(positions, int) or positions < 1:
         raise load_failed("The model's config.json does not tell its longest context.")
     rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return min(_positions_of(each, positions) for each in kinds)
+
+
+def _positions_of(rope: Mapping[str, Any], positions: int) -> int:
+    """Return how many positions a rotation is good for, of a model that has so many."""
     original = rope.get("original_max_position_embeddings") or positions
-    if rope.get("rope_type") in ("dynamic", "longrope"):
+    if rope.get("rope_type") in _GROWING:
         return min(positions, original)
     if rope.get("rope_type") == "yarn":
         return max(positions, int(original * (rope.get("factor") or 1)))

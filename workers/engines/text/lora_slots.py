@@ -1,6 +1,8 @@
 """Holds the LoRAs of a base beside its weights: a bounded number, those least used leave first."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -12,7 +14,14 @@ from torch import Tensor, nn
 from workers.engines import torch_env
 from workers.engines.defaults import LORA_RANK_STEP
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.lora_files import FAULT, LoraWeights, linear_layers, read_lora, sizes
+from workers.engines.text.lora_files import (
+    FAULT,
+    LoraPair,
+    LoraWeights,
+    linear_layers,
+    read_lora,
+    sizes,
+)
 from workers.engines.text.lora_layers import JoinedLoras, LoraHooks, LoraRows, LoraStack
 from workers.engines.torch_env import load_failed
 from workers.protocol import TextLora, TextOptions
@@ -128,6 +137,37 @@ class LoraSlots:
         every = torch.arange(slots, device=places.device)
         hidden = (places[:, None] != every)[:, :, None]
         return LoraRows(frozenset(range(slots)), 0, slots, hidden)
+
+    @contextmanager
+    def trial(self) -> Iterator[list[int]]:
+        """Hold made-up LoRAs of all layers while steps with them are compared; yields their slots.
+
+        No text has one yet. Each changes what a layer gives by about half of that.
+        """
+        slots = [*range(min(self._most, 2))]
+        try:
+            for slot in slots:
+                self._fill(slot, self._made_up(slot))
+            yield slots
+        finally:
+            self.hooks.turn_off()
+            for slot in slots:
+                self._clear(slot)
+
+    def _made_up(self, seed: int) -> LoraWeights:
+        random = torch.Generator().manual_seed(seed)
+        rank = min(self._most_rank, LORA_RANK_STEP)
+
+        def matrix(columns: int, scale: float) -> Tensor:
+            return (torch.randn(rank, columns, generator=random) * scale).to(self._dtype)
+
+        pairs = {}
+        for path, layer in self._layers.items():
+            found = sizes(layer)
+            assert found is not None
+            inputs, outputs = found
+            pairs[path] = LoraPair(matrix(inputs, inputs**-0.5), matrix(outputs, 0.5 * rank**-0.5))
+        return LoraWeights(pairs)
 
     def close(self) -> None:
         self.hooks.turn_off()

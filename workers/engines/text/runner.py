@@ -24,7 +24,7 @@ from workers.engines.text.loading import LoadedModel
 from workers.engines.text.lora_layers import LoraHooks
 from workers.engines.text.lora_slots import LoraBounds, LoraSlots
 from workers.engines.text.plan import Chunk, Plan, Sequence, next_chunk
-from workers.engines.text.self_check import SelfCheck
+from workers.engines.text.self_check import Computed, SelfCheck
 from workers.engines.torch_env import load_failed
 
 log = logging.getLogger(__name__)
@@ -82,14 +82,8 @@ class Runner:
             and not cache_plan.eight_bits
             and ragged.usable(shapes, loaded.dtype),
         )
-        same, used = check.passes(
-            self.run,
-            blocks=self.blocks,
-            block_size=cache_plan.block_size,
-            eight_bits=cache_plan.eight_bits,
-        )
-        self.scrub(used)
-        if not same:
+        plain = self._compute(check)
+        if not check.is_right(plain, eight_bits=cache_plan.eight_bits):
             self._refuse(library)
         if in_place:
             self._compile_kernels()
@@ -102,9 +96,10 @@ class Runner:
                 device=loaded.device,
                 capture=capture,
                 in_place=in_place,
+                are_near=check.rounding.are_near,  # not the check: it holds logits on the card
                 loras=self.loras,
             )
-            self._check_graphs(check, captures_all=captures_all)
+            self._check_graphs(check, plain, captures_all=captures_all)
 
     def _choose_decoder(
         self, loaded: LoadedModel, library: LibraryDecoder
@@ -131,17 +126,39 @@ class Runner:
             self._forward(batch, self._cache)
         self.scrub([1])
 
-    def _check_graphs(self, check: SelfCheck, *, captures_all: bool) -> None:
-        """Compare steps as graphs with the library's; do without them where they differ."""
-        size = self._cache.block_size
-        small = self._cache.eight_bits
-        same, used = check.passes(self.run, blocks=self.blocks, block_size=size, eight_bits=small)
-        self.scrub(used)
-        if not same:
+    def _compute(self, check: SelfCheck, loras: Rows[int | None] = (None,)) -> Computed:
+        """Compute the prompts of the check, in blocks that are clean again afterwards."""
+        found = check.compute(
+            self.run,
+            blocks=self.blocks,
+            block_size=self._cache.block_size,
+            soil=self._cache.soil,
+            loras=loras,
+        )
+        self.scrub(found.blocks)
+        return found
+
+    def _check_graphs(self, check: SelfCheck, plain: Computed, *, captures_all: bool) -> None:
+        """Compare steps as graphs with ``plain`` ones; do without them where they differ."""
+        graphs = self._graphs
+        assert graphs is not None
+        if not check.is_same(self._compute(check), plain) or graphs.wrong:
             log.warning("steps are computed without graphs: as graphs they give other logits")
             self._graphs = None
-        elif self._graphs is not None and captures_all:
-            self._graphs.warm_up()
+            return
+        if self.loras is not None:
+            with self.loras.trial() as slots:
+                self._graphs = None
+                plain = self._compute(check, [slots[0], None, slots[-1]])
+                self._graphs = graphs
+                with graphs.settled():
+                    found = self._compute(check, [slots[0], None, slots[-1]])
+                    same = check.is_same(found, plain) and not graphs.wrong
+            if not same:
+                log.warning("steps with LoRAs are computed without graphs: these give other logits")
+                graphs.refuse_loras()
+        if captures_all:
+            graphs.warm_up()
 
     @property
     def graphs(self) -> int:

@@ -73,8 +73,8 @@ def _sequential(
             check_steps(loaded)
             return runner
         check = SelfCheck(loaded, _LENGTHS)
-        same, _ = check.passes(runner.run, blocks=runner.blocks, block_size=plan.block_size)
-    if same:
+        found = check.compute(runner.run, blocks=runner.blocks, block_size=plan.block_size)
+    if check.is_right(found):
         return runner
     if loaded.family == "vision":
         raise load_failed("The text engine does not compute this model as its library does.")

@@ -295,6 +295,42 @@ def test_graphs_that_compute_otherwise_are_not_used(
     engine.close()
 
 
+def test_graph_that_goes_wrong_later_is_dropped_before_it_is_served(
+    folder: Path,
+    alone: dict[str, TextDone],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: CaughtLogs,
+) -> None:
+    """Graphs captured at load are right; memory does not suffice to look at one of the others."""
+    engine, _ = load(folder, step_tokens=16, text=TextOptions(graphs="lazy", overlap="on"))
+    graphs = runner_of(engine)._graphs
+    assert graphs is not None
+    usual, captured, full = graphs._step, set(graphs._captured), 0
+
+    def stale(step: Any) -> Replay:
+        logits = step().clone()
+        return lambda: logits
+
+    def step(rows: int, length: int, with_loras: bool) -> Tensor:
+        nonlocal full
+        if (rows, length, with_loras) in graphs._untried:
+            full += 1
+            if full == 1:
+                raise torch.OutOfMemoryError("made up")
+        return usual(rows, length, with_loras)
+
+    monkeypatch.setattr(graphs, "_capture", stale)
+    monkeypatch.setattr(graphs, "_step", step)
+    ends = run(engine, *mixed_jobs())
+    assert {name: told(end) for name, end in ends.items()} == {
+        name: told(end) for name, end in alone.items()
+    }
+    assert full > 1
+    assert set(graphs._captured) == captured, "no other one is kept"
+    assert caplog.text.count("other logits than its step") == len(graphs._wrong) == full - 1
+    engine.close()
+
+
 def test_graphs_are_refused_where_there_can_be_none(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma3TextConfig
 
+from model_store.inspection.context import longest_context
 from tests.support.models.text import VOCAB, make_tiny_model, train_tokenizer
 from tests.support.text_harness import job, load, run
 from workers.engines.base import Refused
+from workers.engines.text.loading import max_positions
 from workers.protocol import ChatMessage, Sampling, TextJob
 
 
@@ -98,3 +100,19 @@ def test_attention_that_the_engine_does_not_know_is_refused(tmp_path: Path) -> N
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
     train_tokenizer().save_pretrained(tmp_path)
     load_refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 256),
+    ],
+)
+def test_context_ends_where_a_scaling_of_some_layers_does(
+    scaling: dict[str, Any], expected: int
+) -> None:
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    parts = {"full_attention": {**scaling, "rope_theta": 1e4}, "sliding_attention": plain}
+    config = Gemma3TextConfig(max_position_embeddings=256, rope_parameters=parts)
+    assert (max_positions(config), longest_context(config.to_dict())) == (expected, expected)

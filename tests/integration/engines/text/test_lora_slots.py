@@ -81,6 +81,8 @@ def test_lora_steps_are_graphs_while_their_matrices_lie_where_they_lay(
     monkeypatch.setattr(decode_graphs, "_SETTLED", 2)
     monkeypatch.setattr(LoraSlots, "of", classmethod(noting))  # to know it while it is loaded
     engine = open_engine(family.base, most=3, text={"graphs": "lazy", "overlap": "on"})
+    assert replayed[True], "steps with LoRAs were compared at load"
+    replayed.clear()
     try:
         first = [asked("0", family.loras[0], max_tokens=24), asked("None", None, max_tokens=30)]
         submit(engine, *first)
