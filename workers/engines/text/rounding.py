@@ -56,8 +56,8 @@ class Rounding:
         again: Callable[[], Sequence[Tensor]],
     ) -> None:
         """``expected``: logits, each [tokens, vocab]; ``again``: computes these once more."""
-        self._spread = torch.cat(list(expected)).std().item()
-        self._worst = self._middle = tolerance(loaded) * self._spread
+        self.spread = torch.cat(list(expected)).std().item()  #: of the logits: standard deviation
+        self._most = self._worst = self._middle = tolerance(loaded) * self.spread
         if loaded.dtype is torch.float32 or loaded.quantization not in _EXACT:
             return  # the first is as tight as need be; others round what they multiply, too
         found = []
@@ -65,11 +65,11 @@ class Rounding:
             with _rounded_once_more(loaded.model, torch.finfo(loaded.dtype).eps, seed):
                 found += [distances(*pair) for pair in zip(again(), expected, strict=True)]
         noise = torch.cat(found)
-        noise = noise[noise.isfinite()].clamp(min=torch.finfo(loaded.dtype).eps * self._spread)
+        noise = noise[noise.isfinite()].clamp(min=torch.finfo(loaded.dtype).eps * self.spread)
         if not len(noise):
             return  # of a model at the limit of its format
         self._worst = _WORST * noise.max().item()
-        self._middle = min(_MIDDLE * noise.median().item(), _ALIKE * self._spread)
+        self._middle = min(_MIDDLE * noise.median().item(), _ALIKE * self.spread)
 
     def allows(self, found: Tensor, *, eight_bits: bool = False) -> bool:
         """Return whether rows are as far off as rounding sends them; found: [rows], see
@@ -79,8 +79,13 @@ class Rounding:
         """
         worst, middle = found.max().item(), found.median().item()
         if eight_bits:
-            return worst <= TOLERANCE[torch.bfloat16] * self._spread
+            return worst <= TOLERANCE[torch.bfloat16] * self.spread
         return worst <= self._worst and (len(found) < _FEW or middle <= self._middle)
+
+    def are_close(self, found: Tensor) -> bool:
+        """Return whether rows are nearer than most mistakes leave them, measured or not; found:
+        [rows], as in ``allows``."""
+        return found.max().item() <= self._most
 
     def are_near(self, ours: Tensor, plain: Tensor) -> bool:
         """Return whether rows of logits [rows, vocab] differ by rounding only; waits for them.

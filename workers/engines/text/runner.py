@@ -83,7 +83,7 @@ class Runner:
             and ragged.usable(shapes, loaded.dtype),
         )
         plain = self._compute(check)
-        if not check.is_right(plain, eight_bits=cache_plan.eight_bits):
+        if not check.passes(plain, eight_bits=cache_plan.eight_bits):
             self._refuse(library)
         if in_place:
             self._compile_kernels()

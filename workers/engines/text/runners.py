@@ -74,7 +74,7 @@ def _sequential(
             return runner
         check = SelfCheck(loaded, _LENGTHS)
         found = check.compute(runner.run, blocks=runner.blocks, block_size=plan.block_size)
-    if check.is_right(found):
+    if check.passes(found):
         return runner
     if loaded.family == "vision":
         raise load_failed("The text engine does not compute this model as its library does.")

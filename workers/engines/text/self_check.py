@@ -4,6 +4,7 @@ On a card several prompts are computed, of one block and of several, in pieces a
 padding, masks of later pieces and the kernels of several rows are tried as requests use them.
 """
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.rounding import Rounding, distances
 from workers.engines.text.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 #: Tokens of each prompt. On a CPU more take seconds with large models, and the ways are the same on
 #: all machines.
@@ -54,6 +57,7 @@ class SelfCheck:
         if not all(bool(each.isfinite().all()) for each in self._expected):
             raise no_numbers(loaded.dtype)
         self.rounding = Rounding(loaded, self._expected, lambda: self._of_library(loaded))
+        self.strict = loaded.device.type == "cpu"  #: the limits of rounding were tried there
 
     def _of_library(self, loaded: LoadedModel) -> list[Tensor]:
         return [_library_logits(loaded, ids) for ids in self._prompts]
@@ -79,18 +83,40 @@ class SelfCheck:
         found = compute(run, rows, BlockAllocator(blocks, block_size), loras)
         return Computed(found.rows, sorted({*used, *found.blocks}))
 
+    def passes(self, found: Computed, *, eight_bits: bool = False) -> bool:
+        """Return whether the model may be served; say where a card is off by more than rounding.
+
+        The limits were tried on CPUs. A card's kernels may round more, for which no model is
+        refused there: only what is far off is.
+        """
+        if self.is_right(found, eight_bits=eight_bits):
+            return True
+        off = self._distances(found)
+        if self.strict or not self.rounding.are_close(off):
+            return False
+        log.warning(
+            "logits differ from the library's by %.3f of their spread at most, which is more than "
+            "rounding explains: if the answers are bad, report it",
+            off.max().item() / self.rounding.spread,
+        )
+        return True
+
     def is_right(self, found: Computed, *, eight_bits: bool = False) -> bool:
-        """Return whether the engine computes what the library does.
+        """Return whether the engine differs from the library by rounding only.
 
         ``eight_bits``: the cache holds such numbers.
         """
+        return self.rounding.allows(self._distances(found), eight_bits=eight_bits)
+
+    def _distances(self, found: Computed) -> Tensor:
+        """Return how far each row is from the library's, [rows] float32."""
         off = []
         for (row, place), logits in found.rows.items():
             known = self._expected[row]  # of a long prompt only the last are kept
             at = place - len(self._prompts[row]) + len(known)
             if at >= 0:
                 off.append(distances(logits, known[at]))
-        return self.rounding.allows(torch.stack(off), eight_bits=eight_bits)
+        return torch.stack(off)
 
     def is_same(self, found: Computed, plain: Computed) -> bool:
         """Return whether the engine computes in another way what it does in the plain one."""

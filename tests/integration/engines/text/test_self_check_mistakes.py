@@ -30,7 +30,7 @@ from workers.engines.text.plan import Chunk
 from workers.engines.text.rounding import Rounding
 from workers.engines.text.runner import Runner
 from workers.engines.text.sampling_params import upload
-from workers.engines.text.self_check import LENGTHS, SelfCheck
+from workers.engines.text.self_check import LENGTHS, Computed, SelfCheck
 from workers.protocol import Load, TextOptions
 
 #: With a joined decoder and without, windows, soft caps, sinks and experts.
@@ -48,7 +48,7 @@ class Checked:
     check: SelfCheck
     runner: Runner
 
-    def is_right(self) -> bool:
+    def compute(self) -> Computed:
         found = self.check.compute(
             self.runner.run,
             blocks=self.runner.blocks,
@@ -56,7 +56,10 @@ class Checked:
             soil=self.runner.cache.soil,
         )
         self.runner.scrub(found.blocks)
-        return self.check.is_right(found)
+        return found
+
+    def is_right(self) -> bool:
+        return self.check.is_right(self.compute())
 
 
 def checked(path: Path, lengths: tuple[int, ...]) -> Checked:
@@ -162,6 +165,26 @@ def test_self_check_finds_each_mistake_in_bfloat16(
                 passed.append(name)
     assert passed == unseen
     assert model.is_right(), "each is undone"
+
+
+def test_self_check_refuses_on_a_card_only_what_is_far_off(
+    models: dict[str, Checked], monkeypatch: Patch, caplog: CaughtLogs
+) -> None:
+    model = models["llama"]
+    monkeypatch.setattr(model.check, "strict", False)
+    right = model.compute()
+    assert model.check.passes(right)
+    assert "more than rounding" not in caplog.text
+    spread = model.check.rounding.spread
+    for off, passes in ((0.3, True), (0.7, False), (float("nan"), False)):
+        moved = Computed({key: row + off * spread for key, row in right.rows.items()}, [])
+        assert not model.check.is_right(moved)
+        assert model.check.passes(moved) is passes
+    assert caplog.text.count("more than rounding") == 1
+    monkeypatch.setattr(model.check, "strict", True)
+    assert not model.check.passes(
+        Computed({key: row + 0.3 * spread for key, row in right.rows.items()}, [])
+    )
 
 
 def test_self_check_looks_beyond_a_window_that_is_longer_than_its_prompts(
