@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from bitinglip.confinement import secret_paths
+from bitinglip.extras import install_command
 from bitinglip.home import Home
 from bitinglip.settings import Model, Settings
 from bitinglip.settings.workers import port_range
@@ -26,7 +27,8 @@ from workers.nodes.ray_agents import RayAgents, is_installed
 
 log = structlog.get_logger(__name__)
 
-_MISSING = "workers.launcher is 'ray': Ray is not installed. Do: pip install 'bitinglip[ray]'"
+_MISSING = "workers.launcher is 'ray' and Ray is not installed"
+_SECRET_ADVICE = "make it once and copy it to every node, as docs/ray.md says"
 _SECRET_BYTES = 32
 
 
@@ -39,7 +41,7 @@ def check_cluster(settings: Settings) -> None:
     if not uses_ray(settings):
         return
     if not is_installed():
-        raise SettingsError([_MISSING])
+        raise SettingsError([f"{_MISSING}; run: {install_command('ray')}"])
     _secret(settings)
 
 
@@ -65,6 +67,7 @@ async def open_cluster(settings: Settings, home: Home, agents: Agents | None = N
     )
     if any(each.text.prefix_ram_bytes for each in settings.models.values()):
         log.warning("prefixes in RAM do not outlive a worker that runs on another machine")
+    log.info("waiting for the nodes of the Ray cluster", address=own.address)
     await cluster.open(own.start_timeout)
     return cluster
 
@@ -130,4 +133,6 @@ def _secret(settings: Settings) -> str:
     try:
         return read_secret(settings.workers.ray.secret_file)
     except BadSecret as error:
-        raise SettingsError([f"workers.ray.secret_file: {error}"]) from None
+        problem = f"workers.ray.secret_file: {error}"
+        advice = "" if "chmod" in problem else f"; {_SECRET_ADVICE}"
+        raise SettingsError([problem + advice]) from None

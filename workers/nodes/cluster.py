@@ -18,6 +18,10 @@ from workers.nodes.remote_worker import RemoteWorker
 log = logging.getLogger(__name__)
 
 _FIND_SECONDS = 2.0  #: between two questions for the agents
+_NONE_YET = (
+    "No node of the cluster has answered yet; run 'ray status' to see whether Ray answers and has "
+    "nodes, and 'bitinglip doctor' to check workers.ray.address."
+)
 _GONE = "it has left the cluster; 'ray start' on it brings it back"
 _COLLECT_SECONDS = 5.0  #: between two looks for copies of models that are gone
 _FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
@@ -132,6 +136,8 @@ class Cluster:
             return self._trouble
         if any(node.state == "well" for node in self._nodes.values()):
             return None
+        if not self._nodes:
+            return _NONE_YET
         reasons = [f"{each.name}: {each.reason}" for each in self._nodes.values() if each.reason]
         return " ".join(["No node of the cluster answers.", *reasons])
 

@@ -82,6 +82,18 @@ def test_ray_cluster_that_cannot_be_joined_is_told_with_what_to_do(
     assert advice in told
 
 
+def test_ray_head_that_does_not_answer_is_told_before_ray_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
+    agent = AgentConfig(folder="f", models=())
+    for address in ("127.0.0.1:1", f"{'a' * 64}.b:1"):
+        config = RayConfig(address=address, namespace="n", bind_address=None, agent=agent)
+        told = RayClient(config).connect() or ""
+        assert f"{address} cannot be joined: nothing answers there" in told
+        assert "ray start --head" in told
+
+
 def test_ray_actors_cost_no_cpu_and_have_names_of_their_own_in_the_namespace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
