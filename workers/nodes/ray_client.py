@@ -183,7 +183,7 @@ class RayClient:
         except ray.exceptions.ActorUnschedulableError:  # Ray has noticed that the node is gone
             self._give_up(node, _UNREACHED)
         except Exception as error:  # noqa: BLE001  Ray's are of many kinds
-            self._give_up(node, _last_line(error))
+            self._give_up(node, _why_no_agent(error))
         else:
             node.asked, node.trouble, node.failures = None, None, 0
 
@@ -210,6 +210,16 @@ def _why_not_joined(address: str, error: Exception) -> str:
 def _not_joined(address: str, why: str, advice: str) -> str:
     where = "of this machine" if address == "auto" else f"at {address}"
     return f"The Ray cluster {where} cannot be joined: {why}; {advice}."
+
+
+def _why_no_agent(error: Exception) -> str:
+    why = _last_line(error)
+    if "No module named" in why:
+        return (
+            f"{why}: BitingLip is not installed where Ray runs there; install the same version, "
+            "and start Ray from that environment"
+        )
+    return why
 
 
 def _last_line(error: Exception) -> str:

@@ -12,7 +12,13 @@ import msgspec
 import pytest
 
 from workers.nodes.messages import AgentConfig
-from workers.nodes.ray_client import ClusterReport, RayClient, RayConfig, _why_not_joined
+from workers.nodes.ray_client import (
+    ClusterReport,
+    RayClient,
+    RayConfig,
+    _why_no_agent,
+    _why_not_joined,
+)
 from workers.nodes.ray_node import AgentActor
 
 #: a library that prints what it likes, as Ray does when its daemon on the machine ends
@@ -80,6 +86,12 @@ def test_ray_cluster_that_cannot_be_joined_is_told_with_what_to_do(
     told = _why_not_joined("10.0.0.1:6379", error)
     assert "10.0.0.1:6379" in told
     assert advice in told
+
+
+def test_ray_node_without_the_package_is_told_with_what_to_do() -> None:
+    told = _why_no_agent(RuntimeError("a trace\nModuleNotFoundError: No module named 'workers'"))
+    assert told.startswith("ModuleNotFoundError: No module named 'workers': BitingLip is not inst")
+    assert _why_no_agent(RuntimeError("a trace\nanother")) == "another"
 
 
 def test_ray_head_that_does_not_answer_is_told_before_ray_waits_for_it(
