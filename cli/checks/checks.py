@@ -16,6 +16,7 @@ from cli.checks.gateways import gateways
 from cli.checks.redis import redis
 from cli.checks.surroundings import every_surrounding
 from cli.checks.tracing import tracing
+from cli.checks.upstreams import upstreams
 from cli.context import CliContext
 from cli.show.output import size
 
@@ -46,6 +47,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
         yield from cluster(settings)
         yield from redis(settings)
         yield from gateways(settings, place.home)
+        yield from upstreams(settings)
     yield _database(place, settings)
     yield from _models(place)
 

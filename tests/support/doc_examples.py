@@ -28,7 +28,7 @@ NOT_RUN = {
     r"make test": "runs this test",
     r"git clone |cd bitinglip": "fetches the repository",
     r"nvidia-smi": "needs a card",
-    r"python3 -m venv bitinglip|bitinglip/bin/pip |source bitinglip": "installs; test_wheel.py looks at the wheel",
+    r"python3 -m venv bitinglip|bitinglip/bin/pip |source bitinglip": "test_wheel.py installs",
     r"pip install 'bitinglip\[": "installs",
     r"sudo (useradd|python3|cp|systemctl|cat|/opt/bitinglip)": "changes the machine's services",
     r"sudo nvidia-ctk ": "needs a card and Docker",
