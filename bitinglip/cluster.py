@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -45,10 +46,16 @@ def check_cluster(settings: Settings) -> None:
     _secret(settings)
 
 
-async def open_cluster(settings: Settings, home: Home, agents: Agents | None = None) -> Cluster:
+async def open_cluster(
+    settings: Settings,
+    home: Home,
+    agents: Agents | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Cluster:
     """Connect to the nodes, and start their agents.
 
-    ``agents``: in place of those that Ray starts. Raises SettingsError.
+    ``agents``: in place of those that Ray starts; ``is_stopping``: once true, nodes are waited for
+    no longer. Raises SettingsError.
     """
     own, secret = settings.workers.ray, _secret(settings)
     if agents is None:
@@ -68,7 +75,7 @@ async def open_cluster(settings: Settings, home: Home, agents: Agents | None = N
     if any(each.text.prefix_ram_bytes for each in settings.models.values()):
         log.warning("prefixes in RAM do not outlive a worker that runs on another machine")
     log.info("waiting for the nodes of the Ray cluster", address=own.address)
-    await cluster.open(own.start_timeout)
+    await cluster.open(own.start_timeout, is_stopping)
     return cluster
 
 
