@@ -83,6 +83,7 @@ def build(
     certificate: Certificate | None = None,
     hub_token: str | None = None,
     agents: Agents | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> api.Application:
     """Build the application for a home.
 
@@ -90,7 +91,7 @@ def build(
     when a background task has died. ``connections`` are the books of the server that runs it.
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
     ``hub_token`` is what the environment held for the hub. ``agents`` start workers on other
-    machines in place of Ray's.
+    machines in place of Ray's; ``is_stopping`` says whether a start that waits for them is to end.
     """
     check_tracing(settings)
     check_cluster(settings)
@@ -105,7 +106,7 @@ def build(
             own: Launcher | None = launcher
             cluster: Cluster | None = None
             if own is None and uses_ray(settings):
-                own = cluster = await open_cluster(settings, home, agents)
+                own = cluster = await open_cluster(settings, home, agents, is_stopping)
                 stack.push_async_callback(cluster.close)
             elif own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)

@@ -6,11 +6,13 @@ import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from bitinglip.confinement import secret_paths
+from bitinglip.extras import install_command
 from bitinglip.file_stamp import file_stamp
 from bitinglip.home import Home
 from bitinglip.settings import Model, Settings
@@ -28,7 +30,8 @@ from workers.nodes.ray_agents import RayAgents, is_installed
 
 log = structlog.get_logger(__name__)
 
-_MISSING = "workers.launcher is 'ray': Ray is not installed. Do: pip install 'bitinglip[ray]'"
+_MISSING = "workers.launcher is 'ray' and Ray is not installed"
+_SECRET_ADVICE = "make it once and copy it to every node, as docs/ray.md says"
 _SECRET_BYTES = 32
 
 
@@ -41,14 +44,20 @@ def check_cluster(settings: Settings) -> None:
     if not uses_ray(settings):
         return
     if not is_installed():
-        raise SettingsError([_MISSING])
+        raise SettingsError([f"{_MISSING}; run: {install_command('ray')}"])
     _secret(settings)
 
 
-async def open_cluster(settings: Settings, home: Home, agents: Agents | None = None) -> Cluster:
+async def open_cluster(
+    settings: Settings,
+    home: Home,
+    agents: Agents | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Cluster:
     """Connect to the nodes, and start their agents.
 
-    ``agents``: in place of those that Ray starts. Raises SettingsError.
+    ``agents``: in place of those that Ray starts; ``is_stopping``: once true, nodes are waited for
+    no longer. Raises SettingsError.
     """
     own, secret = settings.workers.ray, _secret(settings)
     if agents is None:
@@ -67,7 +76,8 @@ async def open_cluster(settings: Settings, home: Home, agents: Agents | None = N
     )
     if any(each.text.prefix_ram_bytes for each in settings.models.values()):
         log.warning("prefixes in RAM do not outlive a worker that runs on another machine")
-    await cluster.open(own.start_timeout)
+    log.info("waiting for the nodes of the Ray cluster", address=own.address)
+    await cluster.open(own.start_timeout, is_stopping)
     return cluster
 
 
@@ -142,4 +152,6 @@ def _secret(settings: Settings) -> str:
     try:
         return read_secret(settings.workers.ray.secret_file)
     except BadSecret as error:
-        raise SettingsError([f"workers.ray.secret_file: {error}"]) from None
+        problem = f"workers.ray.secret_file: {error}"
+        advice = "" if "chmod" in problem else f"; {_SECRET_ADVICE}"
+        raise SettingsError([problem + advice]) from None

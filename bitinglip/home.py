@@ -8,12 +8,13 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bitinglip.private_files import publish_once, replace_private
 from model_store.rights import Refusal, refusal
 from workers.secret_files import SecretFileRefused, read_secret_file
 
@@ -180,11 +181,21 @@ class Home:
     def secret(self, purpose: str) -> bytes:
         """Derive a key for one purpose from secret.key, which is made on first use."""
         if not os.path.lexists(self.secret_key):
-            _publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
-        return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
+            publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
+        return derived(_read_secret(self.secret_key), purpose)
 
     def adopt_secret(self, file: Path) -> None:
         """Take over a secret as this home's secret.key. Raises HomeError where it has another."""
+        if (secret := self.planned_secret(file)) and not os.path.lexists(self.secret_key):
+            publish_once(self.secret_key, secret)
+            self.planned_secret(file)  # another start may have made one meanwhile
+
+    def planned_secret(self, file: Path | None) -> bytes | None:
+        """Return what secret.key holds, or would hold after a start that takes over ``file``; None
+        where a start would make a new secret. Raises HomeError."""
+        own = _read_secret(self.secret_key) if os.path.lexists(self.secret_key) else None
+        if file is None:
+            return own
         if not file.exists():
             raise HomeError(
                 f"gateways.secret_file: {file} is not there; copy the secret.key of a server that "
@@ -194,18 +205,17 @@ class Home:
             secret = _long_enough(file, read_secret_file(file))
         except SecretFileRefused as error:
             raise HomeError(f"gateways.secret_file: {error}") from None
-        if not os.path.lexists(self.secret_key):
-            _publish_once(self.secret_key, secret)
-        if _read_secret(self.secret_key) != secret:
+        if own is not None and own != secret:
             raise HomeError(
-                f"{self.secret_key}: this home has another secret than gateways.secret_file; keys "
-                "that it made would stop working; remove one of the two"
+                f"{self.secret_key}: this home has another secret than gateways.secret_file; keep "
+                "the one that made the keys in use: copy it over the other"
             )
+        return secret
 
     def identity(self) -> str:
         """Return the name of this home among those of a shared database, made on first use."""
         if not os.path.lexists(self.gateway_id):
-            _publish_once(self.gateway_id, f"{secrets.token_hex(6)}\n".encode())
+            publish_once(self.gateway_id, f"{secrets.token_hex(6)}\n".encode())
         try:
             name = self.gateway_id.read_text("ascii").strip()
         except (OSError, ValueError):
@@ -353,6 +363,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def derived(secret: bytes, purpose: str) -> bytes:
+    """Return the key for one purpose that is derived from a secret."""
+    return hmac.digest(secret, purpose.encode(), "sha256")
+
+
 def _read_secret(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -373,27 +388,3 @@ def _long_enough(path: Path, secret: bytes) -> bytes:
     if len(secret) < _SECRET_BYTES:
         raise HomeError(f"{path}: this secret is too short; restore it, or remove it with all keys")
     return secret
-
-
-def replace_private(path: Path, data: bytes) -> None:
-    """Writes a file that only the owner may read, whole or not at all; replaces what was there."""
-    draft = _write_draft(path, data)
-    os.replace(draft, path)
-
-
-def _publish_once(path: Path, data: bytes) -> None:
-    """Publish a file as ``_publish`` does; of two that do it at once the first one stays."""
-    draft = _write_draft(path, data)
-    with suppress(FileExistsError):
-        os.link(draft, path)
-    draft.unlink()
-
-
-def _write_draft(path: Path, data: bytes) -> Path:
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(draft, flags, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return draft

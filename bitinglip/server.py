@@ -135,6 +135,7 @@ class _Runner(HttpServer):
             home,
             on_open=self._opened,
             on_fatal=self._fatal,
+            is_stopping=lambda: self.should_exit,
             connections=connections,
             certificate=certificate,
             hub_token=hub_token,

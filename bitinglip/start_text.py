@@ -38,7 +38,7 @@ def start_text(
         lines.append(f"  key     {key}")
     told = [_device(device) for device in devices]
     if (missing := problems.get("card")) is not None:
-        told.append(f"a card is not used: {missing}")
+        told.append(f"a card is not used: {missing}" if told else f"none yet: {missing}")
     lines += _broken("devices", told, columns)
     option = _home_option(home)
     if models:

@@ -3,7 +3,8 @@
 import logging
 
 from bitinglip.access import credentials
-from bitinglip.home import Home, replace_private
+from bitinglip.home import Home
+from bitinglip.private_files import replace_private
 
 _log = logging.getLogger(__name__)
 

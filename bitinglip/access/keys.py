@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -36,10 +36,12 @@ from bitinglip.errors import (
     KeyNotFound,
 )
 from bitinglip.gateways.changes import KEYS, count_change
-from bitinglip.home import Home, replace_private
+from bitinglip.home import Home
+from bitinglip.private_files import replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
 PEPPER = "api keys"
+PEPPERS = select(ApiKey.pepper_id).where(col(ApiKey.revoked_at).is_(None)).distinct()
 _log = logging.getLogger(__name__)
 
 
@@ -50,11 +52,13 @@ async def refuse_other_pepper(db: Database, pepper: bytes) -> None:
     """
     with loading("keys"):
         async with db.read() as session:
-            found = await session.scalars(
-                select(ApiKey.pepper_id).where(col(ApiKey.revoked_at).is_(None)).distinct()
-            )
-            peppers = set(found)
-    if peppers and credentials.pepper_id(pepper) not in peppers:
+            found = list(await session.scalars(PEPPERS))
+    check_pepper(found, pepper)
+
+
+def check_pepper(found: Collection[str], pepper: bytes) -> None:
+    """Raise DatabaseError if ``found``, which PEPPERS selects, are all of other secrets."""
+    if found and credentials.pepper_id(pepper) not in found:
         raise DatabaseError(
             "This home's secret.key is not the one of the servers that share the database; move "
             "it away, and name theirs by gateways.secret_file, or copy it here"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from bitinglip.audit.chain import Head, Known, seal_head
-from bitinglip.home import replace_private
+from bitinglip.private_files import replace_private
 
 NAME = "head"
 

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from bitinglip.audit.entry import Action, Actor, Entry
-from bitinglip.home import replace_private
+from bitinglip.private_files import replace_private
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url, text
+from sqlalchemy import URL, Connection, Engine, Executable, create_engine, exc, make_url, text
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -20,6 +20,7 @@ from bitinglip.db.backend import Select
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.migrations import HEAD, VERSIONS
 from bitinglip.errors import BitingLipError, DatabaseUnavailable, DiskFull, InvalidRequest
+from bitinglip.extras import install_command
 from bitinglip.settings.database import Database as DatabaseSettings
 from bitinglip.settings.database import without_password
 
@@ -170,7 +171,7 @@ def address(url: str) -> URL:
         from psycopg.pq import Conninfo  # says at once whether the extra is there
     except ImportError as error:
         raise DatabaseError(
-            f"{shown(url)} needs psycopg ({error}); run: pip install 'bitinglip[postgres]'"
+            f"{shown(url)} needs psycopg ({error}); run: {install_command('postgres')}"
         ) from error
     made = make_url(url).set(drivername="postgresql+psycopg")
     known = {each.keyword.decode() for each in Conninfo.get_defaults()}
@@ -214,6 +215,15 @@ def version_of(url: URL) -> str | None:
             return _known_version(connection, name)
     except exc.SQLAlchemyError as error:
         raise _unusable(name, error) from error
+
+
+def read_once(url: URL, statement: Executable) -> list[Any]:
+    """Return the first column of what a statement selects. Raises DatabaseError."""
+    try:
+        with one_connection(url, reads=True) as engine, engine.connect() as connection:
+            return list(connection.execute(statement).scalars())
+    except exc.SQLAlchemyError as error:
+        raise _unusable(shown(url), error) from error
 
 
 def check_version(engine: Engine, url: URL) -> None:

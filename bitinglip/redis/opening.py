@@ -3,6 +3,7 @@
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from bitinglip.extras import install_command
 from bitinglip.redis.broadcast import Broadcast
 from bitinglip.settings.redis import Redis as RedisSettings
 from bitinglip.settings_loader import SettingsError
@@ -11,7 +12,7 @@ from bitinglip.telemetry.health import Health
 if TYPE_CHECKING:
     from bitinglip.redis.link import RedisLink
 
-_MISSING = "redis.url: the package redis is not installed. Do: pip install 'bitinglip[redis]'"
+_MISSING = "redis.url needs the package redis, which is not installed"
 
 
 class SharedRedis(NamedTuple):
@@ -46,4 +47,4 @@ def check_redis(settings: RedisSettings) -> None:
         import hiredis  # noqa: F401  both tell whether the extra is there
         import redis.asyncio  # noqa: F401
     except ImportError:
-        raise SettingsError([_MISSING]) from None
+        raise SettingsError([f"{_MISSING}; run: {install_command('redis')}"]) from None

@@ -51,7 +51,7 @@ _REASONS: dict[type[BaseException], str] = {
     MovedError: _CLUSTER,
     AskError: _CLUSTER,
     ClusterDownError: _CLUSTER,
-    AuthenticationError: "it refuses the password",
+    AuthenticationError: "it refuses the password, or asks for one (redis.password_file)",
     NoPermissionError: "it refuses its user the right to do this",
     ReadOnlyError: "it is a replica, which only reads",
     OutOfMemoryError: "it has no memory left",

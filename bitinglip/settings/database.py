@@ -28,6 +28,11 @@ def _is_postgres(url: str) -> str:
             parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
     except ValueError:
         name, parts = "", urlsplit("")
+    if parts.scheme.startswith("postgres") and parts.scheme not in _SCHEMES:
+        raise ValueError(
+            f"must begin with postgresql+psycopg://, not {parts.scheme}://: psycopg is the one "
+            "driver that is used"
+        )
     if parts.scheme not in _SCHEMES or not name:
         raise ValueError(
             "must be a URL such as postgresql+psycopg://user@host/database, and parameters such as "

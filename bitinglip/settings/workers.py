@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from bitinglip.settings.sections import Confine, Seconds, Section
+from workers.nodes.ray_address import head_of
 
 _PORTS = re.compile(r"\d{1,5}(-\d{1,5})?")
 _HIGHEST_PORT = 65535
@@ -34,10 +35,14 @@ def _is_absolute(path: str | None) -> str | None:
     return path
 
 
+def _is_head(address: str) -> str:
+    head_of(address)
+    return address
+
+
 class Ray(Section):
-    address: str = Field(
+    address: Annotated[str, AfterValidator(_is_head)] = Field(
         "auto",
-        min_length=1,
         description="address of the Ray cluster's head as host:port; auto uses the cluster that "
         "runs on this machine",
     )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bitinglip.extras import install_command
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.span_counts import SpanCounts
@@ -9,9 +10,7 @@ from bitinglip.telemetry.span_counts import SpanCounts
 if TYPE_CHECKING:
     from bitinglip.tracing.tracer import Tracer
 
-_MISSING = (
-    "telemetry.tracing.endpoint: OpenTelemetry is not installed. Do: pip install 'bitinglip[otel]'"
-)
+_MISSING = "telemetry.tracing.endpoint needs OpenTelemetry, which is not installed"
 
 
 def check_tracing(settings: Settings) -> None:
@@ -21,7 +20,7 @@ def check_tracing(settings: Settings) -> None:
     try:
         import bitinglip.tracing.export  # noqa: F401  tells whether the extra is there
     except ImportError:
-        raise SettingsError([_MISSING]) from None
+        raise SettingsError([f"{_MISSING}; run: {install_command('otel')}"]) from None
 
 
 def open_tracer(settings: Settings, counts: SpanCounts) -> "Tracer | None":

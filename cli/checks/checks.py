@@ -12,9 +12,11 @@ from cli.checks.cluster import cluster
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
+from cli.checks.gateways import gateways
 from cli.checks.redis import redis
 from cli.checks.surroundings import every_surrounding
 from cli.checks.tracing import tracing
+from cli.checks.upstreams import upstreams
 from cli.context import CliContext
 from cli.show.output import size
 
@@ -44,6 +46,8 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
         yield from tracing(settings)
         yield from cluster(settings)
         yield from redis(settings)
+        yield from gateways(settings, place.home)
+        yield from upstreams(settings)
     yield _database(place, settings)
     yield from _models(place)
 
@@ -77,7 +81,10 @@ def _config(place: CliContext) -> "tuple[Settings | None, Finding]":
     except SettingsError as error:
         problems = "; ".join(error.problems)
         return None, Finding(
-            "config", "error", problems, "correct it, then `bitinglip config check`"
+            "config",
+            "error",
+            problems,
+            "correct it, then run this again: what the settings name is looked at only then",
         )
     file = find_config(place.config, place.home.root)
     return settings, Finding("config", "ok", f"{file} is valid" if file else "defaults; no file")
@@ -146,7 +153,7 @@ def _database(place: CliContext, settings: "Settings | None") -> Finding:
 
     path = place.home.database
     if not path.exists():
-        return Finding("database", "ok", "made at the first start")
+        return Finding("database", "ok", f"{path} is made at the first start")
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -156,7 +163,7 @@ def _database(place: CliContext, settings: "Settings | None") -> Finding:
     if sound != "ok":
         problem = f"{path} cannot be read: {sound}"
         return Finding("database", "error", problem, "restore a backup, or move it away")
-    return _judged(str(version))
+    return _judged(str(path), str(version))
 
 
 def _postgres(url: str) -> Finding:
@@ -170,10 +177,10 @@ def _postgres(url: str) -> Finding:
         return Finding("database", "error", str(error), advice)
     if version is None:
         return Finding("database", "ok", "PostgreSQL answers; its tables are made at the start")
-    return _judged(version)
+    return _judged(postgres.shown(url), version)
 
 
-def _judged(version: str) -> Finding:
+def _judged(name: str, version: str) -> Finding:
     from bitinglip.db.migrations import HEAD, VERSIONS
 
     if version not in VERSIONS:
@@ -183,8 +190,8 @@ def _judged(version: str) -> Finding:
             f"written by another version of BitingLip (schema {version}, this one knows {HEAD})",
             "install that version, or restore an older backup",
         )
-    detail = "opens" if version == HEAD else "opens; the next start brings it to this version"
-    return Finding("database", "ok", detail)
+    later = "" if version == HEAD else "; the next start brings it to this version"
+    return Finding("database", "ok", f"{name} opens{later}")
 
 
 def _models(place: CliContext) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cli.checks.findings import Finding
+from cli.checks.findings import Finding, told
 
 if TYPE_CHECKING:
     from bitinglip.settings import Settings
@@ -26,8 +26,8 @@ def redis(settings: "Settings") -> Iterator[Finding]:
     shown = without_password(own.url)
     try:
         check_redis(own)
-    except SettingsError:
-        yield Finding("redis", "error", "redis is not installed", "pip install 'bitinglip[redis]'")
+    except SettingsError as error:
+        yield told("redis", error)
         return
     try:
         password = None if own.password_file is None else read_secret_text(own.password_file)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cli.checks.findings import Finding
+from cli.checks.findings import Finding, told
 
 if TYPE_CHECKING:
     from bitinglip.settings import Settings
@@ -23,10 +23,8 @@ def tracing(settings: "Settings") -> Iterator[Finding]:
         return
     try:
         check_tracing(settings)
-    except SettingsError:
-        yield Finding(
-            "traces", "error", "OpenTelemetry is not installed", "pip install 'bitinglip[otel]'"
-        )
+    except SettingsError as error:
+        yield told("traces", error)
         return
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -107,14 +107,18 @@ def _to_server(place: CliContext, settings: "Database", url: str) -> dict[str, i
     try:
         target = Database(url=url)
     except ValidationError as error:
-        raise Failure(f"TARGET {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ").partition("; null")[0]
+        raise Failure(f"TARGET {problem}") from error
     if settings.url is not None:
         raise Failure(
             "database.url names PostgreSQL already, so the SQLite file may be old; set it to null "
             "to copy that file"
         )
     if not place.home.database.is_file():
-        raise Failure(f"there is no database at {place.home.database} to be copied")
+        raise Failure(
+            f"there is no database at {place.home.database} to be copied; a new home needs none: "
+            "set database.url, and the first start makes the tables"
+        )
     return copying.to_postgres(place.home.database, target)
 
 

@@ -24,7 +24,7 @@ def doctor(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check driver, torch, disk, port, database, settings and models. Exits 1 if one is wrong."""
+    """Check the machine, settings, models and what the settings name. Exits 1 if one is wrong."""
     from dataclasses import asdict
 
     from cli.checks.checks import every_finding, of_service

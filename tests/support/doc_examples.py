@@ -28,14 +28,15 @@ NOT_RUN = {
     r"make test": "runs this test",
     r"git clone |cd bitinglip": "fetches the repository",
     r"nvidia-smi": "needs a card",
-    r"python3 -m venv bitinglip|bitinglip/bin/pip ": "installs; test_wheel.py looks at the wheel",
+    r"python3 -m venv bitinglip|bitinglip/bin/pip |source bitinglip": "test_wheel.py installs",
     r"pip install 'bitinglip\[": "installs",
     r"sudo (useradd|python3|cp|systemctl|cat|/opt/bitinglip)": "changes the machine's services",
     r"sudo nvidia-ctk ": "needs a card and Docker",
     r"sudo bitinglip doctor --as-service": "needs systemd",
     r"docker ": "needs Docker",
     r"ray start |bitinglip serve --set workers.launcher=ray": "needs more machines; test_ray.py",
-    r"\(umask 077; head .*/etc/": "writes into /etc",
+    r"mkdir -p ~/bitinglip-secrets|\(umask 077; head |scp ": "needs more machines",
+    r"sudo -u postgres ": "needs PostgreSQL; postgres/test_server.py uses one",
     _PROMTOOL: "needs promtool",
     r"(bitinglip serve --home|BITINGLIP_API_KEY=.* keys list --home) ": (
         "needs PostgreSQL and settings; postgres/test_gateways.py does it"

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from bitinglip import cluster
 from bitinglip.cluster import agent_config, check_cluster, model_source
 from bitinglip.home import Home
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
+from cli.checks import cluster as checks
 from cli.checks.cluster import cluster as findings
 from model_store.demo import make_fake_models
 from model_store.store import ModelStore
@@ -36,10 +38,45 @@ def test_ray_head_that_does_not_answer_is_found_by_doctor() -> None:
     assert "nothing answers at 127.0.0.1:1" in finding.detail
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "ray://10.0.0.1:10001", "http://10.0.0.1:8265", "a b:1", "::1:6379", "x:0"],
+)
+def test_ray_address_that_is_no_head_s_is_refused_with_the_form_of_one(address: str) -> None:
+    with pytest.raises(ValidationError, match="as 'ray start --head' prints it"):
+        on_ray(address=address)
+    for good in ("auto", "10.0.0.1:6379", "[::1]:6379", "box.example:1"):
+        assert on_ray(address=good).workers.ray.address == good
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "told"),
+    [
+        ("", "ok", "a cluster answers on this machine"),
+        ("import sys; sys.exit('trace\\nno running instance')", "error", "no running instance"),
+        ("import time; time.sleep(60)", "error", "no answer within 1 s"),
+    ],
+)
+def test_doctor_asks_ray_itself_whether_there_is_a_cluster(
+    script: str, level: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "ray/scripts").mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder / "scripts.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(checks, "_RAY_SECONDS", 1.0 if "sleep" in script else 15.0)
+    (finding,) = findings(on_ray())
+    assert finding.level == level
+    assert told in finding.detail
+
+
 def test_secret_file_must_be_its_owner_s_alone_and_long_enough(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match=r"cannot be read .*; make it once and copy it"):
         check_cluster(on_ray(secret_file=str(file)))
+    (finding,) = findings(on_ray(secret_file=str(file)))
+    assert (finding.level, finding.advice[:12]) == ("error", "make it once")
     file.write_text("long enough for a secret")
     file.chmod(0o644)
     with pytest.raises(SettingsError, match="chmod 600"):

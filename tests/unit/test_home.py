@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.home import Home, HomeError, HomeInUse, HomeLock, replace_private, resolve_home
+from bitinglip.home import Home, HomeError, HomeInUse, HomeLock, resolve_home
+from bitinglip.private_files import replace_private
 
 HOLD = """
 import sys, time

@@ -28,6 +28,11 @@ def test_start_text_says_the_same_on_any_terminal() -> None:
     assert len(told(None)) == 6
 
 
+def test_start_text_of_a_server_without_devices_blames_no_card() -> None:
+    assert "a card is not used" not in "".join(told(None))
+    assert any(line.startswith("  devices none yet: its driver") for line in told(None))
+
+
 def test_start_text_names_the_dashboard_where_it_is_on() -> None:
     off = start_text("http://x:1", [], {}, {}, HOME, dashboard=False)
     assert "dashboard" not in off

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,12 @@ from workers.nodes.remote_worker import RemoteWorker
 log = logging.getLogger(__name__)
 
 _FIND_SECONDS = 2.0  #: between two questions for the agents
+_NONE_YET = (
+    "No node of the cluster answers yet; run 'ray status' to see whether Ray answers and has "
+    "nodes, and 'bitinglip doctor' to check workers.ray.address."
+)
 _GONE = "it has left the cluster; 'ray start' on it brings it back"
+_STOP_SECONDS = 0.5  #: between two questions whether the start is to stop
 _COLLECT_SECONDS = 5.0  #: between two looks for copies of models that are gone
 _FORGET_SECONDS = 600.0  #: after which a node that is gone is not shown any more
 
@@ -96,18 +101,22 @@ class Cluster:
 
     # ---- its life ------------------------------------------------------------------------------
 
-    async def open(self, wait_seconds: float) -> None:
+    async def open(
+        self, wait_seconds: float, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         """Begin to look for nodes; return once all known ones have sent their devices, after the
-        time is up, or when it is known that there are none."""
+        time is up, when it is known that there are none, or soon after ``is_stopping`` is true."""
         self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._find()), asyncio.create_task(self._watch())]
         if self._source is not None:
             self._tasks.append(asyncio.create_task(self._collect(self._source)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
-                while not self._is_there() and self._trouble is None:
+                while not self._is_there() and self._trouble is None and not is_stopping():
                     self._changed.clear()
-                    await self._changed.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_STOP_SECONDS):
+                            await self._changed.wait()
         if self.trouble is not None and self._trouble is None:  # which was logged as it came
             log.error("%s", self.trouble)
 
@@ -133,6 +142,8 @@ class Cluster:
             return self._trouble
         if any(node.state == "well" for node in self._nodes.values()):
             return None
+        if not self._nodes:
+            return _NONE_YET
         reasons = [f"{each.name}: {each.reason}" for each in self._nodes.values() if each.reason]
         return " ".join(["No node of the cluster answers.", *reasons])
 

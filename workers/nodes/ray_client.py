@@ -20,9 +20,11 @@ from typing import Any, BinaryIO
 import msgspec
 
 from workers.nodes.messages import PROTOCOL, AgentConfig
+from workers.nodes.ray_address import HINT, why_unreached
 from workers.nodes.ray_node import AgentActor
 
 _LOOK_SECONDS = 1.0
+_REACH_SECONDS = 5.0  #: that a connection to the head may take
 _START_SECONDS = 120.0  #: that an agent may take until it listens
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  #: seconds before an agent that failed is started again
 _MOST_CONFIG = 1 << 20
@@ -79,6 +81,8 @@ class RayClient:
     def connect(self) -> str | None:
         """Join the cluster; return why that cannot be."""
         os.environ.update(_ENVIRON)
+        if (why := why_unreached(self._config.address, _REACH_SECONDS)) is not None:
+            return _not_joined(self._config.address, f"nothing answers there ({why})", HINT)
         import ray
 
         try:
@@ -179,7 +183,7 @@ class RayClient:
         except ray.exceptions.ActorUnschedulableError:  # Ray has noticed that the node is gone
             self._give_up(node, _UNREACHED)
         except Exception as error:  # noqa: BLE001  Ray's are of many kinds
-            self._give_up(node, _last_line(error))
+            self._give_up(node, _why_no_agent(error))
         else:
             node.asked, node.trouble, node.failures = None, None, 0
 
@@ -196,11 +200,26 @@ class RayClient:
 
 
 def _why_not_joined(address: str, error: Exception) -> str:
-    text = " ".join(str(error).split())[:_MOST_TEXT]
-    advice = "Start it with 'ray start --head', or correct workers.ray.address."
+    text = " ".join(str(error).split())[:_MOST_TEXT].rstrip(".")
+    advice = HINT
     if _MISMATCH in text.lower():
-        advice = "Install the same Python and the same ray on all machines."
-    return f"The Ray cluster at {address} cannot be joined: {text} {advice}"
+        advice = "install the same Python and the same ray on all machines"
+    return _not_joined(address, text, advice)
+
+
+def _not_joined(address: str, why: str, advice: str) -> str:
+    where = "of this machine" if address == "auto" else f"at {address}"
+    return f"The Ray cluster {where} cannot be joined: {why}; {advice}."
+
+
+def _why_no_agent(error: Exception) -> str:
+    why = _last_line(error)
+    if "No module named" in why:
+        return (
+            f"{why}: BitingLip is not installed where Ray runs there; install the same version, "
+            "and start Ray from that environment"
+        )
+    return why
 
 
 def _last_line(error: Exception) -> str:

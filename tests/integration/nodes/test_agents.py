@@ -18,8 +18,10 @@ from tests.support.cluster import CARD, SECRET, AgentProcess, StaticAgents, agen
 from tests.support.left_processes import no_process_left
 from tests.support.scheduling_rig import Rig, answer, idle, job
 from tests.support.wait import eventually, until
+from workers.folders import WorkFolders
 from workers.framing import BadFrame
 from workers.nodes import link as links
+from workers.nodes.cluster import Cluster
 from workers.nodes.handshake import NotTrusted
 from workers.nodes.link import Link, LinkLost, connect
 from workers.nodes.messages import PROTOCOL, AgentConfig, Kind, OpenNode, OpenWorker
@@ -183,6 +185,19 @@ def test_node_refuses_to_load_from_outside_its_folders(tmp_path: Path) -> None:
             await rig.manager.load("a")
 
     with_nodes(tmp_path, test, {"a": {}}, "n1", models_of=tmp_path / "elsewhere")
+
+
+def test_cluster_whose_start_is_to_stop_waits_for_no_node(tmp_path: Path) -> None:
+    async def run() -> None:
+        folders = WorkFolders(tmp_path / "work")
+        cluster = Cluster(StaticAgents({}), SECRET, folders, tmp_path, heartbeat_timeout=10)
+        try:
+            async with asyncio.timeout(60):
+                await cluster.open(3600, lambda: True)
+        finally:
+            await cluster.close()
+
+    asyncio.run(run())
 
 
 def test_cluster_without_a_node_says_so_in_its_errors_and_loads_once_there_is_one(

@@ -10,6 +10,8 @@ import pytest
 
 from bitinglip.db.tables import Table
 from bitinglip.home import Home
+from bitinglip.settings import Settings
+from cli.checks.gateways import gateways
 from tests.support.cli_process import run
 from tests.support.databases import pgbouncer
 from tests.support.postgres import PostgresServer, running_pgbouncer
@@ -64,6 +66,12 @@ def test_server_over_postgresql_keeps_what_it_answered(url: str, tmp_path: Path)
         saved = run(home, "backup", str(copy))
         assert (saved.returncode, "api_keys 2" in saved.stderr) == (0, True), saved.stderr
         assert "database" in run(home, "doctor").stdout
+        (other := Home(tmp_path / "other")).root.mkdir(mode=0o700)
+        other.secret("any")
+        own_of = {"database": {"url": url}, "gateways": {"shared": True, "folder": str(tmp_path)}}
+        (found,) = gateways(Settings.model_validate(own_of), other)
+        assert "secret.key is not the one" in found.detail
+        assert "gateways.secret_file" in found.advice
     assert "kept" in run(home, "keys", "list").stdout
     assert run(home, "audit", "verify").returncode == 0
     (used,) = json.loads(run(home, "usage", "--json").stdout)

@@ -90,6 +90,23 @@ def make_tiny_model(family: str, folder: Path, *, template: str | None = TEMPLAT
     return write_model(config, folder, seed=sum(family.encode()), template=template)
 
 
+def small_llama(**changed: Any) -> LlamaConfig:
+    """Return the configuration of a Llama of two layers, as wide as a block of every format of
+    quantised weights, and with grouped heads."""
+    return LlamaConfig(
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            **changed,
+        }
+    )
+
+
 def write_model(
     config: PretrainedConfig, folder: Path, *, seed: int, template: str | None = TEMPLATE
 ) -> Path:

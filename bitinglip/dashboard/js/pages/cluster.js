@@ -6,8 +6,8 @@ import { useStore } from "../store.js";
 import { Badge, Card, Empty, Failure, Loading, PageHead } from "../ui/parts.js";
 
 const NO_NODE = "Workers run on this machine. Other machines come by Ray: workers.launcher: ray.";
-const NO_GATEWAY = "This server has its database alone. Several share one by gateways.shared.";
-const NO_UPSTREAM = "No loaded model is another server's. Settings name such servers: models.<name>.upstream.";
+const NO_GATEWAY = "No other server uses this database. Several share one by gateways.shared.";
+const NO_UPSTREAM = "No loaded model is answered by another server. Settings name such servers: models.<name>.upstream.";
 
 export default function Cluster() {
   const { state, now, reason } = useStore(live);
@@ -18,7 +18,7 @@ export default function Cluster() {
   return html`
     <${PageHead} title="Cluster">${state !== "live" && html`<span role="status"><${Badge} state="reconnecting" tone="warn" /></span>`}<//>
     <${Card} flush title="Nodes">
-      ${now.nodes.length ? html`<${Nodes} nodes=${now.nodes} devices=${now.devices} />`
+      ${now.nodes.length ? html`<${Nodes} nodes=${now.nodes} devices=${now.devices} models=${now.models} />`
         : html`<${Empty} icon="cluster" title="No other machine" text=${NO_NODE} />`}<//>
     <${Card} flush title="Gateways">
       ${now.gateways.length ? html`<${Gateways} gateways=${now.gateways} />`
@@ -32,38 +32,43 @@ export default function Cluster() {
 const QUIET_SECONDS = 1;
 const ago = (silence) => (silence < QUIET_SECONDS ? "just now" : `${seconds(silence)} ago`);
 
-function Nodes({ nodes, devices }) {
+function Nodes({ nodes, devices, models }) {
   return html`<div class="table-wrap"><table class="table stacks">
     <thead><tr><th scope="col">Node</th><th scope="col">State</th><th scope="col">Devices</th>
-      <th scope="col" class="number">RAM free</th><th scope="col" class="number">Workers</th><th scope="col">Heard from</th></tr></thead>
+      <th scope="col" class="number">RAM free</th><th scope="col" class="number">Workers</th><th scope="col">Last heartbeat</th></tr></thead>
     <tbody>${nodes.map((node) => {
       const own = devices.filter((each) => node.devices.includes(each.id));
       const ram = own.find((each) => each.kind === "cpu");
       const cards = own.filter((each) => each.kind !== "cpu");
+      const copied = models.filter((each) => each.copying?.node === node.id);
+      // What is free on a node that is not there is unknown, and nothing of it can be used.
+      const memory = (device) => node.state === "well"
+        ? `${bytes(device.free_bytes)} of ${bytes(device.memory_bytes)}` : `? of ${bytes(device.memory_bytes)}`;
       return html`<tr key=${node.id}>
         <th scope="row">${node.id}<div class="small quiet mono">${node.address}</div>
           ${node.reason && html`<div class="small bad-text">${node.reason}</div>`}</th>
         <td data-label="State"><${Badge} state=${node.state} />
+          ${copied.map((each) => html`<div key=${each.model_id} class="small quiet">copying ${each.model_id}: ${bytes(each.copying.bytes)} of ${bytes(each.copying.total_bytes)}</div>`)}
           ${Number.isInteger(node.model_bytes) && html`<div class="small quiet">${bytes(node.model_bytes)} of models copied</div>`}</td>
         <td data-label="Devices" class=${own.length ? "" : "none"}>${cards.map((each) => html`<div key=${each.id}>
           ${each.name} <span class="small quiet mono">${each.id}</span>
           ${each.state !== "well" && html` <${Badge} state=${each.state} />`}
-          <div class="small quiet">${bytes(each.free_bytes)} of ${bytes(each.memory_bytes)} free</div></div>`)}
+          <div class="small quiet">${memory(each)} free</div></div>`)}
           ${!cards.length && (ram ? "no card" : "–")}</td>
-        <td class=${`number nowrap ${ram ? "" : "none"}`} data-label="RAM free">${ram ? `${bytes(ram.free_bytes)} of ${bytes(ram.memory_bytes)}` : "–"}</td>
+        <td class=${`number nowrap ${ram ? "" : "none"}`} data-label="RAM free">${ram ? memory(ram) : "–"}</td>
         <td class="number" data-label="Workers">${node.workers}</td>
-        <td class="nowrap" data-label="Heard from">${ago(node.silent_seconds)}</td></tr>`;
+        <td class="nowrap" data-label="Last heartbeat">${ago(node.silent_seconds)}</td></tr>`;
     })}</tbody></table></div>`;
 }
 
 function Gateways({ gateways }) {
   return html`<div class="table-wrap"><table class="table stacks">
-    <thead><tr><th scope="col">Gateway</th><th scope="col">Version</th><th scope="col">Up since</th><th scope="col">Sign of life</th></tr></thead>
+    <thead><tr><th scope="col">Gateway</th><th scope="col">Version</th><th scope="col">Up since</th><th scope="col">Last heartbeat</th></tr></thead>
     <tbody>${gateways.map((each) => html`<tr key=${each.id}>
       <th scope="row"><span class="mono">${each.id}</span> ${each.own && html`<${Badge} state="this one" tone="plain" />`}</th>
       <td data-label="Version">${each.version}</td>
       <td class="nowrap" data-label="Up since"><time datetime=${each.started_at} title=${moment(each.started_at)}>${relative(each.started_at)}</time></td>
-      <td class="nowrap" data-label="Sign of life">${ago(each.silent_seconds)}</td></tr>`)}</tbody></table></div>`;
+      <td class="nowrap" data-label="Last heartbeat">${ago(each.silent_seconds)}</td></tr>`)}</tbody></table></div>`;
 }
 
 function Upstreams({ upstreams }) {

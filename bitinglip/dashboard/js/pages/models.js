@@ -84,8 +84,9 @@ function Row({ model, state, writes, reload, show }) {
       ${model.description && html`<div class="small quiet clip description">${model.description}</div>`}
       ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
     <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
-      ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}${copying ? ` copied to ${copying.node}` : ""}</span>` : ""}
-      ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span></td>
+      ${status === "loading" && progress !== null && !copying ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
+      ${state?.pinned ? html` <${Badge} state="stays loaded" tone="plain" />` : ""}</span>
+      ${status === "loading" && copying ? html`<div class="small quiet">${percent(progress)} copied to ${copying.node}</div>` : ""}</td>
     <td data-label="Type" class=${model.type ? "" : "none"}>${model.type ?? "–"}</td>
     <td class="number nowrap" data-label="Size">${model.engine === "upstream" ? "–" : (model.size ?? "–")}</td>
     <td class=${`number ${model.max_context ? "" : "none"}`} data-label="Context">${model.max_context ? number(model.max_context) : "–"}</td>

@@ -71,7 +71,8 @@ function Device({ device, now, colours }) {
   const known = parts.reduce((sum, part) => sum + part.size, 0);
   if (known < device.reserved_bytes) parts.push({ name: "other models", size: device.reserved_bytes - known, token: "--series-7" });
   const all = Math.max(1, device.memory_bytes);
-  const elsewhere = all - device.reserved_bytes - device.free_bytes; // of what we may use
+  const isKnown = device.state === "well"; // else none of it can be used, and who has it is not told
+  const elsewhere = isKnown ? all - device.reserved_bytes - device.free_bytes : 0; // of what we may use
   const gateways = Math.max(0, Math.min(device.elsewhere_bytes, elsewhere));
   if (gateways > 0) parts.push({ name: "other gateways", size: gateways, token: "--series-6" });
   if (elsewhere > gateways) parts.push({ name: "other programs and reserve", size: elsewhere - gateways, token: "--foreign" });
@@ -96,7 +97,7 @@ function Device({ device, now, colours }) {
     <ul class="legend">
       ${parts.map((part) => html`<li key=${part.name}><span class="swatch" style=${{ background: `var(${part.token})` }}></span>
         <span class="clip">${part.name}</span> ${bytes(part.size)}</li>`)}
-      <li><span class="swatch free"></span>free ${bytes(device.free_bytes)} of ${bytes(device.memory_bytes)}</li>
+      <li><span class="swatch free"></span>free ${isKnown ? bytes(device.free_bytes) : "?"} of ${bytes(device.memory_bytes)}</li>
     </ul>
     ${device.note && html`<p class="small quiet">${device.note}</p>`}
   </article>`;

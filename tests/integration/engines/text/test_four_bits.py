@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from model_store.inspection import inspect
 from model_store.manifest import Manifest
 from tests.support.models.packed import make_packed
-from tests.support.models.text import make_tiny_model, write_model
+from tests.support.models.text import make_tiny_model, small_llama, write_model
 from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
@@ -119,14 +119,7 @@ def test_four_bits_packed_otherwise_need_a_package(
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Provide a Llama of which some layers, not all, have outputs enough for the CPU's product."""
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = small_llama()
     return write_model(config, tmp_path_factory.mktemp("four") / "wide", seed=5)
 
 

@@ -21,7 +21,7 @@ from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from model_store.inspection import inspect
 from model_store.inspection.quantized import is_usual
 from model_store.manifest import Manifest
-from tests.support.models.text import make_tiny_model, write_model
+from tests.support.models.text import make_tiny_model, small_llama, write_model
 from tests.support.text_harness import generated, job, load, run
 from workers.engines import quantization
 from workers.engines.base import Refused
@@ -64,16 +64,7 @@ def setting(name: str) -> Any:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Provide a Llama whose layers are as wide as a block of every format."""
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
+    config = small_llama(initializer_range=0.3)
     return write_model(config, tmp_path_factory.mktemp("quantized") / "llama", seed=5)
 
 

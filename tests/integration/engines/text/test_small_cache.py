@@ -6,13 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from bitinglip.scheduling.placement.estimate import LoadConfig, cache_bytes_per_token
 from model_store.inspection import inspect
 from tests.integration.engines.text.test_quantization import manifest_of, said_of
 from tests.support.models.sequential_text import make_sequential_model
-from tests.support.models.text import make_tiny_model, write_model
+from tests.support.models.text import make_tiny_model, small_llama, write_model
 from tests.support.text_harness import job, load, run
 from workers.protocol import TextOptions
 
@@ -23,16 +22,7 @@ SMALL = TextOptions(kv_cache_dtype="fp8")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Provide a model with weights as small as those of real ones, so that roundings stay small
     too."""
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-    )
+    config = small_llama(initializer_range=0.1)
     return write_model(config, tmp_path_factory.mktemp("small") / "llama", seed=5)
 
 

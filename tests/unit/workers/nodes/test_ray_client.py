@@ -12,7 +12,13 @@ import msgspec
 import pytest
 
 from workers.nodes.messages import AgentConfig
-from workers.nodes.ray_client import ClusterReport, RayClient, RayConfig, _why_not_joined
+from workers.nodes.ray_client import (
+    ClusterReport,
+    RayClient,
+    RayConfig,
+    _why_no_agent,
+    _why_not_joined,
+)
 from workers.nodes.ray_node import AgentActor
 
 #: a library that prints what it likes, as Ray does when its daemon on the machine ends
@@ -80,6 +86,24 @@ def test_ray_cluster_that_cannot_be_joined_is_told_with_what_to_do(
     told = _why_not_joined("10.0.0.1:6379", error)
     assert "10.0.0.1:6379" in told
     assert advice in told
+
+
+def test_ray_node_without_the_package_is_told_with_what_to_do() -> None:
+    told = _why_no_agent(RuntimeError("a trace\nModuleNotFoundError: No module named 'workers'"))
+    assert told.startswith("ModuleNotFoundError: No module named 'workers': BitingLip is not inst")
+    assert _why_no_agent(RuntimeError("a trace\nanother")) == "another"
+
+
+def test_ray_head_that_does_not_answer_is_told_before_ray_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
+    agent = AgentConfig(folder="f", models=())
+    for address in ("127.0.0.1:1", f"{'a' * 64}.b:1"):
+        config = RayConfig(address=address, namespace="n", bind_address=None, agent=agent)
+        told = RayClient(config).connect() or ""
+        assert f"{address} cannot be joined: nothing answers there" in told
+        assert "ray start --head" in told
 
 
 def test_ray_actors_cost_no_cpu_and_have_names_of_their_own_in_the_namespace(
