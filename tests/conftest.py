@@ -78,9 +78,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Let logs show errors without the values of variables: these take seconds to write out.
 
-    What a shell starts in the background ignores Ctrl-C, and so would the commands of tests.
+    What a shell starts in the background ignores Ctrl-C, and under nohup the end of its terminal:
+    so would the commands of tests.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     *others, renderer = structlog.get_config()["processors"]
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
