@@ -72,7 +72,8 @@ def folder_name(name: str) -> str:
 
 def model_name(folder: str) -> str:
     """Return the model whose folder has this name."""
-    return folder.replace("--", "/")
+    owner, _, name = folder.rpartition("--")  # the last: an owner's name may end with a dash
+    return f"{owner}/{name}" if owner else name
 
 
 def pull_folder(repo: str) -> str:

@@ -62,7 +62,7 @@ class AnswerReader:
         self._job = job
         self._choices = [_Choice() for _ in range(job.choices)]
         self._usage: dict[str, Any] = {}
-        tokens = job.sampling.max_tokens * job.choices
+        self._most_tokens = tokens = job.sampling.max_tokens * job.choices
         self._pieces_left = _MOST_PIECES + _PIECES_PER_TOKEN * tokens
         self._most_text = min(_MOST_TEXT, _ANY_TEXT + _TOKEN_TEXT * tokens)
         self.text = 0  #: characters that have come
@@ -79,13 +79,13 @@ class AnswerReader:
         """Return the tokens of the prompt and of the answer so far.
 
         They are estimated where the server does not tell, or not yet: a client that leaves before
-        the last event has had the answer, too.
+        the last event has had the answer, too. An estimate is never above what was asked for.
         """
         pieces = sum(choice.pieces for choice in self._choices)
         made = max(pieces, round(self.text / CHARACTERS_PER_TOKEN))
         return (
             _count(self._usage, "prompt_tokens") or self._likely_prompt,
-            _count(self._usage, "completion_tokens") or made,
+            _count(self._usage, "completion_tokens") or min(made, self._most_tokens),
         )
 
     def take(self, chunk: Any) -> list[Event]:

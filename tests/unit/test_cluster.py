@@ -119,6 +119,8 @@ def test_source_of_copies_reads_what_manifests_list(tmp_path: Path) -> None:
     (found,) = source.compare([StoreFacts(bytes=0, held=held, whole=(key,))])
     nonsense = StoreFacts(bytes=0, held=(HeldTree("/x\0/files", key),))
     assert source.compare([nonsense])[0] == (frozenset(), (key,))
+    long = StoreFacts(bytes=0, held=(HeldTree(f"/{'x' * 300}", key),), whole=(key,))
+    assert source.compare([long])[0] == (frozenset({"demo-echo"}), ()), "of it nothing is known"
     assert found == (frozenset({"demo-echo"}), ("1" * 32,))
 
 

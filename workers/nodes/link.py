@@ -63,6 +63,8 @@ class Link:
 
         Frames that are sent meanwhile follow it. Raises LinkLost.
         """
+        if self._writer.is_closing():
+            raise LinkLost("the connection is closed")
         assert self._behind is None, "one long frame at a time"
         self._behind = []
         try:
@@ -72,6 +74,7 @@ class Link:
                 await self.drain()
                 await asyncio.sleep(0)
         except BaseException:  # half a frame has gone, and nothing can follow it
+            self._behind = None
             self.abort()
             raise
         behind, self._behind = self._behind, None

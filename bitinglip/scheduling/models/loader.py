@@ -142,6 +142,7 @@ class ReplicaLoader:
             self._listener.on_load_failed(model_state, replica, unknown)
         else:
             _log_confinement(worker)
+            self._facts.shared.load_ended(replica.model)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
             await self._free_pages(replica)  # first: its pages are held for nothing now
@@ -168,6 +169,7 @@ class ReplicaLoader:
             log.warning("a node has no room for files", worker=replica.id, cause=why.message)
             self._listener.on_displaced(model_state, replica)
             return
+        shared.load_ended(replica.model)
         self._listener.on_load_failed(model_state, replica, why)
 
     def _goes_elsewhere(self, model_state: ModelState) -> bool:

@@ -33,6 +33,7 @@ class SharedNodes:
             str, tuple[float, float]
         ] = {}  #: by model: the first in a row, the last
         self._full: dict[tuple[str, str], float] = {}  #: by node and model: when it was found
+        self._seeking: set[str] = set()  #: models that go from one full disk to another
 
     def elsewhere(self, device: str) -> Elsewhere:
         """Return what other gateways have of a device."""
@@ -48,10 +49,18 @@ class SharedNodes:
         return self._cluster.copy_room(device) if self._cluster else None
 
     def full_for(self, device: str) -> frozenset[str]:
-        """Return the models whose files had no room on the disk of a device's node a while ago."""
-        after, there = self._clock() - _FULL_SECONDS, node_of(device)
-        full = (each for each, at in self._full.items() if at > after)
-        return frozenset(model for node, model in full if node == there)
+        """Return the models whose files had no room on the disk of a device's node a while ago, or
+        since their load began to go from node to node."""
+        there, now = node_of(device), self._clock()
+        return frozenset(
+            each[1]
+            for each, at in self._full.items()
+            if each[0] == there and self._lasts(each, at, now)
+        )
+
+    def _lasts(self, note: tuple[str, str], at: float, now: float) -> bool:
+        # A load may take longer than a disk is avoided: it would have two of them in turn for ever.
+        return at > now - _FULL_SECONDS or note[1] in self._seeking
 
     def note_full(self, model: str, devices: Iterable[str], since: float) -> bool:
         """Take note that the disk of a node has no room for a model's files.
@@ -59,11 +68,16 @@ class SharedNodes:
         Returns True if that was not known at ``since``, as the load began.
         """
         now = self._clock()
-        self._full = {each: at for each, at in self._full.items() if at > now - _FULL_SECONDS}
+        self._full = {each: at for each, at in self._full.items() if self._lasts(each, at, now)}
         keys = [(node_of(each), model) for each in devices]
         is_new = all(self._full.get(each, now) > since for each in keys)
         self._full |= dict.fromkeys(keys, now)
+        self._seeking.add(model)
         return is_new
+
+    def load_ended(self, model: str) -> None:
+        """Take note that a model is loaded, or is not tried elsewhere."""
+        self._seeking.discard(model)
 
     def refused(self, model: str, devices: Iterable[str]) -> bool:
         """Take note that a node has granted no memory there: others took it a moment ago.

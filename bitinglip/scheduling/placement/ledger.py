@@ -85,6 +85,8 @@ class Ledger:
     _hosts: dict[str, DeviceCapacity] = field(init=False)  #: processors by node
     _ram_free: dict[str, int] = field(init=False)  #: by node
     _ram_planned: dict[str, int] = field(init=False)  #: what planned loads take for their time only
+    _pinned: dict[str, int] = field(init=False)  #: by device, what no eviction frees
+    _on_node: dict[str, list[Reservation]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._free = {device.id: device.usable for device in self.devices}
@@ -100,11 +102,16 @@ class Ledger:
             for node, host in self._hosts.items()
         }
         self._ram_planned = dict.fromkeys(self._hosts, 0)
+        self._pinned, self._on_node = dict.fromkeys(self._free, 0), {}
         for reservation in self.reservations:
+            stays = reservation.pinned and not reservation.leaving
             for device, taken in reservation.devices.items():
                 if device in self._free:
                     self._free[device] -= taken
-            if (node := self._node_of(reservation.devices)) in self._ram_free:
+                    self._pinned[device] += taken if stays else 0
+            node = self._node_of(reservation.devices)
+            self._on_node.setdefault(node, []).append(reservation)
+            if node in self._ram_free:
                 self._ram_free[node] -= self.ram_of(reservation)
 
     def copy(self) -> "Ledger":
@@ -152,7 +159,7 @@ class Ledger:
 
     def in_ram_of(self, node: str) -> Iterable[Reservation]:
         """Iterate over the reservations on a node."""
-        return (each for each in self.reservations if self._node_of(each.devices) == node)
+        return self._on_node.get(node, ())
 
     def _node_of(self, devices: Iterable[str]) -> str:
         return next((self._node[each] for each in devices if each in self._node), "")
@@ -193,5 +200,4 @@ class Ledger:
 
     def obtainable(self, device: DeviceCapacity) -> int:
         """Return the bytes of a device that could be free without models that may be evicted."""
-        pinned = (h.devices[device.id] for h in self.on(device.id) if h.pinned and not h.leaving)
-        return device.usable - sum(pinned)
+        return device.usable - self._pinned[device.id]

@@ -1,6 +1,6 @@
 """Says which nodes have a model's files, or room on their disks for copies of them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger
 from bitinglip.scheduling.placement.plan import Demand
@@ -33,12 +33,21 @@ def _could_take(demand: Demand, devices: Sequence[DeviceCapacity], ledger: Ledge
     the models that may be evicted, and others' idle ones."""
     rooms: dict[tuple[str, str], dict[str, int]] = {}  # by kind and machine
     for each in devices:
-        ram = ledger.ram_obtainable(each.node)
-        if each.reason is None and (ram is None or demand.ram <= ram):
+        if each.reason is None:
             room = ledger.obtainable(each) + each.elsewhere.idle
             rooms.setdefault((each.kind, each.node), {})[each.id] = room
     return any(
+        _fits(demand, kind, room) and _has_ram(demand, ledger.ram_obtainable(node))
+        for (kind, node), room in rooms.items()
+    )
+
+
+def _fits(demand: Demand, kind: str, room: Mapping[str, int]) -> bool:
+    return any(
         shares(demand.needs[kind] + (parts - 1) * demand.each_device, room, parts)
-        for (kind, _), room in rooms.items()
         for parts in range(1, min(demand.spread, len(room)) + 1)
     )
+
+
+def _has_ram(demand: Demand, ram: int | None) -> bool:
+    return ram is None or demand.ram <= ram

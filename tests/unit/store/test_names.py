@@ -12,6 +12,7 @@ from model_store.names import (
     check_repo,
     check_revision,
     folder_name,
+    model_name,
 )
 from model_store.store import ModelStore
 
@@ -63,6 +64,8 @@ def test_names_that_routes_would_hide_are_refused_as_they_come(tmp_path: Path, n
 def test_names_never_share_a_folder() -> None:
     names = ["a/b", "a-/b", "a-b", "ab", "a/b-c", "a-b/c"]
     assert len({folder_name(check_name(name)) for name in names}) == len(names)
+    for name in (*names, "a-/b", "a", "a-"):
+        assert model_name(folder_name(check_name(name))) == name
 
 
 def test_revisions_are_checked() -> None:

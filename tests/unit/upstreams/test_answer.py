@@ -47,13 +47,15 @@ def test_answer_of_a_completion_without_usage_is_counted_by_its_pieces() -> None
 
 def test_answer_that_breaks_off_has_used_what_its_prompt_and_its_text_are_likely_to_have() -> None:
     """A client could leave before the last event, which alone tells the tokens."""
-    reader = AnswerReader(job())
+    reader = AnswerReader(job(sampling=Sampling(max_tokens=150)))
     assert reader.used == (0, 0), "no server has taken it"
     reader.begin(prompt_tokens=70)
     reader.take(chunk(content="a"))
     assert reader.used == (70, 1)
     reader.take(chunk(content="long " * 80))
     assert reader.used == (70, 100), "a server may send many tokens at once"
+    reader.take(chunk(content="very long " * 80))
+    assert reader.used == (70, 150), "an estimate is no more than what was asked for"
     reader.take({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 5}})
     assert reader.used == (4, 5)
 

@@ -109,7 +109,8 @@ def test_cancelling_a_job_that_has_not_begun_ends_it() -> None:
 def test_text_that_does_not_come_to_its_end_tells_what_it_has_cost(leaves: bool) -> None:
     """A client could have texts for nothing: with a schema that none is of, or leaving early."""
     late = b'data: {"error": {"message": "no form", "type": "invalid_request_error"}}\n\n'
-    job = replace(JOB, prompt="word" * 100, stream=leaves)
+    sampling = Sampling(max_tokens=2600)
+    job = replace(JOB, prompt="word" * 100, stream=leaves, sampling=sampling)
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(PIECE if leaves else PIECE + late)

@@ -131,7 +131,12 @@ class ModelSource:
 
 def _is_gone(held: HeldTree, key: str | None) -> bool:
     """Return True for files that are called something else now, or are not there."""
-    return not Path(held.source).exists() if key is None else key != held.key
+    if key is not None:
+        return key != held.key
+    try:
+        return not Path(held.source).exists()
+    except OSError:  # a name that is too long, or a folder that is closed: nothing is known of it
+        return False
 
 
 def _files_of(top: Path) -> Iterator[Path]:

@@ -34,6 +34,8 @@ def test_disk_that_was_full_is_avoided_for_that_model_for_five_minutes() -> None
     now[0] = 499.0
     assert shared.full_for("n1:0") == {"m"}
     now[0] = 500.0
+    assert shared.full_for("n1:0") == {"m"}, "its load still looks for another disk"
+    shared.load_ended("m")
     assert not shared.full_for("n1:0")
     assert shared.note_full("m", ["n1:0"], since=450.0)
 

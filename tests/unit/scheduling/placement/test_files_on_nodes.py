@@ -1,7 +1,9 @@
 """Nodes that have the files of a model, or room for them, come first for it, and nothing else of a
 plan changes; those whose disks have failed it come last."""
 
+import sys
 from dataclasses import replace
+from types import FrameType
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +142,37 @@ def test_disk_that_has_failed_a_model_is_tried_again_where_no_other_could_take_i
     host = DeviceCapacity("b:cpu", "cpu", 5, node="b")
     much_ram = replace(wanted(), ram=6)
     assert places(planned([full, other, host], much_ram, there=[])) == {"m": ["a:0"]}
+
+
+def test_planning_for_full_disks_takes_little_more_than_without_them() -> None:
+    """Else the event loop stands still for it: there it is done, at each change."""
+    names = [f"m{number}" for number in range(100)]
+    cards = [card(f"n{number // 4}", number=number % 4) for number in range(16)]
+    hosts = [DeviceCapacity(f"n{n}:cpu", "cpu", 500, physical=500, node=f"n{n}") for n in range(4)]
+    plain = cards + hosts
+    full = [
+        replace(each, full_for=frozenset(names[int(each.node[1:]) :: 4]), copy_room=number % 2)
+        for number, each in enumerate(plain)
+    ]
+    there = [held(name, cards[n % 16].id, 4) for n, name in enumerate(names[:64])]
+    wants = [wanted(name, spread=4, files=1) for name in names[64:]]
+    assert _calls(full, wants, there) < 3 * _calls(plain, wants, there)
+
+
+def _calls(devices: list[DeviceCapacity], wants: list[Demand], there: list[Reservation]) -> int:
+    """Count the calls that a plan takes."""
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        planned(devices, *wants, there=there)
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def test_split_avoids_the_machine_whose_disk_has_failed_it() -> None:
