@@ -30,6 +30,7 @@ _WORST, _MIDDLE = 2.5, 3.0
 _FEW = 6  #: rows: which one is in the middle of fewer depends on chance
 #: Passes that are rounded once more. On a CPU each takes seconds with large models.
 _PASSES = {"cpu": 1, "cuda": 2}
+_AT_ONCE = 8  #: rows that are compared at once: in single precision they need memory of their own
 _ALIKE = 1.0  #: standard deviations; logits that have nothing to do with each other are 1.4 apart
 
 
@@ -92,7 +93,12 @@ class Rounding:
 
         A row of the plain ones that holds no numbers tells nothing.
         """
-        off = distances(ours, plain)[plain.isfinite().all(-1)]
+        off = torch.cat(
+            [
+                distances(mine, theirs)[theirs.isfinite().all(-1)]
+                for mine, theirs in zip(ours.split(_AT_ONCE), plain.split(_AT_ONCE), strict=True)
+            ]
+        )
         return not len(off) or self.allows(off)
 
 

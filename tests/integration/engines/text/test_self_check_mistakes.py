@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.integration.engines.text.test_graphs import attend_by_the_table
 from tests.support.logs import CaughtLogs
@@ -320,3 +321,27 @@ def test_self_check_of_graphs_that_give_a_kernel_other_lengths(
         assert isinstance(engine._runner, Runner)
         assert (engine._runner._graphs is not None) is right
         engine.close()
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not func.is_view:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_logits_of_many_rows_are_compared_in_little_memory(models: dict[str, Checked]) -> None:
+    """A card that serves has no room for several more copies of a whole step's logits."""
+    logits = torch.randn(256, 512, dtype=torch.bfloat16)
+    wrong = logits.clone()
+    wrong[-1] = -wrong[-1]
+    rounding = models["llama"].check.rounding
+    with _Largest() as largest:
+        assert rounding.are_near(logits, logits)
+        assert not rounding.are_near(wrong, logits)
+    assert largest.numbers <= logits.numel() // 8
