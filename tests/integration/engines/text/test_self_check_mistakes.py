@@ -26,6 +26,7 @@ from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import BlockTable
 from workers.engines.text.cache_plan import cache_plan
 from workers.engines.text.loading import LoadedModel, load
+from workers.engines.text.lora_layers import LoraStack
 from workers.engines.text.lora_slots import LoraSlots
 from workers.engines.text.plan import Chunk
 from workers.engines.text.rounding import Rounding
@@ -263,6 +264,27 @@ def next_slot(patch: Patch) -> None:
     patch.setattr(LoraSlots, "any_of", lambda self, places: usual(self, places + 1))
 
 
+def full_of_loras(patch: Patch) -> None:
+    """Let memory suffice for one of the two LoRAs of the trial."""
+    usual = LoraStack.put
+
+    def put(self: LoraStack, slot: int, pair: Any) -> None:
+        if slot:
+            raise torch.OutOfMemoryError("made up")
+        usual(self, slot, pair)
+
+    patch.setattr(LoraStack, "put", put)
+
+
+def full_of_graphs(patch: Patch) -> None:
+    """Let memory not suffice for a graph's step beside the graph."""
+
+    def tried(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("made up")
+
+    patch.setattr(decode_graphs.DecodeGraphs, "_tried", tried)
+
+
 #: Mistakes, and whether there are graphs then, of steps without LoRAs and with.
 OF_GRAPHS: dict[str, tuple[Callable[[Patch], None], bool, bool]] = {
     "none": (lambda _patch: None, True, True),
@@ -272,6 +294,8 @@ OF_GRAPHS: dict[str, tuple[Callable[[Patch], None], bool, bool]] = {
     "a LoRA's slot too far": (partial(wrong_number, which=4, by=1), True, False),
     "LoRAs of other rows": (next_slot, True, False),
     "a stale replay with LoRAs": (partial(stale_replays, with_loras=True), True, False),
+    "no memory for LoRAs": (full_of_loras, True, False),
+    "no memory for graphs": (full_of_graphs, False, False),
 }
 
 
