@@ -196,13 +196,16 @@ class Home:
         own = _read_secret(self.secret_key) if os.path.lexists(self.secret_key) else None
         if file is None:
             return own
-        if not file.exists():
+        try:
+            file.stat()
+            secret = _long_enough(file, read_secret_file(file))
+        except (FileNotFoundError, ValueError):  # or a NUL in the name
             raise HomeError(
                 f"gateways.secret_file: {file} is not there; copy the secret.key of a server that "
                 "uses this database there, or make it: docs/gateways.md says how"
-            )
-        try:
-            secret = _long_enough(file, read_secret_file(file))
+            ) from None
+        except OSError as error:  # such as a folder on the way that this user may not enter
+            raise HomeError(f"gateways.secret_file: {file}: {error.strerror}") from None
         except SecretFileRefused as error:
             raise HomeError(f"gateways.secret_file: {error}") from None
         if own is not None and own != secret:

@@ -52,7 +52,12 @@ def gateways(settings: "Settings", home: "Home") -> Iterator[Finding]:
 def _folder(folder: Path) -> Finding | None:
     """Return what is wrong with the folder for files; None if nothing is."""
     name = f"gateways.folder: {folder}"
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError as error:
+        problem = f"{name} cannot be looked at ({(error.strerror or str(error)).lower()})"
+        return Finding("gateways", "error", problem, "let this user in, or correct the setting")
+    if not is_there:
         return Finding("gateways", "error", f"{name} is not there", "mount it, or make it")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         problem = f"{name} cannot be written by this user"

@@ -44,6 +44,11 @@ def test_gateways_check_finds_a_folder_and_a_secret_that_are_not_there(
     [found] = check(home, shared=True, folder=str(tmp_path), secret_file=str(tmp_path / "none"))
     assert found.level == "error"
     assert "docs/gateways.md" in found.advice
+    name = "n" * 300  # longer than a name may be: looking at it fails otherwise
+    [found] = check(home, shared=True, folder=str(tmp_path / name), secret_file=str(secret))
+    assert (found.level, "too long" in found.detail.lower()) == ("error", True)
+    [found] = check(home, shared=True, folder=str(tmp_path), secret_file=str(tmp_path / name))
+    assert (found.level, "too long" in found.detail.lower()) == ("error", True)
     assert not home.root.exists(), "a check makes nothing"
 
 

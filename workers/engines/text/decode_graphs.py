@@ -153,13 +153,14 @@ class DecodeGraphs:
         that are right. A graph that gives others is not used again."""
         try:
             plain = self._step(*size)[: len(logits)]
+            is_right = self._are_near(logits, plain)
         except Exception as error:
             if torch_env.is_out_of_memory(error):  # the step is computed again, without a graph
                 self._let_go([size])
                 self._rests[size] = _REST
             raise
         self._untried.discard(size)
-        if self._are_near(logits, plain):
+        if is_right:
             return logits
         self._let_go([size])
         self._wrong.add(size)

@@ -149,7 +149,7 @@ def check_steps(loaded: LoadedModel) -> None:
             state, found = steps.go_on([*before, *said[: place + 1]], state)
         said_ever = found.isfinite()
         off.append(distances(found[said_ever], expected[place][said_ever]))
-    if not rounding.allows(torch.stack(off)):
+    if not rounding.passes(torch.stack(off)):
         raise load_failed("The text engine does not compute this model as its library does.")
 
 

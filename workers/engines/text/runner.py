@@ -1,6 +1,7 @@
 """Computes a plan's logits with the model and its cache. Pure scheduling ends here."""
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from typing import NoReturn
@@ -142,23 +143,45 @@ class Runner:
         """Compare steps as graphs with ``plain`` ones; do without them where they differ."""
         graphs = self._graphs
         assert graphs is not None
-        if not check.is_same(self._compute(check), plain) or graphs.wrong:
-            log.warning("steps are computed without graphs: as graphs they give other logits")
-            self._graphs = None
-            return
-        if self.loras is not None:
-            with self.loras.trial() as slots:
+
+        def same_with_loras(loras: LoraSlots) -> bool:
+            with loras.trial() as slots:
+                rows = [slots[0], None, slots[-1]]
                 self._graphs = None
-                plain = self._compute(check, [slots[0], None, slots[-1]])
+                plain = self._compute(check, rows)
                 self._graphs = graphs
                 with graphs.settled():
-                    found = self._compute(check, [slots[0], None, slots[-1]])
-                    same = check.is_same(found, plain) and not graphs.wrong
-            if not same:
-                log.warning("steps with LoRAs are computed without graphs: these give other logits")
+                    return check.is_same(self._compute(check, rows), plain) and not graphs.wrong
+
+        def same_without() -> bool:
+            return check.is_same(self._compute(check), plain) and not graphs.wrong
+
+        if not self._holds(same_without, "steps"):
+            self._graphs = None
+            return
+        if (loras := self.loras) is not None:
+            holds = self._holds(lambda: same_with_loras(loras), "steps with LoRAs")
+            self._graphs = graphs
+            if not holds:
                 graphs.refuse_loras()
         if captures_all:
             graphs.warm_up()
+
+    def _holds(self, compare: Callable[[], bool], what: str) -> bool:
+        """Return whether a comparison with graphs comes out well, and memory suffices for it; say
+        so if not."""
+        try:
+            if compare():
+                return True
+            why = "as graphs they give other logits"
+        except Exception as error:
+            refused = isinstance(error, Refused) and error.code == "OUT_OF_MEMORY"
+            if not refused and not torch_env.is_out_of_memory(error):
+                raise
+            why = "memory does not suffice to compare the two"
+        torch_env.release_cached(self._cache.pages[0].device)
+        log.warning("%s are computed without graphs: %s", what, why)
+        return False
 
     @property
     def graphs(self) -> int:

@@ -4,7 +4,6 @@ On a card several prompts are computed, of one block and of several, in pieces a
 padding, masks of later pieces and the kernels of several rows are tried as requests use them.
 """
 
-import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.rounding import Rounding, distances
 from workers.engines.text.scheduler import Scheduler
-
-log = logging.getLogger(__name__)
 
 #: Tokens of each prompt. On a CPU more take seconds with large models, and the ways are the same on
 #: all machines.
@@ -57,7 +54,6 @@ class SelfCheck:
         if not all(bool(each.isfinite().all()) for each in self._expected):
             raise no_numbers(loaded.dtype)
         self.rounding = Rounding(loaded, self._expected, lambda: self._of_library(loaded))
-        self.strict = loaded.device.type == "cpu"  #: the limits of rounding were tried there
 
     def _of_library(self, loaded: LoadedModel) -> list[Tensor]:
         return [_library_logits(loaded, ids) for ids in self._prompts]
@@ -84,22 +80,8 @@ class SelfCheck:
         return Computed(found.rows, sorted({*used, *found.blocks}))
 
     def passes(self, found: Computed, *, eight_bits: bool = False) -> bool:
-        """Return whether the model may be served; say where a card is off by more than rounding.
-
-        The limits were tried on CPUs. A card's kernels may round more, for which no model is
-        refused there: only what is far off is.
-        """
-        if self.is_right(found, eight_bits=eight_bits):
-            return True
-        off = self._distances(found)
-        if self.strict or not self.rounding.are_close(off):
-            return False
-        log.warning(
-            "logits differ from the library's by %.3f of their spread at most, which is more than "
-            "rounding explains: if the answers are bad, report it",
-            off.max().item() / self.rounding.spread,
-        )
-        return True
+        """Return whether the model may be served, as ``Rounding.passes`` does."""
+        return self.rounding.passes(self._distances(found), eight_bits=eight_bits)
 
     def is_right(self, found: Computed, *, eight_bits: bool = False) -> bool:
         """Return whether the engine differs from the library by rounding only.

@@ -20,6 +20,7 @@ from tests.support.models.seq2seq import (
 from tests.support.models.text import EOS, make_tiny_model
 from tests.support.text_harness import done, job, load, note_preempted, run
 from workers.engines.base import Answered, Refused
+from workers.engines.text import rounding
 from workers.protocol import (
     Cancelled,
     ChatMessage,
@@ -101,6 +102,18 @@ def test_encoder_prompt_counts_beside_the_answer_s_context(t5: Path) -> None:
         engine.prepare(msgspec.structs.replace(job("e", "one"), count_only=True))
     assert isinstance(counted.value.final, TextDone)
     assert counted.value.final.prompt_tokens == run(engine, job("f", "one"))["f"].prompt_tokens
+    engine.close()
+
+
+def test_encoder_beyond_the_limits_of_rounding_is_refused_only_where_these_were_tried(
+    t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were tried on a CPU, without experts, as the limits of all other texts."""
+    monkeypatch.setattr(rounding.Rounding, "allows", lambda *_, **__: False)
+    with pytest.raises(Refused, match="as its library does"):
+        load(t5, dtype="bfloat16")
+    monkeypatch.setattr(rounding, "_has_experts", lambda _model: True)
+    engine, _ = load(t5, dtype="bfloat16")
     engine.close()
 
 

@@ -301,11 +301,12 @@ def test_graph_that_goes_wrong_later_is_dropped_before_it_is_served(
     monkeypatch: pytest.MonkeyPatch,
     caplog: CaughtLogs,
 ) -> None:
-    """Graphs captured at load are right; memory does not suffice to look at one of the others."""
+    """Graphs captured at load are right; memory does not suffice to compute what one of the others
+    is compared with, nor to compare another one."""
     engine, _ = load(folder, step_tokens=16, text=TextOptions(graphs="lazy", overlap="on"))
     graphs = runner_of(engine)._graphs
     assert graphs is not None
-    usual, captured, full = graphs._step, set(graphs._captured), 0
+    usual, near, captured, full = graphs._step, graphs._are_near, set(graphs._captured), 0
 
     def stale(step: Any) -> Replay:
         logits = step().clone()
@@ -320,14 +321,21 @@ def test_graph_that_goes_wrong_later_is_dropped_before_it_is_served(
         return usual(rows, length, with_loras)
 
     monkeypatch.setattr(graphs, "_capture", stale)
+
+    def are_near(ours: Tensor, plain: Tensor) -> bool:
+        if full == 2:
+            raise torch.OutOfMemoryError("made up")
+        return near(ours, plain)
+
     monkeypatch.setattr(graphs, "_step", step)
+    monkeypatch.setattr(graphs, "_are_near", are_near)
     ends = run(engine, *mixed_jobs())
     assert {name: told(end) for name, end in ends.items()} == {
         name: told(end) for name, end in alone.items()
     }
-    assert full > 1
+    assert full > 2
     assert set(graphs._captured) == captured, "no other one is kept"
-    assert caplog.text.count("other logits than its step") == len(graphs._wrong) == full - 1
+    assert caplog.text.count("other logits than its step") == len(graphs._wrong) == full - 2
     engine.close()
 
 
