@@ -65,8 +65,8 @@ class Checked:
 
 
 def checked(path: Path, lengths: tuple[int, ...]) -> Checked:
-    settings = {"dtype": "bfloat16", "kv_cache_bytes": 1 << 20, "threads": 1}
-    spec = Load(model="tiny", engine="text", path=str(path), **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"dtype": "bfloat16", "kv_cache_bytes": 1 << 20, "threads": 1}
+    spec = Load(model="tiny", engine="text", path=str(path), **settings)
     loaded = load(spec)
     check = SelfCheck(loaded, lengths)
     return Checked(check, Runner(loaded, cache_plan(spec, loaded.max_positions, BLOCK_SIZE)))
@@ -99,12 +99,13 @@ def change_masks(patch: Patch, change: Callable[[Tensor, int | None], tuple[Tens
 
 
 def change_tables(patch: Patch, change: Callable[[list[list[int]]], None]) -> None:
-    usual = BlockTable.of.__func__  # type: ignore[attr-defined]
+    usual: Any = BlockTable.of.__func__  # type: ignore[attr-defined]  # a class method has one
 
     def of(cls: type[BlockTable], rows: Any, device: torch.device) -> BlockTable:
         changed = [list(row) for row in rows]
         change(changed)
-        return usual(cls, changed, device)  # type: ignore[no-any-return]
+        table: BlockTable = usual(cls, changed, device)
+        return table
 
     patch.setattr(BlockTable, "of", classmethod(of))
 
