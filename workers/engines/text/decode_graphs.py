@@ -154,7 +154,7 @@ class DecodeGraphs:
         try:
             plain = self._step(*size)[: len(logits)]
             is_right = self._are_near(logits, plain)
-        except Exception as error:
+        except Exception as error:  # torch has several for a lack of memory; raised again
             if torch_env.is_out_of_memory(error):  # the step is computed again, without a graph
                 self._let_go([size])
                 self._rests[size] = _REST

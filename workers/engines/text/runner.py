@@ -174,7 +174,7 @@ class Runner:
             if compare():
                 return True
             why = "as graphs they give other logits"
-        except Exception as error:
+        except Exception as error:  # torch has several for a lack of memory; others are raised
             refused = isinstance(error, Refused) and error.code == "OUT_OF_MEMORY"
             if not refused and not torch_env.is_out_of_memory(error):
                 raise
